@@ -1,0 +1,30 @@
+"""The one exception that people are meant to read.
+
+`AtomloomError` carries what is wrong, where, and what to do about it; the command line prints it as
+one line and exits with status 1. Anything else that escapes is a defect of atomloom.
+"""
+
+from __future__ import annotations
+
+
+class AtomloomError(Exception):
+    """A problem the user can act on.
+
+    Args:
+        what: what is wrong, in one clause.
+        where: the file, record or config key, if there is one.
+        todo: what to do about it, if that is not obvious.
+    """
+
+    def __init__(self, what: str, *, where: object = "", todo: str = "") -> None:
+        self.what, self.where, self.todo = what, str(where), todo
+        line = f"{self.where}: {what}" if self.where else what
+        super().__init__(" ".join(f"{line}; {todo}".split()) if todo else " ".join(line.split()))
+
+    def __reduce__(self) -> tuple:
+        # Exceptions travel between worker processes; keyword-only arguments need help to do so.
+        return (_rebuild, (self.what, self.where, self.todo))
+
+
+def _rebuild(what: str, where: str, todo: str) -> AtomloomError:
+    return AtomloomError(what, where=where, todo=todo)

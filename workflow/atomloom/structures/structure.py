@@ -1,0 +1,87 @@
+"""The Structure record: atoms in a cell, with named properties; what every reader hands over.
+
+It is the canonical form: float64 A, rows of `cell` are vectors, zero rows where a direction is not
+periodic. It knows nothing of files, graphs or torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from atomloom.errors import AtomloomError
+from atomloom.keys import structure_digest
+
+MAX_ATOMIC_NUMBER = 118
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """Atoms in a cell. N is the number of atoms.
+
+    Raises:
+        AtomloomError: from the constructor when shapes disagree, a coordinate is not finite, an
+            element is unknown or there is no atom.
+    """
+
+    numbers: np.ndarray
+    """[N] uint8, atomic numbers."""
+    positions: np.ndarray
+    """[N, 3] float64, Cartesian, A. Not wrapped into the cell."""
+    cell: np.ndarray
+    """[3, 3] float64, A; rows are lattice vectors, zeros where not periodic and no box is known."""
+    pbc: np.ndarray
+    """[3] bool."""
+    properties: Mapping[str, float | np.ndarray] = field(default_factory=dict)
+    """Labels found in the record: `energy` (eV), `forces` ([N, 3], eV/A), `stress` ([3, 3],
+    eV/A^3, dE/dstrain/volume), and any other by its name in the file."""
+    id: str = ""
+    """Name of the record within its data set."""
+
+    def __post_init__(self) -> None:
+        numbers = np.asarray(self.numbers)
+        count = len(numbers)
+        if count == 0:
+            raise AtomloomError("no atoms")
+        if numbers.min() < 1 or numbers.max() > MAX_ATOMIC_NUMBER:
+            bad = numbers[(numbers < 1) | (numbers > MAX_ATOMIC_NUMBER)][0]
+            raise AtomloomError(f"unknown element with atomic number {bad}")
+        positions = np.ascontiguousarray(self.positions, dtype=np.float64)
+        cell = np.ascontiguousarray(self.cell, dtype=np.float64)
+        pbc = np.ascontiguousarray(self.pbc, dtype=bool)
+        if positions.shape != (count, 3):
+            raise AtomloomError(f"{count} atoms but positions of shape {positions.shape}")
+        if cell.shape != (3, 3) or pbc.shape != (3,):
+            raise AtomloomError(f"cell of shape {cell.shape}, pbc of shape {pbc.shape}")
+        if not np.isfinite(positions).all():
+            atom = int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])
+            raise AtomloomError(f"coordinate of atom {atom} is not a finite number")
+        if not np.isfinite(cell).all():
+            raise AtomloomError("cell has an entry that is not a finite number")
+        if pbc.any():
+            periodic = cell[pbc]
+            volume = np.sqrt(max(np.linalg.det(periodic @ periodic.T), 0.0))
+            if volume <= 1e-6 * max(np.prod(np.linalg.norm(periodic, axis=1)), 1e-300):
+                raise AtomloomError("periodic lattice vectors are zero or linearly dependent")
+        for name, value in (
+            ("numbers", np.ascontiguousarray(numbers, dtype=np.uint8)),
+            ("positions", positions),
+            ("cell", cell),
+            ("pbc", pbc),
+        ):
+            object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def volume(self) -> float:
+        """Cell volume in A^3 (0 where the cell is not three-dimensional)."""
+        return float(abs(np.linalg.det(self.cell)))
+
+    @property
+    def hash(self) -> bytes:
+        """32-byte content hash, see `atomloom.keys.structure_digest`."""
+        return structure_digest(self.numbers, self.positions, self.cell, self.pbc)
