@@ -1,0 +1,26 @@
+"""The config: one pydantic model a section, read from YAML, and nothing heavier than that.
+
+`load_config` is the only way in. It knows nothing of torch and of the pipeline's stages.
+"""
+
+from atomloom.config.dataset import Checks, Chunks, Dataset, Labels, Split
+from atomloom.config.graph import GraphSpec
+from atomloom.config.model import ModelConfig
+from atomloom.config.root import Config, Paths, load_config, parse_config
+from atomloom.config.training import Batching, Training
+
+__all__ = [
+    "Batching",
+    "Checks",
+    "Chunks",
+    "Config",
+    "Dataset",
+    "GraphSpec",
+    "Labels",
+    "ModelConfig",
+    "Paths",
+    "Split",
+    "Training",
+    "load_config",
+    "parse_config",
+]

@@ -1,0 +1,130 @@
+"""The `dataset` section: where structures come from, what is predicted, how sources are cut up."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from atomloom.config.base import Section, unkeyed
+
+
+class Labels(Section):
+    """A table that names a value for each record."""
+
+    file: str | None = unkeyed(None)
+    """CSV (plain, .gz, .xz) or parquet table. Without one, targets are read from the structures'
+    own records (`energy` of an extxyz frame, a column beside the structure)."""
+    id_column: str | int = 0
+    """Column that holds the record id, by name or position."""
+    header: bool = True
+    """Whether the first line of a CSV names its columns; without, columns are called 0, 1, 2, ..."""
+
+
+class Chunks(Section):
+    """Chunks are cut where a record's fingerprint says so: one changed record changes one chunk."""
+
+    mean: int = Field(default=1000, ge=1)
+    """Mean number of records in a chunk, about."""
+    least: int | None = Field(default=None, ge=1)
+    """Least number of records in a chunk; a quarter of the mean unless given."""
+    greatest: int | None = Field(default=None, ge=1)
+    """Greatest number of records in a chunk; four times the mean unless given."""
+
+    @property
+    def bounds(self) -> tuple[int, int, int]:
+        """(mean, least, greatest) with the defaults filled in."""
+        least = self.least or max(1, self.mean // 4)
+        return self.mean, least, max(self.greatest or 4 * self.mean, least)
+
+
+class Checks(Section):
+    """What sends a structure to quarantine, and how much quarantine is too much."""
+
+    min_distance: float = Field(default=0.4, ge=0)
+    """Atoms closer than this (A, periodic images included) are taken to overlap. 0 switches off."""
+    max_volume_per_atom: float = Field(default=10_000.0, gt=0)
+    """A three-dimensional cell with more A^3 an atom than this is taken for a mistake."""
+    max_fraction: float = unkeyed(0.05, ge=0, le=1)
+    """The run stops when more than this fraction of the records is in quarantine."""
+
+
+class Dataset(Section):
+    """Raw structures and labels."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "demo"
+    """Name of the data set; results go to `results/<name>/`."""
+    source: list[str] = Field(default=["resources/demo_crystals/cif"], min_length=1)
+    """Files, folders or archives with structures, in this order; a single path may be given bare."""
+    format: str = "auto"
+    """Format of the records (`atomloom plan --help` lists them), or `auto` to go by name and content."""
+    pattern: str | None = None
+    """In folders and archives, take only members whose name matches this glob."""
+    options: dict[str, Any] = {}
+    """Options of the format's reader, such as `structure_column` for a CSV or `box: molecule`."""
+    labels: Labels = Labels(file="resources/demo_crystals/id_prop.csv")
+    """Where labels are, if not in the records themselves."""
+    target: list[str] = Field(default=["cohesive_energy_per_atom"], min_length=1)
+    """What is predicted: column names of the label table, or property names of the records."""
+    unit: str = "eV/atom"
+    """Unit of the target, for tables and figures."""
+    chunks: Chunks = Chunks(mean=50)
+    """How records are cut into chunks: one chunk is one job."""
+    checks: Checks = Checks()
+    """When a structure is quarantined."""
+
+    @field_validator("source", "target", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return [value] if isinstance(value, (str, int)) else value
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _columns_by_number(cls, value: object) -> object:
+        return [str(item) for item in value] if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _targets_differ(self) -> Dataset:
+        if len(set(self.target)) != len(self.target):
+            raise ValueError("target names a column twice")
+        return self
+
+
+class Split(Section):
+    """How records are divided into training, validation and test."""
+
+    kind: Literal["ratio", "column", "folds"] = "ratio"
+    """`ratio`: at random by `ratios`. `column`: as a column of the label table says (train, val,
+    test). `folds`: the test rows are those of `fold` in the file `folds_file`."""
+    ratios: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Shares of training, validation and test, for `ratio`."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the random division."""
+    column: str | None = None
+    """For `column`: the column of the label table that says train, val or test."""
+    folds_file: str | None = unkeyed(None)
+    """For `folds`: a JSON file {"fold_0": [row, ...], ...} of test rows, counted from 0 in the order
+    of the records."""
+    fold: int = Field(default=0, ge=0)
+    """For `folds`: which fold is the test set."""
+    val_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """For `folds` and for a column without `val`: this share of the training rows is held out for
+    validation."""
+    group: str | None = None
+    """Keep records together that share this: a column of the label table, or `formula` (reduced)."""
+    duplicates: Literal["move", "stop", "ignore"] = "move"
+    """What to do with a test or validation structure that is also in training (same content, or
+    same to `duplicate_tolerance`): move it out of training, stop, or only report it. A predefined
+    test set is never changed."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Split:
+        if self.kind == "column" and not self.column:
+            raise ValueError("kind: column needs `column`")
+        if self.kind == "folds" and not self.folds_file:
+            raise ValueError("kind: folds needs `folds_file`")
+        if self.kind == "ratio" and (
+            min(self.ratios) < 0 or abs(sum(self.ratios) - 1) > 1e-6 or self.ratios[0] <= 0
+        ):
+            raise ValueError("ratios must be three shares that add up to 1, the first above 0")
+        return self

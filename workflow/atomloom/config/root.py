@@ -1,0 +1,125 @@
+"""The whole config and how it is read: clear one-line messages for typos and wrong values."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from atomloom.config.base import Section, unkeyed
+from atomloom.config.dataset import Dataset, Split
+from atomloom.config.graph import GraphSpec
+from atomloom.config.model import IComFormerConfig, ModelConfig
+from atomloom.config.training import Training
+from atomloom.errors import AtomloomError
+
+
+class Paths(Section):
+    """Where things go; relative paths start at the working directory."""
+
+    results: str = unkeyed("results")
+    """Reports, runs and tables, one folder a data set."""
+    store: str = unkeyed("store")
+    """Converted structures and graphs, shared by data sets and workflows."""
+
+
+class Config(Section):
+    """The config of one pipeline: a data set, a graph, a model, a training run."""
+
+    dataset: Dataset = Dataset()
+    """Raw structures and labels."""
+    graph: GraphSpec = GraphSpec(lattice=True, lattice_edges=True)
+    """Neighbour graphs."""
+    split: Split = Split()
+    """Training, validation and test."""
+    model: ModelConfig = IComFormerConfig()
+    """The network."""
+    training: Training = Training()
+    """How it is trained."""
+    paths: Paths = unkeyed(Paths())
+    """Where things go."""
+
+
+def load_config(*files: str | Path) -> Config:
+    """Read YAML files, each over the one before, into a validated config.
+
+    Raises:
+        AtomloomError: when a file is missing or no YAML, a key is unknown or a value is wrong.
+    """
+    merged: dict[str, Any] = {}
+    for file in files:
+        try:
+            content = yaml.safe_load(Path(file).read_text())
+        except OSError as error:
+            raise AtomloomError("config file cannot be read", where=file, todo=str(error)) from None
+        except yaml.YAMLError as error:
+            raise AtomloomError(f"not valid YAML: {error}", where=file) from None
+        if not isinstance(content, Mapping | None):
+            raise AtomloomError("a config is a mapping of sections", where=file)
+        _merge(merged, content or {})
+    return parse_config(merged, where=", ".join(str(file) for file in files))
+
+
+def parse_config(content: Mapping[str, Any], where: str = "config") -> Config:
+    """Validate nested mappings into a `Config`; errors as in `load_config`."""
+    try:
+        return Config.model_validate(dict(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise AtomloomError(
+            f"{key}: {_reason(first, content)}",
+            where=where,
+            todo="config/README.md lists all keys" if first["type"] == "extra_forbidden" else "",
+        ) from None
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _reason(error: Any, content: Mapping[str, Any]) -> str:
+    if error["type"] != "extra_forbidden":
+        message = error["msg"].removeprefix("Value error, ")
+        shown = repr(error["input"])
+        return f"{message}, not {shown}" if len(shown) < 60 else message
+    known = _known_keys(error["loc"][:-1])
+    close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+    return "unknown key" + (f", did you mean `{close[0]}`?" if close else f" (known: {', '.join(known)})")
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    model: type[BaseModel] | None = Config
+    for part in location:
+        model = _section_of(model, part)
+        if model is None:
+            return []
+    return list(model.model_fields) if model else []
+
+
+def _section_of(model: type[BaseModel] | None, part: Any) -> type[BaseModel] | None:
+    """The section class that config key `part` of `model` holds (or the union member it names)."""
+    if model is None:
+        return None
+    for candidate in _classes_in(model.model_fields[part].annotation) if part in model.model_fields else ():
+        return candidate
+    return model if _is_tag(model, part) else None
+
+
+def _classes_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for inner in getattr(annotation, "__args__", ()) for found in _classes_in(inner)]
+
+
+def _is_tag(model: type[BaseModel], part: Any) -> bool:
+    field = model.model_fields.get("name")
+    return field is not None and part == field.default

@@ -1,0 +1,83 @@
+"""GraphBatch: what a model sees. Several graphs side by side as tensors on one device.
+
+B structures, N atoms, E edges, T triplets in the batch. Atom and edge indices count through the
+batch. Edges are sorted by dst. This module knows nothing of stores and of training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class GraphBatch:
+    """A batch of neighbour graphs; floats are in the working precision."""
+
+    numbers: Tensor
+    """[N] int64, atomic numbers."""
+    positions: Tensor
+    """[N, 3], A."""
+    cell: Tensor
+    """[B, 3, 3], A, rows are vectors."""
+    node_graph: Tensor
+    """[N] int64, which structure each atom belongs to, ascending."""
+    node_ptr: Tensor
+    """[B+1] int64, first atom of each structure."""
+    src: Tensor
+    """[E] int64, neighbour."""
+    dst: Tensor
+    """[E] int64, central atom, ascending."""
+    dst_ptr: Tensor
+    """[N+1] int64, first edge of each central atom."""
+    shift: Tensor
+    """[E, 3] in the working precision, cell of src's image as seen from dst."""
+    vectors: Tensor | None = None
+    """[E, 3], A, from dst to src's image, computed in float64 before rounding; None where they must
+    be differentiated, see `edge_vectors`."""
+    multiplicity: Tensor | None = None
+    """[E] in the working precision, how often the published graph holds each edge (1 or 2); None
+    where every edge counts once."""
+    lattice: Tensor | None = None
+    """[B, 3, 3], A, lattice triads."""
+    triplets: Tensor | None = None
+    """[T, 2] int64, pairs of edges with one dst."""
+    targets: Tensor | None = None
+    """[B, K] standardised or raw targets, as the loader was told; NaN where unknown."""
+    rows: Tensor | None = None
+    """[B] int64, rows of the data set these structures are."""
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    """Further tensors that only some models or losses use."""
+
+    @property
+    def size(self) -> int:
+        """Number of structures B."""
+        return self.cell.shape[0]
+
+    def edge_vectors(self) -> Tensor:
+        """[E, 3] from dst to src's image; differentiable in positions and cell where not given."""
+        if self.vectors is not None:
+            return self.vectors
+        offsets = torch.einsum("ei,eij->ej", self.shift, self.cell[self.node_graph[self.dst]])
+        return self.positions[self.src] + offsets - self.positions[self.dst]
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> GraphBatch:
+        """A copy on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> GraphBatch:
+        """A copy in page-locked memory, from which transfers to a GPU can overlap computing."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, apply) -> GraphBatch:
+        moved = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                value = apply(value)
+            elif isinstance(value, dict):
+                value = {key: apply(tensor) for key, tensor in value.items()}
+            moved[item.name] = value
+        return GraphBatch(**moved)

@@ -1,0 +1,69 @@
+"""Many structures as a few concatenated arrays, the form in which stages pass and store them.
+
+Ragged data are pointed into: atoms of structure s are rows node_ptr[s] to node_ptr[s+1]. S is the
+number of structures, A the number of atoms in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from atomloom.keys import HASH_BYTES
+from atomloom.structures.structure import Structure
+
+
+@dataclass(frozen=True, eq=False)
+class StructureTable:
+    """S structures with A atoms in all."""
+
+    hash: np.ndarray
+    """[S, 32] uint8, structure hashes."""
+    node_ptr: np.ndarray
+    """[S+1] int64."""
+    numbers: np.ndarray
+    """[A] uint8, atomic numbers."""
+    positions: np.ndarray
+    """[A, 3] float64, A."""
+    cell: np.ndarray
+    """[S, 3, 3] float64, A, rows are vectors."""
+    pbc: np.ndarray
+    """[S, 3] bool."""
+    properties: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Per structure [S, ...] or per atom [A, ...] float64; NaN where a record has no such value."""
+
+    def __len__(self) -> int:
+        return len(self.node_ptr) - 1
+
+    def __getitem__(self, index: int) -> Structure:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        atoms = slice(self.node_ptr[index], self.node_ptr[index + 1])
+        return Structure(
+            numbers=self.numbers[atoms],
+            positions=self.positions[atoms],
+            cell=self.cell[index],
+            pbc=self.pbc[index],
+        )
+
+    @classmethod
+    def from_structures(cls, structures: Sequence[Structure]) -> StructureTable:
+        """Concatenate structures; properties are left to the caller."""
+        counts = np.array([len(s) for s in structures], dtype=np.int64)
+        node_ptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        hashes = b"".join(s.hash for s in structures)
+        return cls(
+            hash=np.frombuffer(hashes, dtype=np.uint8).reshape(len(structures), HASH_BYTES),
+            node_ptr=node_ptr,
+            numbers=_stack([s.numbers for s in structures], (0,), np.uint8),
+            positions=_stack([s.positions for s in structures], (0, 3), np.float64),
+            cell=np.array([s.cell for s in structures], dtype=np.float64).reshape(-1, 3, 3),
+            pbc=np.array([s.pbc for s in structures], dtype=bool).reshape(-1, 3),
+        )
+
+
+def _stack(arrays: list[np.ndarray], empty: tuple[int, ...], dtype: type) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.zeros(empty, dtype=dtype)
