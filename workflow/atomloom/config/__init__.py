@@ -6,7 +6,7 @@
 from atomloom.config.dataset import Checks, Chunks, Dataset, Labels, Split
 from atomloom.config.graph import GraphSpec
 from atomloom.config.model import ModelConfig
-from atomloom.config.root import Config, Paths, load_config, parse_config
+from atomloom.config.root import Config, Paths, dump_config, load_config, parse_config
 from atomloom.config.training import Batching, Training
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Paths",
     "Split",
     "Training",
+    "dump_config",
     "load_config",
     "parse_config",
 ]

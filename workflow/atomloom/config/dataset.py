@@ -13,8 +13,9 @@ class Labels(Section):
     """A table that names a value for each record."""
 
     file: str | None = unkeyed(None)
-    """CSV (plain, .gz, .xz) or parquet table. Without one, targets are read from the structures'
-    own records (`energy` of an extxyz frame, a column beside the structure)."""
+    """CSV (plain, .gz, .xz, .bz2) or parquet table, or `archive::member` for one inside an archive.
+    Without one, targets are read from the records themselves (`energy` of an extxyz frame, a
+    column beside the structure)."""
     id_column: str | int = 0
     """Column that holds the record id, by name or position."""
     header: bool = True
@@ -52,9 +53,9 @@ class Checks(Section):
 class Dataset(Section):
     """Raw structures and labels."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "demo"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     """Name of the data set; results go to `results/<name>/`."""
-    source: list[str] = Field(default=["resources/demo_crystals/cif"], min_length=1)
+    source: list[str] = Field(min_length=1)
     """Files, folders or archives with structures, in this order; a single path may be given bare."""
     format: str = "auto"
     """Format of the records (`atomloom plan --help` lists them), or `auto` to go by name and content."""
@@ -62,13 +63,13 @@ class Dataset(Section):
     """In folders and archives, take only members whose name matches this glob."""
     options: dict[str, Any] = {}
     """Options of the format's reader, such as `structure_column` for a CSV or `box: molecule`."""
-    labels: Labels = Labels(file="resources/demo_crystals/id_prop.csv")
+    labels: Labels = Labels()
     """Where labels are, if not in the records themselves."""
-    target: list[str] = Field(default=["cohesive_energy_per_atom"], min_length=1)
+    target: list[str] = Field(min_length=1)
     """What is predicted: column names of the label table, or property names of the records."""
-    unit: str = "eV/atom"
+    unit: str = ""
     """Unit of the target, for tables and figures."""
-    chunks: Chunks = Chunks(mean=50)
+    chunks: Chunks = Chunks()
     """How records are cut into chunks: one chunk is one job."""
     checks: Checks = Checks()
     """When a structure is quarantined."""
@@ -112,10 +113,12 @@ class Split(Section):
     validation."""
     group: str | None = None
     """Keep records together that share this: a column of the label table, or `formula` (reduced)."""
-    duplicates: Literal["move", "stop", "ignore"] = "move"
-    """What to do with a test or validation structure that is also in training (same content, or
-    same to `duplicate_tolerance`): move it out of training, stop, or only report it. A predefined
-    test set is never changed."""
+    duplicates: Literal["remove", "stop", "report"] = "remove"
+    """What to do with a training or validation structure that also stands in a split nearer to the
+    test: take it out, stop, or only report it. The test set is never changed."""
+    duplicate_tolerance: float = Field(default=1e-3, ge=0)
+    """Structures of one composition are near duplicates when their neighbour distances (mean over
+    the atoms of each element, twelve nearest) all agree to this, in A. 0: only exact ones count."""
 
     @model_validator(mode="after")
     def _complete(self) -> Split:

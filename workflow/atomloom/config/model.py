@@ -6,7 +6,7 @@ networks themselves are in `atomloom.models`, found through its registry.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -15,6 +15,12 @@ from atomloom.config.base import Section
 
 class IComFormerConfig(Section):
     """Invariant ComFormer (Yan et al., ICLR 2024, arXiv:2403.11857)."""
+
+    graph_needs: ClassVar[dict[str, Any]] = {
+        "neighbors": "knn",
+        "lattice": True,
+        "lattice_edges": True,
+    }
 
     name: Literal["icomformer"] = "icomformer"
     """Name of the model."""
@@ -29,6 +35,8 @@ class IComFormerConfig(Section):
 class EComFormerConfig(Section):
     """Equivariant ComFormer (Yan et al., ICLR 2024, arXiv:2403.11857)."""
 
+    graph_needs: ClassVar[dict[str, Any]] = {"neighbors": "knn", "lattice_edges": True}
+
     name: Literal["ecomformer"] = "ecomformer"
     """Name of the model."""
     width: int = Field(default=256, ge=4)
@@ -40,3 +48,11 @@ class EComFormerConfig(Section):
 
 
 ModelConfig = Annotated[IComFormerConfig | EComFormerConfig, Field(discriminator="name")]
+
+
+def graph_needs(name: str) -> dict[str, Any]:
+    """Graph options that the model of this name cannot do without; empty for an unknown name."""
+    for section in get_args(get_args(ModelConfig)[0]):
+        if section.model_fields["name"].default == name:
+            return section.graph_needs
+    return {}

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
 from atomloom.config.base import Section, unkeyed
 from atomloom.config.dataset import Dataset, Split
 from atomloom.config.graph import GraphSpec
-from atomloom.config.model import IComFormerConfig, ModelConfig
+from atomloom.config.model import IComFormerConfig, ModelConfig, graph_needs
 from atomloom.config.training import Training
 from atomloom.errors import AtomloomError
 
@@ -30,9 +32,9 @@ class Paths(Section):
 class Config(Section):
     """The config of one pipeline: a data set, a graph, a model, a training run."""
 
-    dataset: Dataset = Dataset()
+    dataset: Dataset
     """Raw structures and labels."""
-    graph: GraphSpec = GraphSpec(lattice=True, lattice_edges=True)
+    graph: GraphSpec = GraphSpec()
     """Neighbour graphs."""
     split: Split = Split()
     """Training, validation and test."""
@@ -42,6 +44,25 @@ class Config(Section):
     """How it is trained."""
     paths: Paths = unkeyed(Paths())
     """Where things go."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _graph_as_the_model_needs(cls, data: Any) -> Any:
+        """Fill in what the model needs of the graph; refuse what contradicts it."""
+        if not isinstance(data, dict):
+            return data
+        model, graph = data.get("model"), data.get("graph")
+        name = model.get("name") if isinstance(model, Mapping) else getattr(model, "name", None)
+        needs = graph_needs(name or IComFormerConfig.model_fields["name"].default)
+        if isinstance(graph, GraphSpec):
+            graph = graph.model_dump(exclude_unset=True)
+        if graph is not None and not isinstance(graph, Mapping):
+            return data
+        graph = dict(graph or {})
+        for key, value in needs.items():
+            if graph.setdefault(key, value) != value:
+                raise ValueError(f"model {name} needs graph.{key}: {value}, not {graph[key]}")
+        return data | {"graph": graph}
 
 
 def load_config(*files: str | Path) -> Config:
@@ -66,8 +87,9 @@ def load_config(*files: str | Path) -> Config:
 
 def parse_config(content: Mapping[str, Any], where: str = "config") -> Config:
     """Validate nested mappings into a `Config`; errors as in `load_config`."""
+    content = _expand(content, where)
     try:
-        return Config.model_validate(dict(content))
+        return Config.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -76,6 +98,32 @@ def parse_config(content: Mapping[str, Any], where: str = "config") -> Config:
             where=where,
             todo="config/README.md lists all keys" if first["type"] == "extra_forbidden" else "",
         ) from None
+
+
+def _expand(value: Any, where: str) -> Any:
+    """Put the values of environment variables in place of `${NAME}` in every text."""
+    if isinstance(value, Mapping):
+        return {key: _expand(item, where) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, where) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def known(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise AtomloomError(
+                f"environment variable {match[1]} is not set",
+                where=where,
+                todo=f"it stands in `{value}`",
+            )
+        return os.environ[match[1]]
+
+    return re.sub(r"\$\{(\w+)\}", known, value)
+
+
+def dump_config(config: Config) -> str:
+    """The config as YAML, every default filled in."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:

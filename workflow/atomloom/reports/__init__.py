@@ -1,0 +1,12 @@
+"""Reports: one HTML page a person can open, and the parity figure of a run.
+
+`write_report` turns the files of a run (run card, metrics, predictions, history, quarantine, stage
+timings, graph statistics) into a self-contained page. It knows these files by their columns only:
+nothing of models, training, torch or Snakemake.
+"""
+
+from atomloom.reports.figures import parity_figure
+from atomloom.reports.html import write_report
+from atomloom.reports.tables import ReportInputs
+
+__all__ = ["ReportInputs", "parity_figure", "write_report"]

@@ -49,6 +49,20 @@ class StructureTable:
             pbc=self.pbc[index],
         )
 
+    def take(self, rows: np.ndarray) -> StructureTable:
+        """The structures of these rows, in this order, without properties."""
+        counts = np.diff(self.node_ptr)[rows]
+        node_ptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        atoms = np.repeat(self.node_ptr[rows] - node_ptr[:-1], counts) + np.arange(node_ptr[-1])
+        return StructureTable(
+            hash=self.hash[rows],
+            node_ptr=node_ptr,
+            numbers=self.numbers[atoms],
+            positions=self.positions[atoms],
+            cell=self.cell[rows],
+            pbc=self.pbc[rows],
+        )
+
     @classmethod
     def from_structures(cls, structures: Sequence[Structure]) -> StructureTable:
         """Concatenate structures; properties are left to the caller."""

@@ -1,0 +1,45 @@
+# Everything below sets itself up first: .venv holds exactly envs/requirements.lock and this package.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint config bench test-cluster clean
+
+help: ## what there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(READY): envs/requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11, or name another by make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing the locked packages into $(VENV) (some minutes the first time)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: $(READY) ## the whole pipeline on the embedded demo data, ending with a report
+	$(BIN)/snakemake --cores all
+	@echo; echo "open results/demo/report.html"
+
+test: $(READY) ## the tests
+	$(BIN)/python -m pytest -q
+
+lint: $(READY) ## format, style, types, workflow
+	$(BIN)/ruff format --check workflow tests benchmarks resources
+	$(BIN)/ruff check workflow tests benchmarks resources
+	$(BIN)/snakefmt --check Snakefile workflow/Snakefile workflow/rules
+	$(BIN)/mypy
+	$(BIN)/snakemake --lint
+
+config: $(READY) ## renew config/config.yaml, the schema and the table of keys from the config models
+	$(BIN)/python -m atomloom.config.generate
+
+bench: $(READY) ## the benchmarks that the README states (long)
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+test-cluster: $(READY) ## the tests that need a running Slurm
+	$(BIN)/python -m pytest -q -m cluster tests/cluster
+
+clean: ## remove what the demo made (results/, store/), not the environment
+	rm -rf results store .snakemake

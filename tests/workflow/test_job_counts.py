@@ -1,0 +1,178 @@
+"""Nothing is rebuilt that need not be: one change to a finished project, and the jobs it costs.
+
+Each row is a promise of docs/design.md; the numbers are those of snakemake's own dry run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+
+import pytest
+import yaml
+
+from tests.workflow.project import CONFIG, Project, counts
+
+AFTER_PLAN = {"index": 1, "split": 1, "train": 1, "evaluate": 1, "report": 1}
+NEW_RUN = {"train": 1, "evaluate": 1, "report": 1}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Project:
+    """A project whose workflow has run to the end."""
+    project = Project.create(tmp_path_factory.mktemp("finished") / "project")
+    project.snakemake()
+    assert (project.folder / "results" / "tiny" / "report.html").exists()
+    return project
+
+
+@pytest.fixture
+def project(finished, tmp_path) -> Project:
+    """A copy of the finished project, to be changed."""
+    return finished.copy(tmp_path / "project")
+
+
+def chunk_count(project: Project) -> int:
+    return len(list((project.folder / "store" / "structures").glob("*.zarr.zip")))
+
+
+def changed(**sections: dict) -> dict:
+    return {name: {**values, **sections.get(name, {})} for name, values in CONFIG.items()}
+
+
+def test_a_second_call_does_nothing(project):
+    assert project.jobs() == {}
+
+
+def test_a_new_process_with_another_hash_seed_does_nothing(project):
+    assert project.jobs(PYTHONHASHSEED="12345") == {}
+
+
+def test_touching_every_file_does_nothing(project):
+    now = time.time()
+    for number, path in enumerate(sorted(project.folder.rglob("*"), reverse=True)):
+        if ".snakemake" not in path.parts:
+            os.utime(path, (now + number, now + number))
+    assert project.jobs() == {}
+
+
+def test_a_copy_elsewhere_with_old_times_does_nothing(project, tmp_path):
+    assert project.copy(tmp_path / "elsewhere").jobs() == {}
+
+
+def test_a_copy_without_snakemake_memory_does_nothing(project):
+    shutil.rmtree(project.folder / ".snakemake")
+    assert project.jobs() == {}
+
+
+def test_reordering_and_reformatting_the_yaml_does_nothing(project):
+    text = "# a comment\n" + yaml.safe_dump(
+        {name: dict(reversed(list(CONFIG[name].items()))) for name in reversed(list(CONFIG))},
+        sort_keys=False,
+        default_flow_style=True,
+    ).replace("cutoff: 8", "cutoff: 8.0")
+    project.write_config({}, text)
+    assert project.jobs() == {}
+
+
+def test_learning_rate_change_rebuilds_no_graph(project):
+    project.write_config(changed(training={"learning_rate": 0.002}))
+    assert project.jobs() == NEW_RUN
+
+
+def test_going_back_to_a_known_run_only_rewrites_the_report(project):
+    project.write_config(changed(training={"learning_rate": 0.002}))
+    project.snakemake()
+    project.write_config(CONFIG)
+    assert project.jobs() == {"report": 1}
+    shutil.rmtree(project.folder / ".snakemake")
+    assert project.jobs() == {"report": 1}, "even where snakemake remembers nothing"
+
+
+def test_cutoff_change_rebuilds_graphs_and_nothing_before_them(project):
+    project.write_config(changed(graph={"cutoff": 7}))
+    assert project.jobs() == {"graphs": chunk_count(project), "index": 1, **NEW_RUN}
+
+
+def test_swapping_cutoff_and_max_neighbors_rebuilds_graphs(project):
+    project.write_config(changed(graph={"cutoff": 6, "max_neighbors": 8}))
+    assert project.jobs() == {"graphs": chunk_count(project), "index": 1, **NEW_RUN}
+
+
+def test_appending_6_structures_rebuilds_at_most_the_last_chunks(project):
+    project.append(6)
+    jobs = project.jobs()
+    assert jobs.pop("convert") == jobs.pop("graphs") <= 2
+    assert jobs == {"plan": 1, **AFTER_PLAN}
+
+
+def test_deleting_1_structure_rebuilds_at_most_2_chunks(project):
+    project.cifs[len(project.cifs) // 2].unlink()
+    jobs = project.jobs()
+    assert jobs.pop("convert") == jobs.pop("graphs") <= 2
+    assert jobs == {"plan": 1, **AFTER_PLAN}
+
+
+def test_editing_one_coordinate_of_a_middle_structure_rebuilds_its_chunk(project):
+    path = project.cifs[len(project.cifs) // 2]
+    path.write_text(path.read_text().replace("0.50000000 0.00000000", "0.50010000 0.00000000", 1))
+    jobs = project.jobs()
+    # Another fingerprint may also cut elsewhere, which changes the chunk beside it.
+    assert jobs.pop("convert") == jobs.pop("graphs") <= 2
+    assert jobs == {"plan": 1, **AFTER_PLAN}
+
+
+def test_editing_one_label_trains_anew_and_rebuilds_no_graph(project):
+    labels = project.folder / "data" / "labels.csv"
+    labels.write_text(labels.read_text().replace("s020,", "s020,1", 1))
+    assert project.jobs() == {"plan": 1, "split": 1, **NEW_RUN}
+
+
+def test_editing_a_column_that_is_no_target_only_repeats_the_plan(project):
+    labels = project.folder / "data" / "labels.csv"
+    labels.write_text(labels.read_text().replace(",x\n", ",y\n", 1))
+    assert project.jobs() == {"plan": 1}
+
+
+def test_renaming_the_folder_of_raw_files_only_repeats_the_plan(project):
+    (project.folder / "data" / "cif").rename(project.folder / "data" / "moved")
+    project.write_config(changed(dataset={"source": "data/moved"}))
+    assert project.jobs() == {"plan": 1}
+
+
+def test_an_empty_work_folder_with_the_same_store_converts_and_builds_nothing(project):
+    shutil.rmtree(project.folder / "results")
+    shutil.rmtree(project.folder / ".snakemake")
+    assert project.jobs() == {"plan": 1, **AFTER_PLAN}
+
+
+def test_a_deleted_shard_is_the_only_thing_rebuilt(project):
+    shard = min((project.folder / "store" / "graphs").rglob("*.zarr.zip"))
+    before = shard.read_bytes()
+    shard.unlink()
+    assert project.jobs() == {"graphs": 1}
+    project.snakemake()
+    assert shard.read_bytes() == before
+
+
+def test_unused_training_options_do_not_enter_the_key(project):
+    project.write_config(changed(training={"threads": 1, "compile": False, "device": "cpu"}))
+    assert project.jobs() == {}
+
+
+def test_the_report_that_stands_shows_the_run_that_is_configured(finished):
+    report = (finished.folder / "results" / "tiny" / "report.html").read_text()
+    (run,) = (finished.folder / "results" / "tiny" / "runs").iterdir()
+    assert run.name in report
+
+
+def test_lint_and_rulegraph_work(finished):
+    assert "digraph" in finished.snakemake("--rulegraph")
+    assert "Congratulations" in finished.snakemake("--lint")
+
+
+def test_counting_reads_snakemakes_table():
+    table = "Job stats:\njob       count\n------  -------\nall           1\ntrain         2\ntotal         3\n"
+    assert counts(table) == {"train": 2}
+

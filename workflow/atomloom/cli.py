@@ -1,0 +1,198 @@
+"""The command line: `atomloom STAGE --config FILE ...`, one subcommand a rule of the workflow.
+
+Every stage works without Snakemake; `convert` and `graphs` without `--chunk` do all chunks that are
+missing. Errors people can act on are printed as one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from atomloom import __version__
+from atomloom.config import Config, load_config
+from atomloom.errors import AtomloomError
+from atomloom.layout import Layout, PlannedLayout
+from atomloom.plan import Plan
+
+Log = Callable[[str], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except AtomloomError as error:
+        if options.debug:
+            raise
+        print(f"atomloom {options.command}: {error}", file=sys.stderr)
+        _log_to(options)(f"error: {error}", quiet=True)
+        return 1
+    except KeyboardInterrupt:
+        print(f"atomloom {options.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="atomloom", description="Atomic structures into graphs, graphs into models.")
+    parser.add_argument("--version", action="version", version=f"atomloom {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--config", nargs="+", required=True, metavar="FILE", help="config, each file over the one before")
+        sub.add_argument("--log", type=Path, metavar="FILE", help="also append messages to this file")
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        sub.set_defaults(run=run)
+        return sub
+
+    command("plan", _plan, "enumerate raw records, fingerprint them, cut chunks")
+    for name, run, text in (
+        ("convert", _convert, "convert raw records to structures"),
+        ("graphs", _graphs, "build neighbour graphs"),
+    ):
+        sub = command(name, run, text)
+        sub.add_argument("--chunk", metavar="KEY", help="only this chunk, even if it is there already")
+        sub.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (all cores)")
+    command("index", _index, "say where the graph of each record is")
+    command("split", _split, "join labels and divide into training, validation and test")
+    command("train", _train, "train the model, or go on with it").add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads"
+    )
+    command("evaluate", _evaluate, "predict every structure and measure errors").add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads"
+    )
+    command("report", _report, "write the report")
+    return parser
+
+
+# --- stages: modules are imported where they are used, so that a command starts fast ---
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from atomloom.stages.plan import make_plan
+
+    layout = Layout(_config(options))
+    make_plan(layout, _log_to(options))
+
+
+def _convert(options: argparse.Namespace) -> None:
+    _each_chunk(options, _convert_one, Layout.structures)
+
+
+def _graphs(options: argparse.Namespace) -> None:
+    _each_chunk(options, _build_one, Layout.graphs)
+
+
+def _convert_one(layout: Layout, plan: Plan, key: str, log: Log) -> None:
+    from atomloom.stages.convert import convert_chunk
+
+    convert_chunk(layout, plan, key, log)
+
+
+def _build_one(layout: Layout, plan: Plan, key: str, log: Log) -> None:
+    from atomloom.stages.graphs import build_chunk
+
+    build_chunk(layout, key, log)
+
+
+def _each_chunk(
+    options: argparse.Namespace,
+    one: Callable[[Layout, Plan, str, Log], None],
+    output: Callable[[Layout, str], Path],
+) -> None:
+    layout, plan = _planned(options)
+    log = _log_to(options)
+    if options.chunk:
+        one(layout, plan, options.chunk, log)
+        return
+    missing = [key for key in plan.chunk_keys if not output(layout, key).exists()]
+    log(f"{len(missing)} of {len(plan.chunk_keys)} chunks to do")
+    if options.workers <= 1 or len(missing) <= 1:
+        for key in missing:
+            one(layout, plan, key, log)
+        return
+    started = time.monotonic()
+    with ProcessPoolExecutor(min(options.workers, len(missing))) as pool:
+        jobs = [pool.submit(one, layout, plan, key, _silent) for key in missing]
+        for done, job in enumerate(jobs, 1):
+            job.result()
+            if done % 10 == 0 or done == len(jobs):
+                left = (time.monotonic() - started) / done * (len(jobs) - done)
+                log(f"{done}/{len(jobs)} chunks, {left:.0f} s left")
+
+
+def _silent(message: str) -> None:
+    """Take no notice: the parent process reports."""
+
+
+def _index(options: argparse.Namespace) -> None:
+    from atomloom.stages.index import write_index
+
+    write_index(PlannedLayout(*_planned(options)), _log_to(options))
+
+
+def _split(options: argparse.Namespace) -> None:
+    from atomloom.stages.split import write_split
+
+    write_split(PlannedLayout(*_planned(options)), _log_to(options))
+
+
+def _train(options: argparse.Namespace) -> None:
+    from atomloom.stages.train import train_run
+
+    train_run(PlannedLayout(*_planned(options)), _log_to(options))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from atomloom.stages.evaluate import evaluate_run
+
+    evaluate_run(PlannedLayout(*_planned(options)), _log_to(options))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from atomloom.stages.report import report_run
+
+    report_run(PlannedLayout(*_planned(options)), _log_to(options))
+
+
+def _config(options: argparse.Namespace) -> Config:
+    config = load_config(*options.config)
+    threads = getattr(options, "threads", None)
+    if threads and not config.training.threads:
+        training = config.training.model_copy(update={"threads": threads})
+        config = config.model_copy(update={"training": training})
+    return config
+
+
+def _planned(options: argparse.Namespace) -> tuple[Layout, Plan]:
+    layout = Layout(_config(options))
+    path = layout.plan_folder / "plan.json"
+    if not path.exists():
+        raise AtomloomError("no plan yet", where=path, todo="run `atomloom plan` with the same config first")
+    return layout, Plan.read(path)
+
+
+def _log_to(options: argparse.Namespace) -> Log:
+    """Messages go to standard error, each with its stage, and to the log file if one is named."""
+
+    def log(message: str, quiet: bool = False) -> None:
+        if not quiet:
+            print(f"{options.command:>8s} | {message}", file=sys.stderr, flush=True)
+        if options.log:
+            options.log.parent.mkdir(parents=True, exist_ok=True)
+            with open(options.log, "a") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+
+    return log
+
+
+if __name__ == "__main__":
+    sys.exit(main())

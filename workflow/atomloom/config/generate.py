@@ -1,0 +1,120 @@
+"""Writes the files that follow from the config models: `config/config.yaml`, the JSON schema and the
+table of keys in `config/README.md`. Run by `make config`; a test fails when they are stale.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from atomloom.config.base import Section
+from atomloom.config.root import Config, parse_config
+
+DEMO: dict[str, Any] = {
+    "dataset": {
+        "name": "demo",
+        "source": "resources/demo_crystals/cif",
+        "labels": {"file": "resources/demo_crystals/id_prop.csv", "id_column": "id"},
+        "target": "cohesive_energy_per_atom",
+        "unit": "eV/atom",
+        "chunks": {"mean": 100},
+    },
+    "graph": {"max_neighbors": 12},
+    "split": {"group": "group"},
+    "model": {"name": "icomformer", "width": 64},
+    "training": {"epochs": 30, "batch": {"structures": 32}},
+}
+"""The config of the embedded demo: what `make run` runs."""
+
+HEAD = """\
+# The config of the embedded demo, with every key. Generated from the models in
+# workflow/atomloom/config by `make config`; copy it, or write only what differs into a file of your
+# own and pass that with --configfile (keys you leave out have the defaults of config/README.md).
+"""
+
+
+def demo_yaml() -> str:
+    """`config/config.yaml`: every key of the demo, each with its description above it."""
+    lines: list[str] = []
+    _write_section(parse_config(DEMO), 0, lines)
+    return HEAD + "\n".join(lines) + "\n"
+
+
+def schema_json() -> str:
+    """JSON schema of the config, for editors and validators."""
+    return json.dumps(Config.model_json_schema(), indent=1) + "\n"
+
+
+def keys_markdown() -> str:
+    """The table of all keys: name, default, meaning."""
+    lines = ["| key | default | meaning |", "|---|---|---|"]
+    _write_rows(Config, "", lines)
+    return "\n".join(lines) + "\n"
+
+
+def write_all(root: Path) -> None:
+    """Write the generated files below the project's root."""
+    (root / "config" / "config.yaml").write_text(demo_yaml())
+    (root / "workflow" / "schemas" / "config.schema.json").write_text(schema_json())
+    readme = root / "config" / "README.md"
+    readme.write_text(with_keys(readme.read_text()))
+
+
+def with_keys(text: str) -> str:
+    """The README's text with its table of keys renewed."""
+    start, end = "<!-- keys: generated -->\n", "<!-- /keys -->"
+    before, rest = text.split(start)
+    return before + start + keys_markdown() + end + rest.split(end)[1]
+
+
+def _write_section(section: BaseModel, depth: int, lines: list[str]) -> None:
+    indent = "  " * depth
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if depth == 0:
+            lines.append("")
+        for line in textwrap.wrap(field.description or "", 98 - len(indent)):
+            lines.append(f"{indent}# {line}")
+        if isinstance(value, Section):
+            lines.append(f"{indent}{name}:")
+            _write_section(value, depth + 1, lines)
+        else:
+            lines.append(f"{indent}{name}: {_flow(value)}")
+
+
+def _flow(value: Any) -> str:
+    plain = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump(plain, default_flow_style=True, width=1000).strip()
+    return text.removesuffix("...").strip()
+
+
+def _write_rows(model: type[BaseModel], prefix: str, lines: list[str]) -> None:
+    for name, field in model.model_fields.items():
+        description = " ".join((field.description or "").split()).replace("|", "\\|")
+        sections = _sections(field.annotation)
+        if sections:
+            lines.append(f"| **{prefix}{name}** | | {description} |")
+        for section in sections:
+            label = f"{prefix}{name}."
+            if len(sections) > 1:
+                title = section.model_fields["name"].default
+                lines.append(f"| **{prefix}{name}** `name: {title}` | | {' '.join((section.__doc__ or '').split())} |")
+            _write_rows(section, label, lines)
+        if not sections:
+            default = "required" if field.is_required() else f"`{_flow(field.default)}`"
+            lines.append(f"| {prefix}{name} | {default} | {description} |")
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [found for inner in getattr(annotation, "__args__", ()) for found in _sections(inner)]
+
+
+if __name__ == "__main__":
+    write_all(Path(__file__).resolve().parents[3])

@@ -1,0 +1,173 @@
+"""Batch plans: which structures go together in each batch of an epoch.
+
+A plan is arithmetic on counts of atoms, edges and triplets; no graph is opened for it. It is a
+function of rows, bounds, seed and epoch alone, so that a run resumed anywhere, on any number of
+ranks, sees the same batches. This module knows nothing of torch, models or devices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from atomloom.config.training import Batching
+from atomloom.errors import AtomloomError
+from atomloom.graphs.graph import GraphTable
+
+UNBOUNDED = np.iinfo(np.int64).max
+EPOCH_STREAM = 0x65706F63  # keeps the draws for orders apart from other uses of the same seed
+
+
+@dataclass(frozen=True, eq=False)
+class Sizes:
+    """What each structure of a table weighs; [S] int64 each."""
+
+    atoms: np.ndarray
+    edges: np.ndarray
+    triplets: np.ndarray
+
+    @classmethod
+    def of(cls, table: GraphTable) -> Sizes:
+        """Read the sizes off a table's pointers."""
+        triplets = table.triplet_ptr
+        return cls(
+            atoms=np.diff(table.node_ptr).astype(np.int64),
+            edges=np.diff(table.edge_ptr).astype(np.int64),
+            triplets=(
+                np.zeros(len(table), dtype=np.int64)
+                if triplets is None
+                else np.diff(triplets).astype(np.int64)
+            ),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class BatchPlan:
+    """The batches of one epoch: batch b holds rows[ptr[b]:ptr[b+1]]."""
+
+    rows: np.ndarray
+    """[R] int64, every row once, in the order of the epoch."""
+    ptr: np.ndarray
+    """[batches+1] int64."""
+
+    def __len__(self) -> int:
+        return len(self.ptr) - 1
+
+    def __getitem__(self, batch: int) -> np.ndarray:
+        """Rows of one batch."""
+        return self.rows[self.ptr[batch] : self.ptr[batch + 1]]
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """[batches] sums of a value of each row of the data set over each batch."""
+        if not len(self):
+            return np.zeros(0, dtype=values.dtype)
+        return np.add.reduceat(values[self.rows], self.ptr[:-1])
+
+
+def plan_epoch(
+    rows: np.ndarray,
+    sizes: Sizes,
+    bounds: Batching,
+    *,
+    shuffle: bool = False,
+    seed: int = 0,
+    epoch: int = 0,
+) -> BatchPlan:
+    """Order the rows and cut them into batches; nothing is dropped or repeated.
+
+    A batch is closed when the next structure would exceed any bound; a structure that alone exceeds
+    one gets a batch to itself.
+
+    Args:
+        rows: rows of the data set.
+        sizes: sizes of all its structures.
+        bounds: most structures, atoms, edges and triplets of a batch.
+        shuffle: draw the order from (seed, epoch); otherwise it is that of `rows`.
+        seed: seed of the run.
+        epoch: number of the epoch.
+    """
+    rows = np.ascontiguousarray(rows, dtype=np.int64)
+    if shuffle:
+        draw = np.random.Generator(np.random.PCG64([EPOCH_STREAM, seed, epoch]))
+        rows = draw.permutation(rows)
+    ptr = _cut(
+        sizes.atoms[rows],
+        sizes.edges[rows],
+        sizes.triplets[rows],
+        bounds.structures,
+        bounds.atoms or UNBOUNDED,
+        bounds.edges or UNBOUNDED,
+        bounds.triplets or UNBOUNDED,
+    )
+    return BatchPlan(rows, ptr)
+
+
+def share(rows: np.ndarray, weights: np.ndarray, rank: int, ranks: int) -> np.ndarray:
+    """The part of a batch that one rank works on: a contiguous run of about 1/ranks of the weight.
+
+    The parts of all ranks are the batch; a part may be empty where there are few structures.
+
+    Args:
+        rows: [R] rows of the batch.
+        weights: [R] what each costs, usually its edges.
+        rank: which part, from 0.
+        ranks: number of parts.
+    """
+    if ranks == 1:
+        return rows
+    # One unit more for each structure, so that structures without edges are spread too.
+    middle = np.cumsum(weights + 1.0) - 0.5 * (weights + 1.0)
+    part = np.minimum((middle * (ranks / (weights + 1.0).sum())).astype(np.int64), ranks - 1)
+    return rows[part == rank]
+
+
+def check_rows(rows: np.ndarray, count: int, name: str) -> np.ndarray:
+    """Rows as int64, checked to be within a data set of `count` structures and each there once.
+
+    Raises:
+        AtomloomError: when they are not.
+    """
+    rows = np.ascontiguousarray(rows, dtype=np.int64).reshape(-1)
+    if len(rows) and (rows.min() < 0 or rows.max() >= count):
+        raise AtomloomError(f"rows reach beyond the {count} structures of the data set", where=name)
+    if len(np.unique(rows)) != len(rows):
+        raise AtomloomError("a row stands in the list twice", where=name)
+    return rows
+
+
+@njit(nogil=True, cache=True)
+def _cut(
+    atoms: np.ndarray,
+    edges: np.ndarray,
+    triplets: np.ndarray,
+    most_structures: int,
+    most_atoms: int,
+    most_edges: int,
+    most_triplets: int,
+) -> np.ndarray:
+    ptr = np.empty(len(atoms) + 1, dtype=np.int64)
+    ptr[0] = 0
+    closed = 0
+    first = 0
+    sum_atoms = sum_edges = sum_triplets = 0
+    for row in range(len(atoms)):
+        full = (
+            row - first + 1 > most_structures
+            or sum_atoms + atoms[row] > most_atoms
+            or sum_edges + edges[row] > most_edges
+            or sum_triplets + triplets[row] > most_triplets
+        )
+        if full and row > first:
+            closed += 1
+            ptr[closed] = row
+            first = row
+            sum_atoms = sum_edges = sum_triplets = 0
+        sum_atoms += atoms[row]
+        sum_edges += edges[row]
+        sum_triplets += triplets[row]
+    if len(atoms):
+        closed += 1
+        ptr[closed] = len(atoms)
+    return ptr[: closed + 1].copy()

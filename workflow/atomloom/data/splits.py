@@ -1,0 +1,99 @@
+"""Dividing structures into training, validation and test.
+
+Knows labels and ids as columns of a table; knows nothing of graphs and of torch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from atomloom.config import Split
+from atomloom.errors import AtomloomError
+
+SPLITS = ("train", "val", "test")
+
+_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+def divide(split: Split, frame: pd.DataFrame, columns: pd.DataFrame, records: int) -> np.ndarray:
+    """[S] `train`, `val` or `test` for each structure.
+
+    Args:
+        split: the config's section.
+        frame: structures with columns record (row of the plan) and id.
+        columns: the text columns that the section names, and `formula`, row by row as `frame`.
+        records: number of records of the data set, used or not.
+
+    Raises:
+        AtomloomError: when the column or the folds file does not say what is needed.
+    """
+    groups = _groups(split, columns)
+    if split.kind == "column":
+        return _by_column(split, frame, columns, groups)
+    if split.kind == "folds":
+        return _by_fold(split, frame, groups, records)
+    return _by_ratio(split.ratios, groups, split.seed)
+
+
+def _groups(split: Split, columns: pd.DataFrame) -> np.ndarray:
+    """[S] integers: structures of one group stay together; by default each is its own group."""
+    if split.group is None:
+        return np.arange(len(columns))
+    values = columns[split.group]
+    if values.isna().any():
+        raise AtomloomError(f"{int(values.isna().sum())} structures have no `{split.group}`", where="split.group")
+    return pd.factorize(values)[0]
+
+
+def _by_ratio(ratios: tuple[float, float, float], groups: np.ndarray, seed: int) -> np.ndarray:
+    """Shuffle the groups and deal them out by cumulated size."""
+    order = np.random.default_rng(seed).permutation(groups.max() + 1)
+    sizes = np.bincount(groups)[order]
+    middle = (np.cumsum(sizes) - sizes / 2) / sizes.sum()
+    bounds = np.cumsum(ratios)[:2]
+    names = np.array(SPLITS, dtype=object)[np.searchsorted(bounds, middle)]
+    of_group = np.empty(len(order), dtype=object)
+    of_group[order] = names
+    return of_group[groups]
+
+
+def _hold_out(result: np.ndarray, groups: np.ndarray, split: Split) -> np.ndarray:
+    """Turn a share of the training groups into validation."""
+    train = np.flatnonzero(result == "train")
+    codes = pd.factorize(groups[train])[0]
+    share = split.val_fraction
+    result[train] = _by_ratio((1 - share, share, 0.0), codes, split.seed)
+    return result
+
+
+def _by_column(split: Split, frame: pd.DataFrame, columns: pd.DataFrame, groups: np.ndarray) -> np.ndarray:
+    values = columns[split.column]
+    result = np.array([_NAMES.get(str(value).strip().lower()) for value in values], dtype=object)
+    unknown = np.flatnonzero(result == None)  # noqa: E711 - element-wise
+    if len(unknown):
+        first = unknown[0]
+        raise AtomloomError(
+            f"`{split.column}` of {frame['id'].iloc[first]} is {values.iloc[first]!r}",
+            where="split.column",
+            todo="it must be train, val or test",
+        )
+    return result if (result == "val").any() else _hold_out(result, groups, split)
+
+
+def _by_fold(split: Split, frame: pd.DataFrame, groups: np.ndarray, records: int) -> np.ndarray:
+    path = Path(str(split.folds_file))
+    try:
+        folds = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise AtomloomError(f"cannot be read: {error}", where=path) from None
+    rows = folds.get(f"fold_{split.fold}") if isinstance(folds, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, int) for row in rows):
+        raise AtomloomError(f"has no list of rows `fold_{split.fold}`", where=path)
+    if rows and not 0 <= min(rows) <= max(rows) < records:
+        raise AtomloomError(f"names row {max(rows)} of {records} records", where=path)
+    result = np.where(frame["record"].isin(rows), "test", "train").astype(object)
+    return _hold_out(result, groups, split)

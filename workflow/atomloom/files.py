@@ -1,0 +1,85 @@
+"""Small file habits used by every stage: atomic writes, spec files, streaming digests.
+
+It knows nothing of what the files are about.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from atomloom.errors import AtomloomError
+from atomloom.keys import FINGERPRINT_BYTES, canonical
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place in one step.
+
+    A reader sees the old file or the whole new one, whatever happens in between.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise AtomloomError(f"cannot be written: {error.strerror or error}", where=path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON atomically."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        AtomloomError: when the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise AtomloomError("cannot be read", where=path, todo=str(error.strerror)) from None
+    except ValueError as error:
+        raise AtomloomError(f"is not valid JSON: {error}", where=path) from None
+
+
+def write_spec(folder: Path, spec: Mapping[str, Any]) -> None:
+    """Put `spec.json`, the explanation of a keyed folder's name, into it, or check the one there.
+
+    Raises:
+        AtomloomError: when the folder already holds another spec.
+    """
+    path = folder / "spec.json"
+    wanted = canonical(spec)
+    if path.exists():
+        if read_json(path) != wanted:
+            raise AtomloomError(
+                "holds another spec than its name says", where=path, todo="remove the folder"
+            )
+        return
+    write_json(path, wanted)
+
+
+def file_digest(path: Path) -> str:
+    """Hexadecimal digest of a file's bytes."""
+    digest = hashlib.blake2b(digest_size=FINGERPRINT_BYTES)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,471 @@
+"""ComFormer: crystal networks that tell every crystal from every other (Yan et al., ICLR 2024).
+
+iComFormer sees the lengths of edges and their angles with three lattice vectors; eComFormer sees the
+edges' directions through tensor products. The numbers are those of the published models
+(arXiv:2403.11857), whose parameter names this module keeps so that their checkpoints load; the
+algebra is rearranged:
+
+- An edge that the published graph holds twice stands here once and counts twice, in sums and in
+  batch statistics.
+- A Linear over concatenated inputs is a sum of Linears: what belongs to an atom is computed once an
+  atom, what belongs to the lattice once a structure, what belongs to an edge is folded into one
+  product.
+- What depends on one length or one angle alone is interpolated from a table (see BasisTable).
+- Weights of the tensor products, linear in radial features, are contracted with atoms, not edges.
+
+It knows nothing of training.
+
+Legend: B structures, N atoms, E edges, D = width, V = 64 scalars of the equivariant layer.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atomloom.config.model import EComFormerConfig, IComFormerConfig
+from atomloom.data.batch import GraphBatch
+from atomloom.errors import AtomloomError
+from atomloom.models.features import CGCNN_FEATURES, cgcnn_features
+from atomloom.models.layers import (
+    BasisTable,
+    GaussianBasis,
+    WeightedBatchNorm,
+    full_precision,
+    gather,
+    mean_over_structures,
+    segment_sum,
+    tabulated,
+)
+
+LENGTH_SCALE = -0.75
+"""Lengths enter as -0.75/|r| (A^-1), the shape of a screened attraction."""
+SHORTEST = 1e-6
+"""A; the norm of a missing lattice vector, which makes its features those of none."""
+
+
+def _embedding_mlp(low: float, high: float, centers: int, width: int) -> nn.Sequential:
+    return nn.Sequential(
+        GaussianBasis(low, high, centers), nn.Linear(centers, width), nn.Softplus()
+    )
+
+
+def _update_mlp(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3 * width, width), nn.SiLU(), nn.Linear(width, width))
+
+
+class _Gate(nn.Module):
+    """What the node layer and the edge layer share: keys, messages and the gate between them.
+
+    message = MLP[v_i, v_j, e'] * sigmoid(BN(q_i * MLP[k_i, k_j, e'] / sqrt(D))), element-wise
+    (eqs. 5 to 7 of the paper). The two MLPs run side by side, as 2 D columns.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.lin_key = nn.Linear(width, width)
+        self.lin_query = nn.Linear(width, width)
+        self.lin_value = nn.Linear(width, width)
+        self.lin_concate = nn.Linear(width, width)
+        self.lin_msg_update = _update_mlp(width)
+        self.key_update = _update_mlp(width)
+        self.bn = WeightedBatchNorm(width)
+        self.bn_att = WeightedBatchNorm(width)
+
+    def fold(
+        self, part: int, key: nn.Linear, message: nn.Linear, bias: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Two Linears and the MLPs' first products on input `part`, as one weight [2 D, D].
+
+        Args:
+            part: which of the three concatenated inputs.
+            key: the Linear whose output enters the key MLP.
+            message: the Linear whose output enters the message MLP.
+            bias: add the MLPs' first bias, which one of the three parts must carry.
+
+        Returns:
+            weight [2 D, D] and bias [2 D].
+        """
+        with full_precision(key.weight):
+            weights, biases = [], []
+            for linear, mlp in ((key, self.key_update), (message, self.lin_msg_update)):
+                first = mlp[0].weight[:, part * self.width : (part + 1) * self.width]
+                weights.append(first @ linear.weight)
+                carried = mlp[0].bias if bias else torch.zeros_like(mlp[0].bias)
+                biases.append(carried if linear.bias is None else carried + first @ linear.bias)
+            return torch.cat(weights), torch.cat(biases)
+
+    def query(self, values: Tensor) -> Tensor:
+        """The query, scaled by 1/sqrt(D)."""
+        return self.lin_query(values) / math.sqrt(self.width)
+
+    def gated(self, query: Tensor, hidden: Tensor, weights: Tensor | None) -> Tensor:
+        """Gated messages.
+
+        Args:
+            query: [R, D] or broadcastable to it.
+            hidden: [R, 2 D], the MLPs before their activation.
+            weights: [rows], how often each row counts in the batch statistics.
+
+        Returns:
+            messages [R, D], in at least float32; R may be several dimensions.
+        """
+        hidden = F.silu(hidden)
+        key = self.key_update[2](hidden[..., : self.width])
+        message = self.lin_msg_update[2](hidden[..., self.width :])
+        alpha = query * key
+        gate = torch.sigmoid(self.bn_att(alpha.reshape(-1, self.width), weights))
+        return message * gate.view(alpha.shape)
+
+
+class NodeLayer(_Gate):
+    """Atoms attend to their neighbours: softplus(x + BN(W sum message))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.lin_edge = nn.Linear(width, width)
+
+    def edge_part(self, edges: Tensor) -> Tensor:
+        """[R, 2 D]: what edge features [R, D] add to the MLPs' first layers."""
+        return F.linear(edges, *self.fold(2, self.lin_edge, self.lin_edge, bias=True))
+
+    def forward(self, nodes: Tensor, edge_part: Tensor, batch: GraphBatch) -> Tensor:
+        """[N, D] from [N, D] and `edge_part` [E, 2 D]."""
+        centre = F.linear(nodes, *self.fold(0, self.lin_key, self.lin_value))
+        neighbour = F.linear(nodes, *self.fold(1, self.lin_key, self.lin_value))
+        hidden = edge_part + gather(centre, batch.dst) + gather(neighbour, batch.src)
+        messages = self.gated(gather(self.query(nodes), batch.dst), hidden, batch.multiplicity)
+        if batch.multiplicity is not None:
+            messages = messages * batch.multiplicity.unsqueeze(1)
+        summed = segment_sum(messages, batch.dst, nodes.shape[0])
+        return F.softplus(nodes + self.bn(self.lin_concate(summed)))
+
+
+class EdgeLayer(_Gate):
+    """Edges attend to the three lattice vectors: softplus(e + BN(sum W message)).
+
+    `lemb` and `lin_edge_len` take no part; published checkpoints hold them.
+    """
+
+    EMBEDDING = 32
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.lin_edge = nn.Linear(width, width, bias=False)
+        for axis in (1, 2, 3):
+            setattr(self, f"lin_key_e{axis}", nn.Linear(width, width))
+            setattr(self, f"lin_value_e{axis}", nn.Linear(width, width))
+        self.lemb = nn.Embedding(3, self.EMBEDDING)
+        self.lin_edge_len = nn.Linear(width + self.EMBEDDING, width)
+
+    def own_part(self, edges: Tensor) -> Tensor:
+        """[R, 3 D]: query and first products of edge features [R, D]."""
+        weight, bias = self.fold(0, self.lin_key, self.lin_value, bias=True)
+        return torch.cat((self.query(edges), F.linear(edges, weight, bias)), dim=1)
+
+    def angle_part(self, angles: Tensor) -> Tensor:
+        """[R, 2 D]: what angle features [R, D] add to the first layers."""
+        return F.linear(angles, *self.fold(2, self.lin_edge, self.lin_edge))
+
+    def lattice_part(self, lengths: Tensor) -> Tensor:
+        """[B, 3, 2 D] from features of the lattice vectors' lengths [B, 3, D]."""
+        parts = []
+        for axis in range(3):
+            key = getattr(self, f"lin_key_e{axis + 1}")
+            value = getattr(self, f"lin_value_e{axis + 1}")
+            parts.append(F.linear(lengths[:, axis], *self.fold(1, key, value)))
+        return torch.stack(parts, dim=1)
+
+    def forward(
+        self,
+        edges: Tensor,
+        own_part: Tensor,
+        angle_part: Tensor,
+        lattice_part: Tensor,
+        edge_graph: Tensor,
+        multiplicity: Tensor | None,
+    ) -> Tensor:
+        """Edge features [E, D] from [E, D].
+
+        Args:
+            edges: [E, D].
+            own_part: [E, 3 D], see `own_part`.
+            angle_part: [E, 3, 2 D], see `angle_part`.
+            lattice_part: [B, 3, 2 D], see `lattice_part`.
+            edge_graph: [E], the structure of each edge.
+            multiplicity: [E], how often each edge counts.
+        """
+        query, own = own_part.split((self.width, 2 * self.width), dim=1)
+        hidden = angle_part + own.unsqueeze(1) + gather(lattice_part, edge_graph)
+        weights = None if multiplicity is None else multiplicity.repeat_interleave(3)
+        messages = self.gated(query.unsqueeze(1), hidden, weights).sum(dim=1)
+        # The published code applies W to each of the three before it adds them up.
+        with full_precision(messages):
+            bias = 3.0 * self.lin_concate.bias
+        return F.softplus(
+            edges + self.bn(F.linear(messages, self.lin_concate.weight, bias), multiplicity)
+        )
+
+
+class _ComFormer(nn.Module):
+    """Embeddings and readout, which both models share."""
+
+    def __init__(self, width: int, centers: int, layers: int, outputs: int) -> None:
+        super().__init__()
+        self.width = width
+        self.atom_embedding = nn.Linear(CGCNN_FEATURES, width)
+        self.rbf = _embedding_mlp(-4.0, 0.0, centers, width)
+        reach = BasisTable.REACH * self.rbf[0].width
+        self.length_table = BasisTable(self.rbf[0], -4.0 - reach, 0.0)
+        self.att_layers = nn.ModuleList(NodeLayer(width) for _ in range(layers))
+        self.fc = nn.Sequential(nn.Linear(width, width), nn.SiLU())
+        self.fc_out = nn.Linear(width, outputs)
+        elements = torch.tensor(cgcnn_features(), dtype=torch.float32)
+        self.register_buffer("elements", elements, persistent=False)
+
+    def embed_atoms(self, batch: GraphBatch) -> Tensor:
+        return self.atom_embedding(gather(self.elements, batch.numbers))
+
+    def read_out(self, nodes: Tensor, batch: GraphBatch) -> Tensor:
+        return self.fc_out(self.fc(mean_over_structures(nodes, batch.node_graph, batch.node_ptr)))
+
+
+class IComFormer(_ComFormer):
+    """Invariant ComFormer: lengths, and angles with the lattice.
+
+    Args:
+        config: hyper-parameters.
+        outputs: numbers to predict for each structure.
+    """
+
+    def __init__(self, config: IComFormerConfig, outputs: int) -> None:
+        centers = config.rbf_centers or config.width
+        super().__init__(config.width, centers, config.layers, outputs)
+        self.rbf_angle = _embedding_mlp(-1.0, 1.0, centers, config.width)
+        self.angle_table = BasisTable(self.rbf_angle[0], -1.0, 1.0)
+        self.edge_update_layer = EdgeLayer(config.width)
+
+    def _of_length(self, x: Tensor) -> Tensor:
+        """[R, 6 D] of -0.75/|r| [R]: all that depends on an edge's length alone."""
+        edges = self.rbf(x)
+        first, update = self.att_layers[0], self.edge_update_layer
+        return torch.cat((edges, first.edge_part(edges), update.own_part(edges)), dim=1)
+
+    def _of_angle(self, cosine: Tensor) -> Tensor:
+        """[R, 2 D] of the cosine [R] between an edge and a lattice vector."""
+        return self.edge_update_layer.angle_part(self.rbf_angle(cosine))
+
+    def forward(self, batch: GraphBatch) -> Tensor:
+        """Predictions [B, outputs] for a batch with lattice triads."""
+        if batch.lattice is None:
+            raise AtomloomError(
+                "iComFormer needs the lattice triad of every structure",
+                where="graph.lattice",
+                todo="set graph.lattice: true",
+            )
+        vectors, edge_graph = batch.edge_vectors(), gather(batch.node_graph, batch.dst)
+        lengths, lattice_lengths = _norm(vectors), _norm(batch.lattice)
+        triads = gather(batch.lattice / lattice_lengths.unsqueeze(-1), edge_graph)
+        # The published vectors point from the neighbour to the atom it sends to; ours point back.
+        cosines = -(triads * (vectors / lengths.unsqueeze(1)).unsqueeze(1)).sum(dim=-1)
+        angle_part = tabulated(
+            self._of_angle, self.angle_table, cosines.clamp(-1.0, 1.0).flatten()
+        ).view(-1, 3, 2 * self.width)
+        lattice_part = self.edge_update_layer.lattice_part(
+            self.rbf(LENGTH_SCALE / lattice_lengths)
+        )
+        edges, first_part, own_part = tabulated(
+            self._of_length, self.length_table, LENGTH_SCALE / lengths
+        ).split((self.width, 2 * self.width, 3 * self.width), dim=1)
+
+        nodes = self.att_layers[0](self.embed_atoms(batch), first_part, batch)
+        edges = self.edge_update_layer(
+            edges, own_part, angle_part, lattice_part, edge_graph, batch.multiplicity
+        )
+        for layer in self.att_layers[1:]:
+            nodes = layer(nodes, layer.edge_part(edges), batch)
+        return self.read_out(nodes, batch)
+
+
+def _norm(vectors: Tensor) -> Tensor:
+    """Euclidean norm over the last dimension, A, at least SHORTEST; its gradient is never NaN."""
+    return vectors.square().sum(dim=-1).clamp(min=SHORTEST**2).sqrt()
+
+
+class _Irreps(nn.Module):
+    """Where published checkpoints hold the buffers of e3nn's tensor product; they are constants."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(0))
+        self.register_buffer("output_mask", torch.ones(outputs))
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest):
+        # Some versions of e3nn also save their Clebsch-Gordan coefficients.
+        for key in [key for key in state_dict if key.startswith(prefix + "_compiled")]:
+            del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class _RadialWeights(nn.Module):
+    """The radial network of one tensor product; its last layer is applied to atoms instead."""
+
+    def __init__(self, width: int, weights: int, irreps: int) -> None:
+        super().__init__()
+        self.tp = _Irreps(irreps)
+        self.fc = nn.Sequential(nn.Linear(width, width), nn.Softplus(), nn.Linear(width, weights))
+
+    def radial(self, edges: Tensor) -> Tensor:
+        """[R, D] radial features; the tensor product's weights are linear in them."""
+        return self.fc[1](self.fc[0](edges))
+
+
+class EquivariantLayer(nn.Module):
+    """Two tensor products with spherical harmonics Y of the edges' directions, to l = 2 and back.
+
+    x: V scalars. First product, a mean over neighbours: scalars x' and, for l = 1 and 2, 8 vectors
+    of 2 l + 1 components; x' + x stays. Second product, again a mean: scalars from
+    [x', v1 . Y1, v2 . Y2]. Weights w(r) = W h(r) + b are linear in D radial features h. Written out,
+    the first is
+
+        t[e, o] = sum_h h[e, h] (sum_u x[src, u] W[u, o, h])     the bracket once an atom,
+        x' = mean t, v1 = mean t Y1, v2 = mean t Y2
+
+    and the second, with z[e] = [x', v1 . Y1, v2 . Y2],
+
+        out[o] = sum_{u, h} W[u, o, h] (sum_e z[e, u] h[e, h])   the bracket a sum, then one product
+
+    in place of V V + 2 x 8 V weights an edge. The factors are e3nn's: path weights normalised by the
+    number of paths, harmonics normalised by component, Clebsch-Gordan coefficients 1/sqrt(2 l + 1)
+    for scalars in products; no result depends on the order of components or the sign of directions.
+    """
+
+    SCALARS = 64
+    VECTORS = 8
+    CHANNELS = SCALARS + 2 * VECTORS
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        irreps = self.SCALARS + self.VECTORS * (3 + 5)
+        self.node_linear = nn.Linear(width, self.SCALARS)
+        self.skip_linear = nn.Linear(width, width)
+        self.nlayer_1 = _RadialWeights(width, self.SCALARS * self.CHANNELS, irreps)
+        self.nlayer_2 = _RadialWeights(width, self.CHANNELS * self.SCALARS, self.SCALARS)
+        self.bn = WeightedBatchNorm(self.SCALARS)
+        self.node_linear_2 = nn.Linear(self.SCALARS, width)
+
+    def forward(
+        self, nodes: Tensor, radial_1: Tensor, radial_2: Tensor, vectors: Tensor, batch: GraphBatch
+    ) -> Tensor:
+        """[N, D] from [N, D], radial features [E, D] of both products, edge vectors [E, 3]."""
+        atoms = nodes.shape[0]
+        weights = batch.multiplicity
+        if weights is None:
+            weights = torch.ones_like(vectors[:, 0])
+        with full_precision(vectors):
+            degree = segment_sum(weights, batch.dst, atoms).clamp(min=1.0)
+            # Weights that turn a sum into a mean.
+            weights = (weights / gather(degree, batch.dst)).unsqueeze(1)
+            harmonics = _harmonics(vectors)
+        scalars = self.node_linear(nodes)
+        scalars, vectors_1, vectors_2 = self._raise(scalars, radial_1, weights, harmonics, batch)
+        lowered = self._lower(scalars, vectors_1, vectors_2, radial_2, weights, harmonics, batch)
+        update = self.node_linear_2(F.softplus(self.bn(lowered)))
+        return F.softplus(update) + self.skip_linear(nodes)
+
+    def _raise(self, scalars, radial, weights, harmonics, batch):
+        """First product: scalars [N, V], vectors [N, 8, 3] and [N, 8, 5] from scalars [N, V]."""
+        atoms, edges = scalars.shape[0], radial.shape[0]
+        weight, bias = self._first_weights()
+        contracted = (scalars @ weight).view(atoms, self.CHANNELS, self.width)
+        blocks = EdgeBlocks(batch.src, atoms)
+        products = torch.bmm(blocks.pack(radial), blocks.spread(contracted).transpose(1, 2))
+        products = blocks.unpack(products) + gather(scalars @ bias, batch.src)
+        products = products * (weights / math.sqrt(self.SCALARS))
+        scalar, first, second = products.split((self.SCALARS, self.VECTORS, self.VECTORS), dim=1)
+        terms = (
+            scalar,
+            (first.unsqueeze(2) * harmonics[0].unsqueeze(1)).view(edges, -1),
+            (second.unsqueeze(2) * harmonics[1].unsqueeze(1)).view(edges, -1),
+        )
+        summed = segment_sum(torch.cat(terms, dim=1), batch.dst, atoms)
+        scalar, first, second = summed.split(
+            (self.SCALARS, 3 * self.VECTORS, 5 * self.VECTORS), dim=1
+        )
+        return scalar + scalars, first.view(atoms, -1, 3), second.view(atoms, -1, 5)
+
+    def _lower(self, scalars, vectors_1, vectors_2, radial, weights, harmonics, batch):
+        """Second product: scalars [N, V] from scalars and vectors."""
+        atoms = scalars.shape[0]
+        first = (gather(vectors_1, batch.src) * harmonics[0].unsqueeze(1)).sum(dim=2)
+        second = (gather(vectors_2, batch.src) * harmonics[1].unsqueeze(1)).sum(dim=2)
+        inputs = (gather(scalars, batch.src), first / math.sqrt(3), second / math.sqrt(5))
+        inputs = torch.cat(inputs, dim=1) * (weights / math.sqrt(self.CHANNELS))
+        blocks = EdgeBlocks(batch.dst, atoms)
+        outer = torch.bmm(blocks.pack(inputs).transpose(1, 2), blocks.pack(radial))
+        outer = blocks.collect(outer).view(atoms, self.CHANNELS * self.width)
+        last = self.nlayer_2.fc[2]
+        weight = last.weight.view(self.CHANNELS, self.SCALARS, self.width)
+        weight = weight.transpose(1, 2).reshape(self.CHANNELS * self.width, self.SCALARS)
+        bias = last.bias.view(self.CHANNELS, self.SCALARS)
+        return outer @ weight + segment_sum(inputs, batch.dst, atoms) @ bias
+
+    def _first_weights(self) -> tuple[Tensor, Tensor]:
+        """W [V, 80 D] and b [V, 80], from e3nn's order: path by path, each [V, outputs]."""
+        last = self.nlayer_1.fc[2]
+        sizes = [self.SCALARS * self.SCALARS] + [self.SCALARS * self.VECTORS] * 2
+        weight = torch.cat(
+            [part.view(self.SCALARS, -1, self.width) for part in last.weight.split(sizes)], dim=1
+        )
+        bias = torch.cat([part.view(self.SCALARS, -1) for part in last.bias.split(sizes)], dim=1)
+        return weight.reshape(self.SCALARS, -1), bias
+
+
+class EComFormer(_ComFormer):
+    """Equivariant ComFormer: lengths and directions; the output is invariant.
+
+    Args:
+        config: hyper-parameters.
+        outputs: numbers to predict for each structure.
+    """
+
+    def __init__(self, config: EComFormerConfig, outputs: int) -> None:
+        super().__init__(
+            config.width, config.rbf_centers or config.width, config.layers, outputs
+        )
+        self.equi_update = EquivariantLayer(config.width)
+
+    def _of_length(self, x: Tensor) -> Tensor:
+        """[R, (2 + 2 layers) D] of -0.75/|r| [R]: all that depends on an edge's length."""
+        edges, update = self.rbf(x), self.equi_update
+        parts = [update.nlayer_1.radial(edges), update.nlayer_2.radial(edges)]
+        parts += [layer.edge_part(edges) for layer in self.att_layers]
+        return torch.cat(parts, dim=1)
+
+    def forward(self, batch: GraphBatch) -> Tensor:
+        """Predictions [B, outputs]."""
+        vectors = batch.edge_vectors()
+        widths = [self.width] * 2 + [2 * self.width] * len(self.att_layers)
+        radial_1, radial_2, *parts = tabulated(
+            self._of_length, self.length_table, LENGTH_SCALE / _norm(vectors)
+        ).split(widths, dim=1)
+        nodes = self.att_layers[0](self.embed_atoms(batch), parts[0], batch)
+        nodes = self.equi_update(nodes, radial_1, radial_2, vectors, batch)
+        for layer, part in zip(self.att_layers[1:], parts[1:], strict=True):
+            nodes = layer(nodes, part, batch)
+        return self.read_out(nodes, batch)
+
+
+def _harmonics(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Real spherical harmonics of [E, 3] for l = 1 [E, 3] and 2 [E, 5]; squares sum to 2 l + 1."""
+    directions = vectors / _norm(vectors).unsqueeze(1)
+    x, y, z = directions.unbind(dim=1)
+    first = math.sqrt(3) * directions
+    mixed = math.sqrt(15) * torch.stack((x * y, y * z, z * x, (x * x - y * y) / 2), dim=1)
+    axial = math.sqrt(5) / 2 * (3 * z * z - 1)
+    return first, torch.cat((mixed, axial.unsqueeze(1)), dim=1)

@@ -1,0 +1,272 @@
+"""Building blocks shared by the models: sums over edges, weighted batch norm, radial bases, tables.
+
+Everything here works on plain tensors, on any device, under autograd, autocast and torch.compile,
+and never waits for the device. It knows nothing of particular models and of training.
+
+Legend: B structures, N atoms, E edges, D features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def full_precision(reference: Tensor) -> torch.autocast:
+    """A context without autocast on the device of `reference`.
+
+    Statistics, sums over many terms and products of two weights belong in it: in bf16 they lose
+    what the rest of the step cannot win back.
+    """
+    return torch.autocast(device_type=reference.device.type, enabled=False)
+
+
+def at_least_single(value: Tensor) -> Tensor:
+    """`value`, in float32 if it came in half precision."""
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+
+
+def segment_sum(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """Sum the rows of `values` [E, ...] that share an index: [size, ...], in at least float32.
+
+    On a GPU the order of additions varies from run to run unless
+    torch.use_deterministic_algorithms is on; on a CPU it does not.
+    """
+    values = at_least_single(values)
+    return values.new_zeros((size, *values.shape[1:])).index_add(0, index, values)
+
+
+def gather(values: Tensor, index: Tensor) -> Tensor:
+    """Rows of `values` by `index`; unlike `values[index]`, whose backward is slow on a CPU."""
+    return values.index_select(0, index)
+
+
+def mean_over_structures(values: Tensor, node_graph: Tensor, node_ptr: Tensor) -> Tensor:
+    """Mean of the atoms' features [N, D] for each structure: [B, D], in at least float32."""
+    with full_precision(values):
+        sums = segment_sum(values, node_graph, node_ptr.shape[0] - 1)
+        return sums / node_ptr.diff().clamp(min=1).to(sums.dtype).unsqueeze(1)
+
+
+class _WeightedMoments(torch.autograd.Function):
+    """Mean and (biased) variance of rows that count `weights` times each."""
+
+    @staticmethod
+    def forward(values: Tensor, weights: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        mean = (weights @ values) / total
+        # Two passes: one would cancel where the mean is large beside the spread.
+        variance = (weights @ (values - mean).square_()) / total
+        return mean, variance
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        values, weights, total = inputs
+        ctx.save_for_backward(values, weights, total, output[0])
+
+    @staticmethod
+    def backward(ctx, grad_mean: Tensor, grad_variance: Tensor):
+        values, weights, total, mean = ctx.saved_tensors
+        slope = 2.0 * grad_variance
+        centred = torch.addcmul(grad_mean - mean * slope, values, slope)
+        return centred * (weights / total).unsqueeze(1), None, None
+
+
+class WeightedBatchNorm(nn.BatchNorm1d):
+    """Batch norm over rows that stand for several equal ones: that of the repeated rows, unrepeated.
+
+    Names of weights and buffers, running statistics (with the unbiased variance by the total count)
+    and evaluation are those of nn.BatchNorm1d. Statistics are always taken outside autocast. One row
+    normalises to its bias; no rows leave the running statistics alone.
+    """
+
+    def scale_and_shift(self, values: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scale and shift [D] that normalise `values` [R, D]; updates running statistics.
+
+        Args:
+            values: [R, D], the rows.
+            weights: [R], how often each row counts; once, where not given.
+        """
+        with full_precision(values):
+            if self.training:
+                values = at_least_single(values)
+                if weights is None:
+                    weights = values.new_ones(values.shape[0])
+                weights = weights.to(values.dtype)
+                count = weights.sum()
+                mean, variance = _WeightedMoments.apply(values, weights, count.clamp(min=1.0))
+                self._track(mean.detach(), variance.detach(), count)
+            else:
+                mean, variance = self.running_mean, self.running_var
+            scale = self.weight * torch.rsqrt(variance + self.eps)
+            return scale, self.bias - mean * scale
+
+    def forward(self, values: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Normalised rows [R, D], in at least float32."""
+        scale, shift = self.scale_and_shift(values, weights)
+        with full_precision(values):
+            return torch.addcmul(shift, at_least_single(values), scale)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        seen = (count > 0).to(mean.dtype)
+        momentum = self.momentum * seen
+        unbiased = variance * (count / (count - 1.0).clamp(min=1.0))
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        self.num_batches_tracked.add_(1)
+
+
+class GaussianBasis(nn.Module):
+    """exp(-(x - c)^2 / spacing) for equally spaced centres c; [..., centers].
+
+    The factor is one over the spacing, not over its square: the Gaussians overlap widely.
+    """
+
+    def __init__(self, low: float, high: float, centers: int) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+        self.gamma = (centers - 1) / (high - low)
+        self.register_buffer(
+            "centers", torch.linspace(low, high, centers, dtype=torch.float64).float()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., centers] of `x` [...]."""
+        return torch.exp((x.unsqueeze(-1) - self.centers).square() * -self.gamma)
+
+    @property
+    def width(self) -> float:
+        """Standard deviation of the Gaussians."""
+        return 1.0 / math.sqrt(2.0 * self.gamma)
+
+
+class BasisTable:
+    """A smooth function of one number, tabulated for cubic interpolation.
+
+    A stack of layers on top of a Gaussian basis is a function of one number. Where there are many
+    more edges than a table needs rows, it is cheaper to put the rows through those layers and to
+    interpolate between them; gradients reach the layers through the table. With 32 rows for each
+    standard deviation of the Gaussians cubic interpolation is as exact as float32.
+
+    Legend: T rows, D features.
+    """
+
+    ROWS_PER_WIDTH = 32
+    REACH = 6.0
+    """Standard deviations beyond the outermost centres, past which every Gaussian has vanished."""
+
+    def __init__(self, basis: GaussianBasis, low: float, high: float) -> None:
+        self.step = basis.width / self.ROWS_PER_WIDTH
+        # The grid passes through zero: positions in it are then as exact as x is where x is small.
+        self.first = math.floor(low / self.step)
+        self.last = math.ceil(high / self.step) - 1
+        # A cubic reaches one point beyond its cell on either side.
+        self.rows = self.last - self.first + 4
+
+    def pays(self, count: int) -> bool:
+        """Whether `count` interpolations are cheaper than as many evaluations."""
+        return count > 2 * self.rows
+
+    def grid(self, reference: Tensor) -> Tensor:
+        """[T] where to evaluate the function; dtype and device of `reference`."""
+        points = torch.arange(
+            self.first - 1, self.last + 3, device=reference.device, dtype=torch.float64
+        )
+        return (points * self.step).to(reference.dtype)
+
+    def interpolate(self, table: Tensor, x: Tensor) -> Tensor:
+        """[R, D] of the tabulated function [T, D] at `x` [R], clamped to the table's range."""
+        position = (x / self.step).clamp(float(self.first), float(self.last + 1))
+        cell = position.floor().clamp(max=float(self.last))
+        t = position - cell
+        # Lagrange's cubic through the points -1, 0, 1, 2.
+        weights = torch.stack(
+            (
+                t * (t - 1.0) * (2.0 - t) / 6.0,
+                (t - 1.0) * (t + 1.0) * (t - 2.0) / 2.0,
+                t * (t + 1.0) * (2.0 - t) / 2.0,
+                t * (t - 1.0) * (t + 1.0) / 6.0,
+            ),
+            dim=1,
+        )
+        rows = (cell.to(torch.int64) - self.first).unsqueeze(1)
+        rows = rows + torch.arange(4, device=x.device)
+        with full_precision(table):
+            return F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
+
+
+def tabulated(
+    function: Callable[[Tensor], Tensor], table: BasisTable | None, x: Tensor
+) -> Tensor:
+    """`function` [R] -> [R, D] at `x` [R]: interpolated where that is allowed and pays.
+
+    In float64, and where `x` itself must be differentiated, it is evaluated as it stands.
+    """
+    exact = x.dtype == torch.float64 or x.requires_grad
+    if table is None or exact or not table.pays(x.shape[0]):
+        return function(x)
+    return table.interpolate(at_least_single(function(table.grid(x))), x)
+
+
+def split_columns(linear: nn.Linear, parts: int) -> tuple[Tensor, ...]:
+    """The weight of a Linear over `parts` concatenated inputs, as one weight for each input."""
+    return linear.weight.chunk(parts, dim=1)
+
+
+class EdgeBlocks:
+    """Edges gathered by one of their atoms into blocks of fixed length, for batched products.
+
+    An atom takes as many blocks as its edges need; the last is padded with zeros. The number of
+    blocks is bounded by shapes alone, so that nothing waits for the device; blocks beyond those in
+    use belong to a dummy atom N.
+
+    Legend: K blocks of P edges.
+    """
+
+    LENGTH = 32
+
+    def __init__(self, index: Tensor, size: int) -> None:
+        """Args:
+        index: [E], the atom of each edge, in any order.
+        size: N.
+        """
+        edges = index.shape[0]
+        self.edges, self.size = edges, size
+        self.blocks = edges // self.LENGTH + size
+        counts = index.new_zeros(size).index_add(0, index, torch.ones_like(index))
+        needed = (counts + self.LENGTH - 1) // self.LENGTH
+        block_end = needed.cumsum(0)
+        start = counts.cumsum(0) - counts
+        order = torch.argsort(index, stable=True)
+        owner = index.index_select(0, order)
+        rank = torch.arange(edges, device=index.device) - start.index_select(0, owner)
+        first = (block_end - needed).index_select(0, owner)
+        slot_of_sorted = first * self.LENGTH + rank
+        self.slot = torch.empty_like(index).index_copy(0, order, slot_of_sorted)
+        """[E], the place of each edge among the K P."""
+        self.owner = torch.searchsorted(
+            block_end, torch.arange(self.blocks, device=index.device), right=True
+        )
+        """[K], the atom of each block; N for blocks not in use."""
+
+    def pack(self, values: Tensor) -> Tensor:
+        """[K, P, D] from edge values [E, D]."""
+        packed = values.new_zeros((self.blocks * self.LENGTH, values.shape[1]))
+        packed = packed.index_copy(0, self.slot, values)
+        return packed.view(self.blocks, self.LENGTH, -1)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """Edge values [E, D] from [K, P, D]."""
+        return packed.reshape(self.blocks * self.LENGTH, -1).index_select(0, self.slot)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """[K, ...] of each block's atom, from atoms' values [N, ...]."""
+        return values.index_select(0, self.owner.clamp(max=self.size - 1))
+
+    def collect(self, values: Tensor) -> Tensor:
+        """Sum over each atom's blocks: [N, ...] from [K, ...]."""
+        return segment_sum(values, self.owner, self.size + 1)[: self.size]

@@ -1,0 +1,44 @@
+"""Where the models are: config name -> module and class, imported when one is asked for.
+
+To add a model, write its config class into `atomloom.config.model` and its line into `MODELS`. It
+knows nothing of training.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from atomloom.config.base import Section
+from atomloom.errors import AtomloomError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MODELS: dict[str, str] = {
+    "icomformer": "atomloom.models.comformer:IComFormer",
+    "ecomformer": "atomloom.models.comformer:EComFormer",
+}
+"""Config name -> "module:Class"."""
+
+
+def model_class(name: str) -> type[nn.Module]:
+    """The class of the model called `name`; AtomloomError if there is none."""
+    if name not in MODELS:
+        raise AtomloomError(
+            f"unknown model {name!r}", where="model.name", todo=f"choose from {sorted(MODELS)}"
+        )
+    module, _, attribute = MODELS[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def build_model(config: Section, outputs: int) -> nn.Module:
+    """The model that `config` describes, initialised from torch's current seed.
+
+    Args:
+        config: one of the classes of `atomloom.config.model`.
+        outputs: numbers to predict for each structure.
+    """
+    if outputs < 1:
+        raise AtomloomError(f"a model needs at least one output, not {outputs}")
+    return model_class(config.name)(config, outputs)

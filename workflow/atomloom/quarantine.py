@@ -1,0 +1,78 @@
+"""The quarantine table: every record that is not used, with its source, number and reason.
+
+It knows nothing of why a record is refused; stages add rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from atomloom.errors import AtomloomError
+from atomloom.files import write_atomically
+
+COLUMNS = ("id", "source", "record", "reason")
+
+
+@dataclass
+class Quarantine:
+    """Refused records of one data set."""
+
+    ids: np.ndarray
+    sources: np.ndarray
+    numbers: np.ndarray
+    reasons: dict[int, str] = field(default_factory=dict)
+    """Reason by row of the plan; the first one given stands."""
+
+    @classmethod
+    def of(cls, members: pd.DataFrame) -> Quarantine:
+        """An empty quarantine over the plan's members (columns id, source, number)."""
+        return cls(*(members[name].to_numpy() for name in ("id", "source", "number")))
+
+    def __len__(self) -> int:
+        return len(self.reasons)
+
+    def add(self, record: int, reason: str) -> None:
+        """Refuse the record in this row of the plan."""
+        self.reasons.setdefault(int(record), " ".join(str(reason).split()))
+
+    def frame(self) -> pd.DataFrame:
+        """Columns id, source, record (number within its source), reason; in the order of the plan."""
+        rows = sorted(self.reasons)
+        return pd.DataFrame(
+            {
+                "id": self.ids[rows],
+                "source": self.sources[rows],
+                "record": self.numbers[rows],
+                "reason": [self.reasons[row] for row in rows],
+            },
+            columns=list(COLUMNS),
+        )
+
+    def write(self, path: Path) -> None:
+        """Write the table as CSV."""
+        write_atomically(path, lambda temporary: self.frame().to_csv(temporary, index=False))
+
+    def check(self, max_fraction: float, path: Path) -> None:
+        """Stop when too much is refused.
+
+        Args:
+            max_fraction: largest fraction of the records that may be in quarantine.
+            path: where the table was written, for the message.
+
+        Raises:
+            AtomloomError: when more than that is in quarantine, or nothing is left.
+        """
+        total = len(self.ids)
+        if len(self) <= max_fraction * total and len(self) < total:
+            return
+        first = self.frame().iloc[0]
+        raise AtomloomError(
+            f"{len(self)} of {total} records are in quarantine, more than the allowed "
+            f"{max_fraction:.3g} of all (first: {first['id']}, {first['reason']})",
+            where=path,
+            todo="mend them or raise dataset.checks.max_fraction",
+        )

@@ -1,0 +1,598 @@
+"""Figures of a run, drawn by matplotlib without a display: SVG for the page, files for the run.
+
+In the page a figure takes the page's colours and font: each colour of `LIGHT` becomes a CSS variable
+of the same role, so that one drawing serves light, dark and print. Points beyond some thousands are
+drawn as pixels inside the SVG, or as a density. This module knows arrays, names and units, nothing
+of files' layouts or HTML.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from atomloom.errors import AtomloomError
+from atomloom.files import write_atomically
+from atomloom.reports.formats import MINUS, fixed, number, plural, ten_to, with_unit
+from atomloom.reports.tables import SPLITS, GraphStatistics, Predictions, StageTiming, predictions_of
+
+VECTOR_POINTS = 2_000
+"""Up to so many points in a figure each is an SVG element, and says its name under the pointer."""
+SCATTER_POINTS = 6_000
+"""Beyond so many points a parity plot shows densities, one panel a split."""
+WIDTH, HEIGHT = 4.4, 3.1  # inches; small, so that letters stay readable on a phone
+PIXELS_PER_INCH = 220
+SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
+SVG = "http://www.w3.org/2000/svg"
+XLINK = "http://www.w3.org/1999/xlink"
+
+
+@dataclass(frozen=True)
+class Palette:
+    """A colour for each role. Data colours keep 3:1 contrast on both papers, so they never change."""
+
+    ink: str
+    muted: str
+    line: str
+    card: str
+    train: str = "#8592a6"
+    val: str = "#d97e06"
+    test: str = "#0b8fa6"
+
+
+LIGHT = Palette(ink="#1b2028", muted="#5b6573", line="#e2e5ea", card="#ffffff")
+DARK = Palette(ink="#e9ecf1", muted="#a0a9b6", line="#313843", card="#191d23")
+
+_MARKERS = {"train": "o", "val": "^", "test": "o"}
+_SIZES = {"train": 7.0, "val": 15.0, "test": 15.0}
+_PARTS = {"data": LIGHT.train, "forward": LIGHT.test, "backward": "#5a6fd6", "optimizer": LIGHT.val}
+_STYLE: Mapping[str, Any] = {
+    "font.size": 8.0,
+    "axes.titlesize": 8.0,
+    "axes.labelsize": 8.0,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "text.color": LIGHT.ink,
+    "axes.labelcolor": LIGHT.ink,
+    "axes.edgecolor": LIGHT.muted,
+    "xtick.color": LIGHT.muted,
+    "ytick.color": LIGHT.muted,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "axes.linewidth": 0.7,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "xtick.major.size": 3.0,
+    "ytick.major.size": 3.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LIGHT.line,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "text.parse_math": False,  # targets are called band_gap, and may be called $
+    "svg.fonttype": "none",
+    "axes.unicode_minus": True,
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """matplotlib settings of this module, whatever the caller's are; drawing and saving need them."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a run went, one point an epoch (or a step, where a file has several rows an epoch)."""
+
+    x: np.ndarray
+    """[points] epochs or steps."""
+    x_label: str
+    best: float | None
+    """Where on x the best model was, if known."""
+
+
+def inline_svg(
+    figure: Figure, name: str, alt: str, tips: Mapping[str, Sequence[str]] | None = None
+) -> str:
+    """A figure as an `<svg>` element that takes colours and font from the page around it.
+
+    Args:
+        figure: one of this module's.
+        name: different for each figure of a page; ids within the element derive from it.
+        alt: what is shown, for those who cannot see it.
+        tips: gid of a point collection to one text a point, shown under the pointer.
+    """
+    buffer = io.StringIO()
+    with style(), warnings.catch_warnings():
+        # The browser has the letters that matplotlib's own font lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        matplotlib.rcParams["svg.hashsalt"] = name
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, dpi=PIXELS_PER_INCH)
+    root = ElementTree.fromstring(buffer.getvalue())
+    for metadata in root.findall(f"{{{SVG}}}metadata"):
+        root.remove(metadata)
+    for gid, texts in (tips or {}).items():
+        _add_tips(root, gid, texts)
+    _drop_unused_ids(root)
+    for attribute in ("width", "height", "version"):
+        root.attrib.pop(attribute, None)
+    root.attrib |= {"role": "img", "aria-label": alt}
+    ElementTree.register_namespace("", SVG)
+    ElementTree.register_namespace("xlink", XLINK)
+    text = ElementTree.tostring(root, encoding="unicode")
+    for role, colour in asdict(LIGHT).items():
+        text = text.replace(colour, f"var(--{role})")
+    text = re.sub(r"font: ((?:\w+ )*)([\d.]+px) [^;\"]*", _font, text)
+    return re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", text)
+
+
+def _font(found: re.Match[str]) -> str:
+    weight = "font-weight: bold; " if "bold" in found[1] or "700" in found[1] else ""
+    return f"{weight}font-size: {found[2]}"
+
+
+def _add_tips(root: ElementTree.Element, gid: str, texts: Sequence[str]) -> None:
+    group = root.find(f".//*[@id='{gid}']")
+    if group is None:
+        return
+    defined = {id(inner) for defs in group.iter(f"{{{SVG}}}defs") for inner in defs.iter()}
+    marks = [
+        mark
+        for mark in group.iter()
+        if mark.tag in (f"{{{SVG}}}use", f"{{{SVG}}}path") and id(mark) not in defined
+    ]
+    if len(marks) != len(texts):
+        return
+    for mark, text in zip(marks, texts, strict=True):
+        ElementTree.SubElement(mark, f"{{{SVG}}}title").text = text
+
+
+def _drop_unused_ids(root: ElementTree.Element) -> None:
+    """Ids are unique in a page; matplotlib calls a part of every figure `axes_1`."""
+    used = set(re.findall(r"#([\w-]+)", " ".join(v for e in root.iter() for v in e.attrib.values())))
+    for element in root.iter():
+        if element.attrib.get("id") not in used:
+            element.attrib.pop("id", None)
+
+
+# --- learning curve ---------------------------------------------------------------------------
+
+
+@style()
+def loss_figure(course: Course, losses: Mapping[str, np.ndarray], label: str) -> Figure:
+    """Losses over the course of training, logarithmic where they are positive.
+
+    Args:
+        course: the horizontal axis.
+        losses: split (train, val) to [points] losses; NaN is left out.
+        label: what the loss is, with its unit.
+    """
+    figure, axes = _figure()
+    for split, values in losses.items():
+        _line(axes, course.x, values, getattr(LIGHT, split), SPLIT_NAMES[split])
+    if all(np.nanmin(values) > 0 for values in losses.values()):
+        _log_scale(axes, "y")
+    axes.set_ylabel(label)
+    _finish_course(axes, course)
+    axes.legend(loc="upper right")
+    return figure
+
+
+@style()
+def validation_figure(course: Course, errors: Mapping[str, np.ndarray], unit: str) -> Figure:
+    """Validation MAE over the course of training, one line a target.
+
+    Args:
+        course: the horizontal axis.
+        errors: name of the target to [points] MAE.
+        unit: of all these targets.
+    """
+    figure, axes = _figure()
+    colours = (LIGHT.val, LIGHT.test, LIGHT.train, "#5a6fd6", "#b4478f", "#5c8a2e")
+    for place, (target, values) in enumerate(errors.items()):
+        _line(axes, course.x, values, colours[place % len(colours)], target)
+    everything = np.concatenate([values[np.isfinite(values)] for values in errors.values()])
+    if everything.min() > 0 and everything.max() / everything.min() > 5:
+        _log_scale(axes, "y")
+    axes.set_ylabel(_with_unit("validation MAE", unit))
+    _finish_course(axes, course)
+    if len(errors) > 1:
+        axes.legend(loc="upper right")
+    return figure
+
+
+@style()
+def learning_rate_figure(course: Course, rate: np.ndarray) -> Figure:
+    """Learning rate over the course of training."""
+    figure, axes = _figure(HEIGHT * 0.75)
+    _line(axes, course.x, rate, LIGHT.ink, "learning rate")
+    axes.set_ylabel("learning rate")
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: number(v, 2)))
+    _finish_course(axes, course)
+    return figure
+
+
+def _line(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str) -> None:
+    shown = np.isfinite(x) & np.isfinite(y)
+    # A line of one point is invisible without a marker.
+    marker = "o" if shown.sum() <= 12 else ""
+    axes.plot(x[shown], y[shown], color=colour, label=label, marker=marker, markersize=3)
+
+
+def _finish_course(axes: Axes, course: Course) -> None:
+    axes.set_xlabel(course.x_label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}".replace("-", MINUS)))
+    if course.best is None:
+        return
+    axes.axvline(course.best, color=LIGHT.muted, linewidth=0.8, linestyle=(0, (4, 3)))
+    low, high = axes.get_xlim()
+    right = course.best > (low + high) / 2
+    axes.annotate(
+        f"best: {course.best:,.0f}",
+        (course.best, 0),
+        xycoords=("data", "axes fraction"),
+        xytext=(-3 if right else 3, 3),
+        textcoords="offset points",
+        ha="right" if right else "left",
+        color=LIGHT.muted,
+        fontsize=7.5,
+    )
+
+
+# --- predictions ------------------------------------------------------------------------------
+
+
+@style()
+def parity_figures(predictions: Predictions) -> tuple[tuple[str, Figure, dict[str, list[str]]], ...]:
+    """Predicted against reference values: one figure, or one a split where there are many points.
+
+    Returns:
+        (what is shown, figure, tips for `inline_svg`) of each figure.
+    """
+    splits = _present(predictions)
+    if len(predictions) <= SCATTER_POINTS:
+        figure, axes = _figure(WIDTH * 0.93)
+        tips = _scatter(axes, predictions, splits)
+        _finish_parity(axes, predictions)
+        return ((_and([SPLIT_NAMES[s] for s in splits]), figure, tips),)
+    found = []
+    for split in reversed(splits):
+        figure, axes = _figure(WIDTH * 0.86)
+        _density(figure, axes, predictions, split)
+        _finish_parity(axes, predictions)
+        found.append((SPLIT_NAMES[split], figure, {}))
+    return tuple(found)
+
+
+def parity_figure(
+    predictions: pd.DataFrame | Mapping[str, Any],
+    target: str | Sequence[str],
+    unit: str | Mapping[str, str],
+    output: str | Path,
+) -> Path:
+    """Write predicted against reference values as a figure file, one panel a target.
+
+    Args:
+        predictions: columns split, TARGET and TARGET_predicted; id, formula and so on may be there.
+        target: name of the target, or names.
+        unit: unit of all targets, or of each by name; empty if it has none.
+        output: the file; its ending chooses the format (.png, .svg or .pdf).
+
+    Raises:
+        AtomloomError: when a target has no finite pair of values, or the ending is another one.
+    """
+    output = Path(output)
+    if output.suffix not in (".png", ".svg", ".pdf"):
+        raise AtomloomError("a figure is written as .png, .svg or .pdf", where=output)
+    frame = pd.DataFrame(predictions)
+    targets = [target] if isinstance(target, str) else list(target)
+    panels: list[tuple[Predictions, tuple[str, ...]]] = []
+    for name in targets:
+        found = predictions_of(frame, name, unit if isinstance(unit, str) else unit.get(name, ""))
+        if found is None or not len(found):
+            raise AtomloomError(f"no finite predictions of {name!r} to draw", where=output)
+        splits = _present(found)
+        many = len(found) > SCATTER_POINTS
+        panels += [(found, (split,)) for split in splits] if many else [(found, splits)]
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with style():
+        matplotlib.rcParams |= {
+            "svg.fonttype": "path",
+            "svg.hashsalt": "parity",
+            "savefig.facecolor": LIGHT.card,
+        }
+        figure = Figure(figsize=(4.3 * columns, 4.1 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, (found, splits) in zip(grid, panels, strict=False):
+            if len(found) > SCATTER_POINTS:
+                _density(figure, axes, found, splits[0])
+            else:
+                _scatter(axes, found, splits)
+            _finish_parity(axes, found)
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+        kind = output.suffix[1:]
+        dates = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+        write_atomically(
+            output,
+            lambda path: figure.savefig(
+                path, format=kind, dpi=PIXELS_PER_INCH, metadata=dates[kind]
+            ),
+        )
+    return output
+
+
+@style()
+def error_figure(predictions: Predictions) -> tuple[Figure, float, int]:
+    """Histogram of errors, as shares of each split.
+
+    Returns:
+        figure, the error up to which it reaches (unit of the target), and how many structures have
+        larger errors and are not shown.
+    """
+    errors = predictions.error
+    reach = _reach(errors)
+    edges = np.linspace(-reach, reach, 41)
+    figure, axes = _figure()
+    splits = _present(predictions)
+    for split in splits:
+        values = errors[predictions.of(split)]
+        shares = 100 * np.histogram(values, edges)[0] / len(values)
+        judged = split == predictions.judged_split
+        axes.stairs(
+            shares,
+            edges,
+            fill=judged,
+            color=getattr(LIGHT, split),
+            alpha=0.55 if judged else 1.0,
+            linewidth=1.2,
+            label=SPLIT_NAMES[split],
+        )
+    axes.axvline(0, color=LIGHT.muted, linewidth=0.8)
+    axes.set_xlim(-reach, reach)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(_with_unit(f"error of {predictions.target}, predicted {MINUS} reference", predictions.unit))
+    axes.set_ylabel("structures of the split (%)")
+    axes.legend(loc="upper right")
+    return figure, reach, int((np.abs(errors) > reach).sum())
+
+
+def _present(predictions: Predictions) -> tuple[str, ...]:
+    return tuple(split for split in SPLITS if predictions.of(split).any())
+
+
+def _scatter(
+    axes: Axes, predictions: Predictions, splits: Sequence[str]
+) -> dict[str, list[str]]:
+    few = len(predictions) <= VECTOR_POINTS
+    tips = {}
+    for order, split in enumerate(splits):
+        rows = predictions.of(split)
+        gid = f"points-{split}"
+        axes.scatter(
+            predictions.reference[rows],
+            predictions.predicted[rows],
+            s=_SIZES[split] * (1.0 if few else 0.4),
+            marker=_MARKERS[split],
+            color=getattr(LIGHT, split),
+            alpha=0.55 if split == "train" else 0.8,
+            linewidths=0,
+            zorder=2 + order,
+            rasterized=not few,
+            gid=gid,
+            label=_split_label(predictions, split),
+        )
+        if few:
+            tips[gid] = [_tip(predictions, row) for row in np.flatnonzero(rows)]
+    legend = axes.legend(loc="upper left", handletextpad=0.2, borderaxespad=0.2)
+    for handle in legend.legend_handles:
+        handle.set_alpha(1.0)
+        handle.set_rasterized(False)
+        handle.set_sizes([16])
+        handle.set_gid(None)
+    return tips
+
+
+def _density(figure: Figure, axes: Axes, predictions: Predictions, split: str) -> None:
+    rows = predictions.of(split)
+    colour = to_rgb(getattr(LIGHT, split))
+    ramp = LinearSegmentedColormap.from_list(split, [(*colour, 0.16), (*colour, 1.0)])
+    low, high = _limits(predictions)
+    image = axes.hexbin(
+        predictions.reference[rows],
+        predictions.predicted[rows],
+        gridsize=70,
+        extent=(low, high, low, high),
+        mincnt=1,
+        cmap=ramp,
+        norm=LogNorm(vmin=1),
+        linewidths=0,
+        rasterized=True,
+        zorder=2,
+    )
+    if image.norm.vmax is None or image.norm.vmax <= 1:
+        image.set_norm(LogNorm(vmin=1, vmax=2))
+    bar = figure.colorbar(image, ax=axes, shrink=0.75, pad=0.02, aspect=28)
+    bar.set_label("structures in a cell")
+    bar.outline.set_visible(False)
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+    bar.ax.yaxis.set_minor_locator(NullLocator())
+    axes.set_title(_split_label(predictions, split), loc="left", color=LIGHT.ink)
+
+
+def _finish_parity(axes: Axes, predictions: Predictions) -> None:
+    low, high = _limits(predictions)
+    axes.plot([low, high], [low, high], color=LIGHT.muted, linewidth=0.8, zorder=1.5)
+    axes.set_xlim(low, high)
+    axes.set_ylim(low, high)
+    axes.set_aspect("equal", adjustable="box")
+    axes.set_xlabel(_with_unit(f"reference {predictions.target}", predictions.unit))
+    axes.set_ylabel(_with_unit(f"predicted {predictions.target}", predictions.unit))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=6))
+
+
+def _limits(predictions: Predictions) -> tuple[float, float]:
+    values = np.concatenate([predictions.reference, predictions.predicted])
+    low, high = float(values.min()), float(values.max())
+    margin = 0.04 * (high - low) or abs(high) * 0.05 or 1.0
+    return low - margin, high + margin
+
+
+def _reach(errors: np.ndarray) -> float:
+    """Half-width of the histogram: all errors, unless a few outliers would squeeze the rest."""
+    sizes = np.abs(errors)
+    largest, most = float(sizes.max()), float(np.quantile(sizes, 0.99))
+    reach = largest if largest <= 2.5 * most or most == 0 else 1.3 * most
+    return reach * 1.001 or 1.0
+
+
+def _split_label(predictions: Predictions, split: str) -> str:
+    mae = with_unit(number(predictions.mae(split)), predictions.unit)
+    return f"{SPLIT_NAMES[split]} ({number(int(predictions.of(split).sum()))}), MAE {mae}"
+
+
+def _tip(predictions: Predictions, row: int) -> str:
+    name = " ".join(filter(None, (predictions.formula[row], predictions.id[row])))
+    reference, predicted = (number(v[row], 4) for v in (predictions.reference, predictions.predicted))
+    return f"{name}: {with_unit(predicted, predictions.unit)}, reference {reference}"
+
+
+# --- timing and graphs ------------------------------------------------------------------------
+
+
+@style()
+def stage_figure(timings: Sequence[StageTiming]) -> Figure:
+    """Seconds of all jobs by stage, in the order of the pipeline from top to bottom."""
+    figure, axes = _figure(max(1.3, 0.65 + 0.3 * len(timings)))
+    unit, scale = _time_unit(max(t.seconds for t in timings))
+    places = np.arange(len(timings))[::-1]
+    values = np.array([t.seconds / scale for t in timings])
+    axes.barh(places, values, height=0.62, color=LIGHT.test)
+    for place, value, timing in zip(places, values, timings, strict=True):
+        axes.annotate(
+            f"{number(float(value))} {unit}, {plural(timing.jobs, 'job')}",
+            (value, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7.5,
+            color=LIGHT.muted,
+        )
+    axes.set_yticks(places, [t.stage for t in timings])
+    axes.tick_params(axis="y", length=0, labelcolor=LIGHT.ink)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlim(0, max(values.max() * 1.42, 1e-9))
+    axes.set_xlabel(f"time of all jobs ({unit})")
+    axes.set_ylabel("stage")
+    return figure
+
+
+@style()
+def epoch_time_figure(course: Course, parts: Mapping[str, np.ndarray]) -> Figure:
+    """Where the time of an epoch goes: stacked seconds of each part over the course.
+
+    Args:
+        course: the horizontal axis.
+        parts: data, forward, backward, optimizer to [points] seconds.
+    """
+    figure, axes = _figure()
+    stacked = [np.nan_to_num(values) for values in parts.values()]
+    unit, scale = _time_unit(float(np.sum(stacked, axis=0).max()))
+    axes.stackplot(
+        course.x,
+        *[values / scale for values in stacked],
+        labels=list(parts),
+        colors=[_PARTS[part] for part in parts],
+        linewidth=0,
+        step="mid",
+    )
+    axes.set_ylabel(f"time of an epoch ({unit})")
+    axes.set_xlim(course.x.min() - 0.5, course.x.max() + 0.5)
+    axes.set_ylim(bottom=0, top=axes.get_ylim()[1] * 1.18)
+    _finish_course(axes, Course(course.x, course.x_label, None))
+    axes.legend(loc="upper right", ncols=4, handlelength=1, columnspacing=1.2)
+    return figure
+
+
+@style()
+def neighbor_figure(statistics: GraphStatistics) -> Figure:
+    """How many neighbours atoms have."""
+    figure, axes = _figure(HEIGHT * 0.8)
+    neighbors = np.array([pair[0] for pair in statistics.neighbors])
+    counts = np.array([pair[1] for pair in statistics.neighbors])
+    axes.bar(neighbors, 100 * counts / counts.sum(), width=0.9, color=LIGHT.test)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("neighbours of an atom")
+    axes.set_ylabel("atoms (%)")
+    return figure
+
+
+# --- shared -----------------------------------------------------------------------------------
+
+
+def _figure(height: float = HEIGHT) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _log_scale(axes: Axes, which: str) -> None:
+    getattr(axes, f"set_{which}scale")("log")
+    axis = getattr(axes, f"{which}axis")
+    low, high = axis.get_data_interval()
+    close = high / low < 30
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if close else (1,), numticks=12))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(_power))
+
+
+def _power(value: float, _: object = None) -> str:
+    exponent = math.log10(value) if value > 0 else 0.5
+    if -4 <= exponent <= 4:
+        return fixed(value, max(0, -math.floor(exponent + 1e-9)))
+    whole = round(exponent)
+    return ten_to(whole) if abs(exponent - whole) < 1e-9 else number(value, 1)
+
+
+def _time_unit(seconds: float) -> tuple[str, float]:
+    if seconds < 1:
+        return "ms", 1e-3
+    if seconds < 300:
+        return "s", 1.0
+    return ("min", 60.0) if seconds < 3 * 3600 else ("h", 3600.0)
+
+
+def _with_unit(label: str, unit: str) -> str:
+    return f"{label} ({unit})" if unit else label
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

@@ -1,0 +1,131 @@
+"""Numbers as people read them: sensible digits, thousands separators, units, honest blanks.
+
+It knows nothing of what the numbers mean; the rest of the report never formats one by itself.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import datetime
+
+NONE = "\u2013"
+"""What stands where a value is absent or not a number."""
+MINUS = "\u2212"
+_SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+_SECONDS_A_MINUTE, _SECONDS_AN_HOUR, _SECONDS_A_DAY = 60, 3600, 86400
+
+
+def finite(value: object) -> float | None:
+    """The value as a float, or None if it is absent, no number, or not finite."""
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        result = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return result if math.isfinite(result) else None
+
+
+def number(value: object, digits: int = 3) -> str:
+    """`value` to `digits` significant digits, never dropping digits before the point.
+
+    Whole numbers given as int keep all their digits; below 1e-4 and from 1e7 powers of ten are used.
+    """
+    found = finite(value)
+    if found is None:
+        return NONE
+    if isinstance(value, int) or (found.is_integer() and not isinstance(value, float)):
+        return f"{int(found):,}".replace("-", MINUS)
+    if found == 0:
+        return "0"
+    mantissa, exponent = f"{found:.{digits - 1}e}".split("e")
+    power = int(exponent)
+    if power < -4 or power >= 7:
+        return f"{mantissa} × {ten_to(power)}".replace("-", MINUS)
+    return fixed(found, max(0, digits - 1 - power))
+
+
+def ten_to(power: int) -> str:
+    """10 with a superscript, in plain characters."""
+    return "10" + str(power).translate(_SUPERSCRIPTS)
+
+
+def fixed(value: object, decimals: int, *, sign: bool = False) -> str:
+    """`value` with so many decimals; with `sign`, positive values carry a plus."""
+    found = finite(value)
+    if found is None:
+        return NONE
+    text = f"{found:{'+' if sign else ''},.{decimals}f}"
+    return re.sub(r"^-(?=[0.,]*$)", "", text).replace("-", MINUS)
+
+
+def decimals_for(scale: object, digits: int = 3) -> int:
+    """Decimals that show `scale` to `digits` significant digits (between 0 and 8)."""
+    found = finite(scale)
+    if not found:
+        return digits
+    return min(8, max(0, digits - 1 - math.floor(math.log10(abs(found)))))
+
+
+def with_unit(text: str, unit: str) -> str:
+    """A formatted number and its unit; a blank stays without one."""
+    return f"{text} {unit}" if unit and text != NONE else text
+
+
+def percent(share: object) -> str:
+    """A share (0 to 1) as a percentage."""
+    found = finite(share)
+    if found is None:
+        return NONE
+    value = 100 * found
+    if value == 0 or abs(value) >= 9.95:
+        return f"{value:.0f} %"
+    return f"{number(value, 2)} %"
+
+
+def duration(seconds: object) -> str:
+    """Seconds as ms, s, min, h or days."""
+    found = finite(seconds)
+    if found is None:
+        return NONE
+    if found < 0.9995:
+        return f"{number(1000 * found, 2)} ms" if found else "0 s"
+    if found < 59.95:
+        return f"{found:.1f} s"
+    total = round(found)
+    if total < _SECONDS_AN_HOUR:
+        return f"{total // _SECONDS_A_MINUTE} min {total % _SECONDS_A_MINUTE:02d} s"
+    if total < _SECONDS_A_DAY:
+        minutes = total % _SECONDS_AN_HOUR // _SECONDS_A_MINUTE
+        return f"{total // _SECONDS_AN_HOUR} h {minutes:02d} min"
+    return f"{total // _SECONDS_A_DAY} d {total % _SECONDS_A_DAY // _SECONDS_AN_HOUR:02d} h"
+
+
+def byte_size(count: object) -> str:
+    """Bytes as kB, MB, GB or TB (decimal)."""
+    found = finite(count)
+    if found is None:
+        return NONE
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(found) < 999.5:
+            return f"{found:.0f} {unit}" if unit == "B" else f"{number(found)} {unit}"
+        found /= 1000
+    return f"{number(found)} TB"
+
+
+def moment(iso: object) -> str:
+    """An ISO time as `2026-11-20 14:03 UTC`; text that is no ISO time stays as it is."""
+    if not isinstance(iso, str) or not iso:
+        return NONE
+    try:
+        time = datetime.fromisoformat(iso)
+    except ValueError:
+        return iso
+    zone = time.strftime("%Z")
+    return time.strftime("%Y-%m-%d %H:%M") + (f" {zone}" if zone else "")
+
+
+def plural(count: int, singular: str, many: str = "") -> str:
+    """`1 record`, `2 records`."""
+    return f"{number(int(count))} {singular if count == 1 else many or singular + 's'}"

@@ -1,0 +1,706 @@
+"""Puts the report together: reads what there is, decides what to say, fills the page.
+
+The page is one file without scripts, and asks the network for nothing. What is absent is named where
+it would have stood. All text from files reaches the page through autoescape; markup is made only
+here (formulas) and in `figures` (drawings).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from atomloom.files import write_atomically
+from atomloom.reports import figures, formats, tables
+from atomloom.reports.figures import SPLIT_NAMES, Course
+from atomloom.reports.formats import NONE, number, plural, with_unit
+from atomloom.reports.tables import (
+    POSITIONS,
+    RELIABLE,
+    SPLITS,
+    ElementError,
+    Predictions,
+    Quarantine,
+    ReportInputs,
+    RunCard,
+    Score,
+    WorstPrediction,
+)
+
+MODEL_NAMES = {
+    "icomformer": "iComFormer",
+    "ecomformer": "eComFormer",
+    "alignn": "ALIGNN",
+    "painn": "PaiNN",
+    "chebyshev": "Chebyshev network",
+}
+FIGURED_TARGETS = 8
+"""Targets with figures of their own; more would make a page nobody scrolls through."""
+QUARANTINE_ROWS = 50
+WORST = 10
+FEW_TEST_STRUCTURES = 50
+MAE_TOLERANCE = 0.01
+"""Relative difference between the MAE of the metrics and of the predictions that is pointed out."""
+TIMES = ("data", "forward", "backward", "optimizer")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One key number."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure in the page."""
+
+    svg: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class ElementCell:
+    """An element in the periodic table; without `error` it is in no judged structure."""
+
+    symbol: str
+    row: int
+    column: int
+    error: ElementError | None
+    heat: float
+    """0 (least MAE) to 1 (largest)."""
+    tip: str
+
+
+@dataclass(frozen=True)
+class ElementTable:
+    """Errors by element."""
+
+    cells: tuple[ElementCell, ...]
+    ranked: tuple[ElementError, ...]
+    low: float
+    high: float
+    rare: int
+    """Elements in fewer than RELIABLE structures."""
+
+
+@dataclass(frozen=True)
+class TargetPart:
+    """Everything the page shows of one target's predictions."""
+
+    target: str
+    unit: str
+    decimals: int
+    split: str
+    count: int
+    mae: float
+    parity: tuple[Drawing, ...]
+    errors: Drawing
+    elements: ElementTable | None
+    worst: tuple[WorstPrediction, ...]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of the bar that shows where the records went."""
+
+    name: str
+    label: str
+    count: int
+    share: float
+
+
+def write_report(paths: ReportInputs, output: Path) -> Path:
+    """Write the report of a run as one self-contained HTML file, and return its path.
+
+    The same files give the same bytes.
+
+    Raises:
+        AtomloomError: when the run card, the metrics or the predictions are missing, or any file
+            that is there is damaged.
+    """
+    output = Path(output)
+    page = render_report(paths, output.parent)
+    write_atomically(output, lambda path: path.write_text(page, encoding="utf-8"))
+    return output
+
+
+def render_report(paths: ReportInputs, folder: Path) -> str:
+    """The report as text, with links that hold from `folder`."""
+    card = tables.read_run_card(paths.run)
+    scores = tables.read_scores(paths.metrics, card)
+    frame = tables.read_frame(paths.predictions)
+    targets = tuple(dict.fromkeys([*card.targets, *(score.target for score in scores)]))
+    predictions = {
+        target: found
+        for target in targets
+        if (found := tables.predictions_of(frame, target, card.unit(target))) is not None
+    }
+    history, history_note = _optional_frame(paths.history, "history", "history.csv")
+    quarantine = (
+        tables.read_quarantine(paths.quarantine)
+        if paths.quarantine is not None and paths.quarantine.is_file()
+        else None
+    )
+    timings = (
+        tables.read_timings(paths.timings)
+        if paths.timings is not None and paths.timings.is_dir()
+        else ()
+    )
+    graphs = (
+        tables.read_graph_statistics(paths.graphs)
+        if paths.graphs is not None and paths.graphs.is_file()
+        else None
+    )
+    shown = [predictions[t] for t in targets if t in predictions and len(predictions[t])]
+    judged = _judged_scores(scores, targets)
+    course = _course(card, history)
+    learning = _learning(card, history, course, targets)
+    epoch_times = _epoch_times(history, course)
+    return _environment().get_template("report.html.j2").render(
+        title=f"{_model_name(card)} on {_dataset_name(card)}",
+        summary=_summary(card, judged),
+        meta=_meta(card),
+        tiles=_tiles(card, judged, predictions, course),
+        remarks=_remarks(card, scores, frame, targets, predictions, quarantine, history),
+        scores=scores,
+        decimals={
+            target: formats.decimals_for(min(maes))
+            for target in targets
+            if (maes := [s.mae for s in scores if s.target == target and s.mae])
+        },
+        facts=_facts(card),
+        config=_yaml(card.section("config")),
+        environment=_rows(card.section("environment")),
+        determinism=_rows(card.section("determinism")),
+        segments=_segments(card),
+        dataset=card.section("dataset"),
+        quarantine=quarantine,
+        quarantine_rows=QUARANTINE_ROWS,
+        quarantine_link=_link(paths.quarantine, folder),
+        graphs=graphs,
+        graph_facts=_graph_facts(graphs),
+        neighbors=_neighbors(graphs),
+        learning=learning,
+        history_note=history_note,
+        parts=[_target_part(place, found) for place, found in enumerate(shown[:FIGURED_TARGETS])],
+        unfigured=[p.target for p in shown[FIGURED_TARGETS:]],
+        unpredicted=[t for t in targets if not (t in predictions and len(predictions[t]))],
+        timings=timings,
+        timing_figure=_timing_figure(timings),
+        epoch_times=epoch_times,
+        keys=_rows(card.section("keys")) or _rows({"run": card.text("run_key")}),
+        commit=card.text("code", "commit"),
+        dirty=card.value("code", "dirty") is True,
+        command=_command(card),
+        light=asdict(figures.LIGHT),
+        dark=asdict(figures.DARK),
+        split_names=SPLIT_NAMES,
+        reliable=RELIABLE,
+    )
+
+
+# --- head -------------------------------------------------------------------------------------
+
+
+def _judged_scores(scores: tuple[Score, ...], targets: tuple[str, ...]) -> tuple[Score, ...]:
+    """One score a target: on test, or on the best substitute that has an MAE."""
+    found = []
+    for target in targets:
+        by_split = {s.split: s for s in scores if s.target == target and s.mae is not None}
+        split = next((split for split in reversed(SPLITS) if split in by_split), None)
+        if split is not None:
+            found.append(by_split[split])
+    return tuple(found)
+
+
+def _summary(card: RunCard, judged: tuple[Score, ...]) -> str:
+    """One sentence: which model on which data reached what."""
+    head = f"{_model_name(card)} on {_dataset_name(card)}"
+    if not judged:
+        return f"{head}: no errors are known, the metrics are empty"
+    parts = []
+    for score in judged[:4]:
+        name = f" of {score.target}" if len(judged) > 1 else ""
+        parts.append(f"{score.split} MAE{name} {with_unit(number(score.mae), score.unit)}")
+    if len(judged) > 4:
+        parts.append(f"and {len(judged) - 4} more targets")
+    text = f"{head}: {', '.join(parts)}"
+    counts = {score.count for score in judged}
+    if len(counts) == 1 and (count := counts.pop()) is not None:
+        text += f" over {plural(count, 'structure')}"
+    if len(judged) == 1 and judged[0].mad is not None:
+        text += f" (mean absolute deviation {number(judged[0].mad)})"
+    return text
+
+
+def _tiles(
+    card: RunCard,
+    judged: tuple[Score, ...],
+    predictions: Mapping[str, Predictions],
+    course: Course | None,
+) -> list[Tile]:
+    tiles = []
+    for score in judged[:4]:
+        suffix = f", {score.target}" if len(judged) > 1 else ""
+        found = predictions.get(score.target)
+        uncertainty = found.mae_uncertainty(score.split) if found is not None else None
+        note = f"± {number(uncertainty, 2)} standard error" if uncertainty else ""
+        tiles.append(
+            Tile(f"{score.split} MAE{suffix}", with_unit(number(score.mae), score.unit), note)
+        )
+    if len(judged) == 1:
+        score = judged[0]
+        if score.rmse is not None:
+            largest = with_unit(number(score.max_error), score.unit)
+            tiles.append(
+                Tile(
+                    f"{score.split} RMSE",
+                    with_unit(number(score.rmse), score.unit),
+                    f"largest error {largest}" if score.max_error is not None else "",
+                )
+            )
+        if score.r2 is not None:
+            tiles.append(Tile(f"{score.split} R²", formats.fixed(score.r2, 3)))
+        if score.share_of_mad is not None:
+            tiles.append(
+                Tile("of guessing the mean", formats.percent(score.share_of_mad), "MAE over MAD")
+            )
+    if (used := card.value("dataset", "used")) is not None:
+        train = formats.finite(card.value("dataset", "train"))
+        note = f"{number(int(train))} to train on" if train is not None else ""
+        tiles.append(Tile("structures", _count(used), note))
+    if (parameters := card.value("model", "parameters")) is not None:
+        tiles.append(Tile("parameters", _count(parameters)))
+    if (epochs := card.value("epochs_run")) is not None:
+        note = f"best: {course.best:,.0f}" if course and course.best is not None else ""
+        tiles.append(Tile("epochs", _count(epochs), note))
+    if (seconds := card.value("seconds")) is not None:
+        device = card.text("environment", "device")
+        tiles.append(Tile("training time", formats.duration(seconds), f"on {device}" if device else ""))
+    return tiles
+
+
+def _meta(card: RunCard) -> list[tuple[str, str]]:
+    rows = [
+        ("run", card.text("run_key") or card.text("keys", "run")),
+        ("finished", formats.moment(card.value("finished") or card.value("started"))),
+        ("atomloom", card.text("environment", "atomloom")),
+    ]
+    return [(name, value) for name, value in rows if value and value != NONE]
+
+
+def _remarks(
+    card: RunCard,
+    scores: tuple[Score, ...],
+    frame: pd.DataFrame,
+    targets: tuple[str, ...],
+    predictions: Mapping[str, Predictions],
+    quarantine: Quarantine | None,
+    history: pd.DataFrame | None,
+) -> list[str]:
+    """What a careful reader would want to be told before believing the numbers."""
+    remarks = []
+    if not any(score.split == "test" for score in scores):
+        remarks.append("There is no test split: the errors above are not those of unseen structures.")
+    counts = [s.count for s in scores if s.split == "test" and s.count is not None]
+    if counts and max(counts) < FEW_TEST_STRUCTURES:
+        remarks.append(
+            f"The test split holds only {plural(max(counts), 'structure')}: "
+            "mind the standard error of the MAE."
+        )
+    remarks += [
+        f"{score.split} MAE of {score.target} is no better than guessing the mean of the split."
+        for score in scores
+        if score.split != "train" and (score.share_of_mad or 0) >= 1
+    ]
+    for target in targets:
+        found = predictions.get(target)
+        if found is None:
+            continue
+        if found.incomplete:
+            remarks.append(
+                f"{plural(found.incomplete, 'structure')} without a finite reference or prediction "
+                f"of {target}: left out of figures and tables."
+            )
+        for score in scores:
+            mae = found.mae(score.split) if score.target == target else None
+            if mae is None or score.mae is None:
+                continue
+            if abs(mae - score.mae) > MAE_TOLERANCE * max(mae, score.mae):
+                remarks.append(
+                    f"The metrics give a {score.split} MAE of {target} of {number(score.mae)}, the "
+                    f"predictions {number(mae)}: the two files do not belong together."
+                )
+    if unknown := tables.strangers(frame):
+        remarks.append(
+            f"{plural(unknown, 'row')} of the predictions belong to no split of train, val and test, "
+            "and are not shown."
+        )
+    refused = formats.finite(card.value("dataset", "quarantined"))
+    if refused is None and quarantine is not None:
+        refused = len(quarantine.rows)
+    if refused:
+        records = formats.finite(card.value("dataset", "records"))
+        share = f" ({formats.percent(refused / records)} of all)" if records else ""
+        remarks.append(f"{plural(int(refused), 'record')}{share} went to quarantine.")
+    best, run = formats.finite(card.value("best_epoch")), formats.finite(card.value("epochs_run"))
+    limit = formats.finite(card.value("config", "training", "epochs"))
+    last = None
+    if history is not None and (epochs := tables.numeric(history, "epoch")) is not None:
+        last = float(np.nanmax(epochs))  # counts from 0 or 1, as best_epoch does
+    if best is not None and run and run > 1 and best == last and (limit is None or run >= limit):
+        remarks.append("The best epoch was the last one: training longer may still help.")
+    if card.value("code", "dirty") is True:
+        remarks.append("The code had changes that were not committed: the commit alone is not it.")
+    return remarks
+
+
+# --- what was run -----------------------------------------------------------------------------
+
+
+def _facts(card: RunCard) -> list[tuple[str, str]]:
+    config = card.section("config")
+    training = config.get("training")
+    training = training if isinstance(training, Mapping) else {}
+    targets = ", ".join(
+        f"{target} ({card.unit(target)})" if card.unit(target) else target
+        for target in card.targets
+    )
+    schedule = ", ".join(
+        f"{training[name]}" for name in ("optimizer", "scheduler") if name in training
+    )
+    rows: list[tuple[str, Any]] = [
+        ("data set", card.text("dataset", "name")),
+        ("target", targets),
+        ("model", _model_name(card) if card.text("model", "name") else ""),
+        ("parameters", _count(card.value("model", "parameters"))),
+        ("loss", training.get("loss")),
+        ("optimiser", schedule),
+        ("learning rate", _count(training.get("learning_rate"))),
+        ("precision", training.get("precision")),
+        ("seed", training.get("seed")),
+        ("epochs run", _count(card.value("epochs_run"))),
+        ("best epoch", _count(card.value("best_epoch"))),
+        ("started", formats.moment(card.value("started"))),
+        ("finished", formats.moment(card.value("finished"))),
+        ("training time", formats.duration(card.value("seconds"))),
+        ("device", card.text("environment", "device")),
+        ("processor", card.text("environment", "cpu")),
+        ("commit", card.text("code", "commit")),
+    ]
+    return [(name, str(v)) for name, v in rows if v is not None and str(v) not in ("", NONE)]
+
+
+def _rows(section: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Entries of a mapping as text, nested ones with dotted names; absent values left out."""
+    rows = []
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            rows += [(f"{name}.{inner}", text) for inner, text in _rows(value)]
+        elif isinstance(value, list):
+            rows.append((str(name), ", ".join(map(str, value))))
+        elif isinstance(value, bool):
+            rows.append((str(name), "yes" if value else "no"))
+        elif value is not None and value != "":
+            rows.append((str(name), str(value)))
+    return rows
+
+
+def _yaml(config: Mapping[str, Any]) -> str:
+    if not config:
+        return ""
+    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=90).rstrip()
+
+
+def _command(card: RunCard) -> str:
+    threads = formats.finite(card.value("environment", "threads"))
+    cores = int(threads) if threads else "all"
+    return shlex.join(["snakemake", "--cores", str(cores), "--configfile", "config.yaml"])
+
+
+# --- data -------------------------------------------------------------------------------------
+
+
+def _segments(card: RunCard) -> list[Segment]:
+    """Where the records went: splits, quarantine, and what is in none of these."""
+    dataset = card.section("dataset")
+    counts = {name: formats.finite(dataset.get(name)) for name in (*SPLITS, "quarantined")}
+    known = {name: int(count) for name, count in counts.items() if count}
+    records = formats.finite(dataset.get("records"))
+    rest = int(records) - sum(known.values()) if records else 0
+    if rest > 0:
+        known["unused"] = rest
+    total = sum(known.values())
+    labels = {**SPLIT_NAMES, "quarantined": "in quarantine", "unused": "not used"}
+    return [Segment(n, labels[n], c, c / total) for n, c in known.items()]
+
+
+def _graph_facts(graphs: tables.GraphStatistics | None) -> list[tuple[str, str]]:
+    if graphs is None:
+        return []
+    rows = [
+        ("graphs", _count(graphs.structures)),
+        ("atoms", _count(graphs.atoms)),
+        ("edges", _count(graphs.edges)),
+        ("on disk", formats.byte_size(graphs.bytes)),
+    ]
+    if graphs.structures:
+        if graphs.atoms is not None:
+            rows.append(("atoms a structure", number(graphs.atoms / graphs.structures)))
+        if graphs.bytes is not None:
+            rows.append(("on disk a structure", formats.byte_size(graphs.bytes / graphs.structures)))
+    if graphs.atoms and graphs.edges is not None:
+        rows.append(("edges an atom", number(graphs.edges / graphs.atoms)))
+    return [(name, value) for name, value in rows if value != NONE]
+
+
+def _neighbors(graphs: tables.GraphStatistics | None) -> Drawing | None:
+    if graphs is None or not graphs.neighbors:
+        return None
+    figure = figures.neighbor_figure(graphs)
+    least, most = graphs.neighbors[0][0], graphs.neighbors[-1][0]
+    caption = f"Neighbours an atom has in the graphs: {least} to {most}."
+    return _drawing(figure, "neighbors", caption)
+
+
+# --- learning ---------------------------------------------------------------------------------
+
+
+def _course(card: RunCard, history: pd.DataFrame | None) -> Course | None:
+    if history is None or not len(history):
+        return None
+    best = formats.finite(card.value("best_epoch"))
+    epoch, step = tables.numeric(history, "epoch"), tables.numeric(history, "step")
+    if epoch is not None and (len(np.unique(epoch)) == len(epoch) or step is None):
+        return Course(epoch, "epoch", best)
+    if step is not None:
+        return Course(step, "step", None)
+    return Course(np.arange(1, len(history) + 1, dtype=np.float64), "row of the history", None)
+
+
+def _learning(
+    card: RunCard, history: pd.DataFrame | None, course: Course | None, targets: tuple[str, ...]
+) -> list[Drawing]:
+    if history is None or course is None:
+        return []
+    drawings = []
+    losses = {
+        split: values
+        for split in ("train", "val")
+        if (values := tables.numeric(history, f"{split}_loss")) is not None
+    }
+    if losses:
+        kind = card.text("config", "training", "loss")
+        label = f"loss ({kind} of standardised target)" if kind else "loss"
+        last = ", ".join(
+            f"{SPLIT_NAMES[s]} {number(_last(values))}" for s, values in losses.items()
+        )
+        caption = f"Loss over training. At the end: {last}."
+        drawings.append(_drawing(figures.loss_figure(course, losses, label), "loss", caption))
+    errors = {
+        target: values
+        for target in targets
+        if (values := tables.numeric(history, f"val_mae_{target}")) is not None
+    }
+    alone = tables.numeric(history, "val_mae")
+    if not errors and alone is not None:
+        errors = {targets[0] if len(targets) == 1 else "all targets": alone}
+    units = {name: card.unit(name) if name in targets else "" for name in errors}
+    for place, unit in enumerate(dict.fromkeys(units.values())):
+        group = {name: values for name, values in errors.items() if units[name] == unit}
+        least = ", ".join(
+            f"{name} {with_unit(number(float(np.nanmin(values))), unit)}"
+            for name, values in group.items()
+        )
+        caption = f"Mean absolute error on the validation split. Least: {least}."
+        figure = figures.validation_figure(course, group, unit)
+        drawings.append(_drawing(figure, f"validation-{place}", caption))
+    if (rate := tables.numeric(history, "learning_rate")) is not None:
+        caption = f"Learning rate; its peak is {number(float(np.nanmax(rate)))}."
+        drawings.append(_drawing(figures.learning_rate_figure(course, rate), "rate", caption))
+    return drawings
+
+
+def _epoch_times(history: pd.DataFrame | None, course: Course | None) -> Drawing | None:
+    if history is None or course is None or len(history) < 2:
+        return None
+    parts = {
+        part: values
+        for part in TIMES
+        if (values := tables.numeric(history, f"{part}_seconds")) is not None
+    }
+    if not parts or not all(np.isfinite(course.x)):
+        return None
+    totals = {part: float(np.nansum(values)) for part, values in parts.items()}
+    whole = sum(totals.values())
+    if whole <= 0:
+        return None
+    shares = ", ".join(f"{part} {formats.percent(t / whole)}" for part, t in totals.items())
+    caption = f"Where the time of an epoch goes. Over all epochs: {shares}."
+    return _drawing(figures.epoch_time_figure(course, parts), "epoch-times", caption)
+
+
+# --- predictions ------------------------------------------------------------------------------
+
+
+def _target_part(place: int, predictions: Predictions) -> TargetPart:
+    split = predictions.judged_split
+    assert split is not None  # predictions without rows are not shown
+    errors = predictions.error[predictions.of(split)]
+    mae = float(np.abs(errors).mean())
+    parity = []
+    for panel, (what, figure, tips) in enumerate(figures.parity_figures(predictions)):
+        caption = f"Predicted against reference {predictions.target}, {what}."
+        if any(tips.values()):
+            caption += " Point at a structure to see its name."
+        parity.append(_drawing(figure, f"parity-{place}-{panel}", caption, tips))
+    figure, reach, beyond = figures.error_figure(predictions)
+    bias = with_unit(formats.fixed(errors.mean(), formats.decimals_for(mae), sign=True), predictions.unit)
+    middle = with_unit(number(float(np.median(np.abs(errors)))), predictions.unit)
+    tail = with_unit(number(float(np.quantile(np.abs(errors), 0.95))), predictions.unit)
+    caption = (
+        f"Errors. On {SPLIT_NAMES[split]}: mean {bias}, half of them within {middle}, "
+        f"95 % within {tail}."
+    )
+    if beyond:
+        caption += f" {plural(beyond, 'structure')} beyond ± {number(reach)} not shown."
+    return TargetPart(
+        target=predictions.target,
+        unit=predictions.unit,
+        decimals=formats.decimals_for(mae),
+        split=split,
+        count=len(errors),
+        mae=mae,
+        parity=tuple(parity),
+        errors=_drawing(figure, f"errors-{place}", caption),
+        elements=_element_table(predictions, split),
+        worst=tables.worst_predictions(predictions, split, WORST),
+    )
+
+
+def _element_table(predictions: Predictions, split: str) -> ElementTable | None:
+    ranked = tables.element_errors(predictions, split)
+    if not ranked:
+        return None
+    reliable = [e for e in ranked if e.count >= RELIABLE] or list(ranked)
+    low, high = min(e.mae for e in reliable), max(e.mae for e in reliable)
+    by_symbol = {e.symbol: e for e in ranked}
+    cells = []
+    for symbol, (row, column) in POSITIONS.items():
+        error = by_symbol.get(symbol)
+        heat, tip = 0.0, f"{symbol}: in no structure of the split"
+        if error is not None:
+            heat = (error.mae - low) / (high - low) if high > low else 0.5
+            mae = with_unit(number(error.mae), predictions.unit)
+            tip = f"{symbol}: MAE {mae} over {plural(error.count, 'structure')}"
+        cells.append(ElementCell(symbol, row, column, error, min(1.0, max(0.0, heat)), tip))
+    return ElementTable(
+        cells=tuple(cells),
+        ranked=ranked,
+        low=low,
+        high=high,
+        rare=sum(e.count < RELIABLE for e in ranked),
+    )
+
+
+# --- timing -----------------------------------------------------------------------------------
+
+
+def _timing_figure(timings: tuple[tables.StageTiming, ...]) -> Drawing | None:
+    if not timings:
+        return None
+    total = sum(t.seconds for t in timings)
+    jobs = sum(t.jobs for t in timings)
+    caption = f"Time by stage: {formats.duration(total)} in {plural(jobs, 'job')}."
+    return _drawing(figures.stage_figure(timings), "stages", caption)
+
+
+# --- shared -----------------------------------------------------------------------------------
+
+
+def formula_markup(formula: str) -> Markup:
+    """A formula with its numbers as subscripts: Na2Cl becomes Na<sub>2</sub>Cl."""
+    parts = re.split(r"(?<=[A-Za-z)\]])(\d+(?:\.\d+)?)", formula)
+    return Markup("").join(
+        Markup("<sub>{}</sub>").format(part) if place % 2 else escape(part)
+        for place, part in enumerate(parts)
+    )
+
+
+def _drawing(figure: Any, name: str, caption: str, tips: Any = None) -> Drawing:
+    return Drawing(Markup(figures.inline_svg(figure, name, caption, tips)), caption)
+
+
+def _optional_frame(path: Path | None, what: str, file: str) -> tuple[pd.DataFrame | None, str]:
+    """A table that may be absent, and what to say if it is."""
+    if path is None or not path.is_file():
+        return None, f"no {what}: the run has no {file}"
+    frame = tables.read_frame(path)
+    return (frame, "") if len(frame) else (None, f"no {what}: {file} has no rows")
+
+
+def _link(path: Path | None, folder: Path) -> str:
+    if path is None:
+        return ""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:  # another drive on Windows
+        return path.as_posix()
+
+
+def _last(values: np.ndarray) -> float:
+    return float(values[np.isfinite(values)][-1])
+
+
+def _count(value: Any) -> str:
+    found = formats.finite(value)
+    if found is None:
+        return NONE
+    return number(int(found)) if found.is_integer() else number(found)
+
+
+def _model_name(card: RunCard) -> str:
+    name = card.text("model", "name")
+    return MODEL_NAMES.get(name.lower(), name) or "a model"
+
+
+def _dataset_name(card: RunCard) -> str:
+    return card.text("dataset", "name") or "an unnamed data set"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "fixed": formats.fixed,
+        "count": _count,
+        "percent": formats.percent,
+        "duration": formats.duration,
+        "memory": lambda mebibytes: formats.byte_size((formats.finite(mebibytes) or 0) * 2**20)
+        if formats.finite(mebibytes) is not None
+        else NONE,
+        "unit": with_unit,
+        "formula": formula_markup,
+    }
+    return environment
+

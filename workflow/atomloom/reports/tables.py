@@ -1,0 +1,504 @@
+"""What the report says in numbers: reads the files of a run and reduces them to small records.
+
+Every file but the run card, the metrics and the predictions may be absent, and every field of the
+run card may be; absent values stay None, and what was left out of a table is counted. It knows
+nothing of figures, HTML, models or Snakemake. N is the number of structures of one target.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from atomloom.errors import AtomloomError
+from atomloom.files import read_json
+from atomloom.reports.formats import finite
+
+SPLITS = ("train", "val", "test")
+STAGES = ("plan", "convert", "graphs", "index", "split", "train", "evaluate", "predict", "report")
+"""Order of the stages in tables and figures; others follow by name."""
+RELIABLE = 5
+"""An element's error is ranked and coloured when at least this many structures contain it."""
+PERIODIC_TABLE = """
+H  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  He
+Li Be .  .  .  .  .  .  .  .  .  .  B  C  N  O  F  Ne
+Na Mg .  .  .  .  .  .  .  .  .  .  Al Si P  S  Cl Ar
+K  Ca Sc Ti V  Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr
+Rb Sr Y  Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I  Xe
+Cs Ba .  Hf Ta W  Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn
+Fr Ra .  Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og
+.  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .
+.  .  La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu .
+.  .  Ac Th Pa U  Np Pu Am Cm Bk Cf Es Fm Md No Lr .
+"""
+POSITIONS = {
+    symbol: (row, column)
+    for row, line in enumerate(PERIODIC_TABLE.strip().splitlines(), start=1)
+    for column, symbol in enumerate(line.split(), start=1)
+    if symbol != "."
+}
+"""Element symbol to (row, column), both from 1, of the usual 18-column periodic table."""
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """Files of a run that the report is made of."""
+
+    run: Path
+    """Run card, JSON."""
+    metrics: Path
+    """JSON {target: {split: {mae, rmse, r2, max_error, mad, count}}}."""
+    predictions: Path
+    """Parquet: id, split, TARGET, TARGET_predicted, formula, elements, n_atoms."""
+    history: Path | None = None
+    """CSV: epoch, step, learning_rate, train_loss, val_loss, val_mae, seconds of each part."""
+    quarantine: Path | None = None
+    """CSV: id, source, record, reason."""
+    timings: Path | None = None
+    """Folder of benchmark tables, STAGE/JOB.tsv with at least the columns s and max_rss (MiB)."""
+    graphs: Path | None = None
+    """Graph statistics, JSON: structures, atoms, edges, bytes."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Errors of one target on one split; None where the metrics do not say."""
+
+    target: str
+    unit: str
+    split: str
+    count: int | None
+    mae: float | None
+    rmse: float | None
+    r2: float | None
+    max_error: float | None
+    mad: float | None
+    """Mean absolute deviation of the reference values: the error of guessing their mean."""
+
+    @property
+    def share_of_mad(self) -> float | None:
+        """MAE as a share of what guessing the mean would give."""
+        return self.mae / self.mad if self.mae is not None and self.mad else None
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Reference and predicted values of one target, rows without both left out."""
+
+    target: str
+    unit: str
+    id: np.ndarray
+    """[N] str."""
+    split: np.ndarray
+    """[N] str, each of SPLITS."""
+    formula: np.ndarray
+    """[N] str, empty where unknown."""
+    elements: tuple[tuple[str, ...], ...]
+    """N tuples of different element symbols."""
+    n_atoms: np.ndarray
+    """[N] float64, NaN where unknown."""
+    reference: np.ndarray
+    """[N] float64, unit of the target."""
+    predicted: np.ndarray
+    """[N] float64, unit of the target."""
+    incomplete: int
+    """Rows left out because the reference or the prediction is not a finite number."""
+
+    def __len__(self) -> int:
+        return len(self.reference)
+
+    @property
+    def error(self) -> np.ndarray:
+        """[N] predicted minus reference."""
+        return self.predicted - self.reference
+
+    def of(self, split: str) -> np.ndarray:
+        """[N] bool: rows of this split."""
+        return self.split == split
+
+    def mae(self, split: str) -> float | None:
+        """Mean absolute error on a split; None if it is empty."""
+        errors = np.abs(self.error[self.of(split)])
+        return float(errors.mean()) if len(errors) else None
+
+    def mae_uncertainty(self, split: str) -> float | None:
+        """Standard error of the MAE over the structures of the split; None below two of them."""
+        errors = np.abs(self.error[self.of(split)])
+        return float(errors.std(ddof=1) / math.sqrt(len(errors))) if len(errors) > 1 else None
+
+    @property
+    def judged_split(self) -> str | None:
+        """The split errors are broken down on: test, or the best substitute that has rows."""
+        return next((split for split in reversed(SPLITS) if self.of(split).any()), None)
+
+
+@dataclass(frozen=True)
+class ElementError:
+    """Mean absolute error of the structures that contain an element."""
+
+    symbol: str
+    count: int
+    mae: float
+
+
+@dataclass(frozen=True)
+class WorstPrediction:
+    """One structure among those with the largest errors."""
+
+    id: str
+    formula: str
+    n_atoms: int | None
+    reference: float
+    predicted: float
+    error: float
+
+
+@dataclass(frozen=True)
+class StageTiming:
+    """Time and memory of all jobs of one stage."""
+
+    stage: str
+    jobs: int
+    seconds: float
+    """Of all jobs together."""
+    longest: float
+    """Seconds of the longest job."""
+    max_memory: float | None
+    """MiB, of the job that took most."""
+
+
+@dataclass(frozen=True)
+class QuarantinedRecord:
+    """One row of the quarantine table."""
+
+    id: str
+    source: str
+    record: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Quarantine:
+    """The quarantine table, with its reasons grouped."""
+
+    rows: tuple[QuarantinedRecord, ...]
+    kinds: tuple[tuple[str, int], ...]
+    """(reason without its numbers and names, how many), most frequent first."""
+
+
+@dataclass(frozen=True)
+class GraphStatistics:
+    """What the graph index says; None where it does not."""
+
+    structures: float | None
+    atoms: float | None
+    edges: float | None
+    bytes: float | None
+    neighbors: tuple[tuple[int, float], ...]
+    """(neighbours, atoms with so many), ascending; empty where the index has no histogram."""
+
+
+@dataclass(frozen=True)
+class RunCard:
+    """The run card as read: any field may be absent, none is trusted to have the right type."""
+
+    content: Mapping[str, Any]
+
+    def section(self, *path: str) -> Mapping[str, Any]:
+        """A mapping inside the card; empty if absent."""
+        found = self.value(*path)
+        return found if isinstance(found, Mapping) else {}
+
+    def value(self, *path: str) -> Any:
+        """A value inside the card; None if absent."""
+        found: Any = self.content
+        for part in path:
+            found = found.get(part) if isinstance(found, Mapping) else None
+        return found
+
+    def text(self, *path: str) -> str:
+        """A value as text; empty if absent."""
+        found = self.value(*path)
+        return "" if found is None or isinstance(found, (Mapping, list)) else str(found)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the targets; a single name may stand bare."""
+        found = self.value("target")
+        names = [found] if isinstance(found, str) else found
+        return tuple(str(name) for name in names) if isinstance(names, list) else ()
+
+    def unit(self, target: str) -> str:
+        """Unit of a target: one for all, or one each by name or in the order of the targets."""
+        found = self.value("unit")
+        if isinstance(found, Mapping):
+            found = found.get(target)
+        elif isinstance(found, list):
+            found = dict(zip(self.targets, found, strict=False)).get(target)
+        return str(found) if found else ""
+
+
+def read_run_card(path: Path) -> RunCard:
+    """Read `run.json`.
+
+    Raises:
+        AtomloomError: when the file is missing, damaged or no JSON object.
+    """
+    return RunCard(_json_object(path))
+
+
+def read_scores(path: Path, card: RunCard) -> tuple[Score, ...]:
+    """Scores of `metrics.json` in the order of its targets, splits in the order of SPLITS.
+
+    Raises:
+        AtomloomError: when the file is missing, damaged or no JSON object.
+    """
+    scores = []
+    for target, splits in _json_object(path).items():
+        for split in SPLITS:
+            values = splits.get(split) if isinstance(splits, Mapping) else None
+            if not isinstance(values, Mapping):
+                continue
+            named = {
+                name: finite(values.get(name)) for name in ("mae", "rmse", "r2", "max_error", "mad")
+            }
+            count = finite(values.get("count"))
+            if count == 0 or (count is None and not any(v is not None for v in named.values())):
+                continue
+            scores.append(
+                Score(
+                    target=str(target),
+                    unit=card.unit(str(target)),
+                    split=split,
+                    count=None if count is None else int(count),
+                    **named,
+                )
+            )
+    return tuple(scores)
+
+
+def read_frame(path: Path, *, as_text: bool = False) -> pd.DataFrame:
+    """Read a parquet or CSV table; `as_text` keeps every cell of a CSV as it is written.
+
+    Raises:
+        AtomloomError: when the file is missing or damaged.
+    """
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path, engine="pyarrow")
+        return pd.read_csv(path, dtype=str, keep_default_na=False) if as_text else pd.read_csv(path)
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+    except FileNotFoundError:
+        raise AtomloomError("does not exist", where=path, todo="run the stage again") from None
+    except (OSError, ValueError) as error:
+        raise AtomloomError(
+            f"cannot be read as a table: {error}", where=path, todo="remove it and run again"
+        ) from None
+
+
+def predictions_of(frame: pd.DataFrame, target: str, unit: str = "") -> Predictions | None:
+    """The rows of one target, or None if the table has no such columns.
+
+    Rows whose split is not train, val or test are left out here; `strangers` counts them.
+
+    Raises:
+        AtomloomError: when the table has no column `split`.
+    """
+    if target not in frame or f"{target}_predicted" not in frame:
+        return None
+    if "split" not in frame:
+        raise AtomloomError("the predictions have no column `split`", todo="evaluate the run again")
+    known = frame[frame["split"].isin(SPLITS)]
+    reference = pd.to_numeric(known[target], errors="coerce").to_numpy(np.float64)
+    predicted = pd.to_numeric(known[f"{target}_predicted"], errors="coerce").to_numpy(np.float64)
+    complete = np.isfinite(reference) & np.isfinite(predicted)
+    rows = known[complete]
+    formula = _texts(rows, "formula")
+    return Predictions(
+        target=target,
+        unit=unit,
+        id=_texts(rows, "id"),
+        split=_texts(rows, "split"),
+        formula=formula,
+        elements=_elements(rows, formula),
+        n_atoms=(
+            pd.to_numeric(rows["n_atoms"], errors="coerce").to_numpy(np.float64)
+            if "n_atoms" in rows
+            else np.full(len(rows), np.nan)
+        ),
+        reference=reference[complete],
+        predicted=predicted[complete],
+        incomplete=int((~complete).sum()),
+    )
+
+
+def strangers(frame: pd.DataFrame) -> int:
+    """Rows of the predictions whose split is none of SPLITS."""
+    return int((~frame["split"].isin(SPLITS)).sum()) if "split" in frame else 0
+
+
+def element_errors(predictions: Predictions, split: str) -> tuple[ElementError, ...]:
+    """Errors by element on a split: those with RELIABLE structures first, each by falling MAE."""
+    errors: dict[str, list[float]] = defaultdict(list)
+    for row in np.flatnonzero(predictions.of(split)):
+        for symbol in predictions.elements[row]:
+            errors[symbol].append(abs(float(predictions.error[row])))
+    found = [
+        ElementError(symbol, len(values), math.fsum(values) / len(values))
+        for symbol, values in errors.items()
+    ]
+    return tuple(sorted(found, key=lambda e: (e.count < RELIABLE, -e.mae, e.symbol)))
+
+
+def worst_predictions(
+    predictions: Predictions, split: str, count: int = 10
+) -> tuple[WorstPrediction, ...]:
+    """The structures of a split with the largest absolute errors, largest first."""
+    rows = np.flatnonzero(predictions.of(split))
+    order = np.argsort(-np.abs(predictions.error[rows]), kind="stable")[:count]
+    return tuple(
+        WorstPrediction(
+            id=str(predictions.id[row]),
+            formula=str(predictions.formula[row]),
+            n_atoms=int(n) if np.isfinite(n := predictions.n_atoms[row]) else None,
+            reference=float(predictions.reference[row]),
+            predicted=float(predictions.predicted[row]),
+            error=float(predictions.error[row]),
+        )
+        for row in rows[order]
+    )
+
+
+def read_quarantine(path: Path) -> Quarantine:
+    """Read `quarantine.csv`.
+
+    Raises:
+        AtomloomError: when the file is damaged.
+    """
+    frame = read_frame(path, as_text=True)
+    columns = [_texts(frame, name) for name in ("id", "source", "record", "reason")]
+    rows = tuple(QuarantinedRecord(*map(str, values)) for values in zip(*columns, strict=True))
+    kinds = Counter(reason_kind(row) for row in rows)
+    return Quarantine(rows, tuple(sorted(kinds.items(), key=lambda item: (-item[1], item[0]))))
+
+
+def reason_kind(row: QuarantinedRecord) -> str:
+    """A reason without what makes it one record's own: its names, its numbers, its advice."""
+    kind = row.reason.split(";")[0]
+    for name in (row.source, Path(row.source).name, row.id):
+        # Short names ("1", "a") would be cut out of the middle of words.
+        if len(name) > 2:
+            kind = kind.replace(name, "")
+    kind = re.sub(r"(?<![A-Za-z])[-+]?\d+(\.\d+)?([eE][-+]?\d+)?", "…", kind)
+    return " ".join(kind.split()).strip(" :,") or "no reason given"
+
+
+def read_timings(folder: Path) -> tuple[StageTiming, ...]:
+    """Aggregate STAGE/**/JOB.tsv benchmark tables; files that are none of these are passed over."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    memory: dict[str, list[float]] = defaultdict(list)
+    for path in sorted(folder.rglob("*.tsv")):
+        inside = path.relative_to(folder)
+        stage = inside.parts[0] if len(inside.parts) > 1 else inside.stem
+        try:
+            table = pd.read_csv(path, sep="\t")
+        except (OSError, ValueError):
+            continue  # a job that was killed while writing: its time is not known
+        if "s" not in table:
+            continue
+        seconds[stage] += [v for v in map(finite, table["s"]) if v is not None]
+        if "max_rss" in table:
+            memory[stage] += [v for v in map(finite, table["max_rss"]) if v is not None]
+    order = {stage: place for place, stage in enumerate(STAGES)}
+    return tuple(
+        StageTiming(
+            stage=stage,
+            jobs=len(values),
+            seconds=math.fsum(values),
+            longest=max(values),
+            max_memory=max(memory[stage], default=None),
+        )
+        for stage, values in sorted(
+            seconds.items(), key=lambda item: (order.get(item[0], len(order)), item[0])
+        )
+        if values
+    )
+
+
+def read_graph_statistics(path: Path) -> GraphStatistics:
+    """Read `index.json`.
+
+    Raises:
+        AtomloomError: when the file is missing, damaged or no JSON object.
+    """
+    content = _json_object(path)
+    histogram = content.get("neighbors_histogram")
+    if isinstance(histogram, list):
+        histogram = dict(enumerate(histogram))
+    pairs = []
+    for neighbors, count in histogram.items() if isinstance(histogram, Mapping) else ():
+        neighbors_, count_ = finite(neighbors), finite(count)
+        if neighbors_ is not None and count_:
+            pairs.append((int(neighbors_), count_))
+    return GraphStatistics(
+        structures=finite(content.get("structures")),
+        atoms=finite(content.get("atoms")),
+        edges=finite(content.get("edges")),
+        bytes=finite(content.get("bytes")),
+        neighbors=tuple(sorted(pairs)),
+    )
+
+
+def numeric(frame: pd.DataFrame, column: str) -> np.ndarray | None:
+    """[rows] float64 of a column, NaN where it is no number; None if absent or without numbers."""
+    if column not in frame:
+        return None
+    values = pd.to_numeric(frame[column], errors="coerce").to_numpy(np.float64)
+    return values if np.isfinite(values).any() else None
+
+
+def symbols_in(formula: str) -> tuple[str, ...]:
+    """Different element symbols of a formula, in its order."""
+    found = re.findall(r"[A-Z][a-z]?", formula)
+    return tuple(dict.fromkeys(symbol for symbol in found if symbol in POSITIONS))
+
+
+def _elements(frame: pd.DataFrame, formula: np.ndarray) -> tuple[tuple[str, ...], ...]:
+    if "elements" not in frame:
+        return tuple(symbols_in(text) for text in formula)
+    found = []
+    for value, text in zip(frame["elements"], formula, strict=True):
+        if isinstance(value, str):
+            names: Iterable[Any] = re.split(r"[\s,;-]+", value)
+        elif isinstance(value, Iterable):
+            names = value
+        else:
+            names = symbols_in(text)
+        found.append(tuple(dict.fromkeys(str(name).strip() for name in names if str(name).strip())))
+    return tuple(found)
+
+
+def _texts(frame: pd.DataFrame, column: str) -> np.ndarray:
+    if column not in frame:
+        return np.full(len(frame), "", dtype=object)
+    values = frame[column]
+    return np.array(
+        ["" if missing else str(value) for value, missing in zip(values, values.isna(), strict=True)],
+        dtype=object,
+    )
+
+
+def _json_object(path: Path) -> Mapping[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, Mapping):
+        raise AtomloomError("is no JSON object", where=path, todo="remove it and run again")
+    return content

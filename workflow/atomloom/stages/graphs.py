@@ -1,0 +1,108 @@
+"""Stage `graphs`: the structures of one chunk become one shard of neighbour graphs.
+
+A structure already known under the same graph spec is copied from the shard that has it (its
+donor) instead of being searched again; the bytes are the same either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from atomloom.config import GraphSpec
+from atomloom.errors import AtomloomError
+from atomloom.files import write_spec
+from atomloom.graphs.build import build_graph, build_graphs
+from atomloom.graphs.graph import Graph, GraphTable
+from atomloom.graphs.store import read_graphs, write_graphs
+from atomloom.layout import Layout
+from atomloom.shards import read_shard
+from atomloom.stages.convert import read_chunk, without_properties
+from atomloom.structures.table import StructureTable
+
+DONORS = "donors.parquet"
+
+
+@dataclass(frozen=True)
+class Donors:
+    """Graphs of one spec that exist already, by structure hash; shards are read when first needed."""
+
+    folder: Path
+    place: dict[bytes, tuple[str, int]]
+    """Shard file name and row of each structure hash."""
+    opened: dict[str, GraphTable]
+
+    @classmethod
+    def of(cls, folder: Path) -> Donors:
+        """Donors of a graph folder; none where no index was written yet."""
+        path = folder / DONORS
+        if not path.exists():
+            return cls(folder, {}, {})
+        frame = pd.read_parquet(path)
+        places = zip(frame["shard"], frame["row"], strict=True)
+        return cls(folder, dict(zip(frame["hash"], places, strict=True)), {})
+
+    def get(self, structure_hash: bytes) -> Graph | None:
+        """The graph of this structure, or None."""
+        if structure_hash not in self.place:
+            return None
+        shard, row = self.place[structure_hash]
+        try:
+            if shard not in self.opened:
+                self.opened[shard] = read_graphs(self.folder / shard)
+            table = self.opened[shard]
+            return table[row] if table.hash[row].tobytes() == structure_hash else None
+        except AtomloomError:
+            # A donor is only a shortcut: one that was removed or damaged is searched anew.
+            del self.place[structure_hash]
+            return None
+
+
+def build_chunk(layout: Layout, key: str, log: Callable[[str], None]) -> Path:
+    """Write the shard of graphs of chunk `key` and return its path.
+
+    Raises:
+        AtomloomError: when the chunk is not converted, or its shard is damaged.
+    """
+    spec = layout.config.graph
+    write_spec(layout.graph_folder, layout.graph_spec)
+    structures = without_properties(read_chunk(layout.structures(key)))
+    donors = Donors.of(layout.graph_folder)
+    graphs, skipped = _build(structures, spec, donors)
+    path = layout.graphs(key)
+    write_graphs(path, graphs, spec, attributes={"skipped": [list(row) for row in skipped]})
+    borrowed = sum(len(table) for table in donors.opened.values())
+    log(
+        f"{len(graphs):,} graphs, {len(graphs.src):,} edges"
+        + (f", {len(skipped)} in quarantine" if skipped else "")
+        + (", known graphs copied" if borrowed else "")
+    )
+    return path
+
+
+def skipped_rows(path: Path) -> list[tuple[int, str]]:
+    """(row in the shard of structures, reason) of each structure without a graph."""
+    _, attributes = read_shard(path, names=[])
+    return [(int(row), str(reason)) for row, reason in attributes["skipped"]]
+
+
+def _build(
+    structures: StructureTable, spec: GraphSpec, donors: Donors
+) -> tuple[GraphTable, list[tuple[int, str]]]:
+    """Graphs of all structures that can have one, and the rows and reasons of the others."""
+    try:
+        return build_graphs(structures, spec, donors=donors), []
+    except AtomloomError:
+        pass  # at least one cannot be built: find out which, one by one
+    kept, skipped = [], []
+    for row in range(len(structures)):
+        try:
+            build_graph(structures[row], spec)
+            kept.append(row)
+        except AtomloomError as error:
+            skipped.append((row, str(error)))
+    return build_graphs(structures.take(np.array(kept, dtype=np.int64)), spec, donors=donors), skipped

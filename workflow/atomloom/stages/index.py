@@ -1,0 +1,115 @@
+"""Stage `index`: one table that says, for each record of the data set, where its graph is.
+
+It closes a data set's graphs: every chunk is built, every record is either in the index or in the
+quarantine table, with its source, number and reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from atomloom.files import write_atomically, write_json, write_spec
+from atomloom.graphs.store import read_graphs
+from atomloom.keys import BUILDER
+from atomloom.layout import PlannedLayout
+from atomloom.quarantine import Quarantine
+from atomloom.shards import read_shard
+from atomloom.stages.graphs import DONORS, skipped_rows
+
+
+def write_index(places: PlannedLayout, log: Callable[[str], None]) -> Path:
+    """Write `index.parquet`, `index.json` and `quarantine.csv`; return their folder.
+
+    Columns of `index.parquet`: record (row of the plan), id, hash, shard, row, n_atoms, n_edges,
+    n_triplets.
+
+    Raises:
+        AtomloomError: when a shard is missing or damaged, or too much is in quarantine.
+    """
+    layout, plan = places.layout, places.plan
+    members = pd.read_parquet(layout.plan_folder / "members.parquet", columns=["id", "source", "number"])
+    quarantine = Quarantine.of(members)
+    parts = []
+    neighbors = np.zeros(1, dtype=np.int64)
+    for chunk in plan.chunks:
+        shard, attributes = read_shard(layout.structures(chunk.key), names=["record", "hash"])
+        for place, reason in attributes["quarantine"]:
+            quarantine.add(chunk.first + int(place), reason)
+        skipped = skipped_rows(layout.graphs(chunk.key))
+        for row, reason in skipped:
+            quarantine.add(chunk.first + int(shard["record"][row]), reason)
+        kept = np.ones(len(shard["record"]), dtype=bool)
+        kept[[row for row, _ in skipped]] = False
+        table = read_graphs(layout.graphs(chunk.key))
+        edges = np.diff(table.edge_ptr)
+        atoms = np.diff(table.node_ptr)
+        records = chunk.first + shard["record"][kept].astype(np.int64)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "record": records,
+                    "id": members["id"].to_numpy()[records],
+                    "hash": [row.tobytes() for row in shard["hash"][kept]],
+                    "shard": layout.graphs(chunk.key).name,
+                    "row": np.arange(len(records), dtype=np.int32),
+                    "n_atoms": atoms.astype(np.int32),
+                    "n_edges": edges.astype(np.int64),
+                    "n_triplets": np.diff(table.triplet_ptr) if table.triplet_ptr is not None else 0,
+                }
+            )
+        )
+        neighbors = _add_counts(neighbors, _neighbor_counts(table.dst, table.edge_ptr, table.node_ptr))
+    frame = pd.concat(parts, ignore_index=True)
+    folder = places.index
+    write_atomically(folder / "index.parquet", lambda path: frame.to_parquet(path, index=False))
+    quarantine.write(folder / "quarantine.csv")
+    quarantine.check(layout.config.dataset.checks.max_fraction, folder / "quarantine.csv")
+    shards = [layout.graphs(key) for key in plan.chunk_keys]
+    write_spec(folder, places.index_spec)
+    write_json(
+        folder / "index.json",
+        {
+            "store": str(layout.graph_folder),
+            "graph_key": layout.graph_key,
+            "graph": layout.config.graph.key_content(),
+            "builder": BUILDER,
+            "records": plan.records,
+            "structures": len(frame),
+            "quarantined": len(quarantine),
+            "atoms": int(frame["n_atoms"].sum()),
+            "edges": int(frame["n_edges"].sum()),
+            "triplets": int(frame["n_triplets"].sum()),
+            "bytes": sum(path.stat().st_size for path in shards),
+            "shards": [path.name for path in shards],
+            "neighbors_histogram": neighbors.tolist(),
+        },
+    )
+    _remember_donors(layout.graph_folder, frame)
+    log(
+        f"{len(frame):,} graphs of {plan.records:,} records, {int(frame['n_edges'].sum()):,} edges, "
+        f"{len(quarantine)} in quarantine"
+    )
+    return folder
+
+
+def _neighbor_counts(dst: np.ndarray, edge_ptr: np.ndarray, node_ptr: np.ndarray) -> np.ndarray:
+    """[K] number of atoms with 0, 1, 2, ... edges."""
+    atom = dst.astype(np.int64) + np.repeat(node_ptr[:-1], np.diff(edge_ptr))
+    return np.bincount(np.bincount(atom, minlength=int(node_ptr[-1])))
+
+
+def _add_counts(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    total = np.zeros(max(len(a), len(b)), dtype=np.int64)
+    total[: len(a)] += a
+    total[: len(b)] += b
+    return total
+
+
+def _remember_donors(folder: Path, frame: pd.DataFrame) -> None:
+    """Let later chunks of this graph spec find these graphs by structure hash."""
+    donors = frame[["hash", "shard", "row"]].drop_duplicates("hash")
+    write_atomically(folder / DONORS, lambda path: donors.to_parquet(path, index=False))

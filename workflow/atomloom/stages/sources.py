@@ -1,0 +1,83 @@
+"""What the raw files are right now: names and content digests, kept in `sources.json`.
+
+The workflow compares time stamps; people touch, move and copy files. So the plan does not depend
+on the raw files themselves but on this list, which is rewritten only when a file's content, name
+or place in the order changed. It is refreshed whenever the workflow is parsed, at the cost of one
+stat call a file; what is read again is only what has another time stamp than last time.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from atomloom.errors import AtomloomError
+from atomloom.files import file_digest, read_json, write_json
+from atomloom.layout import Layout
+from atomloom.structures.sources import list_files
+
+HASHED_UP_TO = 64 << 20
+"""Bytes; a larger file is known by its size and time stamp instead of its content, so that looking
+at it stays cheap. Touching such a file repeats the plan, which finds the same records."""
+
+
+def refresh_sources(layout: Layout) -> Path:
+    """Bring `sources.json` up to date and return its path.
+
+    Raises:
+        AtomloomError: when a source is missing or holds no file.
+    """
+    folder = layout.plan_folder
+    manifest, cache = folder / "sources.json", folder / ".seen.json"
+    known = read_json(cache) if cache.exists() else {}
+    paths = [str(path) for path in source_files(layout)]
+    with ThreadPoolExecutor(8) as pool:
+        seen = dict(zip(paths, pool.map(lambda path: _look(path, known.get(path)), paths), strict=True))
+    tables = [str(path) for path in table_files(layout)]
+    seen |= {path: _look(path, known.get(path)) for path in tables}
+    content = {
+        "files": [[path, seen[path][2]] for path in paths],
+        "tables": [[path, seen[path][2]] for path in tables],
+    }
+    if not manifest.exists() or read_json(manifest) != content:
+        write_json(manifest, content)
+    if seen != known:
+        write_json(cache, seen)
+    return manifest
+
+
+def source_files(layout: Layout) -> list[Path]:
+    """The raw files, in the order in which their records count."""
+    dataset = layout.config.dataset
+    given = None if dataset.format == "auto" else dataset.format
+    files = [
+        path for source in dataset.source for path in list_files(source, dataset.pattern, given)
+    ]
+    if not files:
+        raise AtomloomError("no structure files found", where=", ".join(dataset.source))
+    return files
+
+
+def table_files(layout: Layout) -> list[Path]:
+    """Files of labels and folds, if any (of `archive::member`, the archive)."""
+    names = [layout.config.dataset.labels.file, layout.config.split.folds_file]
+    files = [Path(name.split("::")[0]) for name in names if name]
+    for file in files:
+        if not file.is_file():
+            raise AtomloomError("no such file", where=file, todo="check dataset.labels.file and split.folds_file")
+    return files
+
+
+def _look(path: str, known: list[Any] | None) -> list[Any]:
+    """[size, time stamp, digest] of a file, from memory where size and time stamp are as known."""
+    try:
+        stat = os.stat(path)
+        if known and known[:2] == [stat.st_size, stat.st_mtime_ns]:
+            return known
+        if stat.st_size > HASHED_UP_TO:
+            return [stat.st_size, stat.st_mtime_ns, f"{stat.st_size}@{stat.st_mtime_ns}"]
+        return [stat.st_size, stat.st_mtime_ns, file_digest(Path(path))]
+    except OSError as error:
+        raise AtomloomError(f"cannot be read: {error.strerror}", where=path) from None

@@ -1,0 +1,176 @@
+"""Stage `split`: join labels to structures and divide them into training, validation and test.
+
+Depends on structures, labels and the split's options, not on graphs: a new cutoff leaves it alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from atomloom.config import Config
+from atomloom.data.leaks import find_duplicates
+from atomloom.data.splits import SPLITS, divide
+from atomloom.errors import AtomloomError
+from atomloom.files import read_json, write_atomically, write_json, write_spec
+from atomloom.layout import PlannedLayout
+from atomloom.quarantine import Quarantine
+from atomloom.stages.convert import ConvertedChunk, read_chunk
+from atomloom.structures.composition import elements_text, reduced_formula
+
+
+@dataclass(frozen=True)
+class _Records:
+    """Structures of all chunks, in the order of the plan."""
+
+    frame: pd.DataFrame
+    chunks: list[ConvertedChunk]
+
+
+def write_split(places: PlannedLayout, log: Callable[[str], None]) -> Path:
+    """Write `dataset.parquet`, `split.json`, `quarantine.csv`, `duplicates.csv`; return their folder.
+
+    Columns of `dataset.parquet`: record (row of the plan), id, hash, split (train, val, test), one
+    column a target, formula, elements (`Na,Cl`), n_atoms.
+
+    Raises:
+        AtomloomError: when a target or column is missing, too much is in quarantine, a split would
+            be empty, or duplicates were found where `split.duplicates` is `stop`.
+    """
+    layout, plan, config = places.layout, places.plan, places.config
+    members = pd.read_parquet(layout.plan_folder / "members.parquet", columns=["id", "source", "number"])
+    labels = pd.read_parquet(layout.plan_folder / "labels.parquet")
+    quarantine = Quarantine.of(members)
+    records = _read_structures(places, members, quarantine)
+    frame = _join_targets(config, records, labels, quarantine)
+
+    folder = places.split
+    quarantine.write(folder / "quarantine.csv")
+    quarantine.check(config.dataset.checks.max_fraction, folder / "quarantine.csv")
+
+    frame["split"] = divide(config.split, frame, _columns_for_split(config, frame, labels), plan.records)
+    duplicates = find_duplicates(records.chunks, frame, config.split.duplicate_tolerance)
+    write_atomically(folder / "duplicates.csv", lambda path: duplicates.to_csv(path, index=False))
+    removed = duplicates["record"][duplicates["removable"]].unique()
+    if len(duplicates) and config.split.duplicates == "stop":
+        first = duplicates.iloc[0]
+        raise AtomloomError(
+            f"{len(duplicates)} duplicates across splits (first: {first['id']} in {first['split']} "
+            f"and {first['other_id']} in {first['other_split']})",
+            where=folder / "duplicates.csv",
+            todo="split.duplicates: remove takes them out of training",
+        )
+    if config.split.duplicates == "remove":
+        frame = frame[~frame["record"].isin(removed)]
+    counts = {name: int((frame["split"] == name).sum()) for name in SPLITS}
+    if not counts["train"] or not counts["val"]:
+        raise AtomloomError(
+            f"no structure is left for {'training' if not counts['train'] else 'validation'}",
+            where="split",
+            todo="change split.ratios or split.val_fraction",
+        )
+    write_atomically(folder / "dataset.parquet", lambda path: frame.to_parquet(path, index=False))
+    write_spec(folder, places.dataset_spec)
+    write_json(
+        folder / "split.json",
+        {
+            "dataset_key": places.dataset_key,
+            "records": plan.records,
+            "used": len(frame),
+            "quarantined": len(quarantine),
+            **counts,
+            "duplicates": len(duplicates),
+            "removed_as_duplicates": len(removed) if config.split.duplicates == "remove" else 0,
+            "labels_without_record": plan.labels_without_record,
+        },
+    )
+    log(
+        f"{counts['train']:,} train, {counts['val']:,} val, {counts['test']:,} test; "
+        f"{len(quarantine)} in quarantine, {len(duplicates)} duplicates across splits"
+    )
+    return folder
+
+
+def read_split_counts(places: PlannedLayout) -> dict[str, int]:
+    """What `split.json` says."""
+    return read_json(places.split / "split.json")
+
+
+def _read_structures(places: PlannedLayout, members: pd.DataFrame, quarantine: Quarantine) -> _Records:
+    parts, chunks = [], []
+    for chunk in places.plan.chunks:
+        converted = read_chunk(places.layout.structures(chunk.key))
+        for place, reason in converted.quarantine:
+            quarantine.add(chunk.first + place, reason)
+        table = converted.table
+        records = chunk.first + converted.record.astype(np.int64)
+        atoms = [table.numbers[a:b] for a, b in zip(table.node_ptr[:-1], table.node_ptr[1:], strict=True)]
+        parts.append(
+            pd.DataFrame(
+                {
+                    "record": records,
+                    "id": members["id"].to_numpy()[records],
+                    "hash": [row.tobytes() for row in table.hash],
+                    "formula": [reduced_formula(numbers) for numbers in atoms],
+                    "elements": [elements_text(numbers) for numbers in atoms],
+                    "n_atoms": np.diff(table.node_ptr).astype(np.int32),
+                    "chunk": len(chunks),
+                    "row": np.arange(len(table), dtype=np.int32),
+                }
+            )
+        )
+        chunks.append(converted)
+    return _Records(pd.concat(parts, ignore_index=True), chunks)
+
+
+def _join_targets(
+    config: Config, records: _Records, labels: pd.DataFrame, quarantine: Quarantine
+) -> pd.DataFrame:
+    """The structures that have all their targets, with them; the others go to quarantine."""
+    frame = records.frame
+    own = labels.iloc[frame["record"]].reset_index(drop=True)
+    problem = own["problem"].to_numpy(dtype=object).copy()
+    for target in config.dataset.target:
+        if target in own:
+            frame[target] = own[target].to_numpy()
+            continue
+        values = _from_properties(records, target)
+        problem[np.isnan(values) & (problem == "")] = f"no label: the record has no {target}"
+        frame[target] = values
+    for record, reason in zip(frame["record"], problem, strict=True):
+        if reason:
+            quarantine.add(record, reason)
+    return frame[problem == ""].reset_index(drop=True)
+
+
+def _from_properties(records: _Records, target: str) -> np.ndarray:
+    """[S] a scalar property of the structures' own records.
+
+    Raises:
+        AtomloomError: when no record has it, or it is no single number a structure.
+    """
+    known = sorted({name for chunk in records.chunks for name in chunk.table.properties})
+    if target not in known:
+        raise AtomloomError(
+            f"no record has a property `{target}`",
+            where="dataset.target",
+            todo=f"properties found: {', '.join(known) or 'none'}; or name a label table",
+        )
+    parts = []
+    for chunk in records.chunks:
+        values = chunk.table.properties.get(target, np.full(len(chunk.table), np.nan))
+        if values.ndim != 1 or len(values) != len(chunk.table):
+            raise AtomloomError(f"`{target}` is not one number a structure", where="dataset.target")
+        parts.append(values)
+    return np.concatenate(parts)
+
+
+def _columns_for_split(config: Config, frame: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
+    """The text columns that the split's options name, for the structures at hand."""
+    own = labels.iloc[frame["record"]].reset_index(drop=True)
+    texts = {name.removeprefix("text:"): own[name] for name in own if name.startswith("text:")}
+    return pd.DataFrame({"formula": frame["formula"], **texts})

@@ -1,0 +1,65 @@
+"""Raw files to structures.
+
+REQUIRED INPUTS: the files of `dataset.source`, and `dataset.labels.file` if there is one.
+OUTPUTS: the plan (records, labels, chunks) and one shard of structures a chunk.
+"""
+
+
+checkpoint plan:
+    """Enumerate raw records, fingerprint them, join labels, cut chunks."""
+    input:
+        layout.plan_folder / "sources.json",
+    output:
+        plan=PLAN,
+        members=layout.plan_folder / "members.parquet",
+        labels=layout.plan_folder / "labels.parquet",
+        spool=layout.plan_folder / "records.spool",
+    log:
+        layout.logs / "plan.log",
+    benchmark:
+        layout.benchmarks / "plan" / "plan.tsv"
+    message:
+        "Planning: which records there are, and how they are cut into chunks"
+    shell:
+        "atomloom plan --config {CONFIG} --log {log}"
+
+
+rule convert:
+    """Convert the raw records of one chunk; what cannot be used goes to quarantine."""
+    input:
+        ancient(PLAN),
+    output:
+        layout.structures("{chunk}"),
+    log:
+        layout.logs / "convert" / "{chunk}.log",
+    benchmark:
+        layout.benchmarks / "convert" / "{chunk}.tsv"
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * 2 ** (attempt - 1),
+        runtime=30,
+    message:
+        "Converting chunk {wildcards.chunk}"
+    shell:
+        "atomloom convert --config {CONFIG} --chunk {wildcards.chunk} --log {log}"
+
+
+rule split:
+    """Join labels to structures and divide them into training, validation and test."""
+    input:
+        ancient(PLAN),
+        structures=ancient(chunks(layout.structures)),
+    output:
+        layout.results / "split" / "{dataset}" / "dataset.parquet",
+        layout.results / "split" / "{dataset}" / "split.json",
+        layout.results / "split" / "{dataset}" / "quarantine.csv",
+    log:
+        layout.logs / "split" / "{dataset}.log",
+    benchmark:
+        layout.benchmarks / "split" / "{dataset}.tsv"
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
+        runtime=30,
+    message:
+        "Joining labels and dividing the records"
+    shell:
+        "atomloom split --config {CONFIG} --log {log}"

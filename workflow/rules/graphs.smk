@@ -1,0 +1,46 @@
+"""Structures to neighbour graphs.
+
+REQUIRED INPUTS: shards of structures.
+OUTPUTS: one shard of graphs a chunk, and the index that says where the graph of each record is.
+"""
+
+
+rule graphs:
+    """Build the neighbour graphs of one chunk."""
+    input:
+        ancient(layout.structures("{chunk}")),
+    output:
+        layout.graphs("{chunk}"),
+    log:
+        layout.logs / "graphs" / f"{{chunk}}-{layout.graph_key}.log",
+    benchmark:
+        layout.benchmarks / "graphs" / f"{{chunk}}-{layout.graph_key}.tsv"
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * 2 ** (attempt - 1),
+        runtime=30,
+    message:
+        "Building graphs of chunk {wildcards.chunk}"
+    shell:
+        "atomloom graphs --config {CONFIG} --chunk {wildcards.chunk} --log {log}"
+
+
+rule index:
+    """Say where the graph of each record is; every record is there or in quarantine."""
+    input:
+        ancient(PLAN),
+        graphs=ancient(chunks(layout.graphs)),
+    output:
+        layout.results / "index" / "{index}" / "index.json",
+        layout.results / "index" / "{index}" / "index.parquet",
+        layout.results / "index" / "{index}" / "quarantine.csv",
+    log:
+        layout.logs / "index" / "{index}.log",
+    benchmark:
+        layout.benchmarks / "index" / "{index}.tsv"
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
+        runtime=30,
+    message:
+        "Indexing the graphs"
+    shell:
+        "atomloom index --config {CONFIG} --log {log}"

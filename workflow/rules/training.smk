@@ -1,0 +1,56 @@
+"""Graphs and labels to a trained model and its errors.
+
+REQUIRED INPUTS: the index of graphs, the divided data set.
+OUTPUTS: a folder a run: run card, model, history; predictions, metrics and the parity figure.
+"""
+
+RUN = layout.results / "runs" / "{run}"
+
+
+rule train:
+    """Train the model; a training that was killed goes on where it was."""
+    input:
+        index=ancient(place("index", "index.parquet")),
+        split=ancient(place("split", "dataset.parquet")),
+    output:
+        RUN / "run.json",
+        RUN / "model.safetensors",
+        RUN / "history.csv",
+    log:
+        layout.logs / "train" / "{run}.log",
+    benchmark:
+        layout.benchmarks / "train" / "{run}.tsv"
+    threads: layout.config.training.threads or workflow.cores or 8
+    resources:
+        mem_mb=lambda wildcards, attempt: 8000 * 2 ** (attempt - 1),
+        runtime=24 * 60,
+    message:
+        "Training run {wildcards.run}"
+    shell:
+        "atomloom train --config {CONFIG} --threads {threads} --log {log}"
+
+
+rule evaluate:
+    """Predict every labelled structure and measure the errors of each split."""
+    input:
+        ancient(RUN / "run.json"),
+        ancient(RUN / "model.safetensors"),
+        index=ancient(place("index", "index.parquet")),
+        split=ancient(place("split", "dataset.parquet")),
+    output:
+        RUN / "metrics.json",
+        RUN / "predictions.parquet",
+        RUN / "predictions.csv",
+        RUN / "parity.png",
+    log:
+        layout.logs / "evaluate" / "{run}.log",
+    benchmark:
+        layout.benchmarks / "evaluate" / "{run}.tsv"
+    threads: layout.config.training.threads or workflow.cores or 8
+    resources:
+        mem_mb=lambda wildcards, attempt: 8000 * 2 ** (attempt - 1),
+        runtime=120,
+    message:
+        "Evaluating run {wildcards.run}"
+    shell:
+        "atomloom evaluate --config {CONFIG} --threads {threads} --log {log}"
