@@ -16,7 +16,9 @@ from atomloom.plan import Plan
 from atomloom.stages.sources import refresh_sources
 
 # Jobs find the `atomloom` command of the environment that runs the workflow.
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+os.environ["PATH"] = os.pathsep.join(
+    [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+)
 
 try:
     layout = Layout(parse_config(config))

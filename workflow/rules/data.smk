@@ -18,6 +18,8 @@ checkpoint plan:
         layout.logs / "plan.log",
     benchmark:
         layout.benchmarks / "plan" / "plan.tsv"
+    conda:
+        "../../envs/graphs.yaml"
     message:
         "Planning: which records there are, and how they are cut into chunks"
     shell:
@@ -34,6 +36,8 @@ rule convert:
         layout.logs / "convert" / "{chunk}.log",
     benchmark:
         layout.benchmarks / "convert" / "{chunk}.tsv"
+    conda:
+        "../../envs/graphs.yaml"
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * 2 ** (attempt - 1),
         runtime=30,
@@ -56,6 +60,8 @@ rule split:
         layout.logs / "split" / "{dataset}.log",
     benchmark:
         layout.benchmarks / "split" / "{dataset}.tsv"
+    conda:
+        "../../envs/graphs.yaml"
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
         runtime=30,

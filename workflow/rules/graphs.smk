@@ -15,6 +15,8 @@ rule graphs:
         layout.logs / "graphs" / f"{{chunk}}-{layout.graph_key}.log",
     benchmark:
         layout.benchmarks / "graphs" / f"{{chunk}}-{layout.graph_key}.tsv"
+    conda:
+        "../../envs/graphs.yaml"
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * 2 ** (attempt - 1),
         runtime=30,
@@ -37,6 +39,8 @@ rule index:
         layout.logs / "index" / "{index}.log",
     benchmark:
         layout.benchmarks / "index" / "{index}.tsv"
+    conda:
+        "../../envs/graphs.yaml"
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
         runtime=30,

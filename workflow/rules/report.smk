@@ -16,7 +16,11 @@ def report_request(wildcards):
     places = planned()
     if not REQUEST.exists() or REQUEST.read_text() != places.report_key:
         write_text(REQUEST, places.report_key)
-    return ancient(REQUEST) if report_key_of(layout.report) == places.report_key else REQUEST
+    return (
+        ancient(REQUEST)
+        if report_key_of(layout.report) == places.report_key
+        else REQUEST
+    )
 
 
 rule report:
@@ -33,6 +37,8 @@ rule report:
         layout.report,
     log:
         layout.logs / "report.log",
+    conda:
+        "../../envs/training.yaml"
     message:
         "Writing {output}"
     shell:

@@ -20,6 +20,8 @@ rule train:
         layout.logs / "train" / "{run}.log",
     benchmark:
         layout.benchmarks / "train" / "{run}.tsv"
+    conda:
+        "../../envs/training.yaml"
     threads: layout.config.training.threads or workflow.cores or 8
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * 2 ** (attempt - 1),
@@ -46,6 +48,8 @@ rule evaluate:
         layout.logs / "evaluate" / "{run}.log",
     benchmark:
         layout.benchmarks / "evaluate" / "{run}.tsv"
+    conda:
+        "../../envs/training.yaml"
     threads: layout.config.training.threads or workflow.cores or 8
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * 2 ** (attempt - 1),

@@ -53,7 +53,8 @@ class Config(Section):
             return data
         model, graph = data.get("model"), data.get("graph")
         name = model.get("name") if isinstance(model, Mapping) else getattr(model, "name", None)
-        needs = graph_needs(name or IComFormerConfig.model_fields["name"].default)
+        name = name or IComFormerConfig.model_fields["name"].default
+        needs = graph_needs(name)
         if isinstance(graph, GraphSpec):
             graph = graph.model_dump(exclude_unset=True)
         if graph is not None and not isinstance(graph, Mapping):
@@ -94,7 +95,7 @@ def parse_config(content: Mapping[str, Any], where: str = "config") -> Config:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise AtomloomError(
-            f"{key}: {_reason(first, content)}",
+            f"{key}: {_reason(first)}" if key else _reason(first),
             where=where,
             todo="config/README.md lists all keys" if first["type"] == "extra_forbidden" else "",
         ) from None
@@ -134,7 +135,7 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
             base[key] = dict(value) if isinstance(value, Mapping) else value
 
 
-def _reason(error: Any, content: Mapping[str, Any]) -> str:
+def _reason(error: Any) -> str:
     if error["type"] != "extra_forbidden":
         message = error["msg"].removeprefix("Value error, ")
         shown = repr(error["input"])

@@ -32,6 +32,7 @@ from atomloom.errors import AtomloomError
 from atomloom.models.features import CGCNN_FEATURES, cgcnn_features
 from atomloom.models.layers import (
     BasisTable,
+    EdgeBlocks,
     GaussianBasis,
     WeightedBatchNorm,
     full_precision,

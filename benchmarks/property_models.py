@@ -1,0 +1,517 @@
+"""Training steps of the property models beside the plain form of their published algebra.
+
+    python benchmarks/property_models.py [--only comformer] [--published PATH]
+
+The batch: 64 perovskites, 5 atoms each, the 25 nearest neighbours with lattice self-edges; from the
+perov5 set where the real data are (ATOMLOOM_DATA), otherwise displaced synthetic cells. Every
+variant takes the same optimiser steps in the same process, in turns; beside its time stands the
+error of its outputs and gradients against float64. `--published PATH` adds the published program
+itself, if PATH is a folder from which its package `comformer` imports. Writes
+benchmarks/results/property_models.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import lzma
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from atomloom.config.model import EComFormerConfig, IComFormerConfig
+from atomloom.data.batch import GraphBatch
+from atomloom.models import build_model
+from atomloom.models.features import cgcnn_features
+
+HERE = Path(__file__).resolve().parent
+DATA = Path(os.environ.get("ATOMLOOM_DATA") or HERE.parents[1] / "shared" / "data")
+RESULT = HERE / "results" / "property_models.json"
+
+
+# --- the batch ------------------------------------------------------------------------------------
+
+
+def perovskites(count: int) -> tuple[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """Where they are from, and (numbers, cell, positions) of `count` five-atom perovskites."""
+    path = DATA / "perov5" / "val.csv.xz"
+    if path.is_file():
+        from pymatgen.core import Structure
+
+        csv.field_size_limit(1 << 24)
+        found = []
+        with lzma.open(path, "rt") as handle:
+            for row, _ in zip(csv.DictReader(handle), range(count), strict=False):
+                crystal = Structure.from_str(row["cif"], fmt="cif")
+                numbers = np.array(crystal.atomic_numbers)
+                found.append((numbers, crystal.lattice.matrix, crystal.cart_coords))
+        return "perov5", found
+    rng = np.random.default_rng(0)
+    sites = np.array([[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
+    found = []
+    for _ in range(count):
+        cell = np.eye(3) * rng.uniform(3.7, 4.3)
+        jitter = rng.normal(scale=0.03, size=(5, 3))
+        numbers = np.array([rng.choice([20, 38, 56]), rng.choice([22, 40, 50]), 8, 8, 8])
+        found.append((numbers, cell, sites @ cell + jitter))
+    return "synthetic", found
+
+
+def neighbour_graph(numbers, cell, positions, neighbours: int) -> dict[str, np.ndarray]:
+    """ComFormer's graph, every directed edge once, with multiplicities; for small cells only."""
+    offsets = np.array(list(product(range(-3, 4), repeat=3)))
+    atoms = len(numbers)
+    listed: dict[tuple[int, ...], int] = {}
+
+    def add(dst: int, src: int, shift: np.ndarray) -> None:
+        listed[(dst, src, *shift)] = listed.get((dst, src, *shift), 0) + 1
+        listed[(src, dst, *-shift)] = listed.get((src, dst, *-shift), 0) + 1
+
+    lengths = np.linalg.norm(offsets @ cell, axis=1)
+    triad = _triad(offsets, offsets @ cell, lengths)
+    for dst in range(atoms):
+        apart = positions[None] + (offsets @ cell)[:, None] - positions[dst]
+        distance = np.linalg.norm(apart, axis=2)
+        distance[distance < 1e-6] = np.inf
+        limit = np.sort(distance, axis=None)[neighbours - 1] + 1e-5
+        near = set(zip(*np.nonzero(distance <= limit), strict=True))
+        for image, src in near:
+            add(dst, int(src), offsets[image])
+        for vector in triad:
+            if not any(src == dst and np.array_equal(offsets[i], vector) for i, src in near):
+                add(dst, dst, vector)
+    keys = np.array(sorted(listed))
+    dst, src, shift = keys[:, 0], keys[:, 1], keys[:, 2:]
+    return {
+        "numbers": numbers,
+        "cell": cell,
+        "positions": positions,
+        "dst": dst,
+        "src": src,
+        "shift": shift,
+        "vectors": positions[src] + shift @ cell - positions[dst],
+        "multiplicity": np.array([min(listed[tuple(key)], 2) for key in keys.tolist()]),
+        "lattice": triad @ cell,
+    }
+
+
+def _triad(offsets, vectors, lengths) -> np.ndarray:
+    """[3, 3] offsets of three short lattice vectors that span space."""
+    chosen: list[int] = []
+    for index in np.argsort(lengths, kind="stable")[1:]:
+        if np.linalg.matrix_rank(vectors[[*chosen, index]], tol=1e-6) == len(chosen) + 1:
+            chosen.append(int(index))
+        if len(chosen) == 3:
+            break
+    return offsets[chosen]
+
+
+def joined(graphs: list[dict[str, np.ndarray]], dtype: torch.dtype) -> GraphBatch:
+    """Graphs side by side."""
+    atoms = [len(graph["numbers"]) for graph in graphs]
+    start = np.concatenate(([0], np.cumsum(atoms)))
+    column = {
+        key: np.concatenate([graph[key] for graph in graphs])
+        for key in ("numbers", "positions", "shift", "vectors", "multiplicity")
+    }
+    src = np.concatenate([graph["src"] + at for graph, at in zip(graphs, start, strict=False)])
+    dst = np.concatenate([graph["dst"] + at for graph, at in zip(graphs, start, strict=False)])
+    degree = np.bincount(dst, minlength=start[-1])
+
+    def real(values) -> Tensor:
+        return torch.tensor(np.asarray(values), dtype=dtype)
+
+    return GraphBatch(
+        numbers=torch.tensor(column["numbers"].astype(np.int64)),
+        positions=real(column["positions"]),
+        cell=real(np.stack([graph["cell"] for graph in graphs])),
+        node_graph=torch.tensor(np.repeat(np.arange(len(graphs)), atoms)),
+        node_ptr=torch.tensor(start),
+        src=torch.tensor(src),
+        dst=torch.tensor(dst),
+        dst_ptr=torch.tensor(np.concatenate(([0], np.cumsum(degree)))),
+        shift=real(column["shift"]),
+        vectors=real(column["vectors"]),
+        multiplicity=real(column["multiplicity"]),
+        lattice=real(np.stack([graph["lattice"] for graph in graphs])),
+    )
+
+
+# --- the published algebra, plainly ---------------------------------------------------------------
+
+
+def with_copies(batch: GraphBatch) -> SimpleNamespace:
+    """The batch as the published models take it: an edge of multiplicity 2 stands twice."""
+    keep = torch.repeat_interleave(batch.multiplicity.long())
+    dst = batch.dst[keep]
+    table = torch.tensor(cgcnn_features(), dtype=batch.positions.dtype)
+    return SimpleNamespace(
+        x=table[batch.numbers],
+        edge_index=torch.stack((batch.src[keep], dst)),
+        edge_attr=-batch.edge_vectors()[keep],
+        edge_nei=batch.lattice[batch.node_graph[dst]],
+        batch=batch.node_graph,
+    )
+
+
+class ReferenceAttention(nn.Module):
+    """Keys, messages and gate, on concatenated inputs."""
+
+    def __init__(self, width: int, edge_bias: bool) -> None:
+        super().__init__()
+
+        def update() -> nn.Sequential:
+            return nn.Sequential(
+                nn.Linear(3 * width, width), nn.SiLU(), nn.Linear(width, width)
+            )
+
+        self.lin_key, self.lin_query = nn.Linear(width, width), nn.Linear(width, width)
+        self.lin_value = nn.Linear(width, width)
+        self.lin_edge = nn.Linear(width, width, bias=edge_bias)
+        self.lin_concate = nn.Linear(width, width)
+        self.lin_msg_update, self.key_update = update(), update()
+        self.bn, self.bn_att = nn.BatchNorm1d(width), nn.BatchNorm1d(width)
+
+    def message(self, query, keys, values, third):
+        width = query.shape[-1]
+        alpha = query * self.key_update(torch.cat((*keys, third), dim=-1)) / math.sqrt(width)
+        gate = torch.sigmoid(self.bn_att(alpha.reshape(-1, width)).view(alpha.shape))
+        return self.lin_msg_update(torch.cat((*values, third), dim=-1)) * gate
+
+
+class ReferenceNodeLayer(ReferenceAttention):
+    """The node layer, edge by edge."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, edge_bias=True)
+
+    def forward(self, nodes, edge_index, edges):
+        src, dst = edge_index
+        query, key, value = self.lin_query(nodes), self.lin_key(nodes), self.lin_value(nodes)
+        message = self.message(
+            query.index_select(0, dst),
+            (key.index_select(0, dst), key.index_select(0, src)),
+            (value.index_select(0, dst), value.index_select(0, src)),
+            self.lin_edge(edges),
+        )
+        summed = torch.zeros_like(nodes).index_add(0, dst, message.to(nodes.dtype))
+        return nn.functional.softplus(nodes + self.bn(self.lin_concate(summed)))
+
+
+class ReferenceEdgeLayer(ReferenceAttention):
+    """The edge layer, edge by edge."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, edge_bias=False)
+        for axis in (1, 2, 3):
+            setattr(self, f"lin_key_e{axis}", nn.Linear(width, width))
+            setattr(self, f"lin_value_e{axis}", nn.Linear(width, width))
+        self.lemb = nn.Embedding(3, 32)
+        self.lin_edge_len = nn.Linear(width + 32, width)
+
+    def forward(self, edges, lengths, angles):
+        own = [
+            linear(edges).unsqueeze(1).repeat(1, 3, 1)
+            for linear in (self.lin_query, self.lin_key, self.lin_value)
+        ]
+        lattice = [
+            torch.stack(
+                [getattr(self, f"lin_{kind}_e{k + 1}")(lengths[:, k]) for k in range(3)], dim=1
+            )
+            for kind in ("key", "value")
+        ]
+        message = self.message(
+            own[0], (own[1], lattice[0]), (own[2], lattice[1]), self.lin_edge(angles)
+        )
+        return nn.functional.softplus(edges + self.bn(self.lin_concate(message).sum(dim=1)))
+
+
+class ReferenceGaussians(nn.Module):
+    """exp(-gamma (x - c)^2)."""
+
+    def __init__(self, low: float, high: float, centers: int) -> None:
+        super().__init__()
+        self.gamma = (centers - 1) / (high - low)
+        self.register_buffer("centers", torch.linspace(low, high, centers))
+
+    def forward(self, x):
+        return torch.exp(-self.gamma * (x.unsqueeze(-1) - self.centers) ** 2)
+
+
+class ReferenceIComFormer(nn.Module):
+    """iComFormer as its paper writes it: copies of edges, products of concatenated inputs."""
+
+    def __init__(self, width: int, outputs: int = 1) -> None:
+        super().__init__()
+
+        def embedding(low: float, high: float) -> nn.Sequential:
+            gaussians = ReferenceGaussians(low, high, width)
+            return nn.Sequential(gaussians, nn.Linear(width, width), nn.Softplus())
+
+        self.atom_embedding = nn.Linear(92, width)
+        self.rbf, self.rbf_angle = embedding(-4.0, 0.0), embedding(-1.0, 1.0)
+        self.att_layers = nn.ModuleList(ReferenceNodeLayer(width) for _ in range(4))
+        self.edge_update_layer = ReferenceEdgeLayer(width)
+        self.fc = nn.Sequential(nn.Linear(width, width), nn.SiLU())
+        self.fc_out = nn.Linear(width, outputs)
+
+    def forward(self, data: SimpleNamespace) -> Tensor:
+        nodes = self.atom_embedding(data.x)
+        length = data.edge_attr.norm(dim=1)
+        lattice_length = data.edge_nei.norm(dim=-1)
+        cosine = (data.edge_nei * data.edge_attr.unsqueeze(1)).sum(-1)
+        cosine = (cosine / (lattice_length * length.unsqueeze(1))).clamp(-1, 1)
+        edges, lattice = self.rbf(-0.75 / length), self.rbf(-0.75 / lattice_length)
+        angles = self.rbf_angle(cosine)
+        nodes = self.att_layers[0](nodes, data.edge_index, edges)
+        edges = self.edge_update_layer(edges, lattice, angles)
+        for layer in self.att_layers[1:]:
+            nodes = layer(nodes, data.edge_index, edges)
+        counts = torch.bincount(data.batch)
+        pooled = nodes.new_zeros(len(counts), nodes.shape[1]).index_add(0, data.batch, nodes)
+        return self.fc_out(self.fc(pooled / counts.unsqueeze(1)))
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Variant:
+    """One way to take the training step."""
+
+    name: str
+    model: nn.Module
+    data: object
+    bf16: bool = False
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        self.call = torch.compile(self.model) if self.compiled else self.model
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, weight_decay=0.0)
+        self.seconds: list[float] = []
+
+    def loss(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16):
+            output = self.call(self.data)
+        output = output.reshape(len(target)).to(target.dtype)
+        return output, (output - target).square().mean()
+
+    def step(self, target: Tensor) -> None:
+        self.optimizer.zero_grad()
+        self.loss(target)[1].backward()
+        self.optimizer.step()
+
+    def output_and_gradient(self, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        self.optimizer.zero_grad()
+        output, loss = self.loss(target)
+        loss.backward()
+        named = self.model.named_parameters()
+        return output.detach().double(), {
+            name: weight.grad.double() for name, weight in named if weight.grad is not None
+        }
+
+
+def relative(found: Tensor, true: Tensor) -> float:
+    return float((found - true).norm() / true.norm())
+
+
+def compare(
+    variants: Iterator[Variant], exact: Variant, target: Tensor, rounds: int
+) -> list[dict[str, object]]:
+    """Errors against `exact`, then times: every variant once a round, in turns."""
+    true_output, true_gradient = exact.output_and_gradient(target.double())
+    rows, ready = [], []
+    for variant in variants:
+        output, gradient = variant.output_and_gradient(target)
+        names = sorted(true_gradient)
+        rows.append(
+            {
+                "variant": variant.name,
+                "output_error": relative(output, true_output),
+                "gradient_error": relative(
+                    torch.cat([gradient[name].flatten() for name in names]),
+                    torch.cat([true_gradient[name].flatten() for name in names]),
+                ),
+            }
+        )
+        variant.step(target)
+        ready.append(variant)
+    for _ in range(rounds):
+        for variant in ready:
+            begin = time.perf_counter()
+            variant.step(target)
+            variant.seconds.append(time.perf_counter() - begin)
+    for row, variant in zip(rows, ready, strict=True):
+        row["step_ms"] = 1e3 * statistics.median(variant.seconds)
+        row["fastest_ms"] = 1e3 * min(variant.seconds)
+    base = rows[0]["step_ms"]
+    for row in rows:
+        row["speedup"] = base / row["step_ms"]
+    return rows
+
+
+def show(title: str, rows: list[dict[str, object]]) -> None:
+    print(f"\n{title}")
+    print(f"{'variant':34s} {'ms/step':>9s} {'fastest':>9s} {'speed':>6s} "
+          f"{'output error':>13s} {'gradient error':>15s}")  # fmt: skip
+    for row in rows:
+        print(
+            f"{row['variant']:34s} {row['step_ms']:9.1f} {row['fastest_ms']:9.1f} "
+            f"{row['speedup']:6.2f} {row['output_error']:13.1e} {row['gradient_error']:15.1e}"
+        )
+
+
+def published_class(path: Path | None, name: str) -> Callable[[], nn.Module] | None:
+    """The published model of that name, built with its defaults; None without a path."""
+    if path is None:
+        return None
+    sys.path.insert(0, str(path))
+    with _quiet():
+        module = __import__("comformer.models.comformer", fromlist=[name])
+    return getattr(module, name)
+
+
+class _quiet:
+    """Keeps what the published code prints off the table."""
+
+    def __enter__(self):
+        self.stdout, sys.stdout = sys.stdout, io.StringIO()
+
+    def __exit__(self, *_):
+        sys.stdout = self.stdout
+
+
+class Published(nn.Module):
+    """The published model behind our way of calling: it wants (data, line data, lattice)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, data: SimpleNamespace) -> Tensor:
+        return self.model((data, None, None))
+
+    def named_parameters(self, *args, **kwargs):
+        return self.model.named_parameters(*args, **kwargs)
+
+
+def comformer(options: argparse.Namespace) -> dict[str, object]:
+    """iComFormer and eComFormer."""
+    source, crystals = perovskites(options.structures)
+    graphs = [neighbour_graph(*crystal, options.neighbours) for crystal in crystals]
+    batch, exact_batch = joined(graphs, torch.float32), joined(graphs, torch.float64)
+    copies = with_copies(batch)
+    shape = {
+        "source": source,
+        "structures": batch.size,
+        "atoms": len(batch.numbers),
+        "edges": len(batch.src),
+        "edges_with_copies": copies.edge_index.shape[1],
+    }
+    print("batch:", ", ".join(f"{key} {value}" for key, value in shape.items()))
+    torch.manual_seed(0)
+    target = torch.randn(batch.size)
+    result: dict[str, object] = {"batch": shape, "width": options.width}
+    for name, config, reference in (
+        ("iComFormer", IComFormerConfig, ReferenceIComFormer),
+        ("eComFormer", EComFormerConfig, None),
+    ):
+        if options.model not in (None, name.lower()):
+            continue
+        torch.manual_seed(1)
+        model = build_model(config(width=options.width), 1)
+        weights = model.state_dict()
+        exact = build_model(config(width=options.width), 1).double()
+        exact.load_state_dict(weights)
+        original = published_class(options.published, name.replace("ComF", "Comf"))
+
+        def ours(label: str, config=config, weights=weights, **how) -> Variant:
+            copy = build_model(config(width=options.width), 1)
+            copy.load_state_dict(weights)
+            return Variant(label, copy, batch, **how)
+
+        def variants(reference=reference, original=original, weights=weights, ours=ours):
+            if original is not None:
+                with _quiet():
+                    peer = original()
+                peer.load_state_dict(weights)
+                yield Variant("published, fp32", Published(peer), copies)
+                yield Variant("published, bf16-mixed", Published(peer), copies, bf16=True)
+            if reference is not None:
+                plain = reference(options.width)
+                plain.load_state_dict(weights)
+                yield Variant("plain published algebra, fp32", plain, copies)
+            yield ours("atomloom, fp32")
+            yield ours("atomloom, bf16-mixed", bf16=True)
+            if options.compile:
+                yield ours("atomloom, fp32, compiled", compiled=True)
+                yield ours("atomloom, bf16-mixed, compiled", bf16=True, compiled=True)
+
+        rows = compare(
+            variants(), Variant("float64", exact, exact_batch), target, options.rounds
+        )
+        show(f"{name}, width {options.width}", rows)
+        result[name] = rows
+    return result
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, object]]] = {"comformer": comformer}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", choices=sorted(PARTS), help="one part of the table")
+    parser.add_argument("--model", help="one model of the part, in lower case")
+    parser.add_argument("--published", type=Path, help="folder to import the published code from")
+    parser.add_argument("--structures", type=int, default=64)
+    parser.add_argument("--neighbours", type=int, default=25)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=7, help="timed steps of each variant")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--no-compile", dest="compile", action="store_false")
+    parser.add_argument("--no-write", dest="write", action="store_false", help="only print")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    results = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    for part in [options.only] if options.only else sorted(PARTS):
+        results[part] = PARTS[part](options) | {
+            "threads": options.threads,
+            "torch": torch.__version__,
+            "processor": _processor(),
+        }
+    if options.write:
+        RESULT.parent.mkdir(exist_ok=True)
+        RESULT.write_text(json.dumps(results, indent=1) + "\n")
+    fastest = [
+        f"{name} {max(row['speedup'] for row in rows):.1f}x"
+        for part in results.values()
+        for name, rows in part.items()
+        if isinstance(rows, list)
+    ]
+    print("\nfastest variant against the first row:", ", ".join(fastest))
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The config: one clear line for every mistake, keys that hold what determines results, fresh files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from atomloom.config import GraphSpec, dump_config, load_config, parse_config
+from atomloom.config.generate import DEMO, demo_yaml, schema_json, with_keys
+from atomloom.errors import AtomloomError
+from atomloom.layout import Layout
+
+ROOT = Path(__file__).resolve().parents[3]
+LEAST = {"dataset": {"name": "x", "source": "here", "target": "y"}}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"trainin": {}}, "trainin: unknown key, did you mean `training`?"),
+        ({"graph": {"cutof": 1}}, "graph.cutof: unknown key, did you mean `cutoff`?"),
+        ({"model": {"name": "icomformer", "widht": 3}}, "widht: unknown key, did you mean `width`?"),
+        ({"graph": {"cutoff": -1}}, "graph.cutoff: Input should be greater than 0, not -1"),
+        ({"model": {"name": "foo"}}, "'icomformer'"),
+        ({"split": {"kind": "column"}}, "kind: column needs `column`"),
+        ({"split": {"ratios": [0.5, 0.1, 0.1]}}, "ratios must be three shares that add up to 1"),
+        ({"graph": {"lattice": False}}, "model icomformer needs graph.lattice: True, not False"),
+        ({"dataset": {**LEAST["dataset"], "name": "../x"}}, "dataset.name"),
+    ],
+)
+def test_a_mistake_gets_one_line_that_names_the_key(content, says):
+    with pytest.raises(AtomloomError) as error:
+        parse_config({**LEAST, **content})
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_data_set_must_be_named():
+    with pytest.raises(AtomloomError, match="dataset: Field required"):
+        parse_config({})
+
+
+def test_files_that_are_missing_or_no_yaml_are_named(tmp_path):
+    with pytest.raises(AtomloomError, match="nowhere.yaml: config file cannot be read"):
+        load_config(tmp_path / "nowhere.yaml")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("a: [1,\nb: 2")
+    with pytest.raises(AtomloomError, match="bad.yaml: not valid YAML"):
+        load_config(bad)
+
+
+def test_an_unset_environment_variable_is_named(monkeypatch):
+    monkeypatch.delenv("ATOMLOOM_NOWHERE", raising=False)
+    with pytest.raises(AtomloomError, match="environment variable ATOMLOOM_NOWHERE is not set"):
+        parse_config({"dataset": {**LEAST["dataset"], "source": "${ATOMLOOM_NOWHERE}/a"}})
+
+
+def test_later_files_go_over_earlier_ones(tmp_path):
+    first, second = tmp_path / "1.yaml", tmp_path / "2.yaml"
+    first.write_text("dataset: {name: x, source: s, target: t}\ntraining: {epochs: 3, seed: 4}")
+    second.write_text("training: {epochs: 5}")
+    training = load_config(first, second).training
+    assert (training.epochs, training.seed) == (5, 4)
+
+
+def test_spelled_out_defaults_give_the_same_keys():
+    short = parse_config(LEAST)
+    long = parse_config({**LEAST, "graph": {"cutoff": 8, "lattice": True, "max_neighbors": 12.0}})
+    assert Layout(short).graph_key == Layout(long).graph_key
+    assert parse_config(LEAST).key_content() == parse_config(short.model_dump()).key_content()
+
+
+@pytest.mark.parametrize("change", [{"threads": 3}, {"device": "cpu"}, {"compile": True}])
+def test_what_changes_no_result_is_in_no_key(change):
+    plain, changed = parse_config(LEAST), parse_config({**LEAST, "training": change})
+    assert plain.training != changed.training
+    assert plain.key_content() == changed.key_content()
+
+
+def test_k_nearest_options_are_no_part_of_a_radius_graphs_key():
+    radius = GraphSpec(neighbors="radius", cutoff=5)
+    assert GraphSpec(neighbors="radius", cutoff=5, max_neighbors=99) == radius
+    assert GraphSpec(cutoff=5, max_neighbors=99) != GraphSpec(cutoff=5)
+
+
+def test_written_config_reads_back(tmp_path):
+    config = parse_config(DEMO)
+    path = tmp_path / "c.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+
+
+def test_generated_files_are_fresh():
+    """`make config` renews them."""
+    assert (ROOT / "config" / "config.yaml").read_text() == demo_yaml()
+    assert (ROOT / "workflow" / "schemas" / "config.schema.json").read_text() == schema_json()
+    readme = (ROOT / "config" / "README.md").read_text()
+    assert readme == with_keys(readme)
+    assert load_config(ROOT / "config" / "config.yaml") == parse_config(DEMO)
+
+
+def test_every_key_is_described():
+    """Each field carries the sentence that becomes its comment, its schema entry and its table row."""
+    rows = (ROOT / "config" / "README.md").read_text().split("<!-- keys: generated -->")[1].splitlines()
+    keys = [row.split(" | ") for row in rows if row.startswith("| ") and "|---" not in row]
+    assert len(keys) > 40
+    assert not [row[0] for row in keys if not row[-1].strip(" |")]
+
+
+@pytest.mark.parametrize("preset", sorted((ROOT / "config" / "presets").glob("*.yaml")), ids=lambda p: p.stem)
+def test_presets_are_valid(preset, monkeypatch):
+    monkeypatch.setenv("ATOMLOOM_DATA", "data")
+    assert load_config(preset).dataset.name

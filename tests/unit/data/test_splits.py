@@ -1,0 +1,73 @@
+"""Splits: every structure is in one, groups stay together, predefined rows are kept to the letter."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from atomloom.config import Split
+from atomloom.data.splits import divide
+from atomloom.errors import AtomloomError
+
+
+def frame(count: int) -> pd.DataFrame:
+    return pd.DataFrame({"record": np.arange(count), "id": [f"s{i}" for i in range(count)]})
+
+
+def columns(count: int, **more) -> pd.DataFrame:
+    return pd.DataFrame({"formula": ["NaCl"] * count, **more})
+
+
+def test_ratios_are_met_and_the_seed_decides():
+    first = divide(Split(ratios=(0.7, 0.2, 0.1)), frame(1000), columns(1000), 1000)
+    again = divide(Split(ratios=(0.7, 0.2, 0.1)), frame(1000), columns(1000), 1000)
+    other = divide(Split(ratios=(0.7, 0.2, 0.1), seed=1), frame(1000), columns(1000), 1000)
+    assert {name: int((first == name).sum()) for name in ("train", "val", "test")} == {"train": 700, "val": 200, "test": 100}
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+def test_groups_stay_together():
+    groups = [f"g{i // 7}" for i in range(700)]
+    result = divide(Split(group="parent"), frame(700), columns(700, parent=groups), 700)
+    assert pd.DataFrame({"g": groups, "s": result}).groupby("g")["s"].nunique().max() == 1
+    assert abs((result == "train").mean() - 0.8) < 0.03
+
+
+def test_a_structure_without_its_group_is_named():
+    with pytest.raises(AtomloomError, match="1 structures have no `parent`"):
+        divide(Split(group="parent"), frame(3), columns(3, parent=["a", None, "b"]), 3)
+
+
+def test_a_column_is_taken_as_it_is():
+    names = ["train", "Test", "validation", "train"]
+    result = divide(Split(kind="column", column="set"), frame(4), columns(4, set=names), 4)
+    assert result.tolist() == ["train", "test", "val", "train"]
+
+
+def test_a_column_without_validation_gives_some_of_its_training_rows():
+    names = ["train"] * 90 + ["test"] * 10
+    result = divide(Split(kind="column", column="set", val_fraction=0.2), frame(100), columns(100, set=names), 100)
+    assert (result[90:] == "test").all()
+    assert (result == "val").sum() == 18
+
+
+def test_an_unknown_word_in_the_column_is_named():
+    with pytest.raises(AtomloomError, match=r"`set` of s1 is 'tset'; it must be train, val or test"):
+        divide(Split(kind="column", column="set"), frame(2), columns(2, set=["train", "tset"]), 2)
+
+
+def test_folds_take_rows_of_the_plan_even_where_records_are_missing(tmp_path):
+    path = tmp_path / "folds.json"
+    path.write_text(json.dumps({"fold_0": [1, 3], "fold_1": [0, 2]}))
+    split = Split(kind="folds", folds_file=str(path), val_fraction=0.0)
+    used = frame(5).drop(index=2).reset_index(drop=True)  # record 2 is in quarantine
+    assert divide(split, used, columns(4), 5).tolist() == ["train", "test", "test", "train"]
+    with pytest.raises(AtomloomError, match="fold_7"):
+        divide(Split(kind="folds", folds_file=str(path), fold=7), used, columns(4), 5)
+    path.write_text(json.dumps({"fold_0": [1, 9]}))
+    with pytest.raises(AtomloomError, match="row 9 of 5 records"):
+        divide(split, used, columns(4), 5)
