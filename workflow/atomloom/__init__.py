@@ -1,3 +1,47 @@
-"""atomloom: atomic structures into neighbour graphs, graphs into models."""
+"""atomloom: atomic structures into neighbour graphs, graphs into models.
+
+The names below are the public interface; each is imported when it is first used, so that
+`import atomloom` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+_PLACES = {
+    "AtomloomError": "atomloom.errors",
+    "Graph": "atomloom.graphs.graph",
+    "GraphSpec": "atomloom.config",
+    "GraphStore": "atomloom.graphs.store",
+    "Structure": "atomloom.structures.structure",
+    "build_graph": "atomloom.graphs.build",
+    "load_config": "atomloom.config",
+    "load_model": "atomloom.training.predict",
+    "read": "atomloom.structures",
+    "structure_hash": "atomloom.structures",
+}
+
+__all__ = ["__version__", *_PLACES]
+
+if TYPE_CHECKING:
+    from atomloom.config import GraphSpec, load_config
+    from atomloom.errors import AtomloomError
+    from atomloom.graphs.build import build_graph
+    from atomloom.graphs.graph import Graph
+    from atomloom.graphs.store import GraphStore
+    from atomloom.structures import read, structure_hash
+    from atomloom.structures.structure import Structure
+    from atomloom.training.predict import load_model
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'atomloom' has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PLACES])

@@ -10,7 +10,8 @@ from atomloom.config.base import Section, unkeyed
 
 
 class Batching(Section):
-    """Bounds of a batch; the first that is reached closes it."""
+    """Bounds of a batch; the first that is reached closes it. A structure that alone exceeds one runs
+    alone."""
 
     structures: int = Field(default=64, ge=1)
     """Most structures in a batch."""
@@ -18,6 +19,8 @@ class Batching(Section):
     """Most atoms in a batch."""
     edges: int | None = Field(default=None, ge=1)
     """Most edges in a batch."""
+    triplets: int | None = Field(default=None, ge=1)
+    """Most triplets in a batch."""
 
 
 class Training(Section):
@@ -30,34 +33,47 @@ class Training(Section):
     batch: Batching = Batching()
     """What goes into one optimiser step."""
     loss: Literal["mse", "mae", "huber"] = "mse"
-    """Loss on standardised targets."""
+    """Loss on standardised targets; unknown targets count nothing."""
     huber_delta: float = Field(default=1.0, gt=0)
     """For `huber`: where the loss turns from quadratic to linear, in standard deviations."""
+    log_targets: list[str] = []
+    """Targets whose natural logarithm is learnt; all their values must be positive."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    """AdamW (Loshchilov and Hutter, 2019) or SGD with momentum 0.9."""
+    """AdamW (Loshchilov and Hutter, 2019) or SGD with Nesterov momentum 0.9."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(default=1e-5, ge=0)
     """Decoupled weight decay; norms and biases are exempt."""
     scheduler: Literal["onecycle", "cosine", "plateau", "constant"] = "onecycle"
     """Course of the learning rate, a step at a time; it stays at its end when it reaches it."""
-    warmup: float = Field(default=0.3, ge=0, le=1)
+    warmup: float = Field(default=0.3, ge=0, lt=1)
     """Share of the steps in which the rate rises (one-cycle and cosine)."""
+    cycle_momentum: bool = True
+    """One-cycle: lower AdamW's first beta (SGD's momentum) from 0.95 to 0.85 while the rate rises, and
+    back (Smith, 2018), as PyTorch's scheduler does."""
+    plateau_patience: int = Field(default=10, ge=0)
+    """Plateau: epochs without a lower validation error before the rate falls."""
+    plateau_factor: float = Field(default=0.5, gt=0, lt=1)
+    """Plateau: what the rate is then multiplied by."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Clip the gradient's norm to this."""
     accumulate: int = Field(default=1, ge=1)
-    """Batches whose gradients are added up to one optimiser step."""
+    """Batches whose gradients are added up to one optimiser step: the step of one batch as large, but
+    for batch norms, which see the small ones."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Decay of an exponential moving average of the weights, which is then what is evaluated."""
     early_stopping: int | None = Field(default=None, ge=1)
     """Stop when the validation error has not fallen for this many epochs."""
     precision: Literal["64", "32", "tf32", "bf16-mixed", "fp16-mixed"] = "32"
-    """Arithmetic of the training step. Weights, statistics and losses stay in 32 bits (64 for 64)."""
+    """Arithmetic of the training step. Weights, graphs and losses stay in 32 bits (64 for 64)."""
     compile: bool = unkeyed(False)
     """torch.compile the model; falls back, saying so, where that fails."""
     device: Literal["auto", "cpu", "cuda"] = unkeyed("auto")
     """Where to train; `auto` takes CUDA if there is one."""
     threads: int | None = unkeyed(None, ge=1)
     """CPU threads of the training job; all that the workflow was given unless set."""
+    prefetch: int = unkeyed(2, ge=0)
+    """Batches that a background thread prepares ahead; 0 for none."""
     checkpoint_minutes: float = unkeyed(5.0, gt=0)
-    """How often the state for resuming is saved, besides at every end of an epoch that is due."""
+    """The state for resuming is saved at least this often, and at ends of epochs as often as it costs
+    no more than some 2 % of the time."""

@@ -29,15 +29,31 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from atomloom.errors import AtomloomError
 from atomloom.files import write_atomically
-from atomloom.reports.formats import MINUS, fixed, number, plural, ten_to, with_unit
-from atomloom.reports.tables import SPLITS, GraphStatistics, Predictions, StageTiming, predictions_of
+from atomloom.reports.formats import (
+    MINUS,
+    brief,
+    duration,
+    fixed,
+    number,
+    plural,
+    ten_to,
+    with_unit,
+)
+from atomloom.reports.tables import (
+    SPLITS,
+    GraphStatistics,
+    Predictions,
+    StageTiming,
+    predictions_of,
+)
 
 VECTOR_POINTS = 2_000
 """Up to so many points in a figure each is an SVG element, and says its name under the pointer."""
 SCATTER_POINTS = 6_000
 """Beyond so many points a parity plot shows densities, one panel a split."""
-WIDTH, HEIGHT = 4.4, 3.1  # inches; small, so that letters stay readable on a phone
+WIDTH, HEIGHT, SQUARE = 4.4, 3.1, 4.0  # inches; small, so that letters stay readable on a phone
 PIXELS_PER_INCH = 220
+LETTERS_AN_INCH = 14  # of an axis label, with room for ticks and title
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
@@ -88,7 +104,11 @@ _STYLE: Mapping[str, Any] = {
     "axes.axisbelow": True,
     "grid.color": LIGHT.line,
     "grid.linewidth": 0.6,
-    "legend.frameon": False,
+    "legend.frameon": True,
+    "legend.facecolor": LIGHT.card,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
+    "legend.fancybox": False,
     "lines.linewidth": 1.4,
     "text.parse_math": False,  # targets are called band_gap, and may be called $
     "svg.fonttype": "none",
@@ -139,21 +159,15 @@ def inline_svg(
     for gid, texts in (tips or {}).items():
         _add_tips(root, gid, texts)
     _drop_unused_ids(root)
+    _drop_style_sheets(root)
+    for element in root.iter():
+        _restyle(element)
     for attribute in ("width", "height", "version"):
         root.attrib.pop(attribute, None)
     root.attrib |= {"role": "img", "aria-label": alt}
     ElementTree.register_namespace("", SVG)
     ElementTree.register_namespace("xlink", XLINK)
-    text = ElementTree.tostring(root, encoding="unicode")
-    for role, colour in asdict(LIGHT).items():
-        text = text.replace(colour, f"var(--{role})")
-    text = re.sub(r"font: ((?:\w+ )*)([\d.]+px) [^;\"]*", _font, text)
-    return re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", text)
-
-
-def _font(found: re.Match[str]) -> str:
-    weight = "font-weight: bold; " if "bold" in found[1] or "700" in found[1] else ""
-    return f"{weight}font-size: {found[2]}"
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def _add_tips(root: ElementTree.Element, gid: str, texts: Sequence[str]) -> None:
@@ -170,11 +184,39 @@ def _add_tips(root: ElementTree.Element, gid: str, texts: Sequence[str]) -> None
         return
     for mark, text in zip(marks, texts, strict=True):
         ElementTree.SubElement(mark, f"{{{SVG}}}title").text = text
+    styles = {mark.get("style", "") for mark in marks}
+    if len(styles) == 1:  # said once, not a thousand times
+        group.set("style", styles.pop())
+        for mark in marks:
+            mark.attrib.pop("style", None)
+
+
+def _drop_style_sheets(root: ElementTree.Element) -> None:
+    """A style sheet inside an inline SVG would hold for the whole page."""
+    for parent in list(root.iter()):
+        for sheet in parent.findall(f"{{{SVG}}}style"):
+            parent.remove(sheet)
+
+
+def _restyle(element: ElementTree.Element) -> None:
+    """The page's colours and font; coordinates to 0.01 points, finer than any screen."""
+    for name, value in element.attrib.items():
+        if name == "style":
+            for role, colour in asdict(LIGHT).items():
+                value = value.replace(colour, f"var(--{role})")
+            element.set(name, re.sub(r"font-family: [^;]*(; |$)", "", value))
+        elif name in ("d", "x", "y", "transform", "points", "width", "height"):
+            element.set(name, re.sub(r"\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}", value))
+    if element.tag not in (f"{{{SVG}}}text", f"{{{SVG}}}title"):
+        element.text = None if not (element.text or "").strip() else element.text
+    element.tail = None if not (element.tail or "").strip() else element.tail
 
 
 def _drop_unused_ids(root: ElementTree.Element) -> None:
     """Ids are unique in a page; matplotlib calls a part of every figure `axes_1`."""
-    used = set(re.findall(r"#([\w-]+)", " ".join(v for e in root.iter() for v in e.attrib.values())))
+    used = set(
+        re.findall(r"#([\w-]+)", " ".join(v for e in root.iter() for v in e.attrib.values()))
+    )
     for element in root.iter():
         if element.attrib.get("id") not in used:
             element.attrib.pop("id", None)
@@ -197,7 +239,7 @@ def loss_figure(course: Course, losses: Mapping[str, np.ndarray], label: str) ->
         _line(axes, course.x, values, getattr(LIGHT, split), SPLIT_NAMES[split])
     if all(np.nanmin(values) > 0 for values in losses.values()):
         _log_scale(axes, "y")
-    axes.set_ylabel(label)
+    axes.set_ylabel(_label(label, "", HEIGHT))
     _finish_course(axes, course)
     axes.legend(loc="upper right")
     return figure
@@ -219,7 +261,8 @@ def validation_figure(course: Course, errors: Mapping[str, np.ndarray], unit: st
     everything = np.concatenate([values[np.isfinite(values)] for values in errors.values()])
     if everything.min() > 0 and everything.max() / everything.min() > 5:
         _log_scale(axes, "y")
-    axes.set_ylabel(_with_unit("validation MAE", unit))
+    of = f" of {next(iter(errors))}" if len(errors) == 1 else ""
+    axes.set_ylabel(_label(f"validation MAE{of}", unit, HEIGHT))
     _finish_course(axes, course)
     if len(errors) > 1:
         axes.legend(loc="upper right")
@@ -229,11 +272,11 @@ def validation_figure(course: Course, errors: Mapping[str, np.ndarray], unit: st
 @style()
 def learning_rate_figure(course: Course, rate: np.ndarray) -> Figure:
     """Learning rate over the course of training."""
-    figure, axes = _figure(HEIGHT * 0.75)
+    figure, axes = _figure()
     _line(axes, course.x, rate, LIGHT.ink, "learning rate")
     axes.set_ylabel("learning rate")
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: number(v, 2)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: brief(v)))
     _finish_course(axes, course)
     return figure
 
@@ -256,9 +299,9 @@ def _finish_course(axes: Axes, course: Course) -> None:
     right = course.best > (low + high) / 2
     axes.annotate(
         f"best: {course.best:,.0f}",
-        (course.best, 0),
+        (course.best, 1),
         xycoords=("data", "axes fraction"),
-        xytext=(-3 if right else 3, 3),
+        xytext=(2 if right else -2, 2),
         textcoords="offset points",
         ha="right" if right else "left",
         color=LIGHT.muted,
@@ -270,21 +313,27 @@ def _finish_course(axes: Axes, course: Course) -> None:
 
 
 @style()
-def parity_figures(predictions: Predictions) -> tuple[tuple[str, Figure, dict[str, list[str]]], ...]:
+def parity_figures(
+    predictions: Predictions, vector_points: int = VECTOR_POINTS
+) -> tuple[tuple[str, Figure, dict[str, list[str]]], ...]:
     """Predicted against reference values: one figure, or one a split where there are many points.
+
+    Args:
+        predictions: of one target.
+        vector_points: up to so many points each is an element of the SVG with a tip.
 
     Returns:
         (what is shown, figure, tips for `inline_svg`) of each figure.
     """
     splits = _present(predictions)
     if len(predictions) <= SCATTER_POINTS:
-        figure, axes = _figure(WIDTH * 0.93)
-        tips = _scatter(axes, predictions, splits)
+        figure, axes = _figure(SQUARE)
+        tips = _scatter(axes, predictions, splits, vector_points)
         _finish_parity(axes, predictions)
         return ((_and([SPLIT_NAMES[s] for s in splits]), figure, tips),)
     found = []
     for split in reversed(splits):
-        figure, axes = _figure(WIDTH * 0.86)
+        figure, axes = _figure(SQUARE)
         _density(figure, axes, predictions, split)
         _finish_parity(axes, predictions)
         found.append((SPLIT_NAMES[split], figure, {}))
@@ -361,7 +410,7 @@ def error_figure(predictions: Predictions) -> tuple[Figure, float, int]:
     errors = predictions.error
     reach = _reach(errors)
     edges = np.linspace(-reach, reach, 41)
-    figure, axes = _figure()
+    figure, axes = _figure(SQUARE)
     splits = _present(predictions)
     for split in splits:
         values = errors[predictions.of(split)]
@@ -379,7 +428,11 @@ def error_figure(predictions: Predictions) -> tuple[Figure, float, int]:
     axes.axvline(0, color=LIGHT.muted, linewidth=0.8)
     axes.set_xlim(-reach, reach)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel(_with_unit(f"error of {predictions.target}, predicted {MINUS} reference", predictions.unit))
+    axes.set_xlabel(
+        _label(
+            f"error of {predictions.target}, predicted {MINUS} reference", predictions.unit, WIDTH
+        )
+    )
     axes.set_ylabel("structures of the split (%)")
     axes.legend(loc="upper right")
     return figure, reach, int((np.abs(errors) > reach).sum())
@@ -390,9 +443,9 @@ def _present(predictions: Predictions) -> tuple[str, ...]:
 
 
 def _scatter(
-    axes: Axes, predictions: Predictions, splits: Sequence[str]
+    axes: Axes, predictions: Predictions, splits: Sequence[str], vector_points: int = VECTOR_POINTS
 ) -> dict[str, list[str]]:
-    few = len(predictions) <= VECTOR_POINTS
+    few = len(predictions) <= vector_points
     tips = {}
     for order, split in enumerate(splits):
         rows = predictions.of(split)
@@ -454,8 +507,8 @@ def _finish_parity(axes: Axes, predictions: Predictions) -> None:
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
     axes.set_aspect("equal", adjustable="box")
-    axes.set_xlabel(_with_unit(f"reference {predictions.target}", predictions.unit))
-    axes.set_ylabel(_with_unit(f"predicted {predictions.target}", predictions.unit))
+    axes.set_xlabel(_label(f"reference {predictions.target}", predictions.unit, SQUARE))
+    axes.set_ylabel(_label(f"predicted {predictions.target}", predictions.unit, SQUARE))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=6))
 
@@ -482,7 +535,9 @@ def _split_label(predictions: Predictions, split: str) -> str:
 
 def _tip(predictions: Predictions, row: int) -> str:
     name = " ".join(filter(None, (predictions.formula[row], predictions.id[row])))
-    reference, predicted = (number(v[row], 4) for v in (predictions.reference, predictions.predicted))
+    reference, predicted = (
+        number(v[row], 4) for v in (predictions.reference, predictions.predicted)
+    )
     return f"{name}: {with_unit(predicted, predictions.unit)}, reference {reference}"
 
 
@@ -499,7 +554,7 @@ def stage_figure(timings: Sequence[StageTiming]) -> Figure:
     axes.barh(places, values, height=0.62, color=LIGHT.test)
     for place, value, timing in zip(places, values, timings, strict=True):
         axes.annotate(
-            f"{number(float(value))} {unit}, {plural(timing.jobs, 'job')}",
+            f"{duration(timing.seconds)}, {plural(timing.jobs, 'job')}",
             (value, place),
             xytext=(4, 0),
             textcoords="offset points",
@@ -590,8 +645,14 @@ def _time_unit(seconds: float) -> tuple[str, float]:
     return ("min", 60.0) if seconds < 3 * 3600 else ("h", 3600.0)
 
 
-def _with_unit(label: str, unit: str) -> str:
-    return f"{label} ({unit})" if unit else label
+def _label(text: str, unit: str, inches: float) -> str:
+    """An axis label that fits: its unit goes to a second line, its middle is left out, if it must."""
+    most = int(inches * LETTERS_AN_INCH)
+    if len(text) > most:
+        text = f"{text[: most // 2]}…{text[len(text) - most // 2 + 1 :]}"
+    if not unit:
+        return text
+    return f"{text}{' ' if len(text) + len(unit) + 3 <= most else chr(10)}({unit})"
 
 
 def _and(names: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from datetime import datetime
 
 NONE = "\u2013"
 """What stands where a value is absent or not a number."""
-MINUS = "\u2212"
+MINUS, TIMES = "\u2212", "\u00d7"
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 _SECONDS_A_MINUTE, _SECONDS_AN_HOUR, _SECONDS_A_DAY = 60, 3600, 86400
 
@@ -42,8 +42,14 @@ def number(value: object, digits: int = 3) -> str:
     mantissa, exponent = f"{found:.{digits - 1}e}".split("e")
     power = int(exponent)
     if power < -4 or power >= 7:
-        return f"{mantissa} × {ten_to(power)}".replace("-", MINUS)
+        return f"{mantissa} {TIMES} {ten_to(power)}".replace("-", MINUS)
     return fixed(found, max(0, digits - 1 - power))
+
+
+def brief(value: object, digits: int = 3) -> str:
+    """`number` without the zeros at its end: for numbers that were chosen, not measured."""
+    text = number(value, digits)
+    return re.sub(rf"(\.\d*?)0+(?=$| {TIMES})", r"\1", text).replace(". ", " ").rstrip(".")
 
 
 def ten_to(power: int) -> str:

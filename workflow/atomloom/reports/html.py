@@ -45,7 +45,7 @@ MODEL_NAMES = {
     "painn": "PaiNN",
     "chebyshev": "Chebyshev network",
 }
-FIGURED_TARGETS = 8
+FIGURED_TARGETS = 6
 """Targets with figures of their own; more would make a page nobody scrolls through."""
 QUARANTINE_ROWS = 50
 WORST = 10
@@ -62,6 +62,7 @@ class Tile:
     label: str
     value: str
     note: str = ""
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -170,46 +171,55 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
     course = _course(card, history)
     learning = _learning(card, history, course, targets)
     epoch_times = _epoch_times(history, course)
-    return _environment().get_template("report.html.j2").render(
-        title=f"{_model_name(card)} on {_dataset_name(card)}",
-        summary=_summary(card, judged),
-        meta=_meta(card),
-        tiles=_tiles(card, judged, predictions, course),
-        remarks=_remarks(card, scores, frame, targets, predictions, quarantine, history),
-        scores=scores,
-        decimals={
-            target: formats.decimals_for(min(maes))
-            for target in targets
-            if (maes := [s.mae for s in scores if s.target == target and s.mae])
-        },
-        facts=_facts(card),
-        config=_yaml(card.section("config")),
-        environment=_rows(card.section("environment")),
-        determinism=_rows(card.section("determinism")),
-        segments=_segments(card),
-        dataset=card.section("dataset"),
-        quarantine=quarantine,
-        quarantine_rows=QUARANTINE_ROWS,
-        quarantine_link=_link(paths.quarantine, folder),
-        graphs=graphs,
-        graph_facts=_graph_facts(graphs),
-        neighbors=_neighbors(graphs),
-        learning=learning,
-        history_note=history_note,
-        parts=[_target_part(place, found) for place, found in enumerate(shown[:FIGURED_TARGETS])],
-        unfigured=[p.target for p in shown[FIGURED_TARGETS:]],
-        unpredicted=[t for t in targets if not (t in predictions and len(predictions[t]))],
-        timings=timings,
-        timing_figure=_timing_figure(timings),
-        epoch_times=epoch_times,
-        keys=_rows(card.section("keys")) or _rows({"run": card.text("run_key")}),
-        commit=card.text("code", "commit"),
-        dirty=card.value("code", "dirty") is True,
-        command=_command(card),
-        light=asdict(figures.LIGHT),
-        dark=asdict(figures.DARK),
-        split_names=SPLIT_NAMES,
-        reliable=RELIABLE,
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            title=f"{_model_name(card)} on {_dataset_name(card)}",
+            summary=_summary(card, judged),
+            meta=_meta(card),
+            tiles=_tiles(card, judged, predictions, course),
+            remarks=_remarks(card, scores, frame, targets, predictions, quarantine, history),
+            scores=scores,
+            decimals={
+                target: formats.decimals_for(min(maes))
+                for target in targets
+                if (maes := [s.mae for s in scores if s.target == target and s.mae])
+            },
+            facts=_facts(card),
+            config=_yaml(card.section("config")),
+            environment=_rows(card.section("environment")),
+            determinism=_rows(card.section("determinism")),
+            segments=_segments(card),
+            dataset=card.section("dataset"),
+            quarantine=quarantine,
+            quarantine_rows=QUARANTINE_ROWS,
+            quarantine_link=_link(paths.quarantine, folder),
+            graphs=graphs,
+            graph_facts=_graph_facts(graphs),
+            neighbors=_neighbors(graphs),
+            learning=learning,
+            history_note=history_note,
+            parts=[
+                _target_part(
+                    place, found, figures.VECTOR_POINTS // min(len(shown), FIGURED_TARGETS)
+                )
+                for place, found in enumerate(shown[:FIGURED_TARGETS])
+            ],
+            unfigured=[p.target for p in shown[FIGURED_TARGETS:]],
+            unpredicted=[t for t in targets if not (t in predictions and len(predictions[t]))],
+            timings=timings,
+            timing_figure=_timing_figure(timings),
+            epoch_times=epoch_times,
+            keys=_rows(card.section("keys")) or _rows({"run": card.text("run_key")}),
+            commit=card.text("code", "commit"),
+            dirty=card.value("code", "dirty") is True,
+            command=_command(card),
+            light=asdict(figures.LIGHT),
+            dark=asdict(figures.DARK),
+            split_names=SPLIT_NAMES,
+            reliable=RELIABLE,
+        )
     )
 
 
@@ -243,7 +253,7 @@ def _summary(card: RunCard, judged: tuple[Score, ...]) -> str:
     if len(counts) == 1 and (count := counts.pop()) is not None:
         text += f" over {plural(count, 'structure')}"
     if len(judged) == 1 and judged[0].mad is not None:
-        text += f" (mean absolute deviation {number(judged[0].mad)})"
+        text += f" (mean absolute deviation {with_unit(number(judged[0].mad), judged[0].unit)})"
     return text
 
 
@@ -259,9 +269,7 @@ def _tiles(
         found = predictions.get(score.target)
         uncertainty = found.mae_uncertainty(score.split) if found is not None else None
         note = f"± {number(uncertainty, 2)} standard error" if uncertainty else ""
-        tiles.append(
-            Tile(f"{score.split} MAE{suffix}", with_unit(number(score.mae), score.unit), note)
-        )
+        tiles.append(Tile(f"{score.split} MAE{suffix}", number(score.mae), note, score.unit))
     if len(judged) == 1:
         score = judged[0]
         if score.rmse is not None:
@@ -269,15 +277,16 @@ def _tiles(
             tiles.append(
                 Tile(
                     f"{score.split} RMSE",
-                    with_unit(number(score.rmse), score.unit),
+                    number(score.rmse),
                     f"largest error {largest}" if score.max_error is not None else "",
+                    score.unit,
                 )
             )
         if score.r2 is not None:
             tiles.append(Tile(f"{score.split} R²", formats.fixed(score.r2, 3)))
         if score.share_of_mad is not None:
             tiles.append(
-                Tile("of guessing the mean", formats.percent(score.share_of_mad), "MAE over MAD")
+                Tile("MAE / MAD", formats.percent(score.share_of_mad), "100 % is guessing the mean")
             )
     if (used := card.value("dataset", "used")) is not None:
         train = formats.finite(card.value("dataset", "train"))
@@ -290,7 +299,9 @@ def _tiles(
         tiles.append(Tile("epochs", _count(epochs), note))
     if (seconds := card.value("seconds")) is not None:
         device = card.text("environment", "device")
-        tiles.append(Tile("training time", formats.duration(seconds), f"on {device}" if device else ""))
+        tiles.append(
+            Tile("training time", formats.duration(seconds), f"on {device}" if device else "")
+        )
     return tiles
 
 
@@ -315,7 +326,9 @@ def _remarks(
     """What a careful reader would want to be told before believing the numbers."""
     remarks = []
     if not any(score.split == "test" for score in scores):
-        remarks.append("There is no test split: the errors above are not those of unseen structures.")
+        remarks.append(
+            "There is no test split: the errors above are not those of unseen structures."
+        )
     counts = [s.count for s in scores if s.split == "test" and s.count is not None]
     if counts and max(counts) < FEW_TEST_STRUCTURES:
         remarks.append(
@@ -390,7 +403,7 @@ def _facts(card: RunCard) -> list[tuple[str, str]]:
         ("parameters", _count(card.value("model", "parameters"))),
         ("loss", training.get("loss")),
         ("optimiser", schedule),
-        ("learning rate", _count(training.get("learning_rate"))),
+        ("learning rate", formats.brief(training.get("learning_rate"))),
         ("precision", training.get("precision")),
         ("seed", training.get("seed")),
         ("epochs run", _count(card.value("epochs_run"))),
@@ -400,7 +413,7 @@ def _facts(card: RunCard) -> list[tuple[str, str]]:
         ("training time", formats.duration(card.value("seconds"))),
         ("device", card.text("environment", "device")),
         ("processor", card.text("environment", "cpu")),
-        ("commit", card.text("code", "commit")),
+        ("commit", card.text("code", "commit")[:12]),
     ]
     return [(name, str(v)) for name, v in rows if v is not None and str(v) not in ("", NONE)]
 
@@ -462,7 +475,9 @@ def _graph_facts(graphs: tables.GraphStatistics | None) -> list[tuple[str, str]]
         if graphs.atoms is not None:
             rows.append(("atoms a structure", number(graphs.atoms / graphs.structures)))
         if graphs.bytes is not None:
-            rows.append(("on disk a structure", formats.byte_size(graphs.bytes / graphs.structures)))
+            rows.append(
+                ("on disk a structure", formats.byte_size(graphs.bytes / graphs.structures))
+            )
     if graphs.atoms and graphs.edges is not None:
         rows.append(("edges an atom", number(graphs.edges / graphs.atoms)))
     return [(name, value) for name, value in rows if value != NONE]
@@ -530,7 +545,7 @@ def _learning(
         figure = figures.validation_figure(course, group, unit)
         drawings.append(_drawing(figure, f"validation-{place}", caption))
     if (rate := tables.numeric(history, "learning_rate")) is not None:
-        caption = f"Learning rate; its peak is {number(float(np.nanmax(rate)))}."
+        caption = f"Learning rate; its peak is {formats.brief(float(np.nanmax(rate)))}."
         drawings.append(_drawing(figures.learning_rate_figure(course, rate), "rate", caption))
     return drawings
 
@@ -557,19 +572,23 @@ def _epoch_times(history: pd.DataFrame | None, course: Course | None) -> Drawing
 # --- predictions ------------------------------------------------------------------------------
 
 
-def _target_part(place: int, predictions: Predictions) -> TargetPart:
+def _target_part(place: int, predictions: Predictions, vector_points: int) -> TargetPart:
     split = predictions.judged_split
     assert split is not None  # predictions without rows are not shown
     errors = predictions.error[predictions.of(split)]
     mae = float(np.abs(errors).mean())
     parity = []
-    for panel, (what, figure, tips) in enumerate(figures.parity_figures(predictions)):
+    for panel, (what, figure, tips) in enumerate(
+        figures.parity_figures(predictions, vector_points)
+    ):
         caption = f"Predicted against reference {predictions.target}, {what}."
         if any(tips.values()):
             caption += " Point at a structure to see its name."
         parity.append(_drawing(figure, f"parity-{place}-{panel}", caption, tips))
     figure, reach, beyond = figures.error_figure(predictions)
-    bias = with_unit(formats.fixed(errors.mean(), formats.decimals_for(mae), sign=True), predictions.unit)
+    bias = with_unit(
+        formats.fixed(errors.mean(), formats.decimals_for(mae), sign=True), predictions.unit
+    )
     middle = with_unit(number(float(np.median(np.abs(errors)))), predictions.unit)
     tail = with_unit(number(float(np.quantile(np.abs(errors), 0.95))), predictions.unit)
     caption = (
@@ -696,11 +715,12 @@ def _environment() -> Environment:
         "count": _count,
         "percent": formats.percent,
         "duration": formats.duration,
-        "memory": lambda mebibytes: formats.byte_size((formats.finite(mebibytes) or 0) * 2**20)
-        if formats.finite(mebibytes) is not None
-        else NONE,
+        "memory": lambda mebibytes: (
+            formats.byte_size((formats.finite(mebibytes) or 0) * 2**20)
+            if formats.finite(mebibytes) is not None
+            else NONE
+        ),
         "unit": with_unit,
         "formula": formula_markup,
     }
     return environment
-

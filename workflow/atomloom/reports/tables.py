@@ -398,8 +398,8 @@ def reason_kind(row: QuarantinedRecord) -> str:
         # Short names ("1", "a") would be cut out of the middle of words.
         if len(name) > 2:
             kind = kind.replace(name, "")
-    kind = re.sub(r"(?<![A-Za-z])[-+]?\d+(\.\d+)?([eE][-+]?\d+)?", "…", kind)
-    return " ".join(kind.split()).strip(" :,") or "no reason given"
+    kind = re.sub(r"[^\s,:()]*\d[^\s,:()]*", "…", kind)
+    return " ".join(kind.split()).strip(" :,").removeprefix("…: ") or "no reason given"
 
 
 def read_timings(folder: Path) -> tuple[StageTiming, ...]:
@@ -492,7 +492,10 @@ def _texts(frame: pd.DataFrame, column: str) -> np.ndarray:
         return np.full(len(frame), "", dtype=object)
     values = frame[column]
     return np.array(
-        ["" if missing else str(value) for value, missing in zip(values, values.isna(), strict=True)],
+        [
+            "" if missing else str(value)
+            for value, missing in zip(values, values.isna(), strict=True)
+        ],
         dtype=object,
     )
 

@@ -1,0 +1,186 @@
+"""What every reader has: the pieces it cuts a file into, and small helpers for parsing text.
+
+A reader is a module with the names of `Reader`. It knows nothing of folders, archives or
+compression (`atomloom.structures.sources` does), and nothing of what becomes of a structure.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from atomloom.errors import AtomloomError
+from atomloom.structures.structure import Structure
+
+MAX_RECORD_BYTES = 256 << 20
+"""A single record larger than this is not read into memory but refused."""
+
+UNREADABLE = "unreadable"
+"""Format of a record that stands for bytes nobody can split; its payload is the reason."""
+
+
+class Piece(NamedTuple):
+    """One record as a reader cuts it out of a file."""
+
+    payload: bytes
+    """What `parse` gets."""
+    offset: int = -1
+    """Where the payload starts in the file; -1 where it is no byte range of the file."""
+    id: str = ""
+    """Name of the record, where the file itself gives one."""
+    labels: Mapping[str, float | str] = {}
+    """Values that stand beside the structure, not in it."""
+    format: str = ""
+    """Format of the payload, where it is not the reader's own."""
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """The names a reader module declares.
+
+    A reader of files that must be opened by path (databases, folders of arrays) declares
+    `split_path(path, options)` besides.
+    """
+
+    NAME: str
+    """Name of the format in configs and records."""
+    ABOUT: str
+    """One line for `--help`."""
+    PATTERNS: tuple[str, ...]
+    """Globs of lower-case file names (without .gz and the like) that settle the format."""
+    HINTS: tuple[str, ...]
+    """Globs of names that settle it only for a file which the user named himself, or which
+    `sniff` accepts: names such as `*.json` are used for many things."""
+    OPTIONS: Mapping[str, str]
+    """Options the reader understands, each with a sentence."""
+
+    def sniff(self, head: bytes) -> bool:
+        """Whether a file that starts like this is of the format."""
+
+    def split(self, stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
+        """Cut a file into records, in order, holding one at a time."""
+
+    def parse(self, payload: bytes, options: Mapping[str, Any]) -> Structure:
+        """Turn one record into a structure."""
+
+
+def split_whole(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
+    """The whole file is one record."""
+    yield Piece(read_limited(stream), 0)
+
+
+def read_limited(stream: BinaryIO, limit: int = MAX_RECORD_BYTES) -> bytes:
+    """Everything a stream holds.
+
+    Raises:
+        AtomloomError: when that is more than `limit` bytes.
+    """
+    payload = stream.read(limit + 1)
+    if len(payload) > limit:
+        raise AtomloomError(f"a record of more than {limit >> 20} MiB")
+    return payload
+
+
+def unreadable(reason: object) -> Piece:
+    """A record that stands for bytes nobody can read; parsing it raises the reason."""
+    return Piece(" ".join(str(reason).split()).encode(), format=UNREADABLE)
+
+
+def decode(payload: bytes) -> str:
+    """Text of a record; bytes that are no UTF-8 are taken for Latin-1 (names of authors)."""
+    try:
+        return payload.decode()
+    except UnicodeDecodeError:
+        return payload.decode("latin-1")
+
+
+def floats(tokens: list[str], where: str = "") -> np.ndarray:
+    """[len(tokens)] float64.
+
+    Raises:
+        AtomloomError: naming the first token that is no number.
+    """
+    try:
+        values = np.array(list(map(float, tokens)), dtype=np.float64)
+    except ValueError:
+        values = np.array([_float(token, where) for token in tokens], dtype=np.float64)
+    if "_" in "".join(tokens):  # Python reads 1_0 as 10
+        raise AtomloomError(f"{where}not a number: `{next(t for t in tokens if '_' in t)[:40]}`")
+    return values
+
+
+def _float(token: str, where: str) -> float:
+    try:
+        return float(token)
+    except ValueError:
+        try:
+            return float(token.lower().replace("d", "e"))  # Fortran's double precision exponent
+        except ValueError:
+            raise AtomloomError(f"{where}not a number: `{token[:40]}`") from None
+
+
+def integer(token: str, what: str, least: int = 0) -> int:
+    """A whole number.
+
+    Raises:
+        AtomloomError: naming `what` when the token is none, or is below `least`.
+    """
+    if not (token.isascii() and token.lstrip("+-").isdigit()) or len(token) > 18 or int(token) < least:
+        raise AtomloomError(f"{what} is not a count: `{token[:40]}`")
+    return int(token)
+
+
+def stress_matrix(values: np.ndarray) -> np.ndarray:
+    """[3, 3] stress from nine numbers, or from six in ASE's order xx yy zz yz xz xy.
+
+    Raises:
+        AtomloomError: for any other number of values.
+    """
+    values = np.asarray(values, dtype=np.float64).reshape(-1)
+    if values.size == 9:
+        return values.reshape(3, 3)
+    if values.size == 6:
+        xx, yy, zz, yz, xz, xy = values.tolist()
+        return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+    raise AtomloomError(f"a stress of {values.size} numbers, not 6 or 9")
+
+
+def stress_of_virial(virial: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    """Stress in ASE's sign (dE/dstrain / volume) from a virial -dE/dstrain in eV.
+
+    Raises:
+        AtomloomError: when the cell has no volume.
+    """
+    volume = abs(np.linalg.det(cell))
+    if volume < 1e-12:
+        raise AtomloomError("a virial, but a cell without volume")
+    return -stress_matrix(virial) / volume
+
+
+def scalar_labels(row: Mapping[str, Any], leave_out: Iterable[str] = ()) -> dict[str, float | str]:
+    """The values of a row that can be labels: numbers as floats, and texts."""
+    skip = set(leave_out)
+    labels: dict[str, float | str] = {}
+    for name, value in row.items():
+        if name in skip:
+            continue
+        if isinstance(value, (bool, int, float)):
+            labels[str(name)] = float(value)
+        elif isinstance(value, str):
+            labels[str(name)] = value
+    return labels
+
+
+def dump_json(value: Any) -> bytes:
+    """Canonical compact JSON: equal content gives equal bytes, whatever the spacing in the file."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def local_path(stream: BinaryIO) -> Path | None:
+    """The path of the file a stream reads, if it is a plain file on disk."""
+    name = getattr(stream, "name", None)
+    return Path(name) if isinstance(name, str) else None

@@ -1,0 +1,144 @@
+"""Devices and arithmetic: Lightning Fabric set up for a precision that is really there, or an error.
+
+Also what must surround a training and not outlive it: threads, determinism, tf32. It knows nothing
+of data and losses.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
+from torch import Tensor, nn
+
+from atomloom.config.training import Training
+from atomloom.data.batch import GraphBatch
+from atomloom.errors import AtomloomError
+
+FABRIC_PRECISION = {
+    "64": "64-true",
+    "32": "32-true",
+    "tf32": "32-true",
+    "bf16-mixed": "bf16-mixed",
+    "fp16-mixed": "16-mixed",
+}
+
+
+class Sealed:
+    """Carries a batch past Fabric.
+
+    Under mixed precision Fabric rounds every float of a network's arguments to 16 bits, edge
+    vectors included, before autocast has a say. It looks into lists, dicts and dataclasses; it does
+    not look into this.
+    """
+
+    __slots__ = ("batch",)
+
+    def __init__(self, batch: GraphBatch) -> None:
+        self.batch = batch
+
+
+class Network(nn.Module):
+    """The model as Fabric is given it."""
+
+    def __init__(self, model: Callable[[GraphBatch], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, sealed: Sealed) -> Tensor:
+        return self.model(sealed.batch)
+
+
+def choose_device(wanted: str) -> str:
+    """`cpu` or `cuda`.
+
+    Raises:
+        AtomloomError: when CUDA is wanted and not there.
+    """
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise AtomloomError(
+            "PyTorch sees no CUDA device here", where="training.device", todo="use auto or cpu"
+        )
+    return wanted
+
+
+def check_precision(precision: str, device: str, log: Callable[[str], None]) -> None:
+    """Make sure that a precision is what its name says on this device; warn where it is only slow.
+
+    Raises:
+        AtomloomError: when it is not available.
+    """
+    where = "training.precision"
+    if precision == "tf32" and not (device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)):
+        raise AtomloomError("tf32 needs an NVIDIA GPU of compute capability 8.0", where=where, todo="use 32")
+    if precision == "fp16-mixed" and device != "cuda":
+        raise AtomloomError("fp16-mixed needs a CUDA device", where=where, todo="use bf16-mixed or 32")
+    if precision != "bf16-mixed":
+        return
+    if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise AtomloomError("this GPU has no bf16", where=where, todo="use fp16-mixed or 32")
+    if device == "cpu" and not torch.cpu._is_avx512_bf16_supported():
+        log("warning: this CPU has no bf16 instructions; bf16-mixed is right, but slower than 32")
+
+
+def open_fabric(settings: Training, log: Callable[[str], None]) -> Fabric:
+    """Fabric for the device and precision of the config.
+
+    Raises:
+        AtomloomError: when the device or the precision is not available.
+    """
+    device = choose_device(settings.device)
+    check_precision(settings.precision, device, log)
+    with _quiet_fabric():
+        # The environment is named, so that a lone process inside a Slurm allocation is not taken
+        # for a part of a distributed job.
+        fabric = Fabric(
+            accelerator=device,
+            devices=1,
+            precision=FABRIC_PRECISION[settings.precision],
+            plugins=[LightningEnvironment()],
+        )
+        fabric.launch()
+    return fabric
+
+
+@contextmanager
+def arithmetic(settings: Training, device: str) -> Iterator[None]:
+    """Threads, determinism and tf32 as the config says, and as they were afterwards."""
+    threads = torch.get_num_threads()
+    strict = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    matmul = torch.get_float32_matmul_precision()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    if device == "cpu":
+        # Gradients of indexing are otherwise summed by several threads in any order.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    if settings.precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(strict)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+        if settings.precision == "tf32":
+            torch.set_float32_matmul_precision(matmul)
+
+
+@contextmanager
+def _quiet_fabric() -> Iterator[None]:
+    logger = logging.getLogger("lightning_fabric")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

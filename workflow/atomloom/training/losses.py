@@ -1,0 +1,34 @@
+"""Losses, as sums over the known targets of a batch: means are taken over a whole optimiser step.
+
+So a step of several small batches, or of batches shared among processes, has the gradient of the
+one large batch. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from atomloom.errors import AtomloomError
+
+
+def loss_sum(kind: str, prediction: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
+    """Sum of the loss over all known targets; a scalar.
+
+    Args:
+        kind: `mse`, `mae` or `huber`.
+        prediction: [B, K] standardised.
+        target: [B, K] standardised, NaN where unknown.
+        delta: for `huber`, where it turns from quadratic to linear.
+    """
+    known = ~torch.isnan(target)
+    # An unknown target becomes the prediction itself: no error and no gradient.
+    target = torch.where(known, target, prediction.detach())
+    if kind == "mse":
+        return F.mse_loss(prediction, target, reduction="sum")
+    if kind == "mae":
+        return F.l1_loss(prediction, target, reduction="sum")
+    if kind == "huber":
+        return F.huber_loss(prediction, target, reduction="sum", delta=delta)
+    raise AtomloomError(f"unknown loss {kind!r}", where="training.loss")

@@ -1,0 +1,118 @@
+"""`model.safetensors`: a trained model as one file that is read without pickles.
+
+The tensors are those of the model's state dict, by name; the metadata hold, as JSON, all that is
+needed to build the model and to use it. It knows nothing of the loop.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from atomloom import __version__
+from atomloom.config.graph import GraphSpec
+from atomloom.config.model import ModelConfig
+from atomloom.config.root import Config
+from atomloom.errors import AtomloomError
+from atomloom.files import write_atomically
+from atomloom.training.targets import Standardizer
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class ModelCard:
+    """What a model file says of its model."""
+
+    model: Any
+    """The model's section of the config (a class of `atomloom.config.model`)."""
+    graph: GraphSpec
+    """The graphs the model expects."""
+    targets: tuple[str, ...]
+    """Names of the outputs."""
+    unit: str
+    """Their unit."""
+    standardizer: Standardizer
+    """Outputs to real units."""
+    facts: Mapping[str, Any]
+    """Where the model comes from: epoch, step, validation error, version of atomloom."""
+
+    @classmethod
+    def of(cls, config: Config, standardizer: Standardizer, facts: Mapping[str, Any]) -> ModelCard:
+        """The card of a run."""
+        dataset = config.dataset
+        return cls(config.model, config.graph, tuple(dataset.target), dataset.unit, standardizer, facts)
+
+
+def write_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> None:
+    """Write a model file atomically."""
+    content = {
+        "format": FORMAT,
+        "model": card.model.model_dump(mode="json"),
+        "graph": card.graph.model_dump(mode="json", exclude_unset=False),
+        "targets": list(card.targets),
+        "unit": card.unit,
+        "mean": card.standardizer.mean.tolist(),
+        "std": card.standardizer.std.tolist(),
+        "log": card.standardizer.log.tolist(),
+        "facts": {**card.facts, "atomloom": __version__},
+    }
+    # Copies: two names may share memory, which the format has no way to say.
+    flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    metadata = {"atomloom": json.dumps(content, sort_keys=True)}
+    write_atomically(path, lambda temporary: save_file(flat, temporary, metadata=metadata))
+
+
+def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
+    """Tensors and card of a model file.
+
+    Raises:
+        AtomloomError: when the file is missing, damaged, no model of atomloom, or of a newer one.
+    """
+    if not path.exists():
+        raise AtomloomError("no model here", where=path, todo="train one first")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise AtomloomError(f"cannot be read: {error}", where=path) from None
+    if "atomloom" not in metadata:
+        raise AtomloomError("holds tensors, but no model of atomloom", where=path)
+    content = json.loads(metadata["atomloom"])
+    if content["format"] != FORMAT:
+        raise AtomloomError(
+            f"has format {content['format']}, this atomloom reads {FORMAT}",
+            where=path,
+            todo=f"use atomloom {content.get('facts', {}).get('atomloom', '')}",
+        )
+    try:
+        card = ModelCard(
+            model=TypeAdapter(ModelConfig).validate_python(content["model"]),
+            graph=GraphSpec.model_validate(content["graph"]),
+            targets=tuple(content["targets"]),
+            unit=content["unit"],
+            standardizer=Standardizer(
+                np.array(content["mean"]), np.array(content["std"]), np.array(content["log"], bool)
+            ),
+            facts=content["facts"],
+        )
+    except (ValidationError, KeyError) as error:
+        raise AtomloomError(f"describes a model that is not known here: {error}", where=path) from None
+    return tensors, card
+
+
+def working_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """64 bits where the weights have them, else 32."""
+    doubles = any(tensor.dtype == torch.float64 for tensor in tensors.values())
+    return torch.float64 if doubles else torch.float32

@@ -1,0 +1,90 @@
+"""Predictions of a trained model, from its file alone, for any graphs of its graph spec.
+
+It knows nothing of how the model was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from atomloom.config.training import Batching
+from atomloom.data.batch import GraphBatch
+from atomloom.data.loader import GraphLoader
+from atomloom.graphs.graph import GraphTable
+from atomloom.models.registry import build_model
+from atomloom.training.devices import choose_device
+from atomloom.training.modelfile import ModelCard, read_model, working_dtype
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A trained model, ready to predict."""
+
+    model: nn.Module
+    """In evaluation mode, on the CPU until used elsewhere."""
+    card: ModelCard
+    """What it is: config, graph spec, targets, unit."""
+    dtype: torch.dtype
+    """Precision of its weights."""
+
+
+def load_model(path: str | Path) -> LoadedModel:
+    """Build the model that a file describes and fill in its weights.
+
+    Raises:
+        AtomloomError: when the file is missing, damaged or of no model known here.
+    """
+    tensors, card = read_model(Path(path))
+    dtype = working_dtype(tensors)
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(card.model, len(card.targets))
+    model.to(dtype)
+    model.load_state_dict(tensors)
+    return LoadedModel(model.eval(), card, dtype)
+
+
+def predict_table(
+    loaded: LoadedModel,
+    table: GraphTable,
+    rows: np.ndarray | None = None,
+    bounds: Batching | None = None,
+    device: str = "auto",
+) -> np.ndarray:
+    """[len(rows), K] float64 predictions in real units, in the order of `rows`.
+
+    Args:
+        loaded: the model.
+        table: graphs built by the model's own graph spec (`loaded.card.graph`).
+        rows: which of them; all unless given.
+        bounds: most structures, atoms, edges and triplets of a batch.
+        device: `auto`, `cpu` or `cuda`.
+    """
+    rows = np.arange(len(table)) if rows is None else np.asarray(rows)
+    device = choose_device(device)
+    # Rows may repeat or be in any order: each structure is predicted once.
+    unique, place = np.unique(rows, return_inverse=True)
+    loader = GraphLoader(table, unique, bounds=bounds, dtype=loaded.dtype, pin=device == "cuda")
+    model = loaded.model.to(device)
+    outputs = predict_batches(model, loader, len(loaded.card.targets), torch.device(device))
+    return loaded.card.standardizer.restore(outputs)[place]
+
+
+def predict_batches(
+    forward: Callable[[GraphBatch], Tensor], loader: GraphLoader, outputs: int, device: torch.device
+) -> np.ndarray:
+    """[R, outputs] float64, standardised predictions in the order of the loader's rows.
+
+    Nothing waits for the device before the last batch is under way.
+    """
+    parts = []
+    with torch.no_grad():
+        for batch in loader:
+            prediction = forward(batch.to(device))
+            parts.append(prediction.reshape(batch.size, outputs).double())
+    return torch.cat(parts).cpu().numpy() if parts else np.zeros((0, outputs))
