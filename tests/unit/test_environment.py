@@ -53,10 +53,14 @@ def test_conda_environments_agree_with_the_lock(file):
 
 
 def test_no_file_names_a_package_registry():
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     if files.returncode:
         pytest.skip("not a git checkout")
-    pattern = re.compile("|".join([r"py" + r"pi\.org", r"python" + r"hosted", r"npm" + r"js\.", r"index" + r"-url"]))
+    pattern = re.compile(
+        "|".join([r"py" + r"pi\.org", r"python" + r"hosted", r"npm" + r"js\.", r"index" + r"-url"])
+    )
     for name in files.stdout.splitlines():
         path = ROOT / name
         if path.suffix in {".png", ".zip"} or not path.is_file():

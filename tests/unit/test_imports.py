@@ -13,9 +13,30 @@ PACKAGE = Path(__file__).resolve().parents[2] / "workflow" / "atomloom"
 
 FORBIDDEN = {
     "keys.py": ("torch", "atomloom.config", "atomloom.structures", "atomloom.graphs"),
-    "config": ("torch", "snakemake", "atomloom.structures", "atomloom.graphs", "atomloom.models", "atomloom.stages"),
-    "structures": ("torch", "snakemake", "atomloom.graphs", "atomloom.models", "atomloom.training", "atomloom.stages"),
-    "graphs": ("torch", "snakemake", "atomloom.data", "atomloom.models", "atomloom.training", "atomloom.stages"),
+    "config": (
+        "torch",
+        "snakemake",
+        "atomloom.structures",
+        "atomloom.graphs",
+        "atomloom.models",
+        "atomloom.stages",
+    ),
+    "structures": (
+        "torch",
+        "snakemake",
+        "atomloom.graphs",
+        "atomloom.models",
+        "atomloom.training",
+        "atomloom.stages",
+    ),
+    "graphs": (
+        "torch",
+        "snakemake",
+        "atomloom.data",
+        "atomloom.models",
+        "atomloom.training",
+        "atomloom.stages",
+    ),
     "shards.py": ("torch", "atomloom.structures", "atomloom.graphs"),
     "data": ("snakemake", "atomloom.models", "atomloom.training", "atomloom.stages"),
     "models": ("snakemake", "atomloom.training", "atomloom.stages"),

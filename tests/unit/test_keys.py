@@ -15,7 +15,10 @@ from atomloom.keys import array_digest, canonical_json, chain_hash, short_hash, 
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=8)
 SPECS = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4)
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4)
+    ),
 )
 
 
@@ -91,7 +94,7 @@ def test_structure_hash_ignores_noise_below_1e_8_angstrom_and_the_sign_of_zero()
     "change",
     [
         {"numbers": np.array([11, 35])},
-        {"positions": POSITIONS + [[0, 0, 1e-3], [0, 0, 0]]},
+        {"positions": POSITIONS + np.array([[0, 0, 1e-3], [0, 0, 0]])},
         {"cell": CELL * 1.001},
         {"pbc": np.array([True, True, False])},
     ],

@@ -16,7 +16,10 @@ def prints(count: int, seed: int = 0) -> list[bytes]:
 
 
 def pieces(records: list[bytes], mean=50, least=12, greatest=200) -> list[tuple[bytes, ...]]:
-    return [tuple(records[first : first + count]) for first, count in cut_chunks(records, mean, least, greatest)]
+    return [
+        tuple(records[first : first + count])
+        for first, count in cut_chunks(records, mean, least, greatest)
+    ]
 
 
 @given(st.integers(0, 400), st.integers(1, 60), st.integers(0, 5))

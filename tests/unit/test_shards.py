@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from atomloom import shards
 from atomloom.errors import AtomloomError
 from atomloom.shards import read_attributes, read_shard, verify_shard, write_shard
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 ATTRIBUTES = {"spec": {"cutoff": 8.0, "neighbors": "knn"}, "builder": 1}
 

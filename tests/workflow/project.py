@@ -86,7 +86,16 @@ class Project:
     def snakemake(self, *arguments: str, check: bool = True, **environment: str) -> str:
         """Run snakemake here and return what it printed."""
         done = subprocess.run(
-            [sys.executable, "-m", "snakemake", "--configfile", "my.yaml", "--cores", "2", *arguments],
+            [
+                sys.executable,
+                "-m",
+                "snakemake",
+                "--configfile",
+                "my.yaml",
+                "--cores",
+                "2",
+                *arguments,
+            ],
             cwd=self.folder,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             capture_output=True,
@@ -122,10 +131,13 @@ def counts(output: str) -> dict[str, int]:
 
 def cif_text(cation: str, anion: str, length: float) -> str:
     """The conventional rocksalt cell of lattice constant `length` (A), as P1 CIF."""
-    sites = [(cation, x, y, z) for x, y, z in ((0, 0, 0), (0, 0.5, 0.5), (0.5, 0, 0.5), (0.5, 0.5, 0))]
+    sites = [
+        (cation, x, y, z) for x, y, z in ((0, 0, 0), (0, 0.5, 0.5), (0.5, 0, 0.5), (0.5, 0.5, 0))
+    ]
     sites += [(anion, x + 0.5, y, z) for _, x, y, z in sites[:4]]
     rows = "\n".join(
-        f"{symbol}{i} {symbol} {x:.8f} {y:.8f} {z:.8f} 1" for i, (symbol, x, y, z) in enumerate(sites)
+        f"{symbol}{i} {symbol} {x:.8f} {y:.8f} {z:.8f} 1"
+        for i, (symbol, x, y, z) in enumerate(sites)
     )
     cell = "\n".join(f"_cell_length_{axis} {length:.8f}" for axis in "abc")
     angles = "\n".join(f"_cell_angle_{angle} 90" for angle in ("alpha", "beta", "gamma"))

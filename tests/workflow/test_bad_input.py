@@ -20,7 +20,10 @@ BAD_FILES = {
     "b_element": (GOOD.replace("Na0 Na", "Xx0 Xx"), "Xx"),
     "b_empty": ("", "empty"),
     "b_nan": (GOOD.replace("0.50000000", "nan", 1), ""),
-    "b_overlap": (GOOD.replace("Cl4 Cl 0.50000000 0.00000000", "Cl4 Cl 0.01000000 0.00000000"), "0.056 A apart"),
+    "b_overlap": (
+        GOOD.replace("Cl4 Cl 0.50000000 0.00000000", "Cl4 Cl 0.01000000 0.00000000"),
+        "0.056 A apart",
+    ),
 }
 
 
@@ -98,7 +101,10 @@ def test_a_label_row_without_record_is_counted(project):
     [
         ({"dataset": {"source": "data/nowhere"}}, "data/nowhere"),
         ({"dataset": {"labels": {"file": "data/nolabels.csv"}}}, "data/nolabels.csv: no such file"),
-        ({"dataset": {"labels": {"file": "data/labels.csv", "id_column": "name"}}}, "no column `name`"),
+        (
+            {"dataset": {"labels": {"file": "data/labels.csv", "id_column": "name"}}},
+            "no column `name`",
+        ),
         ({"dataset": {"target": "enrgy"}}, "no column `enrgy`; columns are: id, energy, note"),
         ({"graph": {"cutof": 8}}, "graph.cutof: unknown key, did you mean `cutoff`?"),
         ({"model": {"name": "icomfromer"}}, "icomformer"),

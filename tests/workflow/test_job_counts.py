@@ -175,4 +175,3 @@ def test_lint_and_rulegraph_work(finished):
 def test_counting_reads_snakemakes_table():
     table = "Job stats:\njob       count\n------  -------\nall           1\ntrain         2\ntotal         3\n"
     assert counts(table) == {"train": 2}
-

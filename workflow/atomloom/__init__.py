@@ -7,7 +7,6 @@ The names below are the public interface; each is imported when it is first used
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -25,16 +24,6 @@ _PLACES = {
 }
 
 __all__ = ["__version__", *_PLACES]
-
-if TYPE_CHECKING:
-    from atomloom.config import GraphSpec, load_config
-    from atomloom.errors import AtomloomError
-    from atomloom.graphs.build import build_graph
-    from atomloom.graphs.graph import Graph
-    from atomloom.graphs.store import GraphStore
-    from atomloom.structures import read, structure_hash
-    from atomloom.structures.structure import Structure
-    from atomloom.training.predict import load_model
 
 
 def __getattr__(name: str) -> object:

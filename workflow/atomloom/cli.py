@@ -41,14 +41,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="atomloom", description="Atomic structures into graphs, graphs into models.")
+    parser = argparse.ArgumentParser(
+        prog="atomloom", description="Atomic structures into graphs, graphs into models."
+    )
     parser.add_argument("--version", action="version", version=f"atomloom {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], None], text: str
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("--config", nargs="+", required=True, metavar="FILE", help="config, each file over the one before")
-        sub.add_argument("--log", type=Path, metavar="FILE", help="also append messages to this file")
+        sub.add_argument(
+            "--config",
+            nargs="+",
+            required=True,
+            metavar="FILE",
+            help="config, each file over the one before",
+        )
+        sub.add_argument(
+            "--log", type=Path, metavar="FILE", help="also append messages to this file"
+        )
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         sub.set_defaults(run=run)
         return sub
@@ -59,8 +71,16 @@ def _parser() -> argparse.ArgumentParser:
         ("graphs", _graphs, "build neighbour graphs"),
     ):
         sub = command(name, run, text)
-        sub.add_argument("--chunk", metavar="KEY", help="only this chunk, even if it is there already")
-        sub.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (all cores)")
+        sub.add_argument(
+            "--chunk", metavar="KEY", help="only this chunk, even if it is there already"
+        )
+        sub.add_argument(
+            "--workers",
+            type=int,
+            default=os.cpu_count() or 1,
+            metavar="N",
+            help="processes (all cores)",
+        )
     command("index", _index, "say where the graph of each record is")
     command("split", _split, "join labels and divide into training, validation and test")
     command("train", _train, "train the model, or go on with it").add_argument(
@@ -70,6 +90,44 @@ def _parser() -> argparse.ArgumentParser:
         "--threads", type=int, metavar="N", help="CPU threads"
     )
     command("report", _report, "write the report")
+
+    def care(
+        name: str, run: Callable[[argparse.Namespace], None], text: str
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("store", type=Path, help="the store's folder")
+        sub.add_argument(
+            "--workers",
+            type=int,
+            default=os.cpu_count() or 1,
+            metavar="N",
+            help="processes (all cores)",
+        )
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        sub.set_defaults(run=run, log=None)
+        return sub
+
+    care("verify", _verify, "recompute the digests of a store and name what is damaged")
+    care("repair", _repair, "remove what is damaged, so that the next run makes it again")
+    sub = care("gc", _gc, "list shards that no index or plan names; remove them with --delete")
+    sub.add_argument(
+        "--results",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FOLDER",
+        help="results folders of all projects that use the store",
+    )
+    sub.add_argument(
+        "--min-age",
+        type=float,
+        default=24.0,
+        metavar="HOURS",
+        help="leave younger files alone (24)",
+    )
+    sub.add_argument(
+        "--delete", action="store_true", help="remove them; without, only say what would go"
+    )
     return parser
 
 
@@ -163,6 +221,41 @@ def _report(options: argparse.Namespace) -> None:
     report_run(PlannedLayout(*_planned(options)), _log_to(options))
 
 
+def _verify(options: argparse.Namespace) -> None:
+    from atomloom.maintenance import shards_in, verify_store
+
+    damaged = 0
+    for item in verify_store(options.store, options.workers):
+        damaged += 1
+        print(f"{item.path}: {item.problem}")
+    total = len(shards_in(options.store))
+    if damaged:
+        raise AtomloomError(
+            f"{damaged} damaged files", where=options.store, todo="`atomloom repair` removes them"
+        )
+    print(f"{total} shards, all sound")
+
+
+def _repair(options: argparse.Namespace) -> None:
+    from atomloom.maintenance import repair_store
+
+    print(f"{repair_store(options.store, options.workers, print)} files removed")
+
+
+def _gc(options: argparse.Namespace) -> None:
+    from atomloom.maintenance import unused_files
+
+    unused = unused_files(options.store, options.results, options.min_age * 3600)
+    size = sum(path.stat().st_size for path in unused)
+    for path in unused:
+        print(path)
+        if options.delete:
+            path.unlink()
+    print(
+        f"{len(unused)} files, {size / 1e6:.1f} MB {'removed' if options.delete else 'could go: repeat with --delete'}"
+    )
+
+
 def _config(options: argparse.Namespace) -> Config:
     config = load_config(*options.config)
     threads = getattr(options, "threads", None)
@@ -176,7 +269,9 @@ def _planned(options: argparse.Namespace) -> tuple[Layout, Plan]:
     layout = Layout(_config(options))
     path = layout.plan_folder / "plan.json"
     if not path.exists():
-        raise AtomloomError("no plan yet", where=path, todo="run `atomloom plan` with the same config first")
+        raise AtomloomError(
+            "no plan yet", where=path, todo="run `atomloom plan` with the same config first"
+        )
     return layout, Plan.read(path)
 
 

@@ -20,7 +20,10 @@ LEAST = {"dataset": {"name": "x", "source": "here", "target": "y"}}
     [
         ({"trainin": {}}, "trainin: unknown key, did you mean `training`?"),
         ({"graph": {"cutof": 1}}, "graph.cutof: unknown key, did you mean `cutoff`?"),
-        ({"model": {"name": "icomformer", "widht": 3}}, "widht: unknown key, did you mean `width`?"),
+        (
+            {"model": {"name": "icomformer", "widht": 3}},
+            "widht: unknown key, did you mean `width`?",
+        ),
         ({"graph": {"cutoff": -1}}, "graph.cutoff: Input should be greater than 0, not -1"),
         ({"model": {"name": "foo"}}, "'icomformer'"),
         ({"split": {"kind": "column"}}, "kind: column needs `column`"),
@@ -42,11 +45,11 @@ def test_a_data_set_must_be_named():
 
 
 def test_files_that_are_missing_or_no_yaml_are_named(tmp_path):
-    with pytest.raises(AtomloomError, match="nowhere.yaml: config file cannot be read"):
+    with pytest.raises(AtomloomError, match=r"nowhere\.yaml: config file cannot be read"):
         load_config(tmp_path / "nowhere.yaml")
     bad = tmp_path / "bad.yaml"
     bad.write_text("a: [1,\nb: 2")
-    with pytest.raises(AtomloomError, match="bad.yaml: not valid YAML"):
+    with pytest.raises(AtomloomError, match=r"bad\.yaml: not valid YAML"):
         load_config(bad)
 
 
@@ -102,13 +105,20 @@ def test_generated_files_are_fresh():
 
 def test_every_key_is_described():
     """Each field carries the sentence that becomes its comment, its schema entry and its table row."""
-    rows = (ROOT / "config" / "README.md").read_text().split("<!-- keys: generated -->")[1].splitlines()
+    rows = (
+        (ROOT / "config" / "README.md")
+        .read_text()
+        .split("<!-- keys: generated -->")[1]
+        .splitlines()
+    )
     keys = [row.split(" | ") for row in rows if row.startswith("| ") and "|---" not in row]
     assert len(keys) > 40
     assert not [row[0] for row in keys if not row[-1].strip(" |")]
 
 
-@pytest.mark.parametrize("preset", sorted((ROOT / "config" / "presets").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "preset", sorted((ROOT / "config" / "presets").glob("*.yaml")), ids=lambda p: p.stem
+)
 def test_presets_are_valid(preset, monkeypatch):
     monkeypatch.setenv("ATOMLOOM_DATA", "data")
     assert load_config(preset).dataset.name

@@ -25,7 +25,11 @@ def test_ratios_are_met_and_the_seed_decides():
     first = divide(Split(ratios=(0.7, 0.2, 0.1)), frame(1000), columns(1000), 1000)
     again = divide(Split(ratios=(0.7, 0.2, 0.1)), frame(1000), columns(1000), 1000)
     other = divide(Split(ratios=(0.7, 0.2, 0.1), seed=1), frame(1000), columns(1000), 1000)
-    assert {name: int((first == name).sum()) for name in ("train", "val", "test")} == {"train": 700, "val": 200, "test": 100}
+    assert {name: int((first == name).sum()) for name in ("train", "val", "test")} == {
+        "train": 700,
+        "val": 200,
+        "test": 100,
+    }
     assert (first == again).all()
     assert (first != other).any()
 
@@ -50,13 +54,20 @@ def test_a_column_is_taken_as_it_is():
 
 def test_a_column_without_validation_gives_some_of_its_training_rows():
     names = ["train"] * 90 + ["test"] * 10
-    result = divide(Split(kind="column", column="set", val_fraction=0.2), frame(100), columns(100, set=names), 100)
+    result = divide(
+        Split(kind="column", column="set", val_fraction=0.2),
+        frame(100),
+        columns(100, set=names),
+        100,
+    )
     assert (result[90:] == "test").all()
     assert (result == "val").sum() == 18
 
 
 def test_an_unknown_word_in_the_column_is_named():
-    with pytest.raises(AtomloomError, match=r"`set` of s1 is 'tset'; it must be train, val or test"):
+    with pytest.raises(
+        AtomloomError, match=r"`set` of s1 is 'tset'; it must be train, val or test"
+    ):
         divide(Split(kind="column", column="set"), frame(2), columns(2, set=["train", "tset"]), 2)
 
 

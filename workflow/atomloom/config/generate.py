@@ -78,8 +78,8 @@ def _write_section(section: BaseModel, depth: int, lines: list[str]) -> None:
         value = getattr(section, name)
         if depth == 0:
             lines.append("")
-        for line in textwrap.wrap(field.description or "", 98 - len(indent)):
-            lines.append(f"{indent}# {line}")
+        comment = textwrap.wrap(field.description or "", 98 - len(indent))
+        lines.extend(f"{indent}# {line}" for line in comment)
         if isinstance(value, Section):
             lines.append(f"{indent}{name}:")
             _write_section(value, depth + 1, lines)
@@ -103,7 +103,9 @@ def _write_rows(model: type[BaseModel], prefix: str, lines: list[str]) -> None:
             label = f"{prefix}{name}."
             if len(sections) > 1:
                 title = section.model_fields["name"].default
-                lines.append(f"| **{prefix}{name}** `name: {title}` | | {' '.join((section.__doc__ or '').split())} |")
+                lines.append(
+                    f"| **{prefix}{name}** `name: {title}` | | {' '.join((section.__doc__ or '').split())} |"
+                )
             _write_rows(section, label, lines)
         if not sections:
             default = "required" if field.is_required() else f"`{_flow(field.default)}`"

@@ -142,7 +142,9 @@ def _reason(error: Any) -> str:
         return f"{message}, not {shown}" if len(shown) < 60 else message
     known = _known_keys(error["loc"][:-1])
     close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-    return "unknown key" + (f", did you mean `{close[0]}`?" if close else f" (known: {', '.join(known)})")
+    return "unknown key" + (
+        f", did you mean `{close[0]}`?" if close else f" (known: {', '.join(known)})"
+    )
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:
@@ -158,7 +160,9 @@ def _section_of(model: type[BaseModel] | None, part: Any) -> type[BaseModel] | N
     """The section class that config key `part` of `model` holds (or the union member it names)."""
     if model is None:
         return None
-    for candidate in _classes_in(model.model_fields[part].annotation) if part in model.model_fields else ():
+    for candidate in (
+        _classes_in(model.model_fields[part].annotation) if part in model.model_fields else ()
+    ):
         return candidate
     return model if _is_tag(model, part) else None
 

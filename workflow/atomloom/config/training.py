@@ -36,7 +36,7 @@ class Training(Section):
     """Loss on standardised targets; unknown targets count nothing."""
     huber_delta: float = Field(default=1.0, gt=0)
     """For `huber`: where the loss turns from quadratic to linear, in standard deviations."""
-    log_targets: list[str] = []
+    log_targets: list[str] = Field(default=[])
     """Targets whose natural logarithm is learnt; all their values must be positive."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """AdamW (Loshchilov and Hutter, 2019) or SGD with Nesterov momentum 0.9."""

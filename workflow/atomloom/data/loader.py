@@ -159,8 +159,7 @@ class _Slicer:
         self.node_ptr = np.ascontiguousarray(table.node_ptr, dtype=np.int64)
         self.edge_ptr = np.ascontiguousarray(table.edge_ptr, dtype=np.int64)
         self.structure = tuple(
-            np.ascontiguousarray(array)
-            for array in (table.numbers, table.positions, table.cell)
+            np.ascontiguousarray(array) for array in (table.numbers, table.positions, table.cell)
         )
         self.edges = tuple(np.ascontiguousarray(a) for a in (table.src, table.dst, table.shift))
         self.listed = np.ascontiguousarray(table.listed) if multiplicity else None

@@ -5,11 +5,13 @@ and torch: `build.py` turns a spec into their arguments. Numbers are float64, wi
 reordered operations, so that the same structure gives the same edges on any machine.
 
 How it works. The periodic lattice vectors are reduced to short ones and written as a lower
-triangular matrix in an orthonormal frame; then, for a pair of atoms, the images within a radius
-follow one coordinate after the other (Fincke and Pohst, Math. Comput. 44, 463 (1985)), and nothing
-outside the sphere is visited but the ends of rows. The distance of an edge and of its reverse are
-equal to the last bit, so an edge is listed by an end exactly if its distance does not exceed that
-end's k-th; no list has to be searched for the reverse edge.
+triangular matrix in an orthonormal frame, in which the atoms are wrapped into a box. All images
+within a radius of the box, guessed from the density, are laid out in bins whose rows are scanned as
+plain arrays; an atom that needs a larger radius walks the lattice itself, one coordinate after the
+other (Fincke and Pohst, Math. Comput. 44, 463 (1985)), or, in large structures, gets more images.
+The distances of an edge and of its reverse are equal to the last bit, so an edge is listed by an
+end exactly if its distance does not exceed that end's k-th; no list has to be searched for the
+reverse edge.
 
 S structures, A atoms in all, N atoms and E edges of one structure, T triplets.
 """
@@ -25,13 +27,16 @@ TIE = 1e-8
 """A; edges of one atom whose sorted distances follow each other this closely are put in the order
 of their source and shift, not of rounding noise. Structures are known to this quantum."""
 
-BINNED_FROM = 250
-"""Structures of at least this many atoms are searched through bins."""
+_MANY = 100  # atoms; from here on laying out more images is cheaper than walking the lattice
+_ONE_BIN = 600  # images; fewer are scanned from end to end
+kernel = njit(cache=True, nogil=True, error_model="numpy")
+# Not for Python to call: leaving out the wrappers halves the time of the first compilation.
+helper = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 _SLACK = 1e-6  # A; ranges of images are widened by this, then every image is tested
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def search_chunk(
     node_ptr,
     positions,
@@ -42,7 +47,6 @@ def search_chunk(
     limit_cutoff,
     tolerance,
     lattice_edges,
-    binned_from,
 ):
     """Edges of all structures of a chunk, sorted by dst, distance, src, shift.
 
@@ -56,7 +60,6 @@ def search_chunk(
         limit_cutoff: whether `cutoff` limits k-nearest lists too.
         tolerance: float64, A, thickness of a shell.
         lattice_edges: whether to add each atom's edges to its images along the lattice triad.
-        binned_from: least number of atoms for the binned search.
 
     Returns:
         edge_ptr [S+1] int64, src [E] int32, dst [E] int32, shift [E, 3] int32, listed [E] uint8,
@@ -79,15 +82,20 @@ def search_chunk(
     axes = np.zeros((3, 3), np.float64)
     u = np.empty((most, 3), np.float64)
     wrap = np.empty((most, 3), np.int32)
+    box = np.zeros((2, 3), np.float64)
     reach2 = np.empty(most, np.float64)
     triad = np.zeros((3, 3), np.int64)
 
-    # Candidates of one atom, and edges of one structure before they are sorted.
+    # Candidates of one atom, and edges of one structure before they are sorted. `e_length` holds
+    # squares until all edges are there.
     c_d2 = np.empty(256, np.float64)
     c_src = np.empty(256, np.int32)
     c_shift = np.empty((256, 3), np.int32)
     pick = np.empty(256, np.float64)
-    e_d2 = np.empty(1024, np.float64)
+    images = _room_for_images(1024)
+    bins = np.ones(3, np.int64)
+    grid = np.ones((2, 3), np.float64)
+    e_length = np.empty(1024, np.float64)
     e_src = np.empty(1024, np.int32)
     e_dst = np.empty(1024, np.int32)
     e_shift = np.empty((1024, 3), np.int32)
@@ -100,36 +108,34 @@ def search_chunk(
         begin = node_ptr[s]
         n = node_ptr[s + 1] - begin
         periodic = _frame(cell[s], pbc[s], basis, lower, axes)
-        volume = _place(positions, begin, n, periodic, lower, axes, u, wrap)
-        binned = n >= binned_from
+        volume = _place(positions, begin, n, periodic, lower, axes, u, wrap, box)
         if nearest > 0:
             guess = (0.2387 * (nearest + 4.0) * volume / n) ** (1.0 / 3.0)
             if limit_cutoff:
                 guess = min(guess, cutoff + tolerance)
+            # A molecule of no more than k + 1 atoms ends with all the others.
+            everything = periodic == 0 and n - 1 <= nearest
+            spread = 1.15 * guess
         else:
-            guess = cutoff
-        if binned:
-            bins, bin_ptr, bin_atom, scaled = _fill_bins(u, n, periodic, lower, guess)
-        else:
-            bins, bin_ptr, bin_atom = first[:3], first[:1], first[:1]
-            scaled = u[:1]
+            guess, everything = cutoff, False
+            spread = cutoff
+        if not everything:
+            images = _lay_out(u, n, periodic, lower, box, spread, images, bins, grid)
 
         edges = 0
         for i in range(n):
             radius = guess
-            # All other atoms of a molecule, if it has no more than k.
-            everything = periodic == 0 and nearest > 0 and n - 1 <= nearest
             if everything:
                 radius = cutoff + tolerance if limit_cutoff else np.inf
             while True:
+                if radius > spread and n >= _MANY and not everything:
+                    spread = 1.25 * radius
+                    images = _lay_out(u, n, periodic, lower, box, spread, images, bins, grid)
                 while True:
-                    if binned and not everything:
-                        count = _gather_bins(
-                            i, u, periodic, lower, radius, c_d2, c_src, c_shift,
-                            bins, bin_ptr, bin_atom, scaled,
-                        )  # fmt: skip
+                    if everything or radius > spread:
+                        count = _walk(i, n, u, periodic, lower, radius, c_d2, c_src, c_shift)
                     else:
-                        count = _gather(i, n, u, periodic, lower, radius, c_d2, c_src, c_shift)
+                        count = _scan(i, u, lower, radius, images, bins, grid, c_d2, c_src, c_shift)
                     if count <= c_d2.shape[0]:
                         break
                     room = 2 * count
@@ -155,18 +161,20 @@ def search_chunk(
                 # reach * reach may round below kth2 where the tolerance is 0.
                 if reach <= radius or final:
                     reach2[i] = min(max(reach * reach, kth2), radius * radius)
+                    # Atoms of one structure are much alike: learn from this one.
+                    guess = min(0.7 * guess + 0.3 * 1.12 * reach, spread)
                     break
                 radius = reach * (1.0 + 1e-12)
                 if limit_cutoff:
                     radius = min(radius, cutoff + tolerance)
-            if edges + count > e_d2.shape[0]:
-                e_src, e_dst, e_shift, e_listed, e_d2 = _longer(
-                    e_src, e_dst, e_shift, e_listed, e_d2, edges, 2 * (edges + count)
+            if edges + count > e_length.shape[0]:
+                e_src, e_dst, e_shift, e_listed, e_length = _longer(
+                    e_src, e_dst, e_shift, e_listed, e_length, edges, 2 * (edges + count)
                 )
             bound = reach2[i]
             for c in range(count):
                 if c_d2[c] <= bound:
-                    e_d2[edges] = c_d2[c]
+                    e_length[edges] = c_d2[c]
                     e_src[edges] = c_src[c]
                     e_dst[edges] = i
                     e_shift[edges, 0] = c_shift[c, 0]
@@ -176,17 +184,17 @@ def search_chunk(
 
         # The other end lists the edge too, or else its reverse joins with that bit alone.
         room = 2 * edges + 6 * n
-        if room > e_d2.shape[0]:
-            e_src, e_dst, e_shift, e_listed, e_d2 = _longer(
-                e_src, e_dst, e_shift, e_listed, e_d2, edges, room
+        if room > e_length.shape[0]:
+            e_src, e_dst, e_shift, e_listed, e_length = _longer(
+                e_src, e_dst, e_shift, e_listed, e_length, edges, room
             )
         own = edges
         for e in range(own):
-            if e_d2[e] <= reach2[e_src[e]]:
+            if e_length[e] <= reach2[e_src[e]]:
                 e_listed[e] = 3
             else:
                 e_listed[e] = 1
-                e_d2[edges] = e_d2[e]
+                e_length[edges] = e_length[e]
                 e_src[edges] = e_dst[e]
                 e_dst[edges] = e_src[e]
                 e_shift[edges, 0] = -e_shift[e, 0]
@@ -209,7 +217,7 @@ def search_chunk(
                 for i in range(n):
                     if d2 > reach2[i]:
                         for sign in (-1, 1):
-                            e_d2[edges] = d2
+                            e_length[edges] = d2
                             e_src[edges] = i
                             e_dst[edges] = i
                             e_shift[edges, 0] = sign * triad[a, 0]
@@ -221,6 +229,7 @@ def search_chunk(
 
         # From the reduced basis and wrapped atoms back to the given cell and positions.
         for e in range(edges):
+            e_length[e] = math.sqrt(e_length[e])
             a0 = e_shift[e, 0] - wrap[e_src[e], 0] + wrap[e_dst[e], 0]
             a1 = e_shift[e, 1] - wrap[e_src[e], 1] + wrap[e_dst[e], 1]
             a2 = e_shift[e, 2] - wrap[e_src[e], 2] + wrap[e_dst[e], 2]
@@ -235,7 +244,7 @@ def search_chunk(
             )
         if edges > order.shape[0]:
             order = np.empty(2 * edges, np.int64)
-        _sort(n, edges, e_d2, e_src, e_dst, e_shift, first, order)
+        _sort(n, edges, e_length, e_src, e_dst, e_shift, first, order)
         for rank in range(edges):
             e = order[rank]
             src[total] = e_src[e]
@@ -244,13 +253,13 @@ def search_chunk(
             shift[total, 1] = e_shift[e, 1]
             shift[total, 2] = e_shift[e, 2]
             listed[total] = e_listed[e]
-            distance[total] = math.sqrt(e_d2[e])
+            distance[total] = e_length[e]
             total += 1
         edge_ptr[s + 1] = total
     return edge_ptr, src[:total], dst[:total], shift[:total], listed[:total], distance[:total]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def lattice_triads(cell, tolerance):
     """The three shortest independent lattice vectors of each crystal, right-handed.
 
@@ -289,7 +298,7 @@ def lattice_triads(cell, tolerance):
     return triads
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def triplet_pairs(node_ptr, edge_ptr, dst, distance, cutoff):
     """Pairs of edges (a, b), a < b, that end at one atom and are no longer than the cutoff.
 
@@ -331,7 +340,7 @@ def triplet_pairs(node_ptr, edge_ptr, dst, distance, cutoff):
     return triplet_ptr, triplet
 
 
-@njit(cache=True, nogil=True)
+@helper
 def _longer(src, dst, shift, listed, length, used, size):
     """Copies of five arrays of edges with room for `size`; the first `used` rows are kept."""
     longer_src = np.empty(size, np.int32)
@@ -349,12 +358,12 @@ def _longer(src, dst, shift, listed, length, used, size):
     return longer_src, longer_dst, longer_shift, longer_listed, longer_length
 
 
-@njit(cache=True, nogil=True)
+@helper
 def _dot(a, b):
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-@njit(cache=True, nogil=True)
+@helper
 def _frame(cell, pbc, basis, lower, axes):
     """Reduce the periodic vectors and write them as rows of a lower triangular matrix.
 
@@ -428,43 +437,201 @@ def _frame(cell, pbc, basis, lower, axes):
     return p
 
 
-@njit(cache=True, nogil=True)
-def _place(positions, begin, n, periodic, lower, axes, u, wrap):
-    """Coordinates along the axes, wrapped into the reduced cell, and the volume to guess by.
+@helper
+def _place(positions, begin, n, periodic, lower, axes, u, wrap, box):
+    """Coordinates along the axes, wrapped into a box, and the volume to guess by.
 
-    Fills `u` and `wrap`, the whole vectors taken away. Directions that are not periodic count with
-    the extent of the atoms and 2 A.
+    Fills `u`, `wrap` (the whole vectors taken away) and `box` (least and greatest corner).
+    Directions that are not periodic count with the extent of the atoms and 2 A.
     """
     for i in range(n):
         x, y, z = positions[begin + i, 0], positions[begin + i, 1], positions[begin + i, 2]
         for a in range(3):
             u[i, a] = axes[a, 0] * x + axes[a, 1] * y + axes[a, 2] * z
             wrap[i, a] = 0
-        # Fractions from the last axis down, as the matrix is triangular.
-        f2 = u[i, 2] / lower[2, 2] if periodic > 2 else 0.0
-        f1 = (u[i, 1] - f2 * lower[2, 1]) / lower[1, 1] if periodic > 1 else 0.0
-        if periodic > 0:
-            f0 = (u[i, 0] - f2 * lower[2, 0] - f1 * lower[1, 0]) / lower[0, 0]
-            w0, w1, w2 = math.floor(f0), math.floor(f1), math.floor(f2)
-            wrap[i, 0], wrap[i, 1], wrap[i, 2] = w0, w1, w2
-            u[i, 0] -= w2 * lower[2, 0] + w1 * lower[1, 0] + w0 * lower[0, 0]
-            u[i, 1] -= w2 * lower[2, 1] + w1 * lower[1, 1]
-            u[i, 2] -= w2 * lower[2, 2]
+        # From the last axis down, as the matrix is triangular.
+        for a in range(periodic - 1, -1, -1):
+            whole = math.floor(u[i, a] / lower[a, a])
+            wrap[i, a] = whole
+            for b in range(a + 1):
+                u[i, b] -= whole * lower[a, b]
     volume = 1.0
     for a in range(3):
-        if a < periodic:
-            volume *= lower[a, a]
-        else:
-            least, most = u[0, a], u[0, a]
-            for i in range(1, n):
-                least, most = min(least, u[i, a]), max(most, u[i, a])
-            volume *= most - least + 2.0
+        box[0, a], box[1, a] = u[0, a], u[0, a]
+        for i in range(1, n):
+            box[0, a], box[1, a] = min(box[0, a], u[i, a]), max(box[1, a], u[i, a])
+        volume *= lower[a, a] if a < periodic else box[1, a] - box[0, a] + 2.0
     return volume
 
 
-@njit(cache=True, nogil=True)
-def _gather(i, n, u, periodic, lower, radius, out_d2, out_src, out_shift):
-    """All images within the radius of atom i; returns their number, stores as many as fit."""
+@helper
+def _room_for_images(room):
+    """Coordinates x, y, z, atoms, shifts, first image of each bin, squared distances and hits."""
+    return (
+        np.empty(room, np.float64),
+        np.empty(room, np.float64),
+        np.empty(room, np.float64),
+        np.empty(room, np.int32),
+        np.empty((room, 3), np.int32),
+        np.empty(room + 16, np.int64),
+        np.empty(room, np.float64),
+        np.empty(room + 1, np.int64),
+    )
+
+
+@helper
+def _lay_out(u, n, periodic, lower, box, radius, images, bins, grid):
+    """Lay out all images of atoms within the radius of the box, in rows of bins.
+
+    Fills `bins` (numbers of bins) and `grid` (their corner and width); returns `images`, renewed
+    if there was not room enough.
+    """
+    reach = radius + _SLACK
+    expected = float(n)
+    for a in range(3):
+        grid[0, a] = box[0, a] - reach
+        grid[1, a] = box[1, a] - box[0, a] + 2.0 * reach
+        bins[a] = 1
+        if a < periodic:
+            expected *= grid[1, a] / lower[a, a]
+    if images[0].shape[0] < 1.2 * expected:
+        images = _room_for_images(int(1.5 * expected))
+    if expected > _ONE_BIN:
+        for a in range(3):
+            bins[a] = max(int(min(grid[1, a] / reach, 1e6)), 1)
+        while bins[0] * bins[1] * bins[2] > images[0].shape[0]:
+            for a in range(3):
+                bins[a] = max(bins[a] * 3 // 4, 1)
+        for a in range(3):
+            grid[1, a] /= bins[a]
+    while True:
+        count = _enumerate(u, n, periodic, lower, images, bins, grid)
+        if count <= images[0].shape[0]:
+            return images
+        images = _room_for_images(2 * count)
+
+
+@helper
+def _enumerate(u, n, periodic, lower, images, bins, grid):
+    """Fill `images`; returns their number, which may be more than there is room for."""
+    x, y, z, atom, shift, bin_ptr, _, _ = images
+    room = x.shape[0]
+    g0, g1, g2 = grid[0, 0], grid[0, 1], grid[0, 2]
+    h0, h1, h2 = g0 + bins[0] * grid[1, 0], g1 + bins[1] * grid[1, 1], g2 + bins[2] * grid[1, 2]
+    i0, i1, i2 = 1.0 / grid[1, 0], 1.0 / grid[1, 1], 1.0 / grid[1, 2]
+    r0 = 1.0 / lower[0, 0] if periodic > 0 else 0.0
+    r1 = 1.0 / lower[1, 1] if periodic > 1 else 0.0
+    r2 = 1.0 / lower[2, 2] if periodic > 2 else 0.0
+    all_bins = bins[0] * bins[1] * bins[2]
+    count = 0
+    low0 = low1 = low2 = high0 = high1 = high2 = 0
+    # With several bins: first count what falls into each, then fill.
+    for fill in range(1 if all_bins == 1 else 0, 2):
+        if all_bins > 1 and fill == 0:
+            for b in range(all_bins + 2):
+                bin_ptr[b] = 0
+        elif all_bins > 1:
+            for b in range(2, all_bins + 2):
+                bin_ptr[b] += bin_ptr[b - 1]
+            if count > room:
+                return count
+        count = 0
+        for j in range(n):
+            if periodic > 2:
+                low2 = math.ceil((g2 - u[j, 2]) * r2)
+                high2 = math.floor((h2 - u[j, 2]) * r2)
+            for s2 in range(low2, high2 + 1):
+                iz = u[j, 2] + s2 * lower[2, 2]
+                iy2 = u[j, 1] + s2 * lower[2, 1]
+                ix2 = u[j, 0] + s2 * lower[2, 0]
+                if periodic > 1:
+                    low1 = math.ceil((g1 - iy2) * r1)
+                    high1 = math.floor((h1 - iy2) * r1)
+                for s1 in range(low1, high1 + 1):
+                    iy = iy2 + s1 * lower[1, 1]
+                    ix1 = ix2 + s1 * lower[1, 0]
+                    if periodic > 0:
+                        low0 = math.ceil((g0 - ix1) * r0)
+                        high0 = math.floor((h0 - ix1) * r0)
+                    for s0 in range(low0, high0 + 1):
+                        ix = ix1 + s0 * lower[0, 0]
+                        place = count
+                        count += 1
+                        if all_bins > 1:
+                            b0 = min(max(int((ix - g0) * i0), 0), bins[0] - 1)
+                            b1 = min(max(int((iy - g1) * i1), 0), bins[1] - 1)
+                            b2 = min(max(int((iz - g2) * i2), 0), bins[2] - 1)
+                            b = (b2 * bins[1] + b1) * bins[0] + b0
+                            if fill == 0:
+                                bin_ptr[b + 2] += 1
+                                continue
+                            # One place ahead: in the end bin_ptr[b] is where bin b begins.
+                            place = bin_ptr[b + 1]
+                            bin_ptr[b + 1] = place + 1
+                        elif place >= room:
+                            continue
+                        x[place], y[place], z[place] = ix, iy, iz
+                        atom[place] = j
+                        shift[place, 0], shift[place, 1], shift[place, 2] = s0, s1, s2
+    if all_bins == 1:
+        bin_ptr[0], bin_ptr[1] = 0, count
+    return count
+
+
+@helper
+def _scan(i, u, lower, radius, images, bins, grid, out_d2, out_src, out_shift):
+    """Images within the radius of atom i; returns their number, stores as many as fit."""
+    x, y, z, atom, shift, bin_ptr, square, hit = images
+    limit = radius * radius
+    reach = radius + _SLACK
+    loose = reach * reach
+    room = out_d2.shape[0]
+    ux, uy, uz = u[i, 0], u[i, 1], u[i, 2]
+    low0 = low1 = low2 = high0 = high1 = high2 = 0
+    if bins[0] * bins[1] * bins[2] > 1:
+        low0 = max(int((ux - reach - grid[0, 0]) / grid[1, 0]), 0)
+        low1 = max(int((uy - reach - grid[0, 1]) / grid[1, 1]), 0)
+        low2 = max(int((uz - reach - grid[0, 2]) / grid[1, 2]), 0)
+        high0 = min(int((ux + reach - grid[0, 0]) / grid[1, 0]), bins[0] - 1)
+        high1 = min(int((uy + reach - grid[0, 1]) / grid[1, 1]), bins[1] - 1)
+        high2 = min(int((uz + reach - grid[0, 2]) / grid[1, 2]), bins[2] - 1)
+    hits = 0
+    for b2 in range(low2, high2 + 1):
+        for b1 in range(low1, high1 + 1):
+            row = (b2 * bins[1] + b1) * bins[0]
+            begin, end = bin_ptr[row + low0], bin_ptr[row + high0 + 1]
+            row_x, row_y, row_z = x[begin:end], y[begin:end], z[begin:end]
+            # Two simple loops, of which the compiler makes vector code without branches.
+            for m in range(end - begin):
+                dx, dy, dz = row_x[m] - ux, row_y[m] - uy, row_z[m] - uz
+                square[m] = dx * dx + dy * dy + dz * dz
+            for m in range(end - begin):
+                hit[hits] = begin + m
+                hits += square[m] <= loose
+    count = 0
+    for h in range(hits):
+        # Anew in the order of `_walk`: the reverse edge must have the same last bit.
+        m = hit[h]
+        j = atom[m]
+        s0, s1, s2 = shift[m, 0], shift[m, 1], shift[m, 2]
+        dz = u[j, 2] - uz + s2 * lower[2, 2]
+        dy = u[j, 1] - uy + s2 * lower[2, 1] + s1 * lower[1, 1]
+        dx = u[j, 0] - ux + s2 * lower[2, 0] + s1 * lower[1, 0] + s0 * lower[0, 0]
+        d2 = dx * dx + dy * dy + dz * dz
+        if d2 <= limit and not (i == j and s0 == 0 and s1 == 0 and s2 == 0):
+            if count < room:
+                out_d2[count] = d2
+                out_src[count] = j
+                out_shift[count, 0] = s0
+                out_shift[count, 1] = s1
+                out_shift[count, 2] = s2
+            count += 1
+    return count
+
+
+@helper
+def _walk(i, n, u, periodic, lower, radius, out_d2, out_src, out_shift):
+    """As `_scan`, along the lattice, for any radius; returns their number, stores as many as fit."""
     limit = radius * radius
     reach = radius + _SLACK
     room = out_d2.shape[0]
@@ -513,119 +680,7 @@ def _gather(i, n, u, periodic, lower, radius, out_d2, out_src, out_shift):
     return count
 
 
-@njit(cache=True, nogil=True)
-def _box(u, n, periodic, lower):
-    """The triangular cell, with the extent of the atoms where it is not periodic, and its corner."""
-    box = np.empty((3, 3), np.float64)
-    for a in range(3):
-        for b in range(3):
-            box[a, b] = lower[a, b]
-    corner = np.zeros(3, np.float64)
-    for a in range(periodic, 3):
-        least, most = u[0, a], u[0, a]
-        for i in range(1, n):
-            least, most = min(least, u[i, a]), max(most, u[i, a])
-        corner[a] = least
-        box[a, a] = most - least + 1e-3
-    return box, corner
-
-
-@njit(cache=True, nogil=True)
-def _fill_bins(u, n, periodic, lower, radius):
-    """Sort atoms into bins some half a radius wide.
-
-    Returns the numbers of bins [3], the first place of each bin, the atoms by bin, and rows of
-    fractions [N, 3] followed by the spacings of lattice planes [1, 3].
-    """
-    box, corner = _box(u, n, periodic, lower)
-    # Distance of lattice planes: the inverse lengths of the columns of the inverse matrix.
-    i00, i11, i22 = 1.0 / box[0, 0], 1.0 / box[1, 1], 1.0 / box[2, 2]
-    i10 = -box[1, 0] * i00 * i11
-    i21 = -box[2, 1] * i11 * i22
-    i20 = (box[1, 0] * box[2, 1] * i11 - box[2, 0]) * i00 * i22
-    scaled = np.empty((n + 1, 3), np.float64)
-    scaled[n, 0] = 1.0 / math.sqrt(i00 * i00 + i10 * i10 + i20 * i20)
-    scaled[n, 1] = 1.0 / math.sqrt(i11 * i11 + i21 * i21)
-    scaled[n, 2] = box[2, 2]
-    bins = np.empty(3, np.int64)
-    for a in range(3):
-        bins[a] = min(max(int(2.0 * scaled[n, a] / radius), 1), 1 + n // 2)
-    while bins[0] * bins[1] * bins[2] > 4 * n + 8:
-        for a in range(3):
-            bins[a] = max(bins[a] * 3 // 4, 1)
-    where = np.empty(n, np.int64)
-    bin_ptr = np.zeros(bins[0] * bins[1] * bins[2] + 1, np.int64)
-    for i in range(n):
-        f2 = (u[i, 2] - corner[2]) * i22
-        f1 = (u[i, 1] - corner[1] - f2 * box[2, 1]) * i11
-        f0 = (u[i, 0] - corner[0] - f2 * box[2, 0] - f1 * box[1, 0]) * i00
-        scaled[i, 0], scaled[i, 1], scaled[i, 2] = f0, f1, f2
-        b0 = min(max(int(f0 * bins[0]), 0), bins[0] - 1)
-        b1 = min(max(int(f1 * bins[1]), 0), bins[1] - 1)
-        b2 = min(max(int(f2 * bins[2]), 0), bins[2] - 1)
-        where[i] = (b2 * bins[1] + b1) * bins[0] + b0
-        bin_ptr[where[i] + 1] += 1
-    for b in range(bin_ptr.shape[0] - 1):
-        bin_ptr[b + 1] += bin_ptr[b]
-    bin_atom = np.empty(n, np.int64)
-    for i in range(n - 1, -1, -1):
-        bin_atom[bin_ptr[where[i] + 1] - 1] = i
-        bin_ptr[where[i] + 1] -= 1
-    # Each bin's end has walked down to its begin: move the begins to where they belong.
-    for b in range(bin_ptr.shape[0] - 1):
-        bin_ptr[b] = bin_ptr[b + 1]
-    bin_ptr[bin_ptr.shape[0] - 1] = n
-    return bins, bin_ptr, bin_atom, scaled
-
-
-@njit(cache=True, nogil=True)
-def _gather_bins(
-    i, u, periodic, lower, radius, out_d2, out_src, out_shift, bins, bin_ptr, bin_atom, scaled
-):
-    """As `_gather`, through bins; the same arithmetic for each distance."""
-    limit = radius * radius
-    room = out_d2.shape[0]
-    spacing = scaled[scaled.shape[0] - 1]
-    low = np.empty(3, np.int64)
-    high = np.empty(3, np.int64)
-    for a in range(3):
-        width = (radius + _SLACK) / spacing[a] + 1e-9
-        least, most = (scaled[i, a] - width) * bins[a], (scaled[i, a] + width) * bins[a]
-        if a < periodic:
-            low[a], high[a] = math.floor(least), math.floor(most)
-        else:
-            low[a] = max(math.floor(max(least, -1.0)), 0)
-            high[a] = min(math.floor(min(most, bins[a] + 1.0)), bins[a] - 1)
-    ux, uy, uz = u[i, 0], u[i, 1], u[i, 2]
-    count = 0
-    for g2 in range(low[2], high[2] + 1):
-        s2 = g2 // bins[2]
-        b2 = g2 - s2 * bins[2]
-        for g1 in range(low[1], high[1] + 1):
-            s1 = g1 // bins[1]
-            b1 = g1 - s1 * bins[1]
-            for g0 in range(low[0], high[0] + 1):
-                s0 = g0 // bins[0]
-                b0 = g0 - s0 * bins[0]
-                b = (b2 * bins[1] + b1) * bins[0] + b0
-                for place in range(bin_ptr[b], bin_ptr[b + 1]):
-                    j = bin_atom[place]
-                    z = u[j, 2] - uz + s2 * lower[2, 2]
-                    y = u[j, 1] - uy + s2 * lower[2, 1] + s1 * lower[1, 1]
-                    x = u[j, 0] - ux + s2 * lower[2, 0] + s1 * lower[1, 0] + s0 * lower[0, 0]
-                    d2 = x * x + y * y + z * z
-                    if d2 <= limit and not (i == j and s0 == 0 and s1 == 0 and s2 == 0):
-                        if count < room:
-                            out_d2[count] = d2
-                            out_src[count] = j
-                            out_shift[count, 0] = s0
-                            out_shift[count, 1] = s1
-                            out_shift[count, 2] = s2
-                        count += 1
-    return count
-
-
-@njit(cache=True, nogil=True)
+@helper
 def _select(values, work, count, rank):
     """The value of this rank (0 is the least) by quickselect; `work` is overwritten."""
     for c in range(count):
@@ -655,8 +710,8 @@ def _select(values, work, count, rank):
     return work[rank]
 
 
-@njit(cache=True, nogil=True)
-def _sort(n, edges, d2, src, dst, shift, first, order):
+@helper
+def _sort(n, edges, length, src, dst, shift, first, order):
     """Fill `order` with the edges by dst, distance (ties within TIE), src, shift."""
     for i in range(n + 1):
         first[i] = 0
@@ -670,13 +725,13 @@ def _sort(n, edges, d2, src, dst, shift, first, order):
     begin = 0
     for i in range(n):
         end = first[i]
-        _sort_by_value(order, begin, end, d2)
+        _sort_by_value(order, begin, end, length)
         start = begin
         while start < end:
             stop = start + 1
-            last = math.sqrt(d2[order[start]])
+            last = length[order[start]]
             while stop < end:
-                here = math.sqrt(d2[order[stop]])
+                here = length[order[stop]]
                 if here - last > TIE:
                     break
                 last = here
@@ -692,7 +747,7 @@ def _sort(n, edges, d2, src, dst, shift, first, order):
         begin = end
 
 
-@njit(cache=True, nogil=True)
+@helper
 def _sort_by_value(order, begin, end, value):
     """Sort order[begin:end] by value (shell sort, gaps of Ciura): short lists, nothing allocated."""
     for gap in (1750, 701, 301, 132, 57, 23, 10, 4, 1):
@@ -706,7 +761,7 @@ def _sort_by_value(order, begin, end, value):
             order[b + gap] = e
 
 
-@njit(cache=True, nogil=True)
+@helper
 def _after(e, f, src, shift):
     """Whether edge e comes after edge f by source and shift."""
     if src[e] != src[f]:
@@ -717,7 +772,7 @@ def _after(e, f, src, shift):
     return False
 
 
-@njit(cache=True, nogil=True)
+@helper
 def _triad(lower, axes, basis, tolerance, triad):
     """Fill `triad` with l1, l2, l3 as integer rows over the reduced vectors."""
     longest = 0.0
@@ -730,7 +785,7 @@ def _triad(lower, axes, basis, tolerance, triad):
         d2 = np.empty(room, np.float64)
         index = np.empty(room, np.int32)
         shift = np.empty((room, 3), np.int32)
-        count = _gather(0, 1, origin, 3, lower, radius, d2, index, shift)
+        count = _walk(0, 1, origin, 3, lower, radius, d2, index, shift)
         if count <= room:
             break
         room = count
@@ -796,7 +851,7 @@ def _triad(lower, axes, basis, tolerance, triad):
             triad[row, a] = best_sign * points[best[row], a]
 
 
-@njit(cache=True, nogil=True)
+@helper
 def _better(trial, score, given, a, b, c, sign, best, best_sign):
     """Whether triple (a, b, c) beats the best so far: smaller angles, then simpler coefficients."""
     for n in range(3):
@@ -813,12 +868,12 @@ def _better(trial, score, given, a, b, c, sign, best, best_sign):
     return False
 
 
-@njit(cache=True, nogil=True)
+@helper
 def _collinear(a, b):
     return a[0] * b[1] == a[1] * b[0] and a[1] * b[2] == a[2] * b[1] and a[0] * b[2] == a[2] * b[0]
 
 
-@njit(cache=True, nogil=True)
+@helper
 def _volume(a, b, c):
     return (
         a[0] * (b[1] * c[2] - b[2] * c[1])
@@ -827,7 +882,7 @@ def _volume(a, b, c):
     )
 
 
-@njit(cache=True, nogil=True)
+@helper
 def _handed(a, b, c):
     return (
         a[0] * (b[1] * c[2] - b[2] * c[1])

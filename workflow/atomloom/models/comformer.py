@@ -115,9 +115,8 @@ class _Gate(nn.Module):
         Returns:
             messages [R, D], in at least float32; R may be several dimensions.
         """
-        hidden = F.silu(hidden)
-        key = self.key_update[2](hidden[..., : self.width])
-        message = self.lin_msg_update[2](hidden[..., self.width :])
+        key, message = F.silu(hidden).split(self.width, dim=-1)
+        key, message = self.key_update[2](key), self.lin_msg_update[2](message)
         alpha = query * key
         gate = torch.sigmoid(self.bn_att(alpha.reshape(-1, self.width), weights))
         return message * gate.view(alpha.shape)

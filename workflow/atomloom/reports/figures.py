@@ -51,7 +51,7 @@ VECTOR_POINTS = 2_000
 """Up to so many points in a figure each is an SVG element, and says its name under the pointer."""
 SCATTER_POINTS = 6_000
 """Beyond so many points a parity plot shows densities, one panel a split."""
-WIDTH, HEIGHT, SQUARE = 4.4, 3.1, 4.0  # inches; small, so that letters stay readable on a phone
+WIDTH, HEIGHT, SQUARE = 4.4, 3.1, 4.4  # inches; small, so that letters stay readable on a phone
 PIXELS_PER_INCH = 220
 LETTERS_AN_INCH = 14  # of an axis label, with room for ticks and title
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
@@ -75,6 +75,12 @@ class Palette:
 LIGHT = Palette(ink="#1b2028", muted="#5b6573", line="#e2e5ea", card="#ffffff")
 DARK = Palette(ink="#e9ecf1", muted="#a0a9b6", line="#313843", card="#191d23")
 
+_DATES: Mapping[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None},
+}
+"""Formats of a figure file, and what must be left out for the same figure to give the same bytes."""
 _MARKERS = {"train": "o", "val": "^", "test": "o"}
 _SIZES = {"train": 7.0, "val": 15.0, "test": 15.0}
 _PARTS = {"data": LIGHT.train, "forward": LIGHT.test, "backward": "#5a6fd6", "optimizer": LIGHT.val}
@@ -113,6 +119,11 @@ _STYLE: Mapping[str, Any] = {
     "text.parse_math": False,  # targets are called band_gap, and may be called $
     "svg.fonttype": "none",
     "axes.unicode_minus": True,
+}
+_FILE_STYLE: Mapping[str, Any] = {
+    "svg.fonttype": "path",
+    "svg.hashsalt": "parity",
+    "savefig.facecolor": LIGHT.card,
 }
 
 
@@ -331,7 +342,7 @@ def parity_figures(
         tips = _scatter(axes, predictions, splits, vector_points)
         _finish_parity(axes, predictions)
         return ((_and([SPLIT_NAMES[s] for s in splits]), figure, tips),)
-    found = []
+    found: list[tuple[str, Figure, dict[str, list[str]]]] = []
     for split in reversed(splits):
         figure, axes = _figure(SQUARE)
         _density(figure, axes, predictions, split)
@@ -352,14 +363,17 @@ def parity_figure(
         predictions: columns split, TARGET and TARGET_predicted; id, formula and so on may be there.
         target: name of the target, or names.
         unit: unit of all targets, or of each by name; empty if it has none.
-        output: the file; its ending chooses the format (.png, .svg or .pdf).
+        output: the file; its ending chooses the format (.png, .svg or .pdf; the ending of a
+            temporary file may follow).
 
     Raises:
         AtomloomError: when a target has no finite pair of values, or the ending is another one.
     """
     output = Path(output)
-    if output.suffix not in (".png", ".svg", ".pdf"):
+    endings = [ending[1:] for ending in output.suffixes if ending[1:] in _DATES]
+    if not endings:
         raise AtomloomError("a figure is written as .png, .svg or .pdf", where=output)
+    kind = endings[-1]
     frame = pd.DataFrame(predictions)
     targets = [target] if isinstance(target, str) else list(target)
     panels: list[tuple[Predictions, tuple[str, ...]]] = []
@@ -373,12 +387,8 @@ def parity_figure(
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     with style():
-        matplotlib.rcParams |= {
-            "svg.fonttype": "path",
-            "svg.hashsalt": "parity",
-            "savefig.facecolor": LIGHT.card,
-        }
-        figure = Figure(figsize=(4.3 * columns, 4.1 * rows), layout="constrained")
+        matplotlib.rcParams.update(_FILE_STYLE)
+        figure = Figure(figsize=(4.3 * columns, 4.5 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, (found, splits) in zip(grid, panels, strict=False):
             if len(found) > SCATTER_POINTS:
@@ -388,12 +398,10 @@ def parity_figure(
             _finish_parity(axes, found)
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
-        kind = output.suffix[1:]
-        dates = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
         write_atomically(
             output,
             lambda path: figure.savefig(
-                path, format=kind, dpi=PIXELS_PER_INCH, metadata=dates[kind]
+                path, format=kind, dpi=PIXELS_PER_INCH, metadata=_DATES[kind]
             ),
         )
     return output
@@ -409,7 +417,10 @@ def error_figure(predictions: Predictions) -> tuple[Figure, float, int]:
     """
     errors = predictions.error
     reach = _reach(errors)
-    edges = np.linspace(-reach, reach, 41)
+    judged_count = int(predictions.of(predictions.judged_split or "").sum())
+    # About two bins for each square root of a structure; odd, so that one bin is around zero.
+    bins = min(41, max(11, 2 * math.isqrt(judged_count) + 1))
+    edges = np.linspace(-reach, reach, bins + 1)
     figure, axes = _figure(SQUARE)
     splits = _present(predictions)
     for split in splits:
@@ -465,7 +476,10 @@ def _scatter(
         )
         if few:
             tips[gid] = [_tip(predictions, row) for row in np.flatnonzero(rows)]
-    legend = axes.legend(loc="upper left", handletextpad=0.2, borderaxespad=0.2)
+    # Above the axes: inside, it would hide the outliers one looks for.
+    legend = axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), frameon=False, handletextpad=0.2, borderpad=0.1
+    )
     for handle in legend.legend_handles:
         handle.set_alpha(1.0)
         handle.set_rasterized(False)

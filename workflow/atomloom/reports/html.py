@@ -162,8 +162,8 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
         else ()
     )
     graphs = (
-        tables.read_graph_statistics(paths.graphs)
-        if paths.graphs is not None and paths.graphs.is_file()
+        tables.read_graph_statistics(paths.index)
+        if paths.index is not None and paths.index.is_file()
         else None
     )
     shown = [predictions[t] for t in targets if t in predictions and len(predictions[t])]
@@ -344,10 +344,15 @@ def _remarks(
         found = predictions.get(target)
         if found is None:
             continue
-        if found.incomplete:
+        if found.failed:
             remarks.append(
-                f"{plural(found.incomplete, 'structure')} without a finite reference or prediction "
-                f"of {target}: left out of figures and tables."
+                f"{plural(found.failed, 'prediction')} of {target} are no finite numbers: "
+                "left out of figures and tables."
+            )
+        if found.unlabelled:
+            remarks.append(
+                f"{plural(found.unlabelled, 'structure')} without a reference {target}: "
+                "left out of its figures and tables."
             )
         for score in scores:
             mae = found.mae(score.split) if score.target == target else None

@@ -64,8 +64,8 @@ class ReportInputs:
     """CSV: id, source, record, reason."""
     timings: Path | None = None
     """Folder of benchmark tables, STAGE/JOB.tsv with at least the columns s and max_rss (MiB)."""
-    graphs: Path | None = None
-    """Graph statistics, JSON: structures, atoms, edges, bytes."""
+    index: Path | None = None
+    """Graph statistics of the index, JSON: structures, atoms, edges, bytes."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,10 @@ class Predictions:
     """[N] float64, unit of the target."""
     predicted: np.ndarray
     """[N] float64, unit of the target."""
-    incomplete: int
-    """Rows left out because the reference or the prediction is not a finite number."""
+    unlabelled: int
+    """Rows left out because they have no finite reference."""
+    failed: int
+    """Rows left out because they have a reference, but no finite prediction."""
 
     def __len__(self) -> int:
         return len(self.reference)
@@ -337,7 +339,8 @@ def predictions_of(frame: pd.DataFrame, target: str, unit: str = "") -> Predicti
         ),
         reference=reference[complete],
         predicted=predicted[complete],
-        incomplete=int((~complete).sum()),
+        unlabelled=int((~np.isfinite(reference)).sum()),
+        failed=int((np.isfinite(reference) & ~np.isfinite(predicted)).sum()),
     )
 
 

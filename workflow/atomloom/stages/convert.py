@@ -125,7 +125,9 @@ def _payloads(layout: Layout, members: pd.DataFrame) -> Iterator[tuple[object, b
             file.seek(member.offset)
             payload = file.read(member.length)
             if len(payload) != member.length:
-                raise AtomloomError("is shorter than when it was planned", where=path, todo="run the plan again")
+                raise AtomloomError(
+                    "is shorter than when it was planned", where=path, todo="run the plan again"
+                )
             yield member, payload
     except OSError as error:
         raise AtomloomError(f"cannot be read: {error.strerror}", where=error.filename) from None
@@ -148,12 +150,17 @@ def _collect_properties(structures: list[Structure]) -> dict[str, np.ndarray]:
         present = [i for i, s in enumerate(structures) if name in s.properties]
         tails = {values[i].shape for i in present}
         if len(tails) == 1 and not _is_per_atom(values, atoms, present):
-            rows = [v if i in set(present) else np.full(next(iter(tails)), np.nan) for i, v in enumerate(values)]
+            rows = [
+                v if i in set(present) else np.full(next(iter(tails)), np.nan)
+                for i, v in enumerate(values)
+            ]
             collected[name] = np.stack(rows)
         elif _is_per_atom(values, atoms, present):
             tail = values[present[0]].shape[1:]
             has = set(present)
-            rows = [v if i in has else np.full((atoms[i], *tail), np.nan) for i, v in enumerate(values)]
+            rows = [
+                v if i in has else np.full((atoms[i], *tail), np.nan) for i, v in enumerate(values)
+            ]
             collected[name] = np.concatenate(rows)
     return collected
 

@@ -42,5 +42,7 @@ def evaluate_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     )
     for name in names:
         for split, values in metrics[name].items():
-            log(f"{split:5s} {name}: MAE {values['mae']:.4g} {config.dataset.unit} over {values['count']:,}")
+            log(
+                f"{split:5s} {name}: MAE {values['mae']:.4g} {config.dataset.unit} over {values['count']:,}"
+            )
     return run

@@ -105,4 +105,6 @@ def _build(
             kept.append(row)
         except AtomloomError as error:
             skipped.append((row, str(error)))
-    return build_graphs(structures.take(np.array(kept, dtype=np.int64)), spec, donors=donors), skipped
+    return build_graphs(
+        structures.take(np.array(kept, dtype=np.int64)), spec, donors=donors
+    ), skipped

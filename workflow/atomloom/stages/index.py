@@ -31,7 +31,9 @@ def write_index(places: PlannedLayout, log: Callable[[str], None]) -> Path:
         AtomloomError: when a shard is missing or damaged, or too much is in quarantine.
     """
     layout, plan = places.layout, places.plan
-    members = pd.read_parquet(layout.plan_folder / "members.parquet", columns=["id", "source", "number"])
+    members = pd.read_parquet(
+        layout.plan_folder / "members.parquet", columns=["id", "source", "number"]
+    )
     quarantine = Quarantine.of(members)
     parts = []
     neighbors = np.zeros(1, dtype=np.int64)
@@ -58,11 +60,15 @@ def write_index(places: PlannedLayout, log: Callable[[str], None]) -> Path:
                     "row": np.arange(len(records), dtype=np.int32),
                     "n_atoms": atoms.astype(np.int32),
                     "n_edges": edges.astype(np.int64),
-                    "n_triplets": np.diff(table.triplet_ptr) if table.triplet_ptr is not None else 0,
+                    "n_triplets": np.diff(table.triplet_ptr)
+                    if table.triplet_ptr is not None
+                    else 0,
                 }
             )
         )
-        neighbors = _add_counts(neighbors, _neighbor_counts(table.dst, table.edge_ptr, table.node_ptr))
+        neighbors = _add_counts(
+            neighbors, _neighbor_counts(table.dst, table.edge_ptr, table.node_ptr)
+        )
     frame = pd.concat(parts, ignore_index=True)
     folder = places.index
     write_atomically(folder / "index.parquet", lambda path: frame.to_parquet(path, index=False))

@@ -39,7 +39,9 @@ class LabelTable:
         """
         if name not in self.columns:
             raise AtomloomError(
-                f"no column `{name}`", where=self.file, todo=f"columns are: {', '.join(self.columns)}"
+                f"no column `{name}`",
+                where=self.file,
+                todo=f"columns are: {', '.join(self.columns)}",
             )
         return self.columns[name]
 
@@ -56,14 +58,25 @@ def read_labels(labels: Labels) -> LabelTable:
     names = [str(name) for name in frame.columns]
     if isinstance(labels.id_column, int):
         if labels.id_column >= len(names):
-            raise AtomloomError(f"has only {len(names)} columns", where=labels.file, todo="set dataset.labels.id_column")
+            raise AtomloomError(
+                f"has only {len(names)} columns",
+                where=labels.file,
+                todo="set dataset.labels.id_column",
+            )
         position = labels.id_column
     elif labels.id_column in names:
         position = names.index(labels.id_column)
     else:
-        raise AtomloomError(f"no column `{labels.id_column}`", where=labels.file, todo=f"columns are: {', '.join(names)}")
+        raise AtomloomError(
+            f"no column `{labels.id_column}`",
+            where=labels.file,
+            todo=f"columns are: {', '.join(names)}",
+        )
     columns = {
-        name: [None if value is None or value != value else str(value).strip() for value in frame.iloc[:, i].tolist()]
+        name: [
+            None if value is None or value != value else str(value).strip()
+            for value in frame.iloc[:, i].tolist()
+        ]
         for i, name in enumerate(names)
     }
     row_of: dict[str, int] = {}
@@ -124,7 +137,9 @@ def _read_bytes(file: str) -> bytes:
         pass  # no such member, said below
     except (tarfile.TarError, zipfile.BadZipFile) as error:
         raise AtomloomError(f"cannot be read: {error}", where=archive) from None
-    raise AtomloomError(f"holds no file `{member}`", where=archive, todo="check dataset.labels.file")
+    raise AtomloomError(
+        f"holds no file `{member}`", where=archive, todo="check dataset.labels.file"
+    )
 
 
 def _read_frame(file: str, header: bool) -> pd.DataFrame:

@@ -179,7 +179,11 @@ def _join_labels(layout: Layout, members: _Members) -> tuple[pd.DataFrame, int]:
         values = get(target)
         numbers = np.array([to_number(value) for value in values])
         for position in np.flatnonzero(np.isnan(numbers)):
-            shown = "is missing" if values[position] is None else f"is {values[position]!r}, no finite number"
+            shown = (
+                "is missing"
+                if values[position] is None
+                else f"is {values[position]!r}, no finite number"
+            )
             problem[position] = problem[position] or f"no label: {target} {shown}"
         columns[target] = numbers
     for text in texts:

@@ -34,7 +34,9 @@ def refresh_sources(layout: Layout) -> Path:
     known = read_json(cache) if cache.exists() else {}
     paths = [str(path) for path in source_files(layout)]
     with ThreadPoolExecutor(8) as pool:
-        seen = dict(zip(paths, pool.map(lambda path: _look(path, known.get(path)), paths), strict=True))
+        seen = dict(
+            zip(paths, pool.map(lambda path: _look(path, known.get(path)), paths), strict=True)
+        )
     tables = [str(path) for path in table_files(layout)]
     seen |= {path: _look(path, known.get(path)) for path in tables}
     content = {
@@ -66,7 +68,9 @@ def table_files(layout: Layout) -> list[Path]:
     files = [Path(name.split("::")[0]) for name in names if name]
     for file in files:
         if not file.is_file():
-            raise AtomloomError("no such file", where=file, todo="check dataset.labels.file and split.folds_file")
+            raise AtomloomError(
+                "no such file", where=file, todo="check dataset.labels.file and split.folds_file"
+            )
     return files
 
 

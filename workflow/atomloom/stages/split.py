@@ -42,7 +42,9 @@ def write_split(places: PlannedLayout, log: Callable[[str], None]) -> Path:
             be empty, or duplicates were found where `split.duplicates` is `stop`.
     """
     layout, plan, config = places.layout, places.plan, places.config
-    members = pd.read_parquet(layout.plan_folder / "members.parquet", columns=["id", "source", "number"])
+    members = pd.read_parquet(
+        layout.plan_folder / "members.parquet", columns=["id", "source", "number"]
+    )
     labels = pd.read_parquet(layout.plan_folder / "labels.parquet")
     quarantine = Quarantine.of(members)
     records = _read_structures(places, members, quarantine)
@@ -52,7 +54,9 @@ def write_split(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     quarantine.write(folder / "quarantine.csv")
     quarantine.check(config.dataset.checks.max_fraction, folder / "quarantine.csv")
 
-    frame["split"] = divide(config.split, frame, _columns_for_split(config, frame, labels), plan.records)
+    frame["split"] = divide(
+        config.split, frame, _columns_for_split(config, frame, labels), plan.records
+    )
     duplicates = find_duplicates(records.chunks, frame, config.split.duplicate_tolerance)
     write_atomically(folder / "duplicates.csv", lambda path: duplicates.to_csv(path, index=False))
     removed = duplicates["record"][duplicates["removable"]].unique()
@@ -100,7 +104,9 @@ def read_split_counts(places: PlannedLayout) -> dict[str, int]:
     return read_json(places.split / "split.json")
 
 
-def _read_structures(places: PlannedLayout, members: pd.DataFrame, quarantine: Quarantine) -> _Records:
+def _read_structures(
+    places: PlannedLayout, members: pd.DataFrame, quarantine: Quarantine
+) -> _Records:
     parts, chunks = [], []
     for chunk in places.plan.chunks:
         converted = read_chunk(places.layout.structures(chunk.key))
@@ -108,7 +114,9 @@ def _read_structures(places: PlannedLayout, members: pd.DataFrame, quarantine: Q
             quarantine.add(chunk.first + place, reason)
         table = converted.table
         records = chunk.first + converted.record.astype(np.int64)
-        atoms = [table.numbers[a:b] for a, b in zip(table.node_ptr[:-1], table.node_ptr[1:], strict=True)]
+        atoms = [
+            table.numbers[a:b] for a, b in zip(table.node_ptr[:-1], table.node_ptr[1:], strict=True)
+        ]
         parts.append(
             pd.DataFrame(
                 {

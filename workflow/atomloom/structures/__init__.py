@@ -1,0 +1,58 @@
+"""Structures: the record that travels the pipeline, and how files become records.
+
+Importing this loads numpy and nothing heavier; chemistry libraries are imported by the reader or the
+adapter that needs one, when it does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from atomloom.errors import AtomloomError
+from atomloom.structures.adapters import to_ase, to_pymatgen, to_structure
+from atomloom.structures.readers import parse_record
+from atomloom.structures.sources import RawRecord, enumerate_records, list_files
+from atomloom.structures.structure import Structure
+from atomloom.structures.table import StructureTable
+
+__all__ = [
+    "RawRecord",
+    "Structure",
+    "StructureTable",
+    "enumerate_records",
+    "list_files",
+    "parse_record",
+    "read",
+    "to_ase",
+    "to_pymatgen",
+    "to_structure",
+]
+
+
+def read(path: str | Path, format: str = "auto", **options: Any) -> list[Structure]:
+    """All structures of a file, folder or archive, in natural order, with their ids.
+
+    Args:
+        path: file, folder or archive, compressed or not.
+        format: name of the format, or `auto` to go by name and content.
+        options: options of the readers, such as `box="molecule"` or `structure_column="cif"`; and
+            `pattern`, a glob that names of files or members must match.
+
+    Raises:
+        AtomloomError: at the first record that is no structure, or when nothing is found.
+    """
+    pattern = options.pop("pattern", None)
+    files = list_files(path, pattern, format)
+    structures = []
+    for record in enumerate_records(files, format, options, pattern):
+        try:
+            assert record.payload is not None
+            structures.append(parse_record(record.format, record.payload, record.id, options))
+        except AtomloomError as error:
+            file = files[record.file]
+            where = f"{file}::{record.member}" if record.member else str(file)
+            raise AtomloomError(error.what, where=f"{where}, {record.id}", todo=error.todo) from error
+    if not structures:
+        raise AtomloomError("no structure found", where=path)
+    return structures

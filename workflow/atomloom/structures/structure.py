@@ -70,6 +70,12 @@ class Structure:
     def __len__(self) -> int:
         return len(self.numbers)
 
+    def named(self, id: str) -> Structure:
+        """The same structure under another id; its arrays are shared and not checked again."""
+        twin = object.__new__(Structure)
+        twin.__dict__.update(self.__dict__, id=id)
+        return twin
+
     @property
     def volume(self) -> float:
         """Cell volume in A^3 (0 where the cell is not three-dimensional)."""

@@ -75,10 +75,16 @@ def check_precision(precision: str, device: str, log: Callable[[str], None]) -> 
         AtomloomError: when it is not available.
     """
     where = "training.precision"
-    if precision == "tf32" and not (device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)):
-        raise AtomloomError("tf32 needs an NVIDIA GPU of compute capability 8.0", where=where, todo="use 32")
+    if precision == "tf32" and not (
+        device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
+    ):
+        raise AtomloomError(
+            "tf32 needs an NVIDIA GPU of compute capability 8.0", where=where, todo="use 32"
+        )
     if precision == "fp16-mixed" and device != "cuda":
-        raise AtomloomError("fp16-mixed needs a CUDA device", where=where, todo="use bf16-mixed or 32")
+        raise AtomloomError(
+            "fp16-mixed needs a CUDA device", where=where, todo="use bf16-mixed or 32"
+        )
     if precision != "bf16-mixed":
         return
     if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):

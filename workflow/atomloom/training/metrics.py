@@ -22,7 +22,9 @@ def error_metrics(targets: np.ndarray, predictions: np.ndarray) -> dict[str, flo
     known = np.isfinite(targets)
     truth, predicted = targets[known], predictions[known]
     if not len(truth):
-        empty: dict[str, float | int | None] = dict.fromkeys(("mae", "rmse", "r2", "max_error", "mad"))
+        empty: dict[str, float | int | None] = dict.fromkeys(
+            ("mae", "rmse", "r2", "max_error", "mad")
+        )
         return empty | {"count": 0}
     errors = predicted - truth
     spread = truth - truth.mean()

@@ -51,7 +51,9 @@ class ModelCard:
     def of(cls, config: Config, standardizer: Standardizer, facts: Mapping[str, Any]) -> ModelCard:
         """The card of a run."""
         dataset = config.dataset
-        return cls(config.model, config.graph, tuple(dataset.target), dataset.unit, standardizer, facts)
+        return cls(
+            config.model, config.graph, tuple(dataset.target), dataset.unit, standardizer, facts
+        )
 
 
 def write_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> None:
@@ -108,7 +110,9 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
             facts=content["facts"],
         )
     except (ValidationError, KeyError) as error:
-        raise AtomloomError(f"describes a model that is not known here: {error}", where=path) from None
+        raise AtomloomError(
+            f"describes a model that is not known here: {error}", where=path
+        ) from None
     return tensors, card
 
 

@@ -58,7 +58,11 @@ class Schedule:
 
     def rate(self, done: float) -> float:
         """Learning rate when the share `done` of all steps is done; constant from 1 on."""
-        peak, kind, rise = self.settings.learning_rate, self.settings.scheduler, self.settings.warmup
+        peak, kind, rise = (
+            self.settings.learning_rate,
+            self.settings.scheduler,
+            self.settings.warmup,
+        )
         done = min(max(done, 0.0), 1.0)
         if kind == "constant":
             return peak

@@ -6,9 +6,9 @@ compression (`atomloom.structures.sources` does), and nothing of what becomes of
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -31,7 +31,8 @@ class Piece(NamedTuple):
     offset: int = -1
     """Where the payload starts in the file; -1 where it is no byte range of the file."""
     id: str = ""
-    """Name of the record, where the file itself gives one."""
+    """Name of the record, where the file itself gives one; one that begins with a hyphen follows the
+    name of the file."""
     labels: Mapping[str, float | str] = {}
     """Values that stand beside the structure, not in it."""
     format: str = ""
@@ -43,7 +44,7 @@ class Reader(Protocol):
     """The names a reader module declares.
 
     A reader of files that must be opened by path (databases, folders of arrays) declares
-    `split_path(path, options)` besides.
+    `split_path(path, options)` besides, and `NEEDS_FOLDER = True` if it opens other files beside.
     """
 
     NAME: str
@@ -180,7 +181,16 @@ def dump_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def local_path(stream: BinaryIO) -> Path | None:
-    """The path of the file a stream reads, if it is a plain file on disk."""
-    name = getattr(stream, "name", None)
-    return Path(name) if isinstance(name, str) else None
+class Borrowed(io.RawIOBase):
+    """A stream that a text wrapper may drop without closing the one underneath."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)

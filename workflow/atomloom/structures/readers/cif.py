@@ -19,7 +19,8 @@ import numpy as np
 
 from atomloom.errors import AtomloomError
 from atomloom.structures.elements import NUMBERS, SYMBOLS, atomic_number
-from atomloom.structures.readers.base import Piece, read_limited
+from atomloom.structures.readers.base import Piece, decode, read_limited
+from atomloom.structures.readers.ordering import TODO, ordered
 from atomloom.structures.structure import Structure
 
 NAME = "cif"
@@ -61,8 +62,8 @@ _UNKNOWN = frozenset((None, "?", "."))
 
 
 def sniff(head: bytes) -> bool:
-    """A `data_` block first, or cell parameters anywhere near the start."""
-    return _HEAD.match(head) is not None or b"_cell_length_a" in head
+    """A `data_` block first, but for comments."""
+    return _HEAD.match(head) is not None
 
 
 def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
@@ -225,7 +226,7 @@ def _refuse_disorder(block: Any, count: int) -> None:
             name = f" {labels[site]}" if len(labels) == count else ""
             raise AtomloomError(
                 f"disordered site{name} (occupancy {value:g})",
-                todo="set the option `order: true` to order it with pymatgen",
+                todo=TODO,
             )
 
 
@@ -391,32 +392,12 @@ def _by_pymatgen(payload: bytes, order: bool) -> Structure:
     from pymatgen.io.cif import CifParser
 
     from atomloom.structures.adapters import to_structure
-    from atomloom.structures.readers.base import decode
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             parser = CifParser.from_str(decode(payload), frac_tolerance=0)
             (structure, *_) = parser.parse_structures(primitive=False)
-            if order and not structure.is_ordered:
-                structure = _ordered(structure)
-    except AtomloomError:
-        raise
-    except Exception as error:
+    except Exception as error:  # pymatgen raises a dozen kinds for files it cannot make sense of
         raise AtomloomError(f"pymatgen cannot read it: {error or type(error).__name__}") from None
-    return to_structure(structure)
-
-
-def _ordered(structure: Any) -> Any:
-    """The arrangement of lowest electrostatic energy, as pymatgen's transformation finds it."""
-    from pymatgen.transformations.standard_transformations import (
-        OrderDisorderedStructureTransformation,
-        OxidationStateDecorationTransformation,
-    )
-
-    guessed = structure.composition.oxi_state_guesses()
-    states = guessed[0] if guessed else {str(element): 0 for element in structure.composition}
-    charged = structure.copy()
-    charged.remove_oxidation_states()
-    charged = OxidationStateDecorationTransformation(states).apply_transformation(charged)
-    return OrderDisorderedStructureTransformation().apply_transformation(charged)
+    return ordered(structure) if order else to_structure(structure)

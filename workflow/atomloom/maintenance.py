@@ -1,0 +1,116 @@
+"""Care of a store: find damaged shards, remove them, and clear away what nothing names any more.
+
+Shards are made again by the next run from what determines them, so removing one loses nothing but
+time. It knows shards and the two kinds of places that name them, indexes and plans.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from atomloom.errors import AtomloomError
+from atomloom.files import read_json
+from atomloom.keys import short_hash
+from atomloom.shards import SUFFIX, TEMPORARY_SUFFIX, verify_shard
+
+UNFINISHED_AFTER = 24 * 3600.0
+"""Seconds after which a temporary file is taken for the leftover of a killed job."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One file of a store that is not what its name promises."""
+
+    path: Path
+    problem: str
+
+
+def shards_in(store: Path) -> list[Path]:
+    """All shards of a store, structures and graphs.
+
+    Raises:
+        AtomloomError: when there is no such folder.
+    """
+    if not store.is_dir():
+        raise AtomloomError("no such store", where=store)
+    return sorted(store.rglob(f"*{SUFFIX}"))
+
+
+def verify_store(store: Path, workers: int = 1) -> Iterator[Damage]:
+    """Recompute every digest and every folder's key; yields what is damaged."""
+    for spec in sorted(store.glob("graphs/*/spec.json")):
+        try:
+            if short_hash(read_json(spec)) != spec.parent.name:
+                yield Damage(spec, "is not the spec that its folder is named by")
+        except AtomloomError as error:
+            yield Damage(spec, error.what)
+    paths = shards_in(store)
+    if workers > 1 and len(paths) > 1:
+        with ProcessPoolExecutor(workers) as pool:
+            yield from _damage(zip(paths, pool.map(verify_shard, paths, chunksize=8), strict=True))
+    else:
+        yield from _damage((path, verify_shard(path)) for path in paths)
+
+
+def _damage(found: Iterable[tuple[Path, list[str]]]) -> Iterator[Damage]:
+    for path, problems in found:
+        if problems:
+            yield Damage(path, "; ".join(problems))
+
+
+def repair_store(store: Path, workers: int, log: Callable[[str], None]) -> int:
+    """Remove what `verify_store` finds; returns how many files went."""
+    damaged = list(verify_store(store, workers))
+    for item in damaged:
+        item.path.unlink()
+        log(f"removed {item.path}: {item.problem}")
+    return len(damaged)
+
+
+def named_shards(results: Sequence[Path]) -> set[str]:
+    """Names `structures/<chunk>` and `graphs/<graph>/<chunk>` of all shards that any index or plan
+    below these results folders stands for.
+
+    Raises:
+        AtomloomError: when a folder holds no data set, or an index or plan cannot be read: then
+            nothing may be called unused.
+    """
+    named: set[str] = set()
+    for folder in results:
+        plans = sorted(folder.glob("*/plan/*/plan.json"))
+        if not plans:
+            raise AtomloomError(
+                "holds no data set",
+                where=folder,
+                todo="name the results folders of all projects on this store",
+            )
+        for plan in plans:
+            named |= {f"structures/{key}{SUFFIX}" for key, _, _ in read_json(plan)["chunks"]}
+        for index in folder.glob("*/index/*/index.json"):
+            content = read_json(index)
+            named |= {f"graphs/{content['graph_key']}/{shard}" for shard in content["shards"]}
+    return named
+
+
+def unused_files(store: Path, results: Sequence[Path], min_age: float) -> list[Path]:
+    """Shards that nothing names and leftovers of killed jobs, older than `min_age` seconds.
+
+    The age keeps what a running workflow has built but not indexed yet.
+    """
+    named = named_shards(results)
+    now = time.time()
+
+    def old(path: Path, age: float) -> bool:
+        return now - path.stat().st_mtime > age
+
+    unused = [
+        path
+        for path in shards_in(store)
+        if path.relative_to(store).as_posix() not in named and old(path, min_age)
+    ]
+    parts = sorted(store.rglob(f".*{TEMPORARY_SUFFIX}"))
+    return unused + [path for path in parts if old(path, max(min_age, UNFINISHED_AFTER))]

@@ -1,0 +1,138 @@
+"""Structures from and to the objects of pymatgen, ASE and JARVIS.
+
+An object is recognised by the library its class comes from, so none of them is imported unless it
+is already in use, or asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atomloom.errors import AtomloomError
+from atomloom.structures.elements import SYMBOLS, atomic_numbers
+from atomloom.structures.readers.base import stress_matrix
+from atomloom.structures.structure import Structure
+
+if TYPE_CHECKING:
+    import ase
+    import pymatgen.core
+
+_ASE_OWN = frozenset(("numbers", "positions", "initial_magmoms", "initial_charges", "momenta", "masses", "tags"))
+FULL_OCCUPANCY = 1e-3
+
+
+def to_structure(obj: Any) -> Structure:
+    """A Structure from one, or from a pymatgen Structure or Molecule, ASE Atoms or jarvis Atoms.
+
+    Results of an ASE calculator, numbers in `info` and numeric arrays become properties; so do
+    numeric site properties of pymatgen.
+
+    Raises:
+        AtomloomError: when the object is none of these, or has disordered sites.
+    """
+    if isinstance(obj, Structure):
+        return obj
+    origins = {cls.__module__.split(".")[0] for cls in type(obj).__mro__}
+    if "ase" in origins and hasattr(obj, "get_positions"):
+        return _from_ase(obj)
+    if "pymatgen" in origins and hasattr(obj, "species_and_occu"):
+        return _from_pymatgen(obj)
+    if "jarvis" in origins and hasattr(obj, "lattice_mat"):
+        return _from_jarvis(obj)
+    raise AtomloomError(
+        f"a {type(obj).__module__}.{type(obj).__name__} is no structure",
+        todo="give a pymatgen Structure or Molecule, ASE Atoms or jarvis Atoms",
+    )
+
+
+def to_ase(structure: Structure) -> ase.Atoms:
+    """ASE Atoms; energy, forces and stress are results of a SinglePointCalculator, other numbers
+    stand in `info`, other arrays of one row an atom in `arrays`."""
+    from ase import Atoms
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    atoms = Atoms(
+        numbers=structure.numbers, positions=structure.positions, cell=structure.cell, pbc=structure.pbc
+    )
+    results = {}
+    for name, value in structure.properties.items():
+        if name == "stress":
+            xx, xy, xz, _, yy, yz, _, _, zz = np.asarray(value).reshape(9).tolist()
+            results["stress"] = np.array([xx, yy, zz, yz, xz, xy])
+        elif name in ("energy", "free_energy", "forces"):
+            results[name] = value
+        elif np.ndim(value) and len(np.asarray(value)) == len(structure):
+            atoms.arrays[name] = np.array(value)
+        else:
+            atoms.info[name] = value
+    if results:
+        atoms.calc = SinglePointCalculator(atoms, **results)
+    if structure.id:
+        atoms.info["id"] = structure.id
+    return atoms
+
+
+def to_pymatgen(structure: Structure) -> pymatgen.core.Structure | pymatgen.core.Molecule:
+    """A pymatgen Structure, or a Molecule where no direction is periodic. Sites are not wrapped."""
+    from pymatgen.core import Lattice, Molecule
+    from pymatgen.core import Structure as Crystal
+
+    species = [SYMBOLS[number] for number in structure.numbers]
+    if not structure.pbc.any():
+        return Molecule(species, structure.positions)
+    lattice = Lattice(structure.cell, pbc=tuple(structure.pbc.tolist()))
+    return Crystal(lattice, species, structure.positions, coords_are_cartesian=True)
+
+
+def _from_ase(atoms: Any) -> Structure:
+    properties: dict[str, float | np.ndarray] = {}
+    for name, value in atoms.info.items():
+        if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
+            properties[str(name)] = float(value)
+    for name, value in atoms.arrays.items():
+        if name not in _ASE_OWN and value.dtype.kind in "fiu":
+            properties[name] = np.asarray(value, dtype=np.float64)
+    # only what is there already: a calculator is never started
+    results = getattr(atoms.calc, "results", {}) if atoms.calc is not None else {}
+    for name in ("energy", "free_energy", "forces", "stress"):
+        if results.get(name) is not None:
+            value = np.asarray(results[name], dtype=np.float64)
+            properties[name] = stress_matrix(value) if name == "stress" else value if value.ndim else float(value)
+    return Structure(
+        atoms.numbers, atoms.positions.copy(), np.array(atoms.cell), np.array(atoms.pbc), properties
+    )
+
+
+def _from_pymatgen(obj: Any) -> Structure:
+    symbols = []
+    for place, species in enumerate(obj.species_and_occu):
+        if len(species) != 1 or abs(sum(species.values()) - 1) > FULL_OCCUPANCY:
+            raise AtomloomError(f"disordered site {place} ({species})", todo="order the structure first")
+        (kind,) = species
+        symbols.append(getattr(kind, "element", kind).symbol)
+    properties: dict[str, float | np.ndarray] = {
+        str(name): float(value)
+        for name, value in (getattr(obj, "properties", None) or {}).items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    for name, values in obj.site_properties.items():
+        try:
+            array = np.array(values, dtype=np.float64)
+        except (TypeError, ValueError):
+            continue
+        if array.ndim in (1, 2) and not np.isnan(array).all():
+            properties[name] = array
+    lattice = getattr(obj, "lattice", None)
+    cell = np.zeros((3, 3)) if lattice is None else np.array(lattice.matrix)
+    pbc = np.zeros(3, dtype=bool) if lattice is None else np.array(lattice.pbc)
+    return Structure(atomic_numbers(symbols), np.array(obj.cart_coords), cell, pbc, properties)
+
+
+def _from_jarvis(obj: Any) -> Structure:
+    cell = np.array(obj.lattice_mat, dtype=np.float64)
+    coordinates = np.array(obj.coords, dtype=np.float64)
+    positions = coordinates if obj.cartesian else coordinates @ cell
+    symbols = [str(symbol).strip() for symbol in obj.elements]
+    return Structure(atomic_numbers(symbols), positions, cell, np.ones(3, dtype=bool))

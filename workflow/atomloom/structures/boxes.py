@@ -1,0 +1,52 @@
+"""Telling a molecule in a made-up box from a crystal, and taking the box away."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from atomloom.structures.structure import Structure
+
+VACUUM = 10.0
+"""A of empty space around the atoms, along the normal of each face, that make a box a fake one."""
+
+
+def without_fake_box(structure: Structure) -> Structure:
+    """The structure as a molecule (pbc off, cell zero, no stress) where its box is a fake one.
+
+    A molecule that lies across a face of the box is put together again. A cell with less than
+    `VACUUM` along any periodic direction is left as it is, and so is a cell without volume.
+    """
+    if not structure.cell.any():
+        return structure
+    volume = structure.volume
+    if not structure.pbc.any():
+        return replace(structure, cell=np.zeros((3, 3)))
+    if volume <= 0:
+        return structure
+    fractional = structure.positions @ np.linalg.inv(structure.cell)
+    shift = np.zeros_like(fractional)
+    for axis in np.flatnonzero(structure.pbc):
+        others = structure.cell[[(axis + 1) % 3, (axis + 2) % 3]]
+        height = volume / float(np.linalg.norm(np.cross(*others)))
+        wrapped = fractional[:, axis] % 1.0
+        ordered = np.sort(wrapped)
+        gaps = np.diff(ordered, append=ordered[0] + 1.0)
+        widest = int(np.argmax(gaps))
+        if gaps[widest] * height <= VACUUM:
+            return structure
+        # the molecule begins behind the widest gap: bring its atoms into one piece there
+        start = ordered[(widest + 1) % len(ordered)]
+        whole = start + (wrapped - start) % 1.0
+        shift[:, axis] = np.rint(whole - fractional[:, axis])
+        shift[:, axis] -= shift[0, axis]  # the first atom stays where the file has it
+    positions = structure.positions + shift @ structure.cell
+    properties = {name: value for name, value in structure.properties.items() if name != "stress"}
+    return replace(
+        structure,
+        positions=positions,
+        cell=np.zeros((3, 3)),
+        pbc=np.zeros(3, dtype=bool),
+        properties=properties,
+    )

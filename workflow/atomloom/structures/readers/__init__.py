@@ -1,0 +1,158 @@
+"""The registry of formats, and the way from a record's bytes to a structure.
+
+One module a format, each declaring the names of `base.Reader`; a new format is one module and one
+line in `REGISTRY`. Nothing here knows of folders, archives or compression, and chemistry libraries
+are imported only by a reader that needs one, when it does.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from atomloom.errors import AtomloomError
+from atomloom.structures.boxes import without_fake_box
+from atomloom.structures.readers import (
+    ase_db,
+    cif,
+    csv_table,
+    deepmd,
+    extxyz,
+    jarvis_dict,
+    json_document,
+    plain_json,
+    poscar,
+    pymatgen_dict,
+    runner,
+    vasprun,
+    xsf,
+)
+from atomloom.structures.readers.base import UNREADABLE, Piece, Reader
+from atomloom.structures.structure import Structure
+
+__all__ = [
+    "REGISTRY",
+    "UNREADABLE",
+    "Piece",
+    "Reader",
+    "check_options",
+    "format_of",
+    "parse_record",
+    "reader_of",
+]
+
+REGISTRY: dict[str, Reader] = {
+    reader.NAME: reader  # type: ignore[misc] # a module with these names is a Reader
+    for reader in (
+        cif,
+        poscar,
+        extxyz,
+        xsf,
+        vasprun,
+        json_document,
+        csv_table,
+        ase_db,
+        deepmd,
+        runner,
+        pymatgen_dict,
+        jarvis_dict,
+        plain_json,
+    )
+}
+"""Reader by name of the format; the order is that in which files are sniffed."""
+
+COMMON_OPTIONS = {
+    "box": "`molecule`: drop a cell with more than 10 A of vacuum around the atoms in each direction",
+    "max_unpacked_gb": "an archive that unpacks to more than this is refused, 200 unless given",
+}
+"""Options that belong to no format."""
+
+
+def reader_of(format: str) -> Reader:
+    """The reader of a format.
+
+    Raises:
+        AtomloomError: when there is no such format.
+    """
+    if format not in REGISTRY:
+        raise AtomloomError(f"unknown format `{format}`", todo=f"known are: {', '.join(REGISTRY)}")
+    return REGISTRY[format]
+
+
+def format_of(name: str, head: bytes = b"", hints: bool = True) -> str | None:
+    """The format of a file, by its name where that settles it, else by how it begins.
+
+    Args:
+        name: file name, without the ending of a compression.
+        head: the first bytes of its content; some 64 KiB tell most.
+        hints: also accept names that are used for other things too, such as `*.json`.
+
+    Returns:
+        The format's name, or None when no reader recognises the file.
+    """
+    lower = name.rsplit("/", 1)[-1].lower()
+    for reader in REGISTRY.values():
+        if any(fnmatchcase(lower, pattern) for pattern in reader.PATTERNS):
+            return reader.NAME
+    for reader in REGISTRY.values():
+        if head and reader.sniff(head):
+            return reader.NAME
+    if hints:
+        for reader in REGISTRY.values():
+            if any(fnmatchcase(lower, pattern) for pattern in reader.HINTS):
+                return reader.NAME
+    return None
+
+
+def parse_record(
+    format: str, payload: bytes, id: str = "", options: Mapping[str, Any] | None = None
+) -> Structure:
+    """One record as a structure, in eV and A.
+
+    Args:
+        format: name of the format, as the record has it.
+        payload: the record's bytes.
+        id: its name, which the structure takes.
+        options: options of the readers and `box`, see `check_options`.
+
+    Raises:
+        AtomloomError: saying what is wrong with the record; never anything else.
+    """
+    options = options or {}
+    try:
+        if format == UNREADABLE:
+            raise AtomloomError(payload.decode())
+        with np.errstate(all="ignore"):  # what overflows is no finite number, and refused as such
+            structure = reader_of(format).parse(payload, options)
+        if options.get("box") == "molecule":
+            structure = without_fake_box(structure)
+    except AtomloomError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise AtomloomError(f"cannot be parsed: {type(error).__name__}: {error}") from error
+    except Exception as error:  # a library's own kind; the rest of the records must go on
+        raise AtomloomError(f"cannot be parsed: {error or type(error).__name__}") from error
+    return structure.named(id) if id else structure
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that no reader knows, so that a typing mistake is not passed over.
+
+    Raises:
+        AtomloomError: naming the option and the nearest known one.
+    """
+    known = {name for reader in REGISTRY.values() for name in reader.OPTIONS} | set(COMMON_OPTIONS)
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), sorted(known), n=1)
+            raise AtomloomError(
+                f"unknown option `{name}`",
+                where="dataset.options",
+                todo=f"did you mean `{close[0]}`?" if close else f"known are: {', '.join(sorted(known))}",
+            )
+    if options.get("box", "keep") not in ("keep", "molecule"):
+        raise AtomloomError("box is `keep` or `molecule`", where="dataset.options")

@@ -1,0 +1,76 @@
+"""CSV tables with the text of a structure in one column; the other columns are labels."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
+
+from atomloom.errors import AtomloomError
+from atomloom.structures.readers import entries
+from atomloom.structures.readers.base import MAX_RECORD_BYTES, Borrowed, Piece, unreadable
+from atomloom.structures.structure import Structure
+
+NAME = "csv"
+ABOUT = "CSV with CIF, POSCAR or JSON text in a column"
+PATTERNS: tuple[str, ...] = ()
+HINTS = ("*.csv",)
+OPTIONS = entries.OPTIONS
+
+
+def sniff(head: bytes) -> bool:
+    """A first line that names a column of structures."""
+    first = head.split(b"\n", 1)[0].decode("utf-8", "replace").lstrip("\ufeff").strip()
+    if "," not in first or len(first) > 10_000 or "{" in first:
+        return False
+    return entries.find_column(next(csv.reader([first])), None, entries.STRUCTURE_KEYS) is not None
+
+
+def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
+    """One record a row.
+
+    Raises:
+        AtomloomError: when no column holds structures, or the table is damaged.
+    """
+    csv.field_size_limit(MAX_RECORD_BYTES)  # the default of 128 KiB is too small for a large CIF
+    text = io.TextIOWrapper(Borrowed(stream), encoding="utf-8-sig", errors="replace", newline="")
+    rows = csv.reader(text)
+    try:
+        header = next(rows, [])
+        column = entries.find_column(header, options.get("structure_column"), entries.STRUCTURE_KEYS)
+        if column is None:
+            raise AtomloomError(
+                f"no column of structures among {', '.join(header[:12]) or 'none'}",
+                todo="name it by the option `structure_column`",
+            )
+        named = entries.find_column(header, options.get("id_column"), entries.ID_KEYS)
+        texts = {column, named}
+        for row in rows:
+            if not row:
+                continue
+            if len(row) != len(header):
+                yield unreadable(f"line {rows.line_num}: {len(row)} columns, not {len(header)}")
+                continue
+            values = {
+                name: cell if name in texts else _value(cell)
+                for name, cell in zip(header, row, strict=True)
+                if name
+            }
+            yield entries.row(values, column, options)
+    except csv.Error as error:
+        raise AtomloomError(f"line {rows.line_num}: {error}") from None
+
+
+def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
+    """A table is no single record."""
+    raise AtomloomError("a table is no structure: its rows are")
+
+
+def _value(text: str) -> float | str:
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return number if math.isfinite(number) else text  # NaN is also sodium nitride

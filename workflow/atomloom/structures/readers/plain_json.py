@@ -1,0 +1,61 @@
+"""atomloom's own JSON of one structure: what binary and database formats are rewritten to.
+
+Keys: `numbers`, `positions`, and optionally `cell`, `pbc`, `properties`. Floats are written with
+all their digits, so nothing is lost on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from atomloom.errors import AtomloomError
+from atomloom.structures.readers.base import dump_json
+from atomloom.structures.readers.json_document import load, split
+from atomloom.structures.structure import Structure
+
+__all__ = ["ABOUT", "HINTS", "NAME", "OPTIONS", "PATTERNS", "dump", "parse", "sniff", "split"]
+
+NAME = "structure"
+ABOUT = "one structure as atomloom's own JSON (numbers, positions, cell, pbc, properties)"
+PATTERNS: tuple[str, ...] = ()
+HINTS: tuple[str, ...] = ()
+OPTIONS: dict[str, str] = {}
+
+
+def sniff(head: bytes) -> bool:
+    """Never: files are recognised as `json`, which hands entries on to here."""
+    return False
+
+
+def dump(numbers: Any, positions: Any, cell: Any, pbc: Any, properties: Mapping[str, Any]) -> bytes:
+    """The payload of a structure, from arrays as they stand, checked by no one yet."""
+    return dump_json(
+        {
+            "numbers": np.asarray(numbers).tolist(),
+            "positions": np.asarray(positions, dtype=np.float64).tolist(),
+            "cell": np.asarray(cell, dtype=np.float64).tolist(),
+            "pbc": np.asarray(pbc, dtype=bool).tolist(),
+            "properties": {
+                name: np.asarray(value, dtype=np.float64).tolist() for name, value in properties.items()
+            },
+        }
+    )
+
+
+def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
+    """The structure, with its properties."""
+    content = load(payload)
+    for key in ("numbers", "positions"):
+        if key not in content:
+            raise AtomloomError(f"no `{key}`")
+    numbers = np.array(content["numbers"], dtype=np.int64)
+    cell = np.array(content.get("cell") or np.zeros((3, 3)), dtype=np.float64)
+    pbc = np.array(content.get("pbc") or (False, False, False), dtype=bool)
+    properties = {
+        name: value if isinstance(value, (int, float)) else np.array(value, dtype=np.float64)
+        for name, value in (content.get("properties") or {}).items()
+    }
+    return Structure(numbers, np.array(content["positions"], dtype=np.float64), cell, pbc, properties)

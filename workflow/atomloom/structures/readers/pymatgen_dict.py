@@ -1,0 +1,89 @@
+"""One pymatgen Structure or Molecule as the dict of its `as_dict()`; pymatgen itself is not needed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from atomloom.errors import AtomloomError
+from atomloom.structures.elements import atomic_number
+from atomloom.structures.readers.json_document import load, split
+from atomloom.structures.readers.ordering import TODO, ordered
+from atomloom.structures.structure import Structure
+
+__all__ = ["ABOUT", "HINTS", "NAME", "OPTIONS", "PATTERNS", "parse", "sniff", "split"]
+
+NAME = "pymatgen"
+ABOUT = "one pymatgen Structure or Molecule as JSON"
+PATTERNS: tuple[str, ...] = ()
+HINTS: tuple[str, ...] = ()
+OPTIONS = {"order": "true: order a partially occupied structure with pymatgen instead of refusing it"}
+
+FULL_OCCUPANCY = 1e-3
+
+
+def sniff(head: bytes) -> bool:
+    """Never: files are recognised as `json`, which hands entries on to here."""
+    return False
+
+
+def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
+    """A crystal, or a molecule where there is no lattice."""
+    content = load(payload)
+    sites = content.get("sites")
+    if not isinstance(sites, list):
+        raise AtomloomError("no list of sites")
+    lattice = content.get("lattice")
+    numbers = np.empty(len(sites), dtype=np.uint8)
+    for place, site in enumerate(sites):
+        species = site["species"]
+        if len(species) != 1 or abs(species[0].get("occu", 1) - 1) > FULL_OCCUPANCY:
+            if options.get("order") and lattice is not None:
+                from pymatgen.core import Structure as Crystal
+
+                return ordered(Crystal.from_dict(content))
+            shares = ", ".join(f"{s.get('element')} {s.get('occu')}" for s in species)
+            raise AtomloomError(f"disordered site {place} ({shares})", todo=TODO)
+        numbers[place] = _number_of(species[0]["element"])
+    if lattice is None:
+        positions = np.array([site["xyz"] for site in sites], dtype=np.float64)
+        return Structure(
+            numbers, positions, np.zeros((3, 3)), np.zeros(3, dtype=bool), _properties(content, sites)
+        )
+    cell = np.array(lattice["matrix"], dtype=np.float64)
+    if all("abc" in site for site in sites):
+        positions = np.array([site["abc"] for site in sites], dtype=np.float64) @ cell
+    else:
+        positions = np.array([site["xyz"] for site in sites], dtype=np.float64)
+    pbc = np.array(lattice.get("pbc") or (True, True, True), dtype=bool)
+    return Structure(numbers, positions, cell, pbc, _properties(content, sites))
+
+
+@lru_cache(maxsize=1024)
+def _number_of(symbol: str) -> int:
+    found = re.match("[A-Za-z]+", symbol)
+    if found is None:
+        raise AtomloomError(f"unknown element `{symbol[:20]}`")
+    return atomic_number(found.group())
+
+
+def _properties(content: Mapping[str, Any], sites: list[Any]) -> dict[str, float | np.ndarray]:
+    """Numbers of the structure, and numbers or vectors that every site has."""
+    found: dict[str, float | np.ndarray] = {}
+    for name, value in (content.get("properties") or {}).items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            found[name] = float(value)
+    first = sites[0].get("properties") if sites else None
+    for name in first or ():
+        values = [(site.get("properties") or {}).get(name) for site in sites]
+        try:
+            array = np.array(values, dtype=np.float64)
+        except (TypeError, ValueError):
+            continue  # texts, dicts, or a site without it
+        if array.ndim <= 2 and not np.isnan(array).all():
+            found[name] = array
+    return found

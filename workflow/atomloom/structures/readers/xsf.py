@@ -1,0 +1,148 @@
+"""XSF of XCrySDen, with the energies and forces that aenet puts there (eV, eV/A).
+
+A comment `# total energy = -123.4 eV` gives the energy, columns behind the coordinates the forces.
+Animations (ANIMSTEPS) are one record a step.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from atomloom.errors import AtomloomError
+from atomloom.structures.elements import atomic_numbers
+from atomloom.structures.readers.base import Piece, decode, floats, integer, read_limited
+from atomloom.structures.structure import Structure
+
+NAME = "xsf"
+ABOUT = "XSF of XCrySDen and aenet, with energies and forces"
+PATTERNS = ("*.xsf", "*.axsf")
+HINTS: tuple[str, ...] = ()
+OPTIONS = {
+    "xsf_forces": "`hartree`: forces of an XSF are in hartree/A, as XCrySDen has them, not in eV/A"
+}
+
+HARTREE = 27.211386245988  # eV, CODATA 2018
+_PERIODIC = {
+    "CRYSTAL": (True, True, True),
+    "SLAB": (True, True, False),
+    "POLYMER": (True, False, False),
+    "MOLECULE": (False, False, False),
+}
+_ENERGY = re.compile(r"total energy\s*=\s*(\S+)", re.IGNORECASE)
+_HEAD = re.compile(
+    rb"^[ \t]*(?:CRYSTAL|SLAB|POLYMER|MOLECULE|ANIMSTEPS[ \t]+\d+|PRIMVEC|ATOMS)[ \t]*\r?$", re.MULTILINE
+)
+_STEP = re.compile(r"^\s*(PRIMVEC|CONVVEC|PRIMCOORD|ATOMS)\s+(\d+)\s*$")
+_SECTION = re.compile(r"^\s*[A-Za-z_-]{3,}")
+
+
+def sniff(head: bytes) -> bool:
+    """A line that is one of the keywords alone."""
+    return _HEAD.search(head) is not None
+
+
+def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
+    """The file, or its steps where it is an animation."""
+    payload = read_limited(stream)
+    if re.search(rb"^\s*ANIMSTEPS", payload[: 1 << 16], re.MULTILINE) is None:
+        yield Piece(payload, 0)
+        return
+    shared: list[str] = []  # lines before the first step and sections without a number
+    steps: dict[int, list[str]] = {}
+    target, comments = shared, []
+    for line in decode(payload).splitlines():
+        text = line.strip()
+        if text.startswith("ANIMSTEPS"):
+            continue
+        numbered = _STEP.match(line)
+        if text.startswith("#"):
+            comments.append(line)  # of the section that follows
+            continue
+        if numbered:
+            target = steps.setdefault(int(numbered[2]), [])
+            line = numbered[1]
+        elif _SECTION.match(line) and text.split()[0] in (*_PERIODIC, "PRIMVEC", "CONVVEC", "DIM-GROUP"):
+            target = shared
+        target += [*comments, line]
+        comments = []
+    if not steps:
+        yield Piece(payload, 0)
+        return
+    for number in sorted(steps):
+        yield Piece("\n".join([*shared, *steps[number], ""]).encode())
+
+
+def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
+    """One structure; without PRIMVEC it is a molecule."""
+    lines = decode(payload).splitlines()
+    cell = np.zeros((3, 3))
+    pbc: tuple[bool, ...] | None = None
+    rows: list[list[str]] = []
+    properties: dict[str, float | np.ndarray] = {}
+    found = False
+    at = 0
+    while at < len(lines):
+        text = lines[at].strip()
+        at += 1
+        if not text:
+            continue
+        if text[0] == "#":
+            energy = _ENERGY.search(text)
+            if energy:
+                properties["energy"] = float(floats([energy[1]], f"line {at}: ")[0])
+            continue
+        word = text.split()[0].upper()
+        if word in _PERIODIC:
+            pbc = _PERIODIC[word]
+        elif word == "PRIMVEC":
+            tokens = [token for line in lines[at : at + 3] for token in line.split()]
+            if len(tokens) != 9:
+                raise AtomloomError(f"line {at}: PRIMVEC is not followed by three vectors")
+            cell = floats(tokens, f"lines {at + 1} to {at + 3}: ").reshape(3, 3)
+            pbc = (True, True, True) if pbc is None else pbc
+            at += 3
+        elif word in ("CONVVEC", "RECIPVEC"):
+            at += 3
+        elif word == "PRIMCOORD" and not found:
+            counts = lines[at].split() if at < len(lines) else []
+            count = integer(counts[0] if counts else "", f"line {at + 1}: number of atoms", least=1)
+            rows = [line.split() for line in lines[at + 1 : at + 1 + count]]
+            if len(rows) < count:
+                raise AtomloomError(f"{len(rows)} of {count} atoms")
+            first, found = at + 2, True
+            at += 1 + count
+        elif word == "ATOMS" and not found:
+            first, found = at + 1, True
+            while at < len(lines) and (lines[at].split() and not _SECTION.match(lines[at])):
+                rows.append(lines[at].split())
+                at += 1
+        elif word == "CONVCOORD":
+            at += 1 + integer((lines[at].split() or [""])[0] if at < len(lines) else "", f"line {at + 1}: count")
+        elif word.startswith("BEGIN_"):
+            break  # grids follow the structure
+        elif word == "DIM-GROUP":
+            at += 1
+        else:
+            raise AtomloomError(f"line {at}: `{text[:40]}` is none of XSF's keywords")
+    if not found:
+        raise AtomloomError("neither PRIMCOORD nor ATOMS")
+    widths = {len(row) for row in rows}
+    if not rows or min(widths) < 4:
+        bad = next((n for n, row in enumerate(rows) if len(row) < 4), 0)
+        raise AtomloomError(f"line {first + bad}: not an element and three coordinates")
+    numbers = atomic_numbers(row[0] for row in rows)
+    has_forces = min(widths) >= 7
+    if not has_forces and max(widths) >= 7:
+        raise AtomloomError("forces of some atoms only")
+    width = 6 if has_forces else 3
+    table = floats([token for row in rows for token in row[1 : 1 + width]], "atoms: ").reshape(-1, width)
+    if has_forces:
+        unit = HARTREE if options.get("xsf_forces") == "hartree" else 1.0
+        properties["forces"] = table[:, 3:] * unit
+    if pbc is None:
+        pbc = (False, False, False)
+    return Structure(numbers, table[:, :3], cell, np.array(pbc), properties)

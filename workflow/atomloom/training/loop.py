@@ -1,0 +1,458 @@
+"""The training loop: labelled graphs and a config in, a model file and a history out.
+
+`train` reads from top to bottom. Everything a step does is a function of (seed, epoch, position),
+so the state of a run is small, and a run that was killed goes on as if it had not been. It knows
+nothing of Snakemake and of where data come from.
+
+Shapes: B structures, K targets; `position` counts batches of an epoch, `step` optimiser steps.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from atomloom.config.root import Config
+from atomloom.config.training import Training
+from atomloom.data.batch import GraphBatch
+from atomloom.data.loader import GraphLoader
+from atomloom.errors import AtomloomError
+from atomloom.files import read_json, write_json
+from atomloom.keys import short_hash
+from atomloom.models.registry import build_model
+from atomloom.training.clock import Clock
+from atomloom.training.data import LabelledGraphs
+from atomloom.training.devices import Network, Sealed, arithmetic, open_fabric
+from atomloom.training.ema import MovingAverage
+from atomloom.training.history import History, progress_line
+from atomloom.training.losses import loss_sum
+from atomloom.training.modelfile import ModelCard, write_model
+from atomloom.training.optimizers import build_optimizer, set_rate
+from atomloom.training.predict import predict_batches
+from atomloom.training.schedules import Schedule
+from atomloom.training.state import SaveTimer, load_state, save_state
+from atomloom.training.targets import Standardizer
+
+Log = Callable[[str], None]
+
+CUDA_CHECK_STEPS = 50  # reading a loss makes the GPU wait; on the CPU every step is looked at
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came out, besides the files."""
+
+    parameters: int
+    """Number of trained weights."""
+    epochs_run: int
+    """Epochs done, all calls together."""
+    best_epoch: int
+    """Epoch (from 1) whose weights are in the model file."""
+    best_val_mae: dict[str, float | None]
+    """Its validation MAE by target in real units; None without validation rows."""
+    steps: int
+    """Optimiser steps, all calls together."""
+    stopped_early: bool
+    """Whether early stopping ended the run."""
+    seconds: float
+    """Time of training and validation, all calls together."""
+    device: str
+    """`cpu`, or the GPU's name."""
+    threads: int
+    """CPU threads of the last call."""
+
+
+@dataclass
+class Best:
+    """The best epoch so far."""
+
+    error: float = math.inf
+    """Mean over the targets of MAE / standard deviation."""
+    epoch: int = 0
+    step: int = 0
+    maes: tuple[float, ...] = ()
+    """Of each target, in real units."""
+    weights: Mapping[str, Tensor] | None = None
+
+    def state(self) -> dict[str, Any]:
+        """What has to be saved."""
+        return {**vars(self), "maes": list(self.maes)}
+
+
+def train(
+    data: LabelledGraphs, config: Config, run_dir: str | Path, log: Log = print
+) -> TrainResult:
+    """Train the config's model, or go on with it where it was; a finished run only says so.
+
+    Writes `model.safetensors` (the best epoch by validation error), `history.csv` and the state for
+    resuming under `state/` into the run's folder, each in one step.
+
+    Args:
+        data: graphs, targets in real units, splits.
+        config: the whole config; `model`, `training`, `graph` and `dataset.target` matter.
+        run_dir: the run's folder, of this config and these data only.
+        log: takes one line at a time.
+
+    Raises:
+        AtomloomError: when the device or precision is not available, a target cannot be learnt, the
+            state is of another run or damaged, or the loss is no longer a finite number.
+    """
+    run_dir = Path(run_dir)
+    key = _run_digest(data, config)
+    finished = run_dir / "state" / "finished.json"
+    if finished.exists() and (run_dir / "model.safetensors").exists():
+        content = read_json(finished)
+        if content["key"] != key:
+            raise AtomloomError(
+                "is a finished run with other data or settings", where=run_dir, todo="remove it"
+            )
+        log("already trained")
+        return TrainResult(**content["result"])
+    fabric = open_fabric(config.training, log)
+    with arithmetic(config.training, fabric.device.type):
+        result = _train(data, config, run_dir, key, fabric, log)
+    write_json(finished, {"key": key, "result": asdict(result)})
+    return result
+
+
+def _train(
+    data: LabelledGraphs, config: Config, run_dir: Path, key: str, fabric: Fabric, log: Log
+) -> TrainResult:
+    settings, names, unit = config.training, config.dataset.target, config.dataset.unit
+    device, cuda = fabric.device, fabric.device.type == "cuda"
+    state_file = run_dir / "state" / "last.ckpt"
+
+    # --- data ---
+    train_rows = _with_targets(data, "train", log)
+    val_rows = _with_targets(data, "val", log)
+    _check_validation(settings, len(val_rows))
+    standardizer = Standardizer.fit(data.targets, train_rows, names, settings.log_targets)
+    targets = standardizer.standardize(data.targets)
+    options = {
+        "bounds": settings.batch,
+        "dtype": torch.float64 if settings.precision == "64" else torch.float32,
+        "prefetch": settings.prefetch,
+        "pin": cuda,
+    }
+    loader = GraphLoader(
+        data.table, train_rows, targets, seed=settings.seed, shuffle=True, **options
+    )
+    val_loader = GraphLoader(data.table, val_rows, **options)
+
+    # --- model ---
+    torch.manual_seed(settings.seed)
+    model = build_model(config.model, len(names))
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    optimizer = build_optimizer(model, settings, fused=settings.precision != "fp16-mixed")
+    network, stepper = fabric.setup(Network(model), optimizer)
+    forward: Callable[[GraphBatch], Tensor] = model
+    if settings.compile:
+        forward = network.module.model = _compiled(model, loader, fabric, log)
+    average = MovingAverage(model, settings.ema_decay) if settings.ema_decay else None
+    schedule = Schedule(settings)
+
+    # --- where the run is ---
+    epoch = position = step = waited = 0
+    seconds = 0.0
+    best, history = Best(), History(names)
+    errors: Tensor | None = None  # [batches] sums of the loss, of the epoch under way
+    if (state := load_state(state_file, key)) is not None:
+        epoch, position, step = state["epoch"], state["position"], state["step"]
+        waited, seconds, errors = state["waited"], state["seconds"], state["errors"]
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        fabric.strategy.precision.load_state_dict(state["scaler"])
+        schedule.plateau.restore(state["plateau"])
+        best, history = Best(**state["best"]), History(names, state["history"])
+        if average is not None:
+            average.restore(state["average"])
+        log(f"going on at epoch {epoch + 1}, batch {position + 1}")
+    else:
+        log(
+            f"{config.model.name}: {parameters:,} parameters; {len(train_rows):,} structures to train, "
+            f"{len(val_rows):,} to validate; {device}, precision {settings.precision}"
+        )
+    timer = SaveTimer(settings.checkpoint_minutes)
+    clock = Clock(device)
+    resumed_seconds, begun = seconds, time.perf_counter()
+    begun_epochs = epoch + position / max(1, len(loader.plan(epoch)))
+
+    def save() -> None:
+        """Write what a killed run needs, and what a person may look at meanwhile."""
+        started = time.monotonic()
+        if not all(torch.isfinite(p).all() for p in model.parameters()):
+            raise _diverged(run_dir, epoch, step)
+        content = {
+            "epoch": epoch,
+            "position": position,
+            "step": step,
+            "waited": waited,
+            "seconds": resumed_seconds + time.perf_counter() - begun,
+            "errors": errors,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scaler": fabric.strategy.precision.state_dict(),
+            "plateau": schedule.plateau.state(),
+            "best": best.state(),
+            "history": history.rows,
+            "average": average.state() if average else {},
+        }
+        save_state(state_file, key, content)
+        publish()
+        timer.saved(started)
+
+    def publish() -> None:
+        history.write(run_dir / "history.csv")
+        if best.weights is not None:
+            facts = {"epoch": best.epoch, "step": best.step, "val_mae": list(best.maes)}
+            card = ModelCard.of(config, standardizer, facts)
+            write_model(run_dir / "model.safetensors", best.weights, card)
+
+    # --- epochs ---
+    stopped_early = False
+    while epoch < settings.epochs and not stopped_early:
+        model.train()
+        known = loader.known(epoch)
+        batches = len(known)
+        steps = math.ceil(batches / settings.accumulate)
+        if position == 0 or errors is None:
+            errors = torch.zeros(batches, dtype=torch.float64)
+        errors = errors.to(device)
+        clock.start()
+        epoch_begun = time.perf_counter()
+
+        for batch in loader.batches(epoch, position):
+            batch = batch.to(device)
+            clock.mark("data")
+
+            if position % settings.accumulate == 0:
+                weight = 1.0 / max(1, known[position : position + settings.accumulate].sum())
+                done = (epoch + position // settings.accumulate / steps) / settings.epochs
+                rate = schedule.rate(done)
+                set_rate(optimizer, rate, schedule.momentum(done))
+            closes = (position + 1) % settings.accumulate == 0 or position + 1 == batches
+
+            _seed_noise(settings.seed, epoch, position, cuda)
+            prediction = network(Sealed(batch)).reshape(batch.targets.shape)
+            error = loss_sum(settings.loss, prediction, batch.targets, settings.huber_delta)
+            clock.mark("forward")
+            fabric.backward(error * weight)
+            errors[position] = error.detach()
+            clock.mark("backward")
+            position += 1
+            if not cuda or position % CUDA_CHECK_STEPS == 0 or position == batches:
+                _check_finite(errors, position, run_dir, epoch, batch)
+            if not closes:
+                continue
+
+            if settings.clip_norm is not None:
+                fabric.clip_gradients(
+                    network, stepper, max_norm=settings.clip_norm, error_if_nonfinite=False
+                )
+            stepper.step()
+            stepper.zero_grad()
+            step += 1
+            if average is not None:
+                average.update(step)
+            clock.mark("optimizer")
+            if position < batches and timer.due():
+                if cuda:
+                    _check_finite(errors, position, run_dir, epoch, batch)
+                save()
+
+        # --- end of the epoch: validate, remember the best, decide ---
+        parts = clock.seconds()
+        validation_begun = time.perf_counter()
+        train_loss = float(errors.sum()) / max(1, int(known.sum()))
+        model.eval()
+        with average.applied() if average else nullcontext():
+            with fabric.autocast():
+                outputs = predict_batches(forward, val_loader, len(names), device)
+            scores = _validate(settings, outputs, targets, data.targets, val_rows, standardizer)
+            if len(val_rows) and not math.isfinite(scores.error):
+                raise AtomloomError(
+                    f"the model predicts no finite numbers after epoch {epoch + 1}, step {step}",
+                    where=run_dir,
+                    todo="lower training.learning_rate, or set training.clip_norm",
+                )
+            better = scores.error < best.error or not len(val_rows)
+            if better:
+                weights = {n: t.detach().clone() for n, t in model.state_dict().items()}
+                best = Best(scores.error, epoch + 1, step, scores.maes, weights)
+        waited = 0 if better else waited + 1
+        schedule.plateau.see(scores.error)
+        stopped_early = settings.early_stopping is not None and waited >= settings.early_stopping
+
+        now = time.perf_counter()
+        seconds = resumed_seconds + now - begun
+        history.add(
+            epoch=epoch + 1,
+            step=step,
+            learning_rate=rate,
+            train_loss=train_loss,
+            val_loss=scores.loss,
+            maes=scores.maes,
+            seconds=now - epoch_begun,
+            parts={**parts, "validation": now - validation_begun},
+        )
+        epoch, position = epoch + 1, 0
+        speed = (now - begun) / (epoch - begun_epochs)
+        log(progress_line(history, best.maes, settings.epochs, names, unit, speed))
+        last = epoch == settings.epochs or stopped_early
+        if last or timer.due(end_of_epoch=True):
+            save()
+
+    if stopped_early:
+        log(f"stopped: no lower validation error for {waited} epochs")
+    if not history.rows or best.weights is None:
+        raise AtomloomError("no epoch was trained", where=run_dir)
+    publish()
+    return TrainResult(
+        parameters=parameters,
+        epochs_run=epoch,
+        best_epoch=best.epoch,
+        best_val_mae=dict(zip(names, best.maes or [None] * len(names), strict=True)),
+        steps=step,
+        stopped_early=stopped_early,
+        seconds=seconds,
+        device=torch.cuda.get_device_name(device) if cuda else "cpu",
+        threads=torch.get_num_threads(),
+    )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Validation of one epoch; nan and () without validation rows."""
+
+    loss: float
+    """Mean loss over known standardised targets."""
+    error: float
+    """Mean over the targets of MAE / standard deviation: what is minimised."""
+    maes: tuple[float, ...]
+    """Of each target in real units."""
+
+
+def _validate(
+    settings: Training,
+    outputs: np.ndarray,
+    targets: np.ndarray,
+    real: np.ndarray,
+    rows: np.ndarray,
+    standardizer: Standardizer,
+) -> Scores:
+    """Compare standardised outputs of validation rows with their targets."""
+    if not len(rows):
+        return Scores(math.nan, math.nan, ())
+    wanted = targets[rows]
+    known = np.isfinite(wanted)
+    loss = loss_sum(
+        settings.loss, torch.from_numpy(outputs), torch.from_numpy(wanted), settings.huber_delta
+    )
+    counts = known.sum(axis=0)
+    scaled = np.where(known, np.abs(outputs - wanted), 0.0).sum(axis=0)
+    errors = np.where(known, np.abs(standardizer.restore(outputs) - real[rows]), 0.0).sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        maes = tuple((errors / counts).tolist())
+    return Scores(
+        loss=float(loss) / int(known.sum()),
+        error=float((scaled[counts > 0] / counts[counts > 0]).mean()),
+        maes=maes,
+    )
+
+
+def _run_digest(data: LabelledGraphs, config: Config) -> str:
+    """Names all that determines the run's result."""
+    return short_hash(
+        {
+            "data": data.digest(),
+            "graph": config.graph.key_content(),
+            "model": config.model.key_content(),
+            "training": config.training.key_content(),
+            "target": config.dataset.target,
+        }
+    )
+
+
+def _with_targets(data: LabelledGraphs, split: str, log: Log) -> np.ndarray:
+    """Rows of a split of which at least one target is known."""
+    rows = data.split(split)
+    known = np.isfinite(data.targets[rows]).any(axis=1)
+    if not known.all():
+        log(f"{(~known).sum():,} structures of split {split} have no known target and are left out")
+    if split == "train" and not known.any():
+        raise AtomloomError("there is no structure with a target to train with", where="split")
+    return rows[known]
+
+
+def _check_validation(settings: Training, rows: int) -> None:
+    wants = {
+        "early_stopping": settings.early_stopping,
+        "scheduler": settings.scheduler == "plateau",
+    }
+    for name, wanted in wants.items():
+        if wanted and not rows:
+            raise AtomloomError(
+                "needs a validation set", where=f"training.{name}", todo="give the split one"
+            )
+
+
+def _check_finite(
+    errors: Tensor, position: int, run_dir: Path, epoch: int, batch: GraphBatch
+) -> None:
+    """Stop where the loss of a batch up to `position` is no finite number."""
+    if math.isfinite(float(errors[position - 1])) and errors.device.type == "cpu":
+        return
+    bad = torch.nonzero(~torch.isfinite(errors[:position]))
+    if len(bad):
+        first = int(bad[0])
+        raise AtomloomError(
+            f"the loss is not a finite number at epoch {epoch + 1}, batch {first + 1}"
+            + (f" (rows {batch.rows[:8].tolist()} ...)" if first == position - 1 else ""),
+            where=run_dir,
+            todo="lower training.learning_rate, set training.clip_norm, or look at these structures",
+        )
+
+
+def _diverged(run_dir: Path, epoch: int, step: int) -> AtomloomError:
+    return AtomloomError(
+        f"the weights are no longer finite numbers at epoch {epoch + 1}, step {step}",
+        where=run_dir,
+        todo="lower training.learning_rate, or set training.clip_norm",
+    )
+
+
+def _seed_noise(seed: int, epoch: int, position: int, cuda: bool) -> None:
+    """Make dropout and the like a function of (seed, epoch, position)."""
+    mixed = (
+        seed * 0x9E3779B97F4A7C15 + epoch * 0xBF58476D1CE4E5B9 + position * 0x94D049BB133111EB
+    ) & ((1 << 63) - 1)
+    torch.default_generator.manual_seed(mixed)
+    if cuda:
+        torch.cuda.manual_seed(mixed)
+
+
+def _compiled(model: nn.Module, loader: GraphLoader, fabric: Fabric, log: Log) -> nn.Module:
+    """The compiled model, tried on one batch; the model itself, saying why, where that fails."""
+    batch = loader.slice(loader.plan(0)[0]).to(fabric.device)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    try:
+        compiled = torch.compile(model, dynamic=True)
+        with fabric.autocast():
+            compiled(batch).float().sum().backward()
+    except Exception as error:  # whatever the compiler does not like
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        log(f"warning: torch.compile failed, going on without: {reason}")
+        compiled = model
+    model.zero_grad(set_to_none=True)
+    model.load_state_dict(before)
+    return compiled
