@@ -175,9 +175,7 @@ class ReferenceAttention(nn.Module):
         super().__init__()
 
         def update() -> nn.Sequential:
-            return nn.Sequential(
-                nn.Linear(3 * width, width), nn.SiLU(), nn.Linear(width, width)
-            )
+            return nn.Sequential(nn.Linear(3 * width, width), nn.SiLU(), nn.Linear(width, width))
 
         self.lin_key, self.lin_query = nn.Linear(width, width), nn.Linear(width, width)
         self.lin_value = nn.Linear(width, width)
@@ -461,9 +459,7 @@ def comformer(options: argparse.Namespace) -> dict[str, object]:
                 yield ours("atomloom, fp32, compiled", compiled=True)
                 yield ours("atomloom, bf16-mixed, compiled", bf16=True, compiled=True)
 
-        rows = compare(
-            variants(), Variant("float64", exact, exact_batch), target, options.rounds
-        )
+        rows = compare(variants(), Variant("float64", exact, exact_batch), target, options.rounds)
         show(f"{name}, width {options.width}", rows)
         result[name] = rows
     return result

@@ -49,7 +49,8 @@ class Project:
         shutil.copy(ROOT / "Snakefile", folder)
         shutil.copytree(ROOT / "workflow" / "rules", folder / "workflow" / "rules")
         shutil.copy(ROOT / "workflow" / "Snakefile", folder / "workflow")
-        shutil.copytree(ROOT / "profiles", folder / "profiles")
+        for name in ("profiles", "envs"):
+            shutil.copytree(ROOT / name, folder / name)
         (folder / "data" / "cif").mkdir(parents=True)
         (folder / "data" / "labels.csv").write_text("id,energy,note\n")
         project = cls(folder)
@@ -120,13 +121,13 @@ class Project:
 
 
 def counts(output: str) -> dict[str, int]:
-    """The table of job counts that snakemake prints, without `all` and the total."""
+    """The table of job counts that snakemake prints, without targets and the total."""
     if "Nothing to be done" in output:
         return {}
     table = re.search(r"^job\s+count\n-+\s+-+\n(.*?)^total", output, re.M | re.S)
     assert table, output
     rows = dict(re.findall(r"^(\w+)\s+(\d+)", table.group(1), re.M))
-    return {rule: int(count) for rule, count in rows.items() if rule != "all"}
+    return {rule: int(count) for rule, count in rows.items() if rule not in ("all", "default")}
 
 
 def cif_text(cation: str, anion: str, length: float) -> str:

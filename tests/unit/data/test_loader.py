@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import fields
 
 import numpy as np
@@ -74,7 +75,7 @@ def assert_same(ours, theirs, tolerance=0.0):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("options", [{}, {"triplets": True, "listed": False}])
-@pytest.mark.parametrize("prefetch", [0, 3])
+@pytest.mark.parametrize("prefetch", [None, 0, 3])
 def test_loader_equals_naive_collation(dtype, options, prefetch):
     table = random_table(40, seed=1, **options)
     targets = np.random.default_rng(0).normal(size=(40, 2))
@@ -157,20 +158,21 @@ def test_known_targets_are_counted_by_batch():
 
 
 def test_a_loader_left_in_the_middle_leaves_no_thread():
-    import threading
-
-    loader = GraphLoader(random_table(100), np.arange(100), bounds=Batching(structures=2))
+    loader = GraphLoader(
+        random_table(100), np.arange(100), bounds=Batching(structures=2), prefetch=2
+    )
     before = threading.active_count()
     batches = iter(loader)
     next(batches)
+    assert threading.active_count() == before + 1
     batches.close()
     assert threading.active_count() == before
 
 
 def test_an_error_in_the_background_reaches_the_caller():
     table = random_table(6)
-    loader = GraphLoader(table, np.arange(6), bounds=Batching(structures=2))
-    loader._slicer.edges = ()
+    loader = GraphLoader(table, np.arange(6), bounds=Batching(structures=2), prefetch=2)
+    loader._slicer.arrays = ()
     with pytest.raises(TypeError):
         list(loader)
 
@@ -187,3 +189,12 @@ def test_the_heaviest_batch_is_no_lighter_than_any_of_an_epoch():
     heaviest = loader.sizes.edges[loader.worst()].sum()
     for epoch in range(20):
         assert loader.plan(epoch).sums(loader.sizes.edges).max() <= heaviest
+
+
+@pytest.mark.parametrize(("worth", "ahead"), [(0.0, 2), (1e9, 0)])
+def test_the_loader_measures_whether_to_work_ahead(monkeypatch, worth, ahead):
+    monkeypatch.setattr("atomloom.data.loader.WORTH_A_THREAD", worth)
+    loader = GraphLoader(random_table(20), np.arange(20), bounds=Batching(structures=2))
+    for _ in range(2):
+        assert [row for batch in loader for row in batch.rows.tolist()] == list(range(20))
+        assert loader.prefetch == ahead

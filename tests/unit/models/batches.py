@@ -19,8 +19,12 @@ def batch_from_graphs(graphs, dtype=torch.float64) -> GraphBatch:
     def reals(values):
         return torch.tensor(np.asarray(values), dtype=dtype)
 
-    dst = np.concatenate([graph["dst"] + start for graph, start in zip(graphs, offsets, strict=False)])
-    src = np.concatenate([graph["src"] + start for graph, start in zip(graphs, offsets, strict=False)])
+    dst = np.concatenate(
+        [graph["dst"] + start for graph, start in zip(graphs, offsets, strict=False)]
+    )
+    src = np.concatenate(
+        [graph["src"] + start for graph, start in zip(graphs, offsets, strict=False)]
+    )
     assert np.all(np.diff(dst) >= 0)
     positions, cells = joined("positions"), np.stack([graph["cell"] for graph in graphs])
     node_graph = np.repeat(np.arange(len(graphs)), atoms)

@@ -117,7 +117,7 @@ def test_unknown_targets_change_nothing(tmp_path, monkeypatch):
 
 
 def test_two_runs_are_equal_to_the_bit(tmp_path):
-    data, config = small_data(), small_config(threads=2, epochs=1)
+    data, config = small_data(24), small_config(threads=2, epochs=1)
     for name in ("one", "other"):
         train(data, config, tmp_path / name, quiet)
     one, other = weights(tmp_path / "one"), weights(tmp_path / "other")

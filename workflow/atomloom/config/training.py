@@ -72,8 +72,9 @@ class Training(Section):
     """Where to train; `auto` takes CUDA if there is one."""
     threads: int | None = unkeyed(None, ge=1)
     """CPU threads of the training job; all that the workflow was given unless set."""
-    prefetch: int = unkeyed(2, ge=0)
-    """Batches that a background thread prepares ahead; 0 for none."""
+    prefetch: int | None = unkeyed(None, ge=0)
+    """Batches that a background thread prepares ahead; 0 for none. Unless given, the loader measures
+    whether it is worth a thread."""
     checkpoint_minutes: float = unkeyed(5.0, gt=0)
     """The state for resuming is saved at least this often, and at ends of epochs as often as it costs
     no more than some 2 % of the time."""

@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +27,17 @@ from atomloom.data.batching import BatchPlan, Sizes, check_rows, plan_epoch, sha
 from atomloom.errors import AtomloomError
 from atomloom.graphs.graph import GraphTable
 
+T = TypeVar("T")
+
 FLOATS = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+AHEAD = 2
+"""Batches that are prepared ahead where it is worth it."""
+WORTH_A_THREAD = 1e-3
+"""Seconds to write a batch from which on a thread pays for handing over."""
+MEASURED = 3
+"""Batches to measure that by."""
 
 
 class GraphLoader:
@@ -44,8 +58,9 @@ class GraphLoader:
         rank: which part of each batch to deliver, of `ranks`. A rank whose part is empty gets the
             first structure of the batch with unknown targets, so that all ranks take every step.
         ranks: number of processes that share each batch.
-        prefetch: batches to prepare ahead in a background thread; 0 for none.
-        pin: put batches into page-locked memory.
+        prefetch: batches to prepare ahead in a background thread; 0 for none. None: measure, and
+            work ahead where writing a batch takes long enough to be worth a thread.
+        device: where batches are delivered; transfers to a GPU run beside its work.
 
     Raises:
         AtomloomError: when rows reach beyond the table, repeat, or targets do not fit it.
@@ -65,8 +80,8 @@ class GraphLoader:
         vectors: bool = True,
         rank: int = 0,
         ranks: int = 1,
-        prefetch: int = 2,
-        pin: bool = False,
+        prefetch: int | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.rows = check_rows(rows, len(table), "rows")
         self.bounds = bounds or Batching()
@@ -82,7 +97,7 @@ class GraphLoader:
             raise AtomloomError(
                 f"targets of shape {targets.shape} for {len(table)} structures", where="targets"
             )
-        self._slicer = _Slicer(table, targets, dtype, multiplicity, vectors, pin)
+        self._slicer = _Slicer(table, targets, dtype, multiplicity, vectors, torch.device(device))
         self._known = None if targets is None else np.isfinite(targets).sum(axis=1)
         self._plan: tuple[int, BatchPlan] | None = None
 
@@ -110,8 +125,15 @@ class GraphLoader:
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[GraphBatch]:
         """This rank's part of every batch of an epoch, from batch `start` on."""
         plan = self.plan(epoch)
-        made = (self._batch(plan, position) for position in range(start, len(plan)))
-        return _work_ahead(made, self.prefetch) if self.prefetch else made
+        slabs = self._slabs(plan, start)
+        try:
+            for slab, padding in slabs:
+                batch = self._slicer.cut(slab)
+                if padding and batch.targets is not None:
+                    batch.targets.fill_(float("nan"))
+                yield batch
+        finally:
+            slabs.close()
 
     def __iter__(self) -> Iterator[GraphBatch]:
         return self.batches()
@@ -128,21 +150,49 @@ class GraphLoader:
 
     def slice(self, rows: np.ndarray) -> GraphBatch:
         """One batch of any rows of the table."""
-        return self._slicer(np.ascontiguousarray(rows, dtype=np.int64))
+        return self._slicer.cut(self._slicer.write(np.ascontiguousarray(rows, dtype=np.int64)))
 
-    def _batch(self, plan: BatchPlan, position: int) -> GraphBatch:
+    def _slabs(self, plan: BatchPlan, start: int) -> Generator[tuple[_Slab, bool], None, None]:
+        """The parts of the batches from `start` on, prepared ahead or not."""
+        if self.prefetch is None:
+            seconds = []
+            while start < len(plan) and len(seconds) < MEASURED:
+                begun = time.perf_counter()
+                part = self._part(plan, start)
+                seconds.append(time.perf_counter() - begun)
+                start += 1
+                yield part
+            if len(seconds) == MEASURED:  # the least: the first has to compile
+                self.prefetch = AHEAD if min(seconds) > WORTH_A_THREAD else 0
+        parts = (self._part(plan, position) for position in range(start, len(plan)))
+        yield from _work_ahead(parts, self.prefetch) if self.prefetch else parts
+
+    def _part(self, plan: BatchPlan, position: int) -> tuple[_Slab, bool]:
+        """This rank's part of a batch, and whether it is mere padding."""
         rows = plan[position]
+        if self.ranks == 1:
+            return self._slicer.write(rows), False
         part = share(rows, self.sizes.edges[rows], self.rank, self.ranks)
-        if len(part):
-            return self._slicer(part)
-        batch = self._slicer(rows[:1])
-        if batch.targets is not None:
-            batch.targets.fill_(float("nan"))
-        return batch
+        return self._slicer.write(part if len(part) else rows[:1]), not len(part)
+
+
+@dataclass(frozen=True)
+class _Slab:
+    """A batch in page-locked or plain memory: all its integers in one array, all its floats in another.
+
+    Two transfers bring it to a device, however many tensors it is cut into there.
+    """
+
+    ints: Tensor
+    floats: Tensor
+    graphs: int
+    atoms: int
+    edges: int
+    triplets: int
 
 
 class _Slicer:
-    """Writes a batch from the arrays of a table."""
+    """Writes slabs from the arrays of a table, and cuts them into batches."""
 
     def __init__(
         self,
@@ -151,85 +201,120 @@ class _Slicer:
         dtype: torch.dtype,
         multiplicity: bool,
         vectors: bool,
-        pin: bool,
+        device: torch.device,
     ) -> None:
         if dtype not in FLOATS:
             raise AtomloomError(f"batches are made in 32 or 64 bits, not {dtype}")
-        self.dtype, self.vectors, self.pin = dtype, vectors, pin
-        self.node_ptr = np.ascontiguousarray(table.node_ptr, dtype=np.int64)
-        self.edge_ptr = np.ascontiguousarray(table.edge_ptr, dtype=np.int64)
-        self.structure = tuple(
-            np.ascontiguousarray(array) for array in (table.numbers, table.positions, table.cell)
+        self.dtype, self.device, self.pin = dtype, device, device.type == "cuda"
+        self.vectors, self.multiplicity = vectors, multiplicity
+        self.lattice, self.triplets = table.lattice is not None, table.triplet is not None
+        self.outputs = 0 if targets is None else targets.shape[1]
+        self.pointers = tuple(
+            np.ascontiguousarray(np.zeros(len(table) + 1) if ptr is None else ptr, dtype=np.int64)
+            for ptr in (table.node_ptr, table.edge_ptr, table.triplet_ptr)
         )
-        self.edges = tuple(np.ascontiguousarray(a) for a in (table.src, table.dst, table.shift))
-        self.listed = np.ascontiguousarray(table.listed) if multiplicity else None
-        self.lattice = table.lattice
-        self.triplet_ptr = self.triplet = None
-        if table.triplet is not None and table.triplet_ptr is not None:
-            self.triplet_ptr = np.ascontiguousarray(table.triplet_ptr, dtype=np.int64)
-            self.triplet = np.ascontiguousarray(table.triplet)
-        # Rounded once for the whole data set: a batch then only picks rows.
-        self.targets = None if targets is None else np.ascontiguousarray(targets, FLOATS[dtype])
+        none = np.zeros(0, dtype=np.uint8)
+        # Targets are rounded once for the whole data set: a batch then only picks rows.
+        self.arrays = tuple(
+            np.ascontiguousarray(array)
+            for array in (
+                table.numbers,
+                table.positions,
+                table.cell,
+                table.src,
+                table.dst,
+                table.shift,
+                table.listed if multiplicity else none,
+                table.lattice if self.lattice else np.zeros((0, 3, 3)),
+                table.triplet if self.triplets else np.zeros((0, 2), dtype=np.uint32),
+                np.zeros((0, 0), FLOATS[dtype])
+                if targets is None
+                else targets.astype(FLOATS[dtype]),
+            )
+        )
 
-    def __call__(self, rows: np.ndarray) -> GraphBatch:
+    def write(self, rows: np.ndarray) -> _Slab:
+        """Collect the arrays of some rows; takes no lock of the interpreter while it does."""
+        atoms, edges, triplets = _measure(rows, *self.pointers)
         graphs = len(rows)
-        atoms = int((self.node_ptr[rows + 1] - self.node_ptr[rows]).sum())
-        edges = int((self.edge_ptr[rows + 1] - self.edge_ptr[rows]).sum())
-        batch = GraphBatch(
-            numbers=self._new(atoms),
-            positions=self._new(atoms, 3, dtype=self.dtype),
-            cell=self._new(graphs, 3, 3, dtype=self.dtype),
-            node_graph=self._new(atoms),
-            node_ptr=self._new(graphs + 1),
-            src=self._new(edges),
-            dst=self._new(edges),
-            dst_ptr=self._new(atoms + 1),
-            shift=self._new(edges, 3, dtype=self.dtype),
-            vectors=self._new(edges if self.vectors else 0, 3, dtype=self.dtype),
-            rows=self._new(graphs),
+        slab = _Slab(
+            self._new(_starts(self._ints(graphs, atoms, edges, triplets))[-1], torch.int64),
+            self._new(_starts(self._floats(graphs, atoms, edges))[-1], self.dtype),
+            graphs,
+            atoms,
+            edges,
+            triplets,
         )
         _fill(
             rows,
-            self.node_ptr,
-            self.edge_ptr,
-            *self.structure,
-            *self.edges,
-            batch.numbers.numpy(),
-            batch.positions.numpy(),
-            batch.cell.numpy(),
-            batch.node_graph.numpy(),
-            batch.node_ptr.numpy(),
-            batch.src.numpy(),
-            batch.dst.numpy(),
-            batch.dst_ptr.numpy(),
-            batch.shift.numpy(),
-            batch.vectors.numpy(),
-            batch.rows.numpy(),
+            *self.pointers,
+            *self.arrays,
+            slab.ints.numpy(),
+            _starts(self._ints(graphs, atoms, edges, triplets)),
+            slab.floats.numpy(),
+            _starts(self._floats(graphs, atoms, edges)),
+            self.vectors,
         )
-        if not self.vectors:
-            batch.vectors = None
-        if self.listed is not None:
-            batch.multiplicity = self._new(edges, dtype=self.dtype)
-            _fill_multiplicity(rows, self.edge_ptr, self.listed, batch.multiplicity.numpy())
-        if self.lattice is not None:
-            batch.lattice = self._new(graphs, 3, 3, dtype=self.dtype)
-            batch.lattice.numpy()[...] = self.lattice[rows]
-        if self.triplet is not None:
-            count = int((self.triplet_ptr[rows + 1] - self.triplet_ptr[rows]).sum())
-            batch.triplets = self._new(count, 2)
-            _fill_triplets(
-                rows, self.edge_ptr, self.triplet_ptr, self.triplet, batch.triplets.numpy()
-            )
-        if self.targets is not None:
-            batch.targets = self._new(graphs, self.targets.shape[1], dtype=self.dtype)
-            np.take(self.targets, rows, axis=0, out=batch.targets.numpy(), mode="clip")
-        return batch
+        return slab
 
-    def _new(self, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.empty(shape, dtype=dtype, pin_memory=self.pin)
+    def cut(self, slab: _Slab) -> GraphBatch:
+        """The batch on its device."""
+        graphs, atoms, edges, triplets = slab.graphs, slab.atoms, slab.edges, slab.triplets
+        ints, floats = slab.ints, slab.floats
+        if self.pin:
+            ints = ints.to(self.device, non_blocking=True)
+            floats = floats.to(self.device, non_blocking=True)
+        i = _starts(self._ints(graphs, atoms, edges, triplets))
+        f = _starts(self._floats(graphs, atoms, edges))
+
+        def table(buffer: Tensor, start: int, *shape: int) -> Tensor:
+            strides = (9, 3, 1)[-len(shape) :] if shape[-1] == 3 else (shape[-1], 1)
+            return buffer.as_strided(shape, strides, start)
+
+        return GraphBatch(
+            numbers=ints.narrow(0, i[0], atoms),
+            node_graph=ints.narrow(0, i[1], atoms),
+            node_ptr=ints.narrow(0, i[2], graphs + 1),
+            src=ints.narrow(0, i[3], edges),
+            dst=ints.narrow(0, i[4], edges),
+            dst_ptr=ints.narrow(0, i[5], atoms + 1),
+            rows=ints.narrow(0, i[6], graphs),
+            triplets=table(ints, i[7], triplets, 2) if self.triplets else None,
+            positions=table(floats, f[0], atoms, 3),
+            cell=table(floats, f[1], graphs, 3, 3),
+            shift=table(floats, f[2], edges, 3),
+            vectors=table(floats, f[3], edges, 3) if self.vectors else None,
+            multiplicity=floats.narrow(0, f[4], edges) if self.multiplicity else None,
+            lattice=table(floats, f[5], graphs, 3, 3) if self.lattice else None,
+            targets=table(floats, f[6], graphs, self.outputs) if self.outputs else None,
+        )
+
+    def _ints(self, graphs: int, atoms: int, edges: int, triplets: int) -> tuple[int, ...]:
+        """Lengths of the parts of the integers, in the order in which `cut` and `_fill` know them."""
+        return atoms, atoms, graphs + 1, edges, edges, atoms + 1, graphs, 2 * triplets
+
+    def _floats(self, graphs: int, atoms: int, edges: int) -> tuple[int, ...]:
+        """Lengths of the parts of the floats, likewise."""
+        return (
+            3 * atoms,
+            9 * graphs,
+            3 * edges,
+            3 * edges * self.vectors,
+            edges * self.multiplicity,
+            9 * graphs * self.lattice,
+            graphs * self.outputs,
+        )
+
+    def _new(self, length: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(length, dtype=dtype, pin_memory=self.pin)
 
 
-def _work_ahead(made: Iterator[GraphBatch], depth: int) -> Iterator[GraphBatch]:
+def _starts(lengths: tuple[int, ...]) -> tuple[int, ...]:
+    """Where parts of these lengths start, each on a boundary of 16 elements; and the whole length."""
+    return tuple(accumulate(((length + 15) & ~15 for length in lengths), initial=0))
+
+
+def _work_ahead(made: Iterator[T], depth: int) -> Generator[T, None, None]:
     """Draw from an iterator in a thread, up to `depth` items ahead; its errors come through."""
     ready: queue.Queue = queue.Queue(maxsize=depth)
     stopped = threading.Event()
@@ -263,46 +348,79 @@ def _work_ahead(made: Iterator[GraphBatch], depth: int) -> Iterator[GraphBatch]:
 
 
 @njit(nogil=True, cache=True)
+def _measure(rows, node_ptr, edge_ptr, triplet_ptr):
+    atoms = edges = triplets = 0
+    for row in rows:
+        atoms += node_ptr[row + 1] - node_ptr[row]
+        edges += edge_ptr[row + 1] - edge_ptr[row]
+        triplets += triplet_ptr[row + 1] - triplet_ptr[row]
+    return atoms, edges, triplets
+
+
+@njit(nogil=True, cache=True)
 def _fill(
     rows,
     node_ptr,
     edge_ptr,
+    triplet_ptr,
     numbers,
     positions,
     cell,
     src,
     dst,
     shift,
-    out_numbers,
-    out_positions,
-    out_cell,
-    out_node_graph,
-    out_node_ptr,
-    out_src,
-    out_dst,
-    out_dst_ptr,
-    out_shift,
-    out_vectors,
-    out_rows,
+    listed,
+    lattice,
+    triplet,
+    targets,
+    ints,
+    int_starts,
+    floats,
+    float_starts,
+    with_vectors,
 ):
-    with_vectors = len(out_vectors) == len(out_src)
+    out_numbers, out_node_graph, out_node_ptr = (
+        ints[int_starts[0] :],
+        ints[int_starts[1] :],
+        ints[int_starts[2] :],
+    )
+    out_src, out_dst, out_dst_ptr = (
+        ints[int_starts[3] :],
+        ints[int_starts[4] :],
+        ints[int_starts[5] :],
+    )
+    out_rows, out_triplets = ints[int_starts[6] :], ints[int_starts[7] :]
+    out_positions, out_cell, out_shift = (
+        floats[float_starts[0] :],
+        floats[float_starts[1] :],
+        floats[float_starts[2] :],
+    )
+    out_vectors, out_multiplicity = floats[float_starts[3] :], floats[float_starts[4] :]
+    out_lattice, out_targets = floats[float_starts[5] :], floats[float_starts[6] :]
     first_atom = 0
     edge = 0
+    pair = 0
     out_node_ptr[0] = 0
     for graph in range(len(rows)):
         row = rows[graph]
         begin = node_ptr[row]
         count = node_ptr[row + 1] - begin
+        out_rows[graph] = row
         for i in range(count):
             atom = first_atom + i
             out_numbers[atom] = numbers[begin + i]
             out_node_graph[atom] = graph
-            out_dst_ptr[atom] = 0
             for axis in range(3):
-                out_positions[atom, axis] = positions[begin + i, axis]
+                out_positions[3 * atom + axis] = positions[begin + i, axis]
         for i in range(3):
             for axis in range(3):
-                out_cell[graph, i, axis] = cell[row, i, axis]
+                out_cell[9 * graph + 3 * i + axis] = cell[row, i, axis]
+                if len(lattice):
+                    out_lattice[9 * graph + 3 * i + axis] = lattice[row, i, axis]
+        for k in range(targets.shape[1]):
+            out_targets[targets.shape[1] * graph + k] = targets[row, k]
+
+        first_edge = edge
         c00, c01, c02 = cell[row, 0, 0], cell[row, 0, 1], cell[row, 0, 2]
         c10, c11, c12 = cell[row, 1, 0], cell[row, 1, 1], cell[row, 1, 2]
         c20, c21, c22 = cell[row, 2, 0], cell[row, 2, 1], cell[row, 2, 2]
@@ -315,42 +433,26 @@ def _fill(
             out_src[edge] = first_atom + j
             out_dst[edge] = first_atom + i
             s0, s1, s2 = np.float64(shift[e, 0]), np.float64(shift[e, 1]), np.float64(shift[e, 2])
-            out_shift[edge, 0], out_shift[edge, 1], out_shift[edge, 2] = s0, s1, s2
+            out_shift[3 * edge], out_shift[3 * edge + 1], out_shift[3 * edge + 2] = s0, s1, s2
             if with_vectors:
                 a, b = begin + i, begin + j
                 x = s0 * c00 + s1 * c10 + s2 * c20
                 y = s0 * c01 + s1 * c11 + s2 * c21
                 z = s0 * c02 + s1 * c12 + s2 * c22
-                out_vectors[edge, 0] = positions[b, 0] + x - positions[a, 0]
-                out_vectors[edge, 1] = positions[b, 1] + y - positions[a, 1]
-                out_vectors[edge, 2] = positions[b, 2] + z - positions[a, 2]
+                out_vectors[3 * edge] = positions[b, 0] + x - positions[a, 0]
+                out_vectors[3 * edge + 1] = positions[b, 1] + y - positions[a, 1]
+                out_vectors[3 * edge + 2] = positions[b, 2] + z - positions[a, 2]
+            if len(listed):
+                out_multiplicity[edge] = (listed[e] & 1) + ((listed[e] >> 1) & 1)
             edge += 1
         while center < count:
             out_dst_ptr[first_atom + center] = edge
             center += 1
+
+        for t in range(triplet_ptr[row], triplet_ptr[row + 1]):
+            out_triplets[2 * pair] = first_edge + np.int64(triplet[t, 0])
+            out_triplets[2 * pair + 1] = first_edge + np.int64(triplet[t, 1])
+            pair += 1
         first_atom += count
         out_node_ptr[graph + 1] = first_atom
-        out_rows[graph] = row
     out_dst_ptr[first_atom] = edge
-
-
-@njit(nogil=True, cache=True)
-def _fill_multiplicity(rows, edge_ptr, listed, out):
-    edge = 0
-    for graph in range(len(rows)):
-        for e in range(edge_ptr[rows[graph]], edge_ptr[rows[graph] + 1]):
-            out[edge] = (listed[e] & 1) + ((listed[e] >> 1) & 1)
-            edge += 1
-
-
-@njit(nogil=True, cache=True)
-def _fill_triplets(rows, edge_ptr, triplet_ptr, triplet, out):
-    first_edge = 0
-    k = 0
-    for graph in range(len(rows)):
-        row = rows[graph]
-        for t in range(triplet_ptr[row], triplet_ptr[row + 1]):
-            out[k, 0] = first_edge + np.int64(triplet[t, 0])
-            out[k, 1] = first_edge + np.int64(triplet[t, 1])
-            k += 1
-        first_edge += edge_ptr[row + 1] - edge_ptr[row]

@@ -8,16 +8,20 @@ are recomputed, never stored. N atoms, E edges, T triplets; S structures in a ta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 LISTED_BY_DST = 1
 """Bit 0 of `listed`: src is among dst's nearest."""
 LISTED_BY_SRC = 2
-"""Bit 1 of `listed`: dst is among src's nearest."""
+"""Bit 1 of `listed`: dst is among src's nearest.
+
+An edge of `lattice_edges` that no atom lists as near carries one bit: each atom is taken to list its
+images along the triad's vectors, and the images along their negatives are the reverse edges."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,3 +130,102 @@ class GraphTable:
             lattice=None if self.lattice is None else self.lattice[index],
             triplets=triplets,
         )
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> GraphTable:
+        """The graphs of these rows, in this order; rows may repeat."""
+        rows = np.asarray(rows, dtype=np.int64)
+        node_ptr, atoms = _ragged(self.node_ptr, rows)
+        edge_ptr, edges = _ragged(self.edge_ptr, rows)
+        triplet_ptr = triplet = None
+        if self.triplet is not None and self.triplet_ptr is not None:
+            triplet_ptr, triplets = _ragged(self.triplet_ptr, rows)
+            triplet = self.triplet[triplets]
+        return GraphTable(
+            hash=self.hash[rows],
+            node_ptr=node_ptr,
+            edge_ptr=edge_ptr,
+            numbers=self.numbers[atoms],
+            positions=self.positions[atoms],
+            cell=self.cell[rows],
+            pbc=self.pbc[rows],
+            src=self.src[edges],
+            dst=self.dst[edges],
+            shift=self.shift[edges],
+            listed=None if self.listed is None else self.listed[edges],
+            lattice=None if self.lattice is None else self.lattice[rows],
+            triplet_ptr=triplet_ptr,
+            triplet=triplet,
+            attributes=self.attributes,
+        )
+
+    @classmethod
+    def concatenate(cls, tables: Sequence[GraphTable]) -> GraphTable:
+        """All graphs of several tables of one spec, in order; the first table's attributes.
+
+        Raises:
+            ValueError: without a table, or where only some of them have an optional array.
+        """
+        if len(tables) == 1:
+            return tables[0]
+        merged: dict[str, np.ndarray | None] = {}
+        for name in ARRAYS:
+            parts = [getattr(table, name) for table in tables]
+            absent = sum(part is None for part in parts)
+            if absent == len(parts):
+                merged[name] = None
+            elif absent:
+                raise ValueError(f"{absent} of {len(parts)} tables have no `{name}`")
+            elif name.endswith("_ptr"):
+                merged[name] = _join_pointers(parts)
+            else:
+                merged[name] = np.concatenate(parts)
+        return cls(**merged, attributes=tables[0].attributes)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_graphs(cls, hashes: Sequence[bytes], graphs: Sequence[Graph]) -> GraphTable:
+        """A table of single graphs of one spec; at least one."""
+
+        def parts(name: str) -> list[Any] | None:
+            return (
+                [getattr(g, name) for g in graphs] if getattr(graphs[0], name) is not None else None
+            )
+
+        listed, lattice, triplets = parts("listed"), parts("lattice"), parts("triplets")
+        return cls(
+            hash=np.frombuffer(b"".join(hashes), np.uint8).reshape(len(graphs), -1),
+            node_ptr=_pointers([len(g.numbers) for g in graphs]),
+            edge_ptr=_pointers([len(g.src) for g in graphs]),
+            numbers=np.concatenate([g.numbers for g in graphs]),
+            positions=np.concatenate([g.positions for g in graphs]),
+            cell=np.stack([g.cell for g in graphs]),
+            pbc=np.stack([g.pbc for g in graphs]),
+            src=np.concatenate([g.src for g in graphs]),
+            dst=np.concatenate([g.dst for g in graphs]),
+            shift=np.concatenate([g.shift for g in graphs]),
+            listed=None if listed is None else np.concatenate(listed),
+            lattice=None if lattice is None else np.stack(lattice),
+            triplet_ptr=None if triplets is None else _pointers([len(t) for t in triplets]),
+            triplet=None if triplets is None else np.concatenate(triplets),
+        )
+
+
+ARRAYS = tuple(item.name for item in fields(GraphTable) if item.name != "attributes")
+"""Names of a table's arrays, which are also their names in a shard."""
+OPTIONAL_ARRAYS = ("listed", "lattice", "triplet_ptr", "triplet")
+
+
+def _pointers(counts: Sequence[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def _ragged(pointer: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """New pointers for these rows, and where their elements are."""
+    counts = pointer[rows + 1] - pointer[rows]
+    new = _pointers(counts)
+    return new, np.repeat(pointer[rows] - new[:-1], counts) + np.arange(new[-1])
+
+
+def _join_pointers(parts: Sequence[np.ndarray]) -> np.ndarray:
+    starts = np.cumsum([0, *(part[-1] for part in parts[:-1])])
+    moved = [part[1:] + start for part, start in zip(parts, starts, strict=True)]
+    return np.concatenate([parts[0][:1], *moved])

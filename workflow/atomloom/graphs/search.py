@@ -30,8 +30,7 @@ of their source and shift, not of rounding noise. Structures are known to this q
 _MANY = 100  # atoms; from here on laying out more images is cheaper than walking the lattice
 _ONE_BIN = 600  # images; fewer are scanned from end to end
 kernel = njit(cache=True, nogil=True, error_model="numpy")
-# Not for Python to call: leaving out the wrappers halves the time of the first compilation.
-helper = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+helper = njit(nogil=True, error_model="numpy")  # compiled into the kernels, cached with them
 
 _SLACK = 1e-6  # A; ranges of images are widened by this, then every image is tested
 
@@ -81,7 +80,7 @@ def search_chunk(
     lower = np.zeros((3, 3), np.float64)
     axes = np.zeros((3, 3), np.float64)
     u = np.empty((most, 3), np.float64)
-    wrap = np.empty((most, 3), np.int32)
+    wrap = np.empty((most, 3), np.int64)
     box = np.zeros((2, 3), np.float64)
     reach2 = np.empty(most, np.float64)
     triad = np.zeros((3, 3), np.int64)
@@ -234,7 +233,9 @@ def search_chunk(
             a1 = e_shift[e, 1] - wrap[e_src[e], 1] + wrap[e_dst[e], 1]
             a2 = e_shift[e, 2] - wrap[e_src[e], 2] + wrap[e_dst[e], 2]
             for b in range(3):
-                e_shift[e, b] = a0 * basis[0, b] + a1 * basis[1, b] + a2 * basis[2, b]
+                whole = a0 * basis[0, b] + a1 * basis[1, b] + a2 * basis[2, b]
+                # Too large to store is too large to use: the caller sees it and refuses.
+                e_shift[e, b] = min(max(whole, -(1 << 30)), 1 << 30)
 
         if total + edges > src.shape[0]:
             # Guess from the structures so far what all will need.
@@ -299,11 +300,11 @@ def lattice_triads(cell, tolerance):
 
 
 @kernel
-def triplet_pairs(node_ptr, edge_ptr, dst, distance, cutoff):
+def triplet_pairs(edge_ptr, dst, distance, cutoff):
     """Pairs of edges (a, b), a < b, that end at one atom and are no longer than the cutoff.
 
     Args:
-        node_ptr, edge_ptr: [S+1] int64.
+        edge_ptr: [S+1] int64.
         dst: [E] int32, within the structure, sorted.
         distance: [E] float64, A.
         cutoff: float64, A.

@@ -35,9 +35,13 @@ from atomloom.models.layers import (
     EdgeBlocks,
     GaussianBasis,
     WeightedBatchNorm,
+    centred_product,
     full_precision,
     gather,
     mean_over_structures,
+    product,
+    product_dtype,
+    rounded,
     segment_sum,
     tabulated,
 )
@@ -79,7 +83,7 @@ class _Gate(nn.Module):
 
     def fold(
         self, part: int, key: nn.Linear, message: nn.Linear, bias: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor]:
         """Two Linears and the MLPs' first products on input `part`, as one weight [2 D, D].
 
         Args:
@@ -91,34 +95,37 @@ class _Gate(nn.Module):
         Returns:
             weight [2 D, D] and bias [2 D].
         """
-        with full_precision(key.weight):
-            weights, biases = [], []
-            for linear, mlp in ((key, self.key_update), (message, self.lin_msg_update)):
-                first = mlp[0].weight[:, part * self.width : (part + 1) * self.width]
-                weights.append(first @ linear.weight)
-                carried = mlp[0].bias if bias else torch.zeros_like(mlp[0].bias)
-                biases.append(carried if linear.bias is None else carried + first @ linear.bias)
-            return torch.cat(weights), torch.cat(biases)
+        weights, biases = [], []
+        for linear, mlp in ((key, self.key_update), (message, self.lin_msg_update)):
+            first = mlp[0].weight[:, part * self.width : (part + 1) * self.width]
+            weights.append(first @ linear.weight)
+            carried = mlp[0].bias if bias else torch.zeros_like(mlp[0].bias)
+            biases.append(carried if linear.bias is None else carried + first @ linear.bias)
+        return torch.cat(weights), torch.cat(biases)
 
     def query(self, values: Tensor) -> Tensor:
         """The query, scaled by 1/sqrt(D)."""
         return self.lin_query(values) / math.sqrt(self.width)
 
-    def gated(self, query: Tensor, hidden: Tensor, weights: Tensor | None) -> Tensor:
+    def gated(
+        self, query: Tensor, hidden: Tensor, weights: Tensor | None, dtype: torch.dtype | None
+    ) -> Tensor:
         """Gated messages.
 
         Args:
             query: [R, D] or broadcastable to it.
             hidden: [R, 2 D], the MLPs before their activation.
             weights: [rows], how often each row counts in the batch statistics.
+            dtype: see `product_dtype`.
 
         Returns:
             messages [R, D], in at least float32; R may be several dimensions.
         """
-        key, message = F.silu(hidden).split(self.width, dim=-1)
-        key, message = self.key_update[2](key), self.lin_msg_update[2](message)
-        alpha = query * key
+        key, message = F.silu(rounded(hidden, dtype)).split(self.width, dim=-1)
+        last, last_message = self.key_update[2], self.lin_msg_update[2]
+        alpha = query * product(key, last.weight, last.bias, dtype)
         gate = torch.sigmoid(self.bn_att(alpha.reshape(-1, self.width), weights))
+        message = product(message, last_message.weight, last_message.bias, dtype)
         return message * gate.view(alpha.shape)
 
 
@@ -129,16 +136,23 @@ class NodeLayer(_Gate):
         super().__init__(width)
         self.lin_edge = nn.Linear(width, width)
 
-    def edge_part(self, edges: Tensor) -> Tensor:
+    def edge_part(self, edges: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """[R, 2 D]: what edge features [R, D] add to the MLPs' first layers."""
-        return F.linear(edges, *self.fold(2, self.lin_edge, self.lin_edge, bias=True))
+        return product(edges, *self.fold(2, self.lin_edge, self.lin_edge, bias=True), dtype)
 
-    def forward(self, nodes: Tensor, edge_part: Tensor, batch: GraphBatch) -> Tensor:
+    def forward(
+        self, nodes: Tensor, edge_part: Tensor, batch: GraphBatch, dtype: torch.dtype | None
+    ) -> Tensor:
         """[N, D] from [N, D] and `edge_part` [E, 2 D]."""
         centre = F.linear(nodes, *self.fold(0, self.lin_key, self.lin_value))
         neighbour = F.linear(nodes, *self.fold(1, self.lin_key, self.lin_value))
-        hidden = edge_part + gather(centre, batch.dst) + gather(neighbour, batch.src)
-        messages = self.gated(gather(self.query(nodes), batch.dst), hidden, batch.multiplicity)
+        hidden = (
+            rounded(edge_part, dtype)
+            + gather(rounded(centre, dtype), batch.dst)
+            + gather(rounded(neighbour, dtype), batch.src)
+        )
+        query = gather(self.query(nodes), batch.dst)
+        messages = self.gated(query, hidden, batch.multiplicity, dtype)
         if batch.multiplicity is not None:
             messages = messages * batch.multiplicity.unsqueeze(1)
         summed = segment_sum(messages, batch.dst, nodes.shape[0])
@@ -148,7 +162,7 @@ class NodeLayer(_Gate):
 class EdgeLayer(_Gate):
     """Edges attend to the three lattice vectors: softplus(e + BN(sum W message)).
 
-    `lemb` and `lin_edge_len` take no part; published checkpoints hold them.
+    `lemb` and `lin_edge_len` take no part; published checkpoints hold them. See `carried`.
     """
 
     EMBEDDING = 32
@@ -161,6 +175,15 @@ class EdgeLayer(_Gate):
             setattr(self, f"lin_value_e{axis}", nn.Linear(width, width))
         self.lemb = nn.Embedding(3, self.EMBEDDING)
         self.lin_edge_len = nn.Linear(width + self.EMBEDDING, width)
+
+    def carried(self) -> Tensor:
+        """Zero, as a function of the weights that take no part.
+
+        Added to the output it gives them a gradient, zero, without which data-parallel training
+        waits for one or refuses to run.
+        """
+        unused = (self.lemb.weight, self.lin_edge_len.weight, self.lin_edge_len.bias)
+        return 0.0 * sum(weight.sum() for weight in unused)
 
     def own_part(self, edges: Tensor) -> Tensor:
         """[R, 3 D]: query and first products of edge features [R, D]."""
@@ -188,6 +211,7 @@ class EdgeLayer(_Gate):
         lattice_part: Tensor,
         edge_graph: Tensor,
         multiplicity: Tensor | None,
+        dtype: torch.dtype | None,
     ) -> Tensor:
         """Edge features [E, D] from [E, D].
 
@@ -198,21 +222,24 @@ class EdgeLayer(_Gate):
             lattice_part: [B, 3, 2 D], see `lattice_part`.
             edge_graph: [E], the structure of each edge.
             multiplicity: [E], how often each edge counts.
+            dtype: see `product_dtype`.
         """
         query, own = own_part.split((self.width, 2 * self.width), dim=1)
         hidden = angle_part + own.unsqueeze(1) + gather(lattice_part, edge_graph)
         weights = None if multiplicity is None else multiplicity.repeat_interleave(3)
-        messages = self.gated(query.unsqueeze(1), hidden, weights).sum(dim=1)
-        # The published code applies W to each of the three before it adds them up.
-        with full_precision(messages):
-            bias = 3.0 * self.lin_concate.bias
-        return F.softplus(
-            edges + self.bn(F.linear(messages, self.lin_concate.weight, bias), multiplicity)
+        messages = self.gated(query.unsqueeze(1), hidden, weights, dtype).sum(dim=1)
+        # The published code applies W, and so its bias, to each of the three before it adds them.
+        update = centred_product(
+            messages, self.lin_concate.weight, 3.0 * self.lin_concate.bias, dtype
         )
+        return F.softplus(edges + self.bn(update, multiplicity))
 
 
 class _ComFormer(nn.Module):
-    """Embeddings and readout, which both models share."""
+    """Embeddings and readout, which both models share.
+
+    Under autocast, products over edges run in the lower precision and nothing else does.
+    """
 
     def __init__(self, width: int, centers: int, layers: int, outputs: int) -> None:
         super().__init__()
@@ -226,6 +253,12 @@ class _ComFormer(nn.Module):
         self.fc_out = nn.Linear(width, outputs)
         elements = torch.tensor(cgcnn_features(), dtype=torch.float32)
         self.register_buffer("elements", elements, persistent=False)
+
+    def forward(self, batch: GraphBatch) -> Tensor:
+        """Predictions [B, outputs]; AtomloomError if the batch lacks what the model needs."""
+        dtype = product_dtype(batch.positions)
+        with full_precision(batch.positions):
+            return self.predict(batch, dtype)
 
     def embed_atoms(self, batch: GraphBatch) -> Tensor:
         return self.atom_embedding(gather(self.elements, batch.numbers))
@@ -259,8 +292,8 @@ class IComFormer(_ComFormer):
         """[R, 2 D] of the cosine [R] between an edge and a lattice vector."""
         return self.edge_update_layer.angle_part(self.rbf_angle(cosine))
 
-    def forward(self, batch: GraphBatch) -> Tensor:
-        """Predictions [B, outputs] for a batch with lattice triads."""
+    def predict(self, batch: GraphBatch, dtype: torch.dtype | None) -> Tensor:
+        """Predictions [B, outputs]; products over edges in `dtype`."""
         if batch.lattice is None:
             raise AtomloomError(
                 "iComFormer needs the lattice triad of every structure",
@@ -275,20 +308,18 @@ class IComFormer(_ComFormer):
         angle_part = tabulated(
             self._of_angle, self.angle_table, cosines.clamp(-1.0, 1.0).flatten()
         ).view(-1, 3, 2 * self.width)
-        lattice_part = self.edge_update_layer.lattice_part(
-            self.rbf(LENGTH_SCALE / lattice_lengths)
-        )
+        lattice_part = self.edge_update_layer.lattice_part(self.rbf(LENGTH_SCALE / lattice_lengths))
         edges, first_part, own_part = tabulated(
             self._of_length, self.length_table, LENGTH_SCALE / lengths
         ).split((self.width, 2 * self.width, 3 * self.width), dim=1)
 
-        nodes = self.att_layers[0](self.embed_atoms(batch), first_part, batch)
+        nodes = self.att_layers[0](self.embed_atoms(batch), first_part, batch, dtype)
         edges = self.edge_update_layer(
-            edges, own_part, angle_part, lattice_part, edge_graph, batch.multiplicity
+            edges, own_part, angle_part, lattice_part, edge_graph, batch.multiplicity, dtype
         )
         for layer in self.att_layers[1:]:
-            nodes = layer(nodes, layer.edge_part(edges), batch)
-        return self.read_out(nodes, batch)
+            nodes = layer(nodes, layer.edge_part(edges, dtype), batch, dtype)
+        return self.read_out(nodes, batch) + self.edge_update_layer.carried()
 
 
 def _norm(vectors: Tensor) -> Tensor:
@@ -360,29 +391,34 @@ class EquivariantLayer(nn.Module):
         self.node_linear_2 = nn.Linear(self.SCALARS, width)
 
     def forward(
-        self, nodes: Tensor, radial_1: Tensor, radial_2: Tensor, vectors: Tensor, batch: GraphBatch
+        self,
+        nodes: Tensor,
+        radial_1: Tensor,
+        radial_2: Tensor,
+        vectors: Tensor,
+        batch: GraphBatch,
+        dtype: torch.dtype | None,
     ) -> Tensor:
         """[N, D] from [N, D], radial features [E, D] of both products, edge vectors [E, 3]."""
         atoms = nodes.shape[0]
         weights = batch.multiplicity
         if weights is None:
             weights = torch.ones_like(vectors[:, 0])
-        with full_precision(vectors):
-            degree = segment_sum(weights, batch.dst, atoms).clamp(min=1.0)
-            # Weights that turn a sum into a mean.
-            weights = (weights / gather(degree, batch.dst)).unsqueeze(1)
-            harmonics = _harmonics(vectors)
+        degree = segment_sum(weights, batch.dst, atoms).clamp(min=1.0)
+        # Weights that turn a sum into a mean.
+        weights = (weights / gather(degree, batch.dst)).unsqueeze(1)
+        harmonics = _harmonics(vectors)
         scalars = self.node_linear(nodes)
-        scalars, vectors_1, vectors_2 = self._raise(scalars, radial_1, weights, harmonics, batch)
-        lowered = self._lower(scalars, vectors_1, vectors_2, radial_2, weights, harmonics, batch)
+        raised = self._raise(scalars, rounded(radial_1, dtype), weights, harmonics, batch)
+        lowered = self._lower(*raised, rounded(radial_2, dtype), weights, harmonics, batch)
         update = self.node_linear_2(F.softplus(self.bn(lowered)))
         return F.softplus(update) + self.skip_linear(nodes)
 
     def _raise(self, scalars, radial, weights, harmonics, batch):
         """First product: scalars [N, V], vectors [N, 8, 3] and [N, 8, 5] from scalars [N, V]."""
-        atoms, edges = scalars.shape[0], radial.shape[0]
+        atoms = scalars.shape[0]
         weight, bias = self._first_weights()
-        contracted = (scalars @ weight).view(atoms, self.CHANNELS, self.width)
+        contracted = (scalars @ weight).view(atoms, self.CHANNELS, self.width).to(radial.dtype)
         blocks = EdgeBlocks(batch.src, atoms)
         products = torch.bmm(blocks.pack(radial), blocks.spread(contracted).transpose(1, 2))
         products = blocks.unpack(products) + gather(scalars @ bias, batch.src)
@@ -390,14 +426,14 @@ class EquivariantLayer(nn.Module):
         scalar, first, second = products.split((self.SCALARS, self.VECTORS, self.VECTORS), dim=1)
         terms = (
             scalar,
-            (first.unsqueeze(2) * harmonics[0].unsqueeze(1)).view(edges, -1),
-            (second.unsqueeze(2) * harmonics[1].unsqueeze(1)).view(edges, -1),
+            (first.unsqueeze(2) * harmonics[0].unsqueeze(1)).flatten(1),
+            (second.unsqueeze(2) * harmonics[1].unsqueeze(1)).flatten(1),
         )
         summed = segment_sum(torch.cat(terms, dim=1), batch.dst, atoms)
         scalar, first, second = summed.split(
             (self.SCALARS, 3 * self.VECTORS, 5 * self.VECTORS), dim=1
         )
-        return scalar + scalars, first.view(atoms, -1, 3), second.view(atoms, -1, 5)
+        return scalar + scalars, first.unflatten(1, (-1, 3)), second.unflatten(1, (-1, 5))
 
     def _lower(self, scalars, vectors_1, vectors_2, radial, weights, harmonics, batch):
         """Second product: scalars [N, V] from scalars and vectors."""
@@ -407,7 +443,8 @@ class EquivariantLayer(nn.Module):
         inputs = (gather(scalars, batch.src), first / math.sqrt(3), second / math.sqrt(5))
         inputs = torch.cat(inputs, dim=1) * (weights / math.sqrt(self.CHANNELS))
         blocks = EdgeBlocks(batch.dst, atoms)
-        outer = torch.bmm(blocks.pack(inputs).transpose(1, 2), blocks.pack(radial))
+        packed = blocks.pack(inputs.to(radial.dtype))
+        outer = torch.bmm(packed.transpose(1, 2), blocks.pack(radial))
         outer = blocks.collect(outer).view(atoms, self.CHANNELS * self.width)
         last = self.nlayer_2.fc[2]
         weight = last.weight.view(self.CHANNELS, self.SCALARS, self.width)
@@ -435,9 +472,7 @@ class EComFormer(_ComFormer):
     """
 
     def __init__(self, config: EComFormerConfig, outputs: int) -> None:
-        super().__init__(
-            config.width, config.rbf_centers or config.width, config.layers, outputs
-        )
+        super().__init__(config.width, config.rbf_centers or config.width, config.layers, outputs)
         self.equi_update = EquivariantLayer(config.width)
 
     def _of_length(self, x: Tensor) -> Tensor:
@@ -447,17 +482,17 @@ class EComFormer(_ComFormer):
         parts += [layer.edge_part(edges) for layer in self.att_layers]
         return torch.cat(parts, dim=1)
 
-    def forward(self, batch: GraphBatch) -> Tensor:
-        """Predictions [B, outputs]."""
+    def predict(self, batch: GraphBatch, dtype: torch.dtype | None) -> Tensor:
+        """Predictions [B, outputs]; products over edges in `dtype`."""
         vectors = batch.edge_vectors()
         widths = [self.width] * 2 + [2 * self.width] * len(self.att_layers)
         radial_1, radial_2, *parts = tabulated(
             self._of_length, self.length_table, LENGTH_SCALE / _norm(vectors)
         ).split(widths, dim=1)
-        nodes = self.att_layers[0](self.embed_atoms(batch), parts[0], batch)
-        nodes = self.equi_update(nodes, radial_1, radial_2, vectors, batch)
+        nodes = self.att_layers[0](self.embed_atoms(batch), parts[0], batch, dtype)
+        nodes = self.equi_update(nodes, radial_1, radial_2, vectors, batch, dtype)
         for layer, part in zip(self.att_layers[1:], parts[1:], strict=True):
-            nodes = layer(nodes, part, batch)
+            nodes = layer(nodes, part, batch, dtype)
         return self.read_out(nodes, batch)
 
 

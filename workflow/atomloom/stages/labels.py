@@ -7,8 +7,6 @@ say why; nothing is guessed.
 from __future__ import annotations
 
 import io
-import tarfile
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ import pandas as pd
 
 from atomloom.config import Labels
 from atomloom.errors import AtomloomError
+from atomloom.structures.sources import read_member
 
 
 @dataclass(frozen=True)
@@ -120,32 +119,10 @@ def to_number(text: str | float | None) -> float:
     return number if np.isfinite(number) else np.nan
 
 
-def _read_bytes(file: str) -> bytes:
-    """Content of a file, or of the member that `archive::member` names."""
-    archive, _, member = file.partition("::")
-    if not member:
-        return Path(archive).read_bytes()
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as opened:
-                return opened.read(member)
-        with tarfile.open(archive) as opened:
-            found = opened.extractfile(member)
-            if found is not None:
-                return found.read()
-    except KeyError:
-        pass  # no such member, said below
-    except (tarfile.TarError, zipfile.BadZipFile) as error:
-        raise AtomloomError(f"cannot be read: {error}", where=archive) from None
-    raise AtomloomError(
-        f"holds no file `{member}`", where=archive, todo="check dataset.labels.file"
-    )
-
-
 def _read_frame(file: str, header: bool) -> pd.DataFrame:
     name = file.split("::")[-1]
     try:
-        payload = _read_bytes(file)
+        payload = read_member(file)
         if name.endswith(".parquet"):
             return pd.read_parquet(io.BytesIO(payload))
         compression = {".gz": "gzip", ".xz": "xz", ".bz2": "bz2"}.get(Path(name).suffix)

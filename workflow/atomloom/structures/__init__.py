@@ -52,7 +52,9 @@ def read(path: str | Path, format: str = "auto", **options: Any) -> list[Structu
         except AtomloomError as error:
             file = files[record.file]
             where = f"{file}::{record.member}" if record.member else str(file)
-            raise AtomloomError(error.what, where=f"{where}, {record.id}", todo=error.todo) from error
+            raise AtomloomError(
+                error.what, where=f"{where}, {record.id}", todo=error.todo
+            ) from error
     if not structures:
         raise AtomloomError("no structure found", where=path)
     return structures

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     import ase
     import pymatgen.core
 
-_ASE_OWN = frozenset(("numbers", "positions", "initial_magmoms", "initial_charges", "momenta", "masses", "tags"))
+_ASE_OWN = frozenset(
+    ("numbers", "positions", "initial_magmoms", "initial_charges", "momenta", "masses", "tags")
+)
 FULL_OCCUPANCY = 1e-3
 
 
@@ -54,9 +56,12 @@ def to_ase(structure: Structure) -> ase.Atoms:
     from ase.calculators.singlepoint import SinglePointCalculator
 
     atoms = Atoms(
-        numbers=structure.numbers, positions=structure.positions, cell=structure.cell, pbc=structure.pbc
+        numbers=structure.numbers,
+        positions=structure.positions,
+        cell=structure.cell,
+        pbc=structure.pbc,
     )
-    results = {}
+    results: dict[str, float | np.ndarray] = {}
     for name, value in structure.properties.items():
         if name == "stress":
             xx, xy, xz, _, yy, yz, _, _, zz = np.asarray(value).reshape(9).tolist()
@@ -94,22 +99,33 @@ def _from_ase(atoms: Any) -> Structure:
     for name, value in atoms.arrays.items():
         if name not in _ASE_OWN and value.dtype.kind in "fiu":
             properties[name] = np.asarray(value, dtype=np.float64)
-    # only what is there already: a calculator is never started
-    results = getattr(atoms.calc, "results", {}) if atoms.calc is not None else {}
     for name in ("energy", "free_energy", "forces", "stress"):
-        if results.get(name) is not None:
-            value = np.asarray(results[name], dtype=np.float64)
-            properties[name] = stress_matrix(value) if name == "stress" else value if value.ndim else float(value)
+        value = _result(atoms, name)
+        if value is not None:
+            array = np.asarray(value, dtype=np.float64)
+            if name == "stress":
+                array = stress_matrix(array)
+            properties[name] = array if array.ndim else float(array)
     return Structure(
         atoms.numbers, atoms.positions.copy(), np.array(atoms.cell), np.array(atoms.pbc), properties
     )
+
+
+def _result(atoms: Any, name: str) -> Any:
+    """What the calculator has already found for these very atoms; it is never started."""
+    calculator = atoms.calc
+    if name not in (getattr(calculator, "results", None) or {}):
+        return None
+    return calculator.get_property(name, atoms, allow_calculation=False)
 
 
 def _from_pymatgen(obj: Any) -> Structure:
     symbols = []
     for place, species in enumerate(obj.species_and_occu):
         if len(species) != 1 or abs(sum(species.values()) - 1) > FULL_OCCUPANCY:
-            raise AtomloomError(f"disordered site {place} ({species})", todo="order the structure first")
+            raise AtomloomError(
+                f"disordered site {place} ({species})", todo="order the structure first"
+            )
         (kind,) = species
         symbols.append(getattr(kind, "element", kind).symbol)
     properties: dict[str, float | np.ndarray] = {

@@ -57,10 +57,28 @@ _OPENERS: dict[str, Callable[[BinaryIO], Any]] = {
     ".xz": lzma.LZMAFile,
     ".bz2": bz2.BZ2File,
 }
-_ARCHIVES = ("*.tar", "*.tar.gz", "*.tar.xz", "*.tar.bz2", "*.tgz", "*.txz", "*.tbz2", "*.tbz", "*.zip")
+_ARCHIVES = (
+    "*.tar",
+    "*.tar.gz",
+    "*.tar.xz",
+    "*.tar.bz2",
+    "*.tgz",
+    "*.txz",
+    "*.tbz2",
+    "*.tbz",
+    "*.zip",
+)
 _TABLES = ("*.csv", "*.tsv", "*.parquet", "id_prop*", "readme*", "license*", "licence*", "*.md", "*.rst",
            "*.pdf", "*.py", "*.ipynb", "*.yaml", "*.yml", "*.log", "*.html", "makefile")  # fmt: skip
-_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile, tarfile.TarError, OSError)
+_DAMAGE = (
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    gzip.BadGzipFile,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    OSError,
+)
 _DIGITS = re.compile(r"(\d+)")
 _GENERIC = frozenset(("poscar", "contcar", "vasprun", "input", "type"))
 """Names of files that every calculation has; the folder tells them apart."""
@@ -91,7 +109,9 @@ class RawRecord:
     """Values that stand beside the structure in its file; no part of the payload."""
 
 
-def list_files(source: str | Path, pattern: str | None = None, format: str | None = None) -> list[Path]:
+def list_files(
+    source: str | Path, pattern: str | None = None, format: str | None = None
+) -> list[Path]:
     """The files of a source, in natural order (2.cif before 10.cif).
 
     Of a folder these are all files below it that some reader recognises, by name or content, and
@@ -244,9 +264,14 @@ def _wanted(relative: str, pattern: str | None, given: str | None, head: Any) ->
     if given is not None:
         reader = reader_of(given)
         bare = _without_compression(name).lower()
-        if any(fnmatchcase(bare, p) for p in (*reader.PATTERNS, *reader.HINTS)) or _is_archive(name):
+        if any(fnmatchcase(bare, p) for p in (*reader.PATTERNS, *reader.HINTS)) or _is_archive(
+            name
+        ):
             return True
-        return not any(fnmatchcase(bare, table) for table in _TABLES) and _other_format(bare, given) is None
+        return (
+            not any(fnmatchcase(bare, table) for table in _TABLES)
+            and _other_format(bare, given) is None
+        )
     if _is_archive(name) or format_of(_without_compression(name), hints=False) is not None:
         return True
     return format_of(_without_compression(name), head(), hints=False) is not None
@@ -290,7 +315,10 @@ def _damage_named(path: Path, member: str = "") -> Iterator[None]:
         yield
     except _DAMAGE as error:
         raise AtomloomError(_reason(error), where=where) from None
-    except (RuntimeError, NotImplementedError) as error:  # zipfile's words for what it cannot unpack
+    except (
+        RuntimeError,
+        NotImplementedError,
+    ) as error:  # zipfile's words for what it cannot unpack
         raise AtomloomError(f"cannot be unpacked: {error}", where=where) from None
 
 
@@ -316,7 +344,9 @@ class _Unpacked(io.RawIOBase):
             )
         if self._count > LEAST_BOMB and self._count > MAX_EXPANSION * self._packed.tell():
             raise AtomloomError(
-                f"unpacks to more than {MAX_EXPANSION} times its size", where=self._path, todo="refused"
+                f"unpacks to more than {MAX_EXPANSION} times its size",
+                where=self._path,
+                todo="refused",
             )
         return count
 
@@ -345,20 +375,22 @@ class _Opened:
 
     def _tar(self) -> Iterator[tuple[str, BinaryIO, int]]:
         with _damage_named(self.path):
-            archive = tarfile.open(fileobj=self.stream, mode="r|", bufsize=1 << 18)
+            archive = tarfile.TarFile.open(fileobj=self.stream, mode="r|", bufsize=1 << 18)
         with archive:
             while True:
                 with _damage_named(self.path):
                     entry = archive.next()
                 if entry is None:
                     return
-                archive.members = []  # tarfile remembers every one: too much for a million
+                archive.members = []  # type: ignore[attr-defined] # tarfile remembers every one: too much for a million
                 if entry.isdir():
                     continue
                 self._refuse_unsafe(entry.name)
                 if not entry.isreg() or entry.issparse():
                     kind = "a link" if entry.issym() or entry.islnk() else "no plain file"
-                    raise AtomloomError(f"member `{entry.name}` is {kind}: refused", where=self.path)
+                    raise AtomloomError(
+                        f"member `{entry.name}` is {kind}: refused", where=self.path
+                    )
                 stream = archive.extractfile(entry)
                 if stream is not None:
                     yield entry.name, stream, -1 if self.packed else entry.offset_data  # type: ignore[misc]
@@ -371,7 +403,9 @@ class _Opened:
             for entry in entries:
                 self._refuse_unsafe(entry.filename)
                 if stat.S_ISLNK(entry.external_attr >> 16):
-                    raise AtomloomError(f"member `{entry.filename}` is a link: refused", where=self.path)
+                    raise AtomloomError(
+                        f"member `{entry.filename}` is a link: refused", where=self.path
+                    )
                 if entry.flag_bits & 1:
                     raise AtomloomError(f"member `{entry.filename}` is encrypted", where=self.path)
                 if entry.file_size > max(LEAST_BOMB, MAX_EXPANSION * entry.compress_size):
@@ -390,7 +424,7 @@ class _Opened:
                 with _damage_named(self.path, entry.filename):
                     stream = archive.open(entry)
                 with stream:
-                    yield entry.filename, io.BufferedReader(stream, 1 << 16), -1  # type: ignore[arg-type]
+                    yield entry.filename, io.BufferedReader(stream, 1 << 16), -1  # type: ignore[type-var]
 
     def _refuse_unsafe(self, name: str) -> None:
         parts = name.replace("\\", "/").split("/")
@@ -422,7 +456,9 @@ def _opened(path: Path, options: Mapping[str, Any]) -> Iterator[_Opened]:
             head, stream = _with_head(stream)
         except _DAMAGE as error:
             head, damage = b"", _reason(error)
-        named = any(fnmatchcase(path.name.lower(), pattern) for pattern in _ARCHIVES if "tar" in pattern)
+        named = any(
+            fnmatchcase(path.name.lower(), pattern) for pattern in _ARCHIVES if "tar" in pattern
+        )
         kind = "tar" if head[257:262] == b"ustar" or (named and head) else "single"
         yield _Opened(path, kind, stream, bool(ending), limit, damage)
 
@@ -465,7 +501,12 @@ class _File:
     """The records of one source file."""
 
     def __init__(
-        self, index: int, path: Path, given: str | None, options: Mapping[str, Any], pattern: str | None
+        self,
+        index: int,
+        path: Path,
+        given: str | None,
+        options: Mapping[str, Any],
+        pattern: str | None,
     ) -> None:
         self.index, self.path, self.given = index, path, given
         self.options, self.pattern = options, pattern
@@ -482,7 +523,9 @@ class _File:
                     yield self._record(unreadable(opened.damage), record_id(self.path.name), "", -1)
                     return
                 pieces = self._top_level(opened)
-                yield from self._named(pieces, record_id(str(self.path.absolute())), "", opened.packed)
+                yield from self._named(
+                    pieces, record_id(str(self.path.absolute())), "", opened.packed
+                )
                 return
             yield from self._of_archive(opened)
 
@@ -491,7 +534,9 @@ class _File:
         if not opened.packed and _without_compression(name) != name:
             yield unreadable(f"is named {self.path.suffix} but is not compressed that way")
             return
-        yield from self._split(_without_compression(name), opened.stream, None if opened.packed else self.path)
+        yield from self._split(
+            _without_compression(name), opened.stream, None if opened.packed else self.path
+        )
 
     def _of_archive(self, opened: _Opened) -> Iterator[RawRecord]:
         skipped = []
@@ -503,9 +548,16 @@ class _File:
             if not _wanted(short, self.pattern, self.given, member.head):
                 skipped.append(short)
                 continue
-            yield from self._named(self._of_member(short, member), record_id(short), name, base < 0, base)
+            yield from self._named(
+                self._of_member(short, member), record_id(short), name, base < 0, base
+            )
         if skipped:
-            log.info("%s: %d members that no reader recognises: %s", self.path, len(skipped), _some(skipped))
+            log.info(
+                "%s: %d members that no reader recognises: %s",
+                self.path,
+                len(skipped),
+                _some(skipped),
+            )
         if not self.number:
             raise AtomloomError(
                 f"no member that a reader recognises (first: {_some(skipped) or 'it is empty'})",
@@ -520,7 +572,9 @@ class _File:
             yield from self._split(name, member.stream, None)
             return
         opener = _OPENERS[os.path.splitext(name)[1].lower()]
-        with io.BufferedReader(_Unpacked(member.stream, opener, self.path, self.limit), 1 << 16) as stream:
+        with io.BufferedReader(
+            _Unpacked(member.stream, opener, self.path, self.limit), 1 << 16
+        ) as stream:
             for piece in self._split(bare, stream, None):
                 yield piece._replace(offset=-1)
 

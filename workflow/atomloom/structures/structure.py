@@ -109,7 +109,9 @@ def _check_cell(cell: list[list[float]], pbc: list[bool]) -> None:
     if len(rows) == 1:
         spanned = 1.0 if lengths[0] > 0 else 0.0
     else:
-        units = [[x / (length or 1.0) for x in row] for row, length in zip(rows, lengths, strict=True)]
+        units = [
+            [x / (length or 1.0) for x in row] for row, length in zip(rows, lengths, strict=True)
+        ]
         (a, b, c), (d, e, f) = units[:2]
         normal = (b * f - c * e, c * d - a * f, a * e - b * d)
         if len(rows) == 2:

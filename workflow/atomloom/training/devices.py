@@ -29,17 +29,17 @@ FABRIC_PRECISION = {
 
 
 class Sealed:
-    """Carries a batch past Fabric.
+    """Carries a batch past Fabric, and the prediction back.
 
     Under mixed precision Fabric rounds every float of a network's arguments to 16 bits, edge
-    vectors included, before autocast has a say. It looks into lists, dicts and dataclasses; it does
-    not look into this.
+    vectors included, before autocast has a say; and every output to 32 bits, also of a network of
+    64. It looks into lists, dicts and dataclasses; it does not look into this.
     """
 
-    __slots__ = ("batch",)
+    __slots__ = ("content",)
 
-    def __init__(self, batch: GraphBatch) -> None:
-        self.batch = batch
+    def __init__(self, content: GraphBatch | Tensor) -> None:
+        self.content = content
 
 
 class Network(nn.Module):
@@ -49,8 +49,8 @@ class Network(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, sealed: Sealed) -> Tensor:
-        return self.model(sealed.batch)
+    def forward(self, sealed: Sealed) -> Sealed:
+        return Sealed(self.model(sealed.content))
 
 
 def choose_device(wanted: str) -> str:

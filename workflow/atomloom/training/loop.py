@@ -40,7 +40,7 @@ from atomloom.training.modelfile import ModelCard, write_model
 from atomloom.training.optimizers import build_optimizer, set_rate
 from atomloom.training.predict import predict_batches
 from atomloom.training.schedules import Schedule
-from atomloom.training.state import SaveTimer, load_state, save_state
+from atomloom.training.state import SaveTimer, load_state, save_state, termination_noticed
 from atomloom.training.targets import Standardizer
 
 Log = Callable[[str], None]
@@ -119,14 +119,20 @@ def train(
         log("already trained")
         return TrainResult(**content["result"])
     fabric = open_fabric(config.training, log)
-    with arithmetic(config.training, fabric.device.type):
-        result = _train(data, config, run_dir, key, fabric, log)
+    with arithmetic(config.training, fabric.device.type), termination_noticed() as asked_to_stop:
+        result = _train(data, config, run_dir, key, fabric, log, asked_to_stop)
     write_json(finished, {"key": key, "result": asdict(result)})
     return result
 
 
 def _train(
-    data: LabelledGraphs, config: Config, run_dir: Path, key: str, fabric: Fabric, log: Log
+    data: LabelledGraphs,
+    config: Config,
+    run_dir: Path,
+    key: str,
+    fabric: Fabric,
+    log: Log,
+    asked_to_stop: Callable[[], bool],
 ) -> TrainResult:
     settings, names, unit = config.training, config.dataset.target, config.dataset.unit
     device, cuda = fabric.device, fabric.device.type == "cuda"
@@ -142,7 +148,7 @@ def _train(
         "bounds": settings.batch,
         "dtype": torch.float64 if settings.precision == "64" else torch.float32,
         "prefetch": settings.prefetch,
-        "pin": cuda,
+        "device": device,
     }
     loader = GraphLoader(
         data.table, train_rows, targets, seed=settings.seed, shuffle=True, **options
@@ -232,7 +238,6 @@ def _train(
         epoch_begun = time.perf_counter()
 
         for batch in loader.batches(epoch, position):
-            batch = batch.to(device)
             clock.mark("data")
 
             if position % settings.accumulate == 0:
@@ -243,7 +248,8 @@ def _train(
             closes = (position + 1) % settings.accumulate == 0 or position + 1 == batches
 
             _seed_noise(settings.seed, epoch, position, cuda)
-            prediction = network(Sealed(batch)).reshape(batch.targets.shape)
+            prediction = network(Sealed(batch)).content.reshape(batch.targets.shape)
+            prediction = prediction.to(batch.targets.dtype)  # losses are never taken in 16 bits
             error = loss_sum(settings.loss, prediction, batch.targets, settings.huber_delta)
             clock.mark("forward")
             fabric.backward(error * weight)
@@ -265,10 +271,12 @@ def _train(
             if average is not None:
                 average.update(step)
             clock.mark("optimizer")
-            if position < batches and timer.due():
+            if position < batches and (timer.due() or asked_to_stop()):
                 if cuda:
                     _check_finite(errors, position, run_dir, epoch, batch)
                 save()
+                if asked_to_stop():
+                    raise _stopped(run_dir)
 
         # --- end of the epoch: validate, remember the best, decide ---
         parts = clock.seconds()
@@ -277,7 +285,7 @@ def _train(
         model.eval()
         with average.applied() if average else nullcontext():
             with fabric.autocast():
-                outputs = predict_batches(forward, val_loader, len(names), device)
+                outputs = predict_batches(forward, val_loader, len(names))
             scores = _validate(settings, outputs, targets, data.targets, val_rows, standardizer)
             if len(val_rows) and not math.isfinite(scores.error):
                 raise AtomloomError(
@@ -309,8 +317,10 @@ def _train(
         speed = (now - begun) / (epoch - begun_epochs)
         log(progress_line(history, best.maes, settings.epochs, names, unit, speed))
         last = epoch == settings.epochs or stopped_early
-        if last or timer.due(end_of_epoch=True):
+        if last or timer.due(end_of_epoch=True) or asked_to_stop():
             save()
+        if asked_to_stop() and not last:
+            raise _stopped(run_dir)
 
     if stopped_early:
         log(f"stopped: no lower validation error for {waited} epochs")
@@ -431,6 +441,12 @@ def _diverged(run_dir: Path, epoch: int, step: int) -> AtomloomError:
     )
 
 
+def _stopped(run_dir: Path) -> AtomloomError:
+    return AtomloomError(
+        "stopped by SIGTERM; the state is saved", where=run_dir, todo="run the same again to go on"
+    )
+
+
 def _seed_noise(seed: int, epoch: int, position: int, cuda: bool) -> None:
     """Make dropout and the like a function of (seed, epoch, position)."""
     mixed = (
@@ -443,7 +459,7 @@ def _seed_noise(seed: int, epoch: int, position: int, cuda: bool) -> None:
 
 def _compiled(model: nn.Module, loader: GraphLoader, fabric: Fabric, log: Log) -> nn.Module:
     """The compiled model, tried on one batch; the model itself, saying why, where that fails."""
-    batch = loader.slice(loader.plan(0)[0]).to(fabric.device)
+    batch = loader.slice(loader.plan(0)[0])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     try:
         compiled = torch.compile(model, dynamic=True)

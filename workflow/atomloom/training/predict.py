@@ -69,14 +69,14 @@ def predict_table(
     device = choose_device(device)
     # Rows may repeat or be in any order: each structure is predicted once.
     unique, place = np.unique(rows, return_inverse=True)
-    loader = GraphLoader(table, unique, bounds=bounds, dtype=loaded.dtype, pin=device == "cuda")
+    loader = GraphLoader(table, unique, bounds=bounds, dtype=loaded.dtype, device=device)
     model = loaded.model.to(device)
-    outputs = predict_batches(model, loader, len(loaded.card.targets), torch.device(device))
+    outputs = predict_batches(model, loader, len(loaded.card.targets))
     return loaded.card.standardizer.restore(outputs)[place]
 
 
 def predict_batches(
-    forward: Callable[[GraphBatch], Tensor], loader: GraphLoader, outputs: int, device: torch.device
+    forward: Callable[[GraphBatch], Tensor], loader: GraphLoader, outputs: int
 ) -> np.ndarray:
     """[R, outputs] float64, standardised predictions in the order of the loader's rows.
 
@@ -85,6 +85,6 @@ def predict_batches(
     parts = []
     with torch.no_grad():
         for batch in loader:
-            prediction = forward(batch.to(device))
+            prediction = forward(batch)
             parts.append(prediction.reshape(batch.size, outputs).double())
     return torch.cat(parts).cpu().numpy() if parts else np.zeros((0, outputs))

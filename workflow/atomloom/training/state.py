@@ -7,8 +7,11 @@ A state holds tensors, numbers, strings, lists and dicts only, so it is loaded w
 from __future__ import annotations
 
 import io
+import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +79,29 @@ class SaveTimer:
         """Take note that a state was saved, which began at `started` (time.monotonic)."""
         self._last = time.monotonic()
         self._cost = self._last - started
+
+
+@contextmanager
+def termination_noticed() -> Iterator[Callable[[], bool]]:
+    """Take note of SIGTERM instead of dying of it; gives a function that says whether it came.
+
+    Schedulers send it some time before they kill. Outside the main thread, where Python cannot
+    listen to signals, the function always says no.
+    """
+    came = False
+
+    def note(*_: object) -> None:
+        nonlocal came
+        came = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _plain(value: Any) -> Any:

@@ -152,7 +152,9 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise AtomloomError(
                 f"unknown option `{name}`",
                 where="dataset.options",
-                todo=f"did you mean `{close[0]}`?" if close else f"known are: {', '.join(sorted(known))}",
+                todo=f"did you mean `{close[0]}`?"
+                if close
+                else f"known are: {', '.join(sorted(known))}",
             )
     if options.get("box", "keep") not in ("keep", "molecule"):
         raise AtomloomError("box is `keep` or `molecule`", where="dataset.options")

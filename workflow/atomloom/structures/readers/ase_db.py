@@ -39,7 +39,9 @@ def split_path(path: Path, options: Mapping[str, Any]) -> Iterator[Piece]:
             for row in database.select():
                 yield _piece(row)
     except ImportError as error:
-        raise AtomloomError(f"ASE cannot open it: {error}", todo="pip install ase-db-backends") from None
+        raise AtomloomError(
+            f"ASE cannot open it: {error}", todo="pip install ase-db-backends"
+        ) from None
     except AtomloomError:
         raise
     except Exception as error:  # sqlite3, ASE and JSON each raise their own

@@ -130,7 +130,11 @@ def integer(token: str, what: str, least: int = 0) -> int:
     Raises:
         AtomloomError: naming `what` when the token is none, or is below `least`.
     """
-    if not (token.isascii() and token.lstrip("+-").isdigit()) or len(token) > 18 or int(token) < least:
+    if (
+        not (token.isascii() and token.lstrip("+-").isdigit())
+        or len(token) > 18
+        or int(token) < least
+    ):
         raise AtomloomError(f"{what} is not a count: `{token[:40]}`")
     return int(token)
 
@@ -181,9 +185,12 @@ def dump_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-class Borrowed(io.RawIOBase):
-    """A stream that a text wrapper may drop without closing the one underneath."""
+def borrowed(stream: BinaryIO) -> BinaryIO:
+    """A view of a stream that a text wrapper may drop without closing the stream."""
+    return io.BufferedReader(_Borrowed(stream), 1 << 16)
 
+
+class _Borrowed(io.RawIOBase):
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
 

@@ -100,7 +100,9 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     else:
         if any(block.find_values("_atom_site_Cartn_x") for block in document):
             raise AtomloomError("only Cartesian sites (_atom_site_Cartn_x), no fractional ones")
-        raise AtomloomError("no atom sites (_atom_site_fract_x)" if len(document) else "no data block")
+        raise AtomloomError(
+            "no atom sites (_atom_site_fract_x)" if len(document) else "no data block"
+        )
     cell = _cell_matrix(*(_number(block.find_value(tag), tag) for tag in _CELL))
     fractional = _fractional(columns)
     numbers = _elements(block, len(fractional))
@@ -131,7 +133,9 @@ def _cell_matrix(
 ) -> np.ndarray:
     """[3, 3] rows a, b, c in pymatgen's orientation: c along z, a in the xz plane."""
     if not (min(a, b, c) > 0 and all(0 < angle < 180 for angle in (alpha, beta, gamma))):
-        raise AtomloomError(f"impossible cell {a:g} {b:g} {c:g} A, {alpha:g} {beta:g} {gamma:g} degrees")
+        raise AtomloomError(
+            f"impossible cell {a:g} {b:g} {c:g} A, {alpha:g} {beta:g} {gamma:g} degrees"
+        )
     (cos_a, sin_a), (cos_b, sin_b), (cos_g, _) = map(_cosine_sine, (alpha, beta, gamma))
     cos_star = (cos_a * cos_b - cos_g) / (sin_a * sin_b)
     if abs(cos_star) >= 1:
@@ -179,7 +183,7 @@ def _elements(block: Any, count: int) -> np.ndarray:
     labels = list(block.find_values("_atom_site_label"))
     if len(labels) != count:
         raise AtomloomError("atom sites without element symbols")
-    formula = _formula(block) or {}
+    formula = _formula(block) or Counter[int]()
     return np.array([_of_label(label, frozenset(formula)) for label in labels], dtype=np.uint8)
 
 
@@ -238,9 +242,13 @@ def _operations(block: Any, payload: bytes) -> tuple[np.ndarray, np.ndarray] | N
             return _operation_matrices(tuple(texts))
     names = {tag: block.find_value(tag) for tag in _NAMES}
     names = {tag: value for tag, value in names.items() if value not in _UNKNOWN}
-    return _operations_by_name(tuple(names.items()), *(
-        _number(block.find_value(tag), tag) for tag in ("_cell_angle_alpha", "_cell_angle_gamma")
-    ))
+    return _operations_by_name(
+        tuple(names.items()),
+        *(
+            _number(block.find_value(tag), tag)
+            for tag in ("_cell_angle_alpha", "_cell_angle_gamma")
+        ),
+    )
 
 
 @lru_cache(maxsize=512)
@@ -372,7 +380,9 @@ def _where_gemmi_gives_up(payload: bytes, error: Exception) -> Structure:
 
 
 def _confirms(payload: bytes, numbers: np.ndarray) -> bool:
-    found = re.search(rb"^_chemical_formula_sum\s+(?:'([^'\n]*)'|\"([^\"\n]*)\"|(\S+))", payload, re.M)
+    found = re.search(
+        rb"^_chemical_formula_sum\s+(?:'([^'\n]*)'|\"([^\"\n]*)\"|(\S+))", payload, re.M
+    )
     if found is None:
         return False
     text = next(group for group in found.groups() if group is not None).decode("latin-1")

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from atomloom.errors import AtomloomError
 from atomloom.structures.readers import entries
-from atomloom.structures.readers.base import MAX_RECORD_BYTES, Borrowed, Piece, unreadable
+from atomloom.structures.readers.base import MAX_RECORD_BYTES, Piece, borrowed, unreadable
 from atomloom.structures.structure import Structure
 
 NAME = "csv"
@@ -35,11 +35,13 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
         AtomloomError: when no column holds structures, or the table is damaged.
     """
     csv.field_size_limit(MAX_RECORD_BYTES)  # the default of 128 KiB is too small for a large CIF
-    text = io.TextIOWrapper(Borrowed(stream), encoding="utf-8-sig", errors="replace", newline="")
+    text = io.TextIOWrapper(borrowed(stream), encoding="utf-8-sig", errors="replace", newline="")
     rows = csv.reader(text)
     try:
         header = next(rows, [])
-        column = entries.find_column(header, options.get("structure_column"), entries.STRUCTURE_KEYS)
+        column = entries.find_column(
+            header, options.get("structure_column"), entries.STRUCTURE_KEYS
+        )
         if column is None:
             raise AtomloomError(
                 f"no column of structures among {', '.join(header[:12]) or 'none'}",

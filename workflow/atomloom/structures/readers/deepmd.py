@@ -78,7 +78,11 @@ def split_path(path: Path, options: Mapping[str, Any]) -> Iterator[Piece]:
             }
             coordinates = arrays["coord"].reshape(len(arrays["coord"]), -1)
         except (OSError, ValueError, EOFError, KeyError) as error:
-            reason = f"{part.name}: no coord.npy" if isinstance(error, KeyError) else f"{part.name}: {error}"
+            reason = (
+                f"{part.name}: no coord.npy"
+                if isinstance(error, KeyError)
+                else f"{part.name}: {error}"
+            )
             yield unreadable(reason)._replace(id=f"-{number:06d}")
             number += 1
             continue

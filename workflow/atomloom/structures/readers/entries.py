@@ -44,7 +44,9 @@ def find_column(columns: Iterable[Any], given: Any, usual: tuple[str, ...]) -> s
     names = [str(column) for column in columns]
     if given is not None:
         if str(given) not in names:
-            raise AtomloomError(f"no column `{given}`", todo=f"columns are: {', '.join(names[:30])}")
+            raise AtomloomError(
+                f"no column `{given}`", todo=f"columns are: {', '.join(names[:30])}"
+            )
         return str(given)
     by_lower = {name.strip().lower(): name for name in reversed(names)}
     return next((by_lower[name] for name in usual if name in by_lower), None)
@@ -60,7 +62,9 @@ def entry(value: Any, options: Mapping[str, Any], id: str = "", **labels: str) -
         yield text_piece(value, id, labels)
         return
     if not isinstance(value, dict):
-        yield unreadable(f"an entry that is no structure but a {type(value).__name__}")._replace(id=id)
+        yield unreadable(f"an entry that is no structure but a {type(value).__name__}")._replace(
+            id=id
+        )
         return
     kind = kind_of(value)
     if kind:
@@ -125,6 +129,6 @@ def text_piece(text: str, id: str, labels: Mapping[str, float | str]) -> Piece:
         if isinstance(value, dict) and kind_of(value):
             return Piece(dump_json(value), id=id, labels=labels, format=kind_of(value))
     start = " ".join(text[:40].split())
-    return unreadable(f"`{start}...` is no structure in a known format" if start else "empty")._replace(
-        id=id, labels=labels
-    )
+    return unreadable(
+        f"`{start}...` is no structure in a known format" if start else "empty"
+    )._replace(id=id, labels=labels)

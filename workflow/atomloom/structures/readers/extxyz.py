@@ -120,7 +120,9 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     count = integer(head.strip(), "line 1: number of atoms", least=1)
     keys = dict(_PAIR.findall(comment)) if "=" in comment else {}
     tokens = body.split()
-    layout = _layout(keys.pop("Properties", keys.pop("properties", "")).strip("\"'"), options.get("forces_key"))
+    layout = _layout(
+        keys.pop("Properties", keys.pop("properties", "")).strip("\"'"), options.get("forces_key")
+    )
     if layout is None:
         return _plain(count, comment, keys, body, options)
     width = layout.width
@@ -187,7 +189,11 @@ class _Layout:
         if forces_key and forces_key not in names:
             raise AtomloomError(f"no column `{forces_key}` in Properties `{text[:80]}`")
         self.columns = [
-            ("forces" if name == chosen else "forces_in_file" if name == "forces" else name, first, size)
+            (
+                "forces" if name == chosen else "forces_in_file" if name == "forces" else name,
+                first,
+                size,
+            )
             for name, first, size in self.columns
         ]
         usual = self.element == 0 and all(kind in ("R", "I") for kind in kinds[1:])
@@ -284,7 +290,9 @@ def _numbers(
             (properties["energy"],) = _one(floats(_values(text), f"{name}: "), name)
         else:
             try:
-                properties[name if name not in ("energy", "stress", "forces") else f"{name}_in_file"] = float(text)
+                properties[
+                    name if name not in ("energy", "stress", "forces") else f"{name}_in_file"
+                ] = float(text)
             except ValueError:
                 continue  # texts, and lists of unknown meaning
     return properties

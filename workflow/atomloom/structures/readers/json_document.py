@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from atomloom.errors import AtomloomError
 from atomloom.structures.readers import entries
-from atomloom.structures.readers.base import MAX_RECORD_BYTES, Borrowed, Piece, decode, unreadable
+from atomloom.structures.readers.base import MAX_RECORD_BYTES, Piece, borrowed, decode, unreadable
 from atomloom.structures.structure import Structure
 
 NAME = "json"
@@ -71,7 +71,7 @@ def _object(scanner: _Scanner, options: Mapping[str, Any]) -> Iterator[Piece]:
     """A top-level object: a single entry, entries by name, or a table in pandas' form `split`."""
     others: dict[str, Any] = {}
     single = found = False
-    for key in scanner.keys():
+    for key in scanner.object_keys():
         if key == "data" and "columns" in others and scanner.peek() == "[":
             yield from _table(scanner, others["columns"], others.get("index"), options)
             found = True
@@ -82,7 +82,9 @@ def _object(scanner: _Scanner, options: Mapping[str, Any]) -> Iterator[Piece]:
             others[key] = scanner.value()
         else:
             value = scanner.value()
-            if isinstance(value, dict) or (isinstance(value, str) and "\n" in value.replace("\\n", "\n")):
+            if isinstance(value, dict) or (
+                isinstance(value, str) and "\n" in value.replace("\\n", "\n")
+            ):
                 yield from entries.entry(value, options, key)
                 found = True
             else:
@@ -100,14 +102,18 @@ def _object(scanner: _Scanner, options: Mapping[str, Any]) -> Iterator[Piece]:
             for member in value:
                 yield from entries.entry(member, options)
     else:
-        yield unreadable(f"no structure in this object (keys: {', '.join(list(others)[:12]) or 'none'})")
+        yield unreadable(
+            f"no structure in this object (keys: {', '.join(list(others)[:12]) or 'none'})"
+        )
 
 
 def _is_list_of_entries(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
 
 
-def _table(scanner: _Scanner, columns: Any, index: Any, options: Mapping[str, Any]) -> Iterator[Piece]:
+def _table(
+    scanner: _Scanner, columns: Any, index: Any, options: Mapping[str, Any]
+) -> Iterator[Piece]:
     yield from _rows(scanner.items(), columns, index, options)
 
 
@@ -134,7 +140,7 @@ class _Scanner:
     """Values of a JSON text one after the other, from a buffer that is never larger than needed."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        self._text = io.TextIOWrapper(Borrowed(stream), encoding="utf-8-sig", errors="strict")
+        self._text = io.TextIOWrapper(borrowed(stream), encoding="utf-8-sig", errors="strict")
         self._decoder = json.JSONDecoder()
         self._buffer, self._at, self._ended = "", 0, False
 
@@ -182,7 +188,7 @@ class _Scanner:
             if self._expect(",]") == "]":
                 return
 
-    def keys(self) -> Iterator[str]:
+    def object_keys(self) -> Iterator[str]:
         """The keys of the object that starts here; the caller takes each value before the next."""
         self._expect("{")
         if self.peek() == "}":

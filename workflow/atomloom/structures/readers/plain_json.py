@@ -39,7 +39,8 @@ def dump(numbers: Any, positions: Any, cell: Any, pbc: Any, properties: Mapping[
             "cell": np.asarray(cell, dtype=np.float64).tolist(),
             "pbc": np.asarray(pbc, dtype=bool).tolist(),
             "properties": {
-                name: np.asarray(value, dtype=np.float64).tolist() for name, value in properties.items()
+                name: np.asarray(value, dtype=np.float64).tolist()
+                for name, value in properties.items()
             },
         }
     )
@@ -58,4 +59,6 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
         name: value if isinstance(value, (int, float)) else np.array(value, dtype=np.float64)
         for name, value in (content.get("properties") or {}).items()
     }
-    return Structure(numbers, np.array(content["positions"], dtype=np.float64), cell, pbc, properties)
+    return Structure(
+        numbers, np.array(content["positions"], dtype=np.float64), cell, pbc, properties
+    )

@@ -28,7 +28,9 @@ OPTIONS: dict[str, str] = {}
 MAX_ATOMS = 10_000_000
 _NUMBER = rb"[ \t]*[-+]?\d*\.?\d+(?:[eEdD][-+]?\d+)?[ \t]*"
 _HEAD = re.compile(
-    rb"\A[^\n]*\n" + _NUMBER + rb"\r?\n(?:[ \t]*(?:[-+]?\d*\.?\d+(?:[eEdD][-+]?\d+)?[ \t]*){3}\r?\n){3}"
+    rb"\A[^\n]*\n"
+    + _NUMBER
+    + rb"\r?\n(?:[ \t]*(?:[-+]?\d*\.?\d+(?:[eEdD][-+]?\d+)?[ \t]*){3}\r?\n){3}"
 )
 
 
@@ -57,10 +59,14 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     counts = [integer(word, f"line {line + 1}: number of atoms") for word in _words(lines[line])]
     total = sum(counts)
     if not 0 < total <= MAX_ATOMS:
-        raise AtomloomError(f"line {line + 1}: {total} atoms" if counts else f"line {line + 1}: no atoms")
+        raise AtomloomError(
+            f"line {line + 1}: {total} atoms" if counts else f"line {line + 1}: no atoms"
+        )
     line += 1
-    if line < len(lines) and lines[line].lstrip()[:1] in ("S", "s"):
-        line += 1
+    if symbols is not None and len(symbols) != len(counts):
+        raise AtomloomError(f"line 6: {len(symbols)} elements but {len(counts)} numbers of atoms")
+    selective = line < len(lines) and lines[line].lstrip()[:1] in ("S", "s")
+    line += selective
     mode = lines[line].lstrip()[:1].lower() if line < len(lines) else ""
     rows = lines[line + 1 : line + 1 + total]
     if len(rows) < total:
@@ -74,9 +80,8 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     positions = coordinates * scale if mode in ("c", "k") and mode else coordinates @ cell
 
     if symbols is None:
-        symbols = _symbols_of_version_4(lines[0], len(counts), rows, counts)
-    if len(symbols) != len(counts):
-        raise AtomloomError(f"line 6: {len(symbols)} elements but {len(counts)} numbers of atoms")
+        behind = [(row.split() + [""] * 7)[6 if selective else 3] for row in rows]
+        symbols = _symbols_of_version_4(lines[0], counts, behind)
     numbers = np.repeat(atomic_numbers(symbols), counts)
     return Structure(numbers, positions, cell, np.ones(3, dtype=bool))
 
@@ -133,20 +138,14 @@ def _words(line: str) -> list[str]:
     return words
 
 
-def _symbols_of_version_4(
-    comment: str, kinds: int, rows: list[str], counts: list[int]
-) -> list[str]:
-    """VASP 4 has no line of elements: by the comment, else by symbols behind the coordinates."""
+def _symbols_of_version_4(comment: str, counts: list[int], behind: list[str]) -> list[str]:
+    """VASP 4 has no line of elements: by the comment, else by words behind the coordinates."""
     words = [word.strip("0123456789") for word in comment.split()]
     words = words[: next((n for n, word in enumerate(words) if word not in NUMBERS), len(words))]
-    if len(words) == kinds:
+    if len(words) == len(counts):
         return words
-    behind = [(row.split() + [""] * 7)[3:7] for row in rows]
     firsts = np.cumsum([0, *counts[:-1]]).tolist()
-    found = [
-        next((word for word in behind[first] if word in NUMBERS), "") if count else "H"
-        for first, count in zip(firsts, counts, strict=True)
-    ]
-    if all(found):
+    found = [behind[first] if count else "H" for first, count in zip(firsts, counts, strict=True)]
+    if all(word in NUMBERS for word in found):
         return found
     raise AtomloomError("no element symbols: neither a line of them nor in the comment")

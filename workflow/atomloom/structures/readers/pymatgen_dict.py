@@ -21,7 +21,9 @@ NAME = "pymatgen"
 ABOUT = "one pymatgen Structure or Molecule as JSON"
 PATTERNS: tuple[str, ...] = ()
 HINTS: tuple[str, ...] = ()
-OPTIONS = {"order": "true: order a partially occupied structure with pymatgen instead of refusing it"}
+OPTIONS = {
+    "order": "true: order a partially occupied structure with pymatgen instead of refusing it"
+}
 
 FULL_OCCUPANCY = 1e-3
 
@@ -52,7 +54,11 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     if lattice is None:
         positions = np.array([site["xyz"] for site in sites], dtype=np.float64)
         return Structure(
-            numbers, positions, np.zeros((3, 3)), np.zeros(3, dtype=bool), _properties(content, sites)
+            numbers,
+            positions,
+            np.zeros((3, 3)),
+            np.zeros(3, dtype=bool),
+            _properties(content, sites),
         )
     cell = np.array(lattice["matrix"], dtype=np.float64)
     if all("abc" in site for site in sites):

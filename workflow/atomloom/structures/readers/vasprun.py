@@ -99,9 +99,10 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
         properties["energy"] = properties["free_energy"] + _towards_zero_smearing(step)
     forces = step.find("varray[@name='forces']")
     if forces is not None:
-        properties["forces"] = _array(forces, "forces")
-        if properties["forces"].shape != fractional.shape:
-            raise AtomloomError(f"forces of shape {properties['forces'].shape}")
+        vectors = _array(forces, "forces")
+        if vectors.shape != fractional.shape:
+            raise AtomloomError(f"forces of shape {vectors.shape}")
+        properties["forces"] = vectors
     stress = step.find("varray[@name='stress']")
     if stress is not None:
         tensor = _array(stress, "stress")
@@ -115,7 +116,9 @@ def _towards_zero_smearing(step: ElementTree.Element) -> float:
     """E(sigma -> 0) - F. The last electronic step has it; the e_0_energy of the ionic step is wrong
     in some versions of VASP, while its e_fr_energy alone holds classical van der Waals terms."""
     for path in ("last/energy", "energy"):
-        free, zero = (step.find(f"{path}/i[@name='{name}']") for name in ("e_fr_energy", "e_0_energy"))
+        free, zero = (
+            step.find(f"{path}/i[@name='{name}']") for name in ("e_fr_energy", "e_0_energy")
+        )
         if free is not None and zero is not None:
             return _number(zero) - _number(free)
     return 0.0

@@ -34,7 +34,8 @@ _PERIODIC = {
 }
 _ENERGY = re.compile(r"total energy\s*=\s*(\S+)", re.IGNORECASE)
 _HEAD = re.compile(
-    rb"^[ \t]*(?:CRYSTAL|SLAB|POLYMER|MOLECULE|ANIMSTEPS[ \t]+\d+|PRIMVEC|ATOMS)[ \t]*\r?$", re.MULTILINE
+    rb"^[ \t]*(?:CRYSTAL|SLAB|POLYMER|MOLECULE|ANIMSTEPS[ \t]+\d+|PRIMVEC|ATOMS)[ \t]*\r?$",
+    re.MULTILINE,
 )
 _STEP = re.compile(r"^\s*(PRIMVEC|CONVVEC|PRIMCOORD|ATOMS)\s+(\d+)\s*$")
 _SECTION = re.compile(r"^\s*[A-Za-z_-]{3,}")
@@ -65,7 +66,12 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
         if numbered:
             target = steps.setdefault(int(numbered[2]), [])
             line = numbered[1]
-        elif _SECTION.match(line) and text.split()[0] in (*_PERIODIC, "PRIMVEC", "CONVVEC", "DIM-GROUP"):
+        elif _SECTION.match(line) and text.split()[0] in (
+            *_PERIODIC,
+            "PRIMVEC",
+            "CONVVEC",
+            "DIM-GROUP",
+        ):
             target = shared
         target += [*comments, line]
         comments = []
@@ -121,7 +127,9 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
                 rows.append(lines[at].split())
                 at += 1
         elif word == "CONVCOORD":
-            at += 1 + integer((lines[at].split() or [""])[0] if at < len(lines) else "", f"line {at + 1}: count")
+            at += 1 + integer(
+                (lines[at].split() or [""])[0] if at < len(lines) else "", f"line {at + 1}: count"
+            )
         elif word.startswith("BEGIN_"):
             break  # grids follow the structure
         elif word == "DIM-GROUP":
@@ -139,7 +147,9 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     if not has_forces and max(widths) >= 7:
         raise AtomloomError("forces of some atoms only")
     width = 6 if has_forces else 3
-    table = floats([token for row in rows for token in row[1 : 1 + width]], "atoms: ").reshape(-1, width)
+    table = floats([token for row in rows for token in row[1 : 1 + width]], "atoms: ").reshape(
+        -1, width
+    )
     if has_forces:
         unit = HARTREE if options.get("xsf_forces") == "hartree" else 1.0
         properties["forces"] = table[:, 3:] * unit

@@ -1,0 +1,224 @@
+"""XSF and vasprun.xml, compared with ASE and pymatgen on the same files."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import ase.io
+import numpy as np
+import pytest
+from crystals import assert_same_arrays, atoms_with_results, parse
+
+from atomloom.errors import AtomloomError
+from atomloom.structures import read
+from atomloom.structures.readers.xsf import HARTREE
+
+XSF = """# total energy = -123.5 eV
+
+CRYSTAL
+PRIMVEC
+ 4.0 0.0 0.0
+ 0.0 5.0 0.0
+ 0.5 0.0 6.0
+PRIMCOORD
+2 1
+Ti  0.0 0.0 0.0  0.1 0.2 0.3
+8   1.0 2.0 3.0 -0.1 -0.2 -0.3
+"""
+
+
+def test_aenet_s_energy_and_forces_are_read():
+    structure = parse("xsf", XSF)
+    assert structure.numbers.tolist() == [22, 8]
+    assert structure.properties["energy"] == -123.5
+    np.testing.assert_array_equal(structure.properties["forces"][1], [-0.1, -0.2, -0.3])
+    assert structure.pbc.all()
+    in_hartree = parse("xsf", XSF, xsf_forces="hartree").properties["forces"]
+    np.testing.assert_allclose(in_hartree[0], np.array([0.1, 0.2, 0.3]) * HARTREE)
+
+
+def test_what_ase_writes_is_read_as_ase_reads_it():
+    atoms = atoms_with_results(5)
+    stream = io.StringIO()
+    ase.io.write(stream, atoms, format="xsf")
+    reference = ase.io.read(io.StringIO(stream.getvalue()), format="xsf")
+    ours = parse("xsf", stream.getvalue(), xsf_forces="hartree")
+    assert_same_arrays(ours, reference, 1e-12)
+    np.testing.assert_allclose(ours.properties["forces"], reference.get_forces(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("word", "pbc"), [("SLAB", [1, 1, 0]), ("POLYMER", [1, 0, 0]), ("MOLECULE", [0, 0, 0])]
+)
+def test_periodicity_is_that_of_the_keyword(word, pbc):
+    assert parse("xsf", XSF.replace("CRYSTAL", word)).pbc.tolist() == [bool(x) for x in pbc]
+
+
+def test_atoms_alone_are_a_molecule():
+    structure = parse("xsf", "ATOMS\n O 0 0 0\n H 0 0 1\n H 0 1 0\n")
+    assert structure.numbers.tolist() == [8, 1, 1]
+    assert not structure.pbc.any()
+
+
+def test_grids_behind_the_structure_are_no_matter():
+    assert len(parse("xsf", XSF + "BEGIN_BLOCK_DATAGRID_3D\n 1 2 3\nEND_BLOCK\n")) == 2
+
+
+@pytest.mark.parametrize("moving_cell", [True, False])
+def test_every_step_of_an_animation_is_a_record(tmp_path, moving_cell):
+    frames = []
+    for seed in range(3):
+        atoms = atoms_with_results(1)
+        atoms.calc = None
+        atoms.positions += np.random.default_rng(seed).normal(0, 0.1, atoms.positions.shape)
+        if moving_cell:
+            atoms.set_cell(atoms.cell * (1 + 0.01 * seed))
+        frames.append(atoms)
+    path = tmp_path / "movie.xsf"
+    ase.io.write(path, frames, format="xsf")
+    assert "ANIMSTEPS" in path.read_text()
+    ours = read(path)
+    assert [s.id for s in ours] == ["movie-000000", "movie-000001", "movie-000002"]
+    for structure, atoms in zip(ours, ase.io.read(path, ":"), strict=True):
+        assert_same_arrays(structure, atoms, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("2 1\n", "3 1\n", "2 of 3 atoms"),
+        ("2 1\n", "x 1\n", "line 9: number of atoms is not a count"),
+        (" 4.0 0.0 0.0\n", " 4.0 0.0\n", "PRIMVEC is not followed by three vectors"),
+        (" 4.0 0.0 0.0\n", " 4.0 0.0 a\n", "lines 5 to 7: not a number: `a`"),
+        ("1.0 2.0 3.0", "1.0 nan 3.0", "coordinate of atom 1"),
+        ("1.0 2.0 3.0 -0.1 -0.2 -0.3", "1.0 2.0 3.0", "forces of some atoms only"),
+        ("8   1.0 2.0 3.0 -0.1 -0.2 -0.3", "8 1.0 2.0", "line 11: not an element and three"),
+        ("Ti ", "Xx ", "unknown element `Xx`"),
+        ("PRIMCOORD", "PRIMCOORDS", "none of XSF's keywords"),
+        ("= -123.5", "= abc", "not a number: `abc`"),
+        (XSF, "", "neither PRIMCOORD nor ATOMS"),
+    ],
+)
+def test_what_is_wrong_with_an_xsf_is_said(old, new, message):
+    assert old in XSF
+    with pytest.raises(AtomloomError, match=message):
+        parse("xsf", XSF.replace(old, new))
+
+
+def vasprun_text() -> str:
+    """A vasprun.xml as VASP writes one, cut down to what readers of structures look at."""
+    steps = []
+    for step in range(3):
+        rng = np.random.default_rng(step)
+        cell = np.array([[4.0, 0, 0], [0.3, 5.0, 0], [0, 0.2, 6.0]]) * (1 + 0.01 * step)
+        stress = rng.normal(0, 100, (3, 3))
+        stress = stress + stress.T
+        zero, free, entropy = -10.5 - step, -10.6 - step, -10.4 - step
+
+        def rows(array):
+            return "".join("<v> " + " ".join(f"{x:.8f}" for x in row) + " </v>" for row in array)
+
+        def energies(shift, free=free, entropy=entropy, zero=zero):
+            return (
+                f'<energy><i name="e_fr_energy"> {free + shift:.8f} </i>'
+                f'<i name="e_wo_entrp"> {entropy + shift:.8f} </i>'
+                f'<i name="e_0_energy"> {zero + shift:.8f} </i></energy>'
+            )
+
+        volume = np.linalg.det(cell)
+        steps.append(
+            "<calculation>"
+            + "<scstep>" + energies(1.0) + "</scstep><scstep>" + energies(0.0) + "</scstep>"
+            + '<structure><crystal><varray name="basis">' + rows(cell) + "</varray>"
+            + f'<i name="volume"> {volume:.8f} </i><varray name="rec_basis">'
+            + rows(np.linalg.inv(cell).T) + '</varray></crystal><varray name="positions">'
+            + rows(rng.random((3, 3))) + "</varray></structure>"
+            + '<varray name="forces">' + rows(rng.normal(size=(3, 3))) + "</varray>"
+            + '<varray name="stress">' + rows(stress) + "</varray>"
+            + energies(-0.25)  # van der Waals terms, in the ionic step alone
+            + "</calculation>"
+        )  # fmt: skip
+    first = steps[0][steps[0].index("<structure>") : steps[0].index("</structure>")] + "</structure>"
+    return (
+        '<?xml version="1.0" encoding="ISO-8859-1"?>\n<modeling>\n'
+        '<generator><i name="program" type="string">vasp </i>'
+        '<i name="version" type="string">6.3.0 </i></generator><incar></incar>'
+        '<kpoints><generation param="Gamma"><v type="int" name="divisions">1 1 1</v></generation>'
+        '<varray name="kpointlist"><v>0 0 0</v></varray><varray name="weights"><v>1</v></varray>'
+        "</kpoints><parameters></parameters>"
+        "<atominfo><atoms> 3 </atoms><types> 2 </types>"
+        '<array name="atoms"><dimension dim="1">ion</dimension><field type="string">element</field>'
+        '<field type="int">atomtype</field><set><rc><c>Ti</c><c> 1</c></rc><rc><c>O </c><c> 2</c></rc>'
+        "<rc><c>O </c><c> 2</c></rc></set></array>"
+        '<array name="atomtypes"><dimension dim="1">type</dimension><field type="int">atomspertype'
+        '</field><field type="string">element</field><field>mass</field><field>valence</field>'
+        '<field type="string">pseudopotential</field><set><rc><c> 1</c><c>Ti</c><c>47</c><c>4</c>'
+        "<c> PAW_PBE Ti 08Apr2002 </c></rc><rc><c> 2</c><c>O </c><c>16</c><c>6</c>"
+        "<c> PAW_PBE O 08Apr2002 </c></rc></set></array></atominfo>"
+        + first.replace("<structure>", '<structure name="initialpos">', 1)
+        + "\n".join(steps)
+        + first.replace("<structure>", '<structure name="finalpos">', 1)
+        + "\n</modeling>\n"
+    )
+
+
+def test_every_ionic_step_is_read_as_by_ase(tmp_path):
+    path = tmp_path / "relax" / "vasprun.xml"
+    path.parent.mkdir()
+    path.write_text(vasprun_text())
+    ours = read(path)
+    references = ase.io.read(path, ":", format="vasp-xml")
+    assert [s.id for s in ours] == [f"relax-{step:06d}" for step in range(3)]
+    assert len(references) == 3
+    for structure, atoms in zip(ours, references, strict=True):
+        assert_same_arrays(structure, atoms, 1e-10)
+        assert structure.properties["energy"] == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
+        assert structure.properties["free_energy"] == pytest.approx(
+            atoms.get_potential_energy(force_consistent=True), abs=1e-9
+        )
+        np.testing.assert_allclose(structure.properties["forces"], atoms.get_forces(), atol=1e-12)
+        # kB with VASP's sign and order of components, against ASE's reading of the same file
+        np.testing.assert_allclose(
+            structure.properties["stress"], atoms.get_stress(voigt=False), atol=1e-9
+        )
+
+
+def test_every_ionic_step_is_read_as_by_pymatgen(tmp_path):
+    from pymatgen.io.vasp import Vasprun
+
+    path = tmp_path / "vasprun.xml"
+    path.write_text(vasprun_text())
+    ours = read(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = Vasprun(path, parse_dos=False, parse_eigen=False, parse_potcar_file=False)
+    for structure, step in zip(ours, run.ionic_steps, strict=True):
+        assert_same_arrays(structure, step["structure"], 1e-10)
+        np.testing.assert_allclose(structure.properties["forces"], step["forces"])
+        np.testing.assert_allclose(
+            structure.properties["stress"], -0.1 * np.array(step["stress"]) / 160.21766208, rtol=1e-6
+        )
+
+
+def test_a_vasprun_cut_short_is_an_error_that_says_how_far_it_goes(tmp_path):
+    text = vasprun_text()
+    path = tmp_path / "vasprun.xml"
+    path.write_text(text[: text.rindex("<calculation>") + 300])
+    with pytest.raises(AtomloomError, match="breaks off after 2 records: not valid XML"):
+        read(path)
+    path.write_text(text[:200])
+    with pytest.raises(AtomloomError, match="not valid XML"):
+        read(path)
+
+
+def test_stars_for_forces_and_missing_parts_are_said(tmp_path):
+    path = tmp_path / "vasprun.xml"
+    text = vasprun_text()
+    start = text.index('<varray name="forces"><v> ') + len('<varray name="forces"><v> ')
+    path.write_text(text[:start] + "**** " + text[start + 5 :])
+    with pytest.raises(AtomloomError, match=r"forces: not a number: `\*\*\*\*"):
+        read(path)
+    path.write_text("<modeling></modeling>")
+    with pytest.raises(AtomloomError, match="no ionic step"):
+        read(path)

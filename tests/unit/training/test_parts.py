@@ -1,0 +1,270 @@
+"""Losses, targets, moving averages, metrics, model files and the clock, each by itself."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from atomloom.config import Batching
+from atomloom.errors import AtomloomError
+from atomloom.training.data import LabelledGraphs
+from atomloom.training.ema import MovingAverage
+from atomloom.training.history import duration
+from atomloom.training.loop import train
+from atomloom.training.losses import loss_sum
+from atomloom.training.metrics import error_metrics, split_metrics
+from atomloom.training.predict import load_model, predict_table
+from atomloom.training.state import SaveTimer, save_state
+from atomloom.training.targets import Standardizer
+from tests.unit.data.tables import random_table
+from tests.unit.training.runs import small_config, small_data
+
+NAN = float("nan")
+
+
+# --- losses ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("mse", 0.25 + 9.0), ("mae", 3.5), ("huber", 0.125 + 2.5)]
+)
+def test_losses_sum_over_what_is_known(kind, expected):
+    prediction = torch.tensor([[1.0, 5.0], [2.0, 0.0]], requires_grad=True)
+    target = torch.tensor([[0.5, NAN], [5.0, NAN]])
+    loss = loss_sum(kind, prediction, target)
+    assert loss.item() == pytest.approx(expected)
+    loss.backward()
+    assert prediction.grad[:, 1].tolist() == [0.0, 0.0]
+    assert torch.isfinite(prediction.grad).all()
+
+
+def test_a_prediction_that_is_not_a_number_is_not_hidden_by_an_unknown_target():
+    prediction, target = torch.tensor([[NAN, 1.0]]), torch.tensor([[NAN, 1.0]])
+    assert math.isnan(loss_sum("mse", prediction, target))
+
+
+# --- targets ---
+
+
+def test_standardized_training_targets_have_mean_0_and_deviation_1():
+    targets = np.random.default_rng(0).normal(50, 9, size=(80, 2))
+    targets[4, 1] = NAN
+    rows = np.arange(60)
+    standardizer = Standardizer.fit(targets, rows, ["a", "b"])
+    z = standardizer.standardize(targets)
+    np.testing.assert_allclose(np.nanmean(z[rows], axis=0), 0, atol=1e-13)
+    np.testing.assert_allclose(np.nanstd(z[rows], axis=0), 1)
+    np.testing.assert_allclose(standardizer.restore(z), targets, rtol=1e-14)
+
+
+def test_equal_targets_are_not_divided_by_rounding_noise():
+    targets = np.full((10, 1), 0.1)
+    standardizer = Standardizer.fit(targets, np.arange(10), ["a"])
+    assert standardizer.std.tolist() == [1.0]
+
+
+def test_logarithms_are_undone():
+    targets = np.array([[1.0, -3.0], [10.0, 4.0], [100.0, 0.0]])
+    standardizer = Standardizer.fit(targets, np.arange(3), ["a", "b"], ["a"])
+    np.testing.assert_allclose(standardizer.mean, [np.log(10), 1 / 3])
+    np.testing.assert_allclose(
+        standardizer.restore(standardizer.standardize(targets)), targets, atol=1e-14
+    )
+
+
+@pytest.mark.parametrize(
+    ("targets", "logs", "message"),
+    [
+        ([[NAN], [NAN]], [], "no training structure has a value of a"),
+        ([[1.0], [np.inf]], [], "a of row 1 is infinite"),
+        ([[1.0], [-2.0]], ["a"], "a of row 1 is -2.0, which has no logarithm"),
+        ([[1.0], [2.0]], ["b"], "b is no target"),
+    ],
+)
+def test_targets_that_cannot_be_learnt_are_refused(targets, logs, message):
+    with pytest.raises(AtomloomError, match=message):
+        Standardizer.fit(np.array(targets), np.arange(2), ["a"], logs)
+
+
+def test_a_structure_in_two_splits_is_refused():
+    data = small_data(12)
+    with pytest.raises(AtomloomError, match="two splits"):
+        LabelledGraphs(data.table, data.targets, {"train": np.arange(6), "test": np.arange(5, 9)})
+
+
+# --- moving average ---
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+
+def test_ema_is_the_weighted_mean_of_the_weights_so_far():
+    model = network()
+    average = MovingAverage(model, decay=0.99)
+    expected = model[0].weight.detach().clone()
+    for step in range(1, 6):
+        with torch.no_grad():
+            model[0].weight += 1.0
+        average.update(step)
+        decay = min(0.99, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * model[0].weight.detach()
+    torch.testing.assert_close(average.state()["0.weight"], expected)
+
+
+def test_ema_averages_statistics_and_copies_counters():
+    model = network()
+    average = MovingAverage(model, decay=0.5)
+    model.train()(torch.randn(16, 3) + 3)
+    average.update(1)
+    state = average.state()
+    assert state["1.num_batches_tracked"] == 1
+    assert not torch.equal(state["1.running_mean"], model[1].running_mean)
+
+
+def test_ema_is_applied_inside_the_block_only():
+    model = network()
+    average = MovingAverage(model, decay=0.5)
+    with torch.no_grad():
+        model[0].weight += 1.0
+    own = model[0].weight.detach().clone()
+    with average.applied():
+        torch.testing.assert_close(model[0].weight.detach(), own - 1.0)
+    assert torch.equal(model[0].weight.detach(), own)
+
+
+# --- metrics ---
+
+
+def test_metrics_equal_scikit_learn():
+    from sklearn import metrics as theirs
+
+    rng = np.random.default_rng(0)
+    truth = rng.normal(10, 3, size=50)
+    predicted = truth + rng.normal(size=50)
+    ours = error_metrics(np.append(truth, NAN), np.append(predicted, 5.0))
+    assert ours["count"] == 50
+    assert ours["mae"] == pytest.approx(theirs.mean_absolute_error(truth, predicted))
+    assert ours["rmse"] == pytest.approx(theirs.root_mean_squared_error(truth, predicted))
+    assert ours["r2"] == pytest.approx(theirs.r2_score(truth, predicted))
+    assert ours["max_error"] == pytest.approx(theirs.max_error(truth, predicted))
+    assert ours["mad"] == pytest.approx(np.abs(truth - truth.mean()).mean())
+
+
+def test_metrics_that_are_not_defined_are_none():
+    assert error_metrics(np.array([NAN]), np.array([1.0]))["mae"] is None
+    assert error_metrics(np.array([2.0, 2.0]), np.array([1.0, 2.0]))["r2"] is None
+    assert json.dumps(error_metrics(np.array([2.0]), np.array([1.0])), allow_nan=False)
+
+
+def test_splits_are_measured_apart():
+    table = pd.DataFrame(
+        {"split": ["train", "test", "test"], "a": [1.0, 2.0, 3.0], "a_predicted": [1.0, 3.0, 5.0]}
+    )
+    metrics = split_metrics(table, "a")
+    assert list(metrics) == ["train", "test"]
+    assert metrics["train"]["mae"] == 0
+    assert metrics["test"]["mae"] == 1.5
+
+
+# --- model files and predictions ---
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    run = tmp_path_factory.mktemp("run")
+    config = small_config(epochs=1, targets=2)
+    train(small_data(targets=2), config, run, lambda line: None)
+    return run / "model.safetensors", config
+
+
+def test_a_model_file_says_all_that_is_needed_to_use_it(trained):
+    path, config = trained
+    loaded = load_model(path)
+    assert loaded.card.model == config.model
+    assert loaded.card.graph == config.graph
+    assert loaded.card.targets == ("target0", "target1")
+    assert loaded.card.unit == "eV"
+    assert not loaded.model.training
+
+
+def test_model_files_are_read_by_safetensors_alone(trained):
+    with safe_open(trained[0], "pt") as file:
+        assert set(file.keys()) == set(load_model(trained[0]).model.state_dict())
+        assert json.loads(file.metadata()["atomloom"])["targets"] == ["target0", "target1"]
+
+
+def test_predictions_depend_on_no_neighbour_in_the_batch_and_on_no_order(trained):
+    loaded, table = load_model(trained[0]), random_table(30, seed=5)
+    rows = np.array([7, 3, 3, 29, 0])
+    together = predict_table(loaded, table)
+    assert together.shape == (30, 2)
+    assert together.dtype == np.float64
+    picked = predict_table(loaded, table, rows, Batching(structures=2))
+    np.testing.assert_allclose(picked, together[rows], rtol=2e-5)
+
+
+def test_loading_a_model_draws_no_random_numbers(trained):
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    load_model(trained[0])
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_files_that_are_no_models_are_refused(tmp_path, trained):
+    with pytest.raises(AtomloomError, match="no model here"):
+        load_model(tmp_path / "missing.safetensors")
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(trained[0].read_bytes()[:500])
+    with pytest.raises(AtomloomError, match="cannot be read"):
+        load_model(damaged)
+    other = tmp_path / "other.safetensors"
+    save_file({"a": torch.zeros(1)}, other)
+    with pytest.raises(AtomloomError, match="no model of atomloom"):
+        load_model(other)
+    newer = tmp_path / "newer.safetensors"
+    content = {"format": 99, "facts": {"atomloom": "9.9"}}
+    save_file({"a": torch.zeros(1)}, newer, metadata={"atomloom": json.dumps(content)})
+    with pytest.raises(AtomloomError, match=r"format 99.*use atomloom 9.9"):
+        load_model(newer)
+
+
+# --- state, clock, times ---
+
+
+def test_a_state_of_anything_but_plain_values_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="cannot hold a PosixPath"):
+        save_state(tmp_path / "last.ckpt", "key", {"path": tmp_path})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_states_cost_a_small_share_of_the_time(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("atomloom.training.state.time.monotonic", lambda: now)
+    timer = SaveTimer(minutes=5)
+    assert timer.due(end_of_epoch=True), "the first epoch is saved, to learn what it costs"
+    now = 1.0
+    timer.saved(started=0.0)
+    now = 50.9
+    assert not timer.due(end_of_epoch=True)
+    now = 51.1
+    assert timer.due(end_of_epoch=True)
+    assert not timer.due()
+    now = 301.1
+    assert timer.due()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (280, "4:40"), (3880, "1:04:40")]
+)
+def test_durations_read_as_a_clock(seconds, text):
+    assert duration(seconds) == text

@@ -1,0 +1,75 @@
+"""The line graph of a neighbour graph, as ALIGNN uses it: edges become nodes, angles its edges.
+
+It knows one graph at a time and nothing of models. E edges of the graph, L edges of the line graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from atomloom.graphs.graph import Graph
+
+
+@dataclass(frozen=True, eq=False)
+class LineGraph:
+    """A graph whose nodes are the E directed edges of a neighbour graph."""
+
+    src: np.ndarray
+    """[L] int64, the edge that arrives at the common atom."""
+    dst: np.ndarray
+    """[L] int64, the edge that leaves it, ascending."""
+    cosine: np.ndarray
+    """[L] float64, cosine of the angle at the common atom between the two far ends."""
+
+
+def jarvis_graph(graph: Graph) -> Graph:
+    """The graph as jarvis-tools emits it: edges between an atom and its own images stand twice.
+
+    jarvis-tools stores undirected edges and emits each in both directions; an edge from an atom to
+    its image and the one to the opposite image are two entries, so each of them comes out twice.
+    Published ALIGNN models sum over these copies. Vectors and order are kept.
+    """
+    copies = np.where(graph.src == graph.dst, 2, 1)
+    if len(graph.src) == copies.sum():
+        return graph
+    picked = np.repeat(np.arange(len(copies)), copies)
+    listed = None if graph.listed is None else graph.listed[picked]
+    src, dst, shift = graph.src[picked], graph.dst[picked], graph.shift[picked]
+    return replace(graph, src=src, dst=dst, shift=shift, listed=listed, triplets=None)
+
+
+def line_graph(graph: Graph) -> LineGraph:
+    """Line graph in ALIGNN's convention; use it on a `jarvis_graph` for that of published models.
+
+    Edge (i -> j) is followed by every edge (j -> k), its own reverse included (cosine 1) but never
+    itself; the cosine is that of the angle between the vectors from j to i and from j to k
+    (Choudhary and DeCost, npj Comput. Mater. 7, 185 (2021)).
+    """
+    first, second = line_edges(graph.src, graph.dst, len(graph.numbers))
+    vectors = graph.vectors
+    # `vectors` point from dst to src's image: the first edge's from j to i, the second's from k to j.
+    dot = -np.einsum("ij,ij->i", vectors[first], vectors[second])
+    lengths = graph.distances[first] * graph.distances[second]
+    return LineGraph(first, second, np.clip(dot / lengths, -1.0, 1.0))
+
+
+def line_edges(src: np.ndarray, dst: np.ndarray, atoms: int) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs (a, b) of different edges with dst[a] == src[b], by b, then a; dst must ascend.
+
+    Args:
+        src, dst: [E] integers.
+        atoms: number of atoms they count.
+
+    Returns:
+        a and b, [L] int64 each.
+    """
+    arriving = np.bincount(dst, minlength=atoms)
+    first_arriving = np.cumsum(arriving) - arriving
+    counts = arriving[src]
+    second = np.repeat(np.arange(len(src)), counts)
+    start = np.cumsum(counts) - counts
+    first = np.arange(len(second)) - np.repeat(start - first_arriving[src], counts)
+    different = first != second  # an edge from an atom to its own image follows itself, but for this
+    return first[different], second[different]

@@ -1,0 +1,243 @@
+"""Shards of graphs on disk, and `GraphStore`, which reads many of them as one sequence.
+
+`write_graphs` and `read_graphs` are the two ends of a shard (docs/formats.md); the arrays of a
+GraphTable keep their names. A store opens shards when it needs them and keeps the last few. It
+knows nothing of how graphs are built, nor of training; DGL is imported only by `to_dgl`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from atomloom.config.graph import GraphSpec
+from atomloom.errors import AtomloomError
+from atomloom.graphs.graph import ARRAYS, OPTIONAL_ARRAYS, Graph, GraphTable
+from atomloom.keys import BUILDER
+from atomloom.shards import REPAIR, SUFFIX, read_attributes, read_shard, write_shard
+
+if TYPE_CHECKING:
+    import dgl
+
+KEPT_SHARDS = 8
+"""How many shards a store keeps in memory."""
+
+
+def write_graphs(
+    path: str | os.PathLike,
+    table: GraphTable,
+    spec: GraphSpec,
+    attributes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a table of graphs as one shard, whole or not at all.
+
+    Args:
+        path: where to.
+        table: the graphs.
+        spec: what they were built by; recorded.
+        attributes: what else the shard shall say of itself.
+    """
+    arrays = {name: getattr(table, name) for name in ARRAYS if getattr(table, name) is not None}
+    counts = {"structures": len(table), "atoms": len(table.numbers), "edges": len(table.src)}
+    if table.triplet is not None:
+        counts["triplets"] = len(table.triplet)
+    own = {"kind": "graphs", "spec": spec.key_content(), "builder": BUILDER, "counts": counts}
+    write_shard(path, arrays, {**(attributes or {}), **own})
+
+
+def read_graphs(path: str | os.PathLike, *, verify: bool = True) -> GraphTable:
+    """The graphs of one shard; `attributes` are those of the shard.
+
+    Raises:
+        AtomloomError: if the file is absent or damaged, or holds something else.
+    """
+    arrays, attributes = read_shard(path, verify=verify)
+    missing = [name for name in ARRAYS if name not in arrays and name not in OPTIONAL_ARRAYS]
+    if missing or attributes.get("kind") != "graphs":
+        raise AtomloomError("is a shard, but not of graphs", where=path, todo=REPAIR)
+    known = {name: array for name, array in arrays.items() if name in ARRAYS}
+    return GraphTable(**known, attributes=attributes)
+
+
+class GraphStore:
+    """Many graphs on disk as one sequence: `len(store)`, `store[i]`, `store[a:b]`.
+
+    Args:
+        path: an index (its folder, or `index.parquet` in it), a folder of shards, which are taken
+            in the order of their names, or one shard.
+
+    Raises:
+        AtomloomError: if there is no such thing, or the index names shards that are not there.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        self._open: OrderedDict[int, GraphTable] = OrderedDict()
+        index = self.path / "index.parquet" if self.path.is_dir() else self.path
+        self._hashes: np.ndarray | None = None
+        if index.suffix == ".parquet" and index.exists():
+            self._read_index(index)
+        else:
+            self._list_shards()
+
+    def _read_index(self, index: Path) -> None:
+        import pandas as pd  # half a second that a folder of shards does not need
+
+        try:
+            frame = pd.read_parquet(index, columns=["hash", "shard", "row"])
+        except (OSError, ValueError, KeyError) as error:
+            raise AtomloomError(f"is no index of graphs: {error}", where=index) from error
+        names, self._shard = np.unique(frame["shard"].to_numpy(str), return_inverse=True)
+        folder = _folder_of(index, list(names))
+        self._paths = [folder / name for name in names]
+        self._row = frame["row"].to_numpy(np.int64)
+        hashes = b"".join(frame["hash"])
+        self._hashes = np.frombuffer(hashes, np.uint8).reshape(len(frame), -1)
+
+    def _list_shards(self) -> None:
+        if self.path.is_dir():
+            self._paths = sorted(self.path.glob(f"*{SUFFIX}"))
+        else:
+            self._paths = [self.path]
+        if not self._paths or not self._paths[0].exists():
+            raise AtomloomError(
+                "is neither an index, nor a folder of shards, nor a shard",
+                where=self.path,
+                todo="run `atomloom graphs` first",
+            )
+        counts = [read_attributes(path).get("counts", {}) for path in self._paths]
+        for path, count in zip(self._paths, counts, strict=True):
+            if "structures" not in count:
+                raise AtomloomError("is a shard, but not of graphs", where=path)
+        sizes = [int(count["structures"]) for count in counts]
+        self._shard = np.repeat(np.arange(len(sizes)), sizes)
+        self._row = np.concatenate([np.arange(size) for size in sizes])
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    @overload
+    def __getitem__(self, index: int) -> Graph: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Graph]: ...
+
+    def __getitem__(self, index: int | slice) -> Graph | list[Graph]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = int(index)
+        if not -len(self) <= place < len(self):
+            raise IndexError(f"graph {index} of a store of {len(self)}")
+        return self._table(int(self._shard[place]))[int(self._row[place])]
+
+    @property
+    def hashes(self) -> np.ndarray:
+        """[S, 32] uint8, structure hashes."""
+        if self._hashes is None:
+            parts = [read_shard(path, ["hash"])[0]["hash"] for path in self._paths]
+            self._hashes = np.concatenate(parts)
+        return self._hashes
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of the first shard: spec, builder, counts of that shard."""
+        return read_attributes(self._paths[0])
+
+    def load(self, *, verify: bool = True, threads: int | None = None) -> GraphTable:
+        """All graphs as one table, in memory.
+
+        Args:
+            verify: recompute the digest of every array; checksums are always checked.
+            threads: how many shards to decode at a time; as many as there are processors if None.
+
+        Raises:
+            AtomloomError: if a shard is absent or damaged.
+        """
+        if not len(self):
+            return read_graphs(self._paths[0], verify=verify).take([])
+        # Runs of rows from one shard: mostly whole shards, in order, which need no gathering.
+        borders = np.flatnonzero(np.diff(self._shard)) + 1
+        runs = [self._row[a:b] for a, b in pairwise([0, *borders, len(self)])]
+        shards = self._shard[[0, *borders]]
+
+        def part(shard: int, rows: np.ndarray) -> GraphTable:
+            table = self._open.get(shard) or read_graphs(self._paths[shard], verify=verify)
+            whole = len(rows) == len(table) and np.array_equal(rows, np.arange(len(table)))
+            return table if whole else table.take(rows)
+
+        # Decoding and hashing release the interpreter lock.
+        with ThreadPoolExecutor(threads or _processors()) as pool:
+            tables = list(pool.map(part, shards.tolist(), runs))
+        return GraphTable.concatenate(tables)
+
+    def to_dgl(self, index: int) -> dgl.DGLGraph:
+        """Graph `index` as a DGLGraph, as jarvis-tools and ALIGNN make them.
+
+        `ndata["atomic_number"]` [N] int64; `edata["r"]` [E, 3], A, in torch's default type, from
+        source to destination's image (the negative of our `vectors`); `edata["listed"]` [E] uint8
+        where the graph has it.
+
+        Raises:
+            AtomloomError: if DGL is not installed.
+        """
+        return to_dgl(self[index])
+
+    def _table(self, shard: int) -> GraphTable:
+        if shard not in self._open:
+            self._open[shard] = read_graphs(self._paths[shard])
+            while len(self._open) > KEPT_SHARDS:
+                self._open.popitem(last=False)
+        self._open.move_to_end(shard)
+        return self._open[shard]
+
+
+def to_dgl(graph: Graph) -> dgl.DGLGraph:
+    """One graph as a DGLGraph, see `GraphStore.to_dgl`."""
+    try:
+        import dgl
+    except ImportError as error:
+        raise AtomloomError("DGL is not installed", todo="pip install 'atomloom[dgl]'") from error
+    import torch
+
+    def ends(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array.astype(np.int64))
+
+    out = dgl.graph((ends(graph.src), ends(graph.dst)), num_nodes=len(graph.numbers))
+    out.ndata["atomic_number"] = ends(graph.numbers)
+    out.edata["r"] = torch.from_numpy(-graph.vectors).to(torch.get_default_dtype())
+    if graph.listed is not None:
+        out.edata["listed"] = torch.from_numpy(graph.listed.copy())
+    return out
+
+
+def _folder_of(index: Path, names: list[str]) -> Path:
+    """Where the shards are that an index names: as `index.json` beside it says, or in its folder.
+
+    A relative place counts from the folder the workflow ran in, which is one of those above the
+    index; so a project can be moved as a whole.
+    """
+    told = index.with_name("index.json")
+    places = [index.parent]
+    if told.exists():
+        store = Path(json.loads(told.read_text())["store"])
+        places += [store, *(parent / store for parent in index.resolve().parents)]
+    for place in places:
+        if all((place / name).exists() for name in names[:1]):
+            return place
+    raise AtomloomError(
+        f"names shard {names[0]}, which is in none of the places it may be",
+        where=index,
+        todo="build the graphs again, or open the index beside its store",
+    )
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
