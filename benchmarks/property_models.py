@@ -335,7 +335,8 @@ def compare(
     rows, ready = [], []
     for variant in variants:
         output, gradient = variant.output_and_gradient(target)
-        names = sorted(true_gradient)
+        # Weights that take no part have a gradient of zero here and none there.
+        names = sorted(true_gradient.keys() & gradient.keys())
         rows.append(
             {
                 "variant": variant.name,

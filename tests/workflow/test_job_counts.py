@@ -147,13 +147,22 @@ def test_an_empty_work_folder_with_the_same_store_converts_and_builds_nothing(pr
     assert project.jobs() == {"plan": 1, **AFTER_PLAN}
 
 
-def test_a_deleted_shard_is_the_only_thing_rebuilt(project):
-    shard = min((project.folder / "store" / "graphs").rglob("*.zarr.zip"))
-    before = shard.read_bytes()
-    shard.unlink()
-    assert project.jobs() == {"graphs": 1}
+@pytest.mark.parametrize(
+    ("kind", "jobs"),
+    [
+        ("graphs", {"graphs": 1, "index": 1}),
+        ("structures", {"convert": 1, "graphs": 1, "split": 1}),
+    ],
+)
+def test_a_lost_shard_is_made_again_and_nothing_is_trained(project, kind, jobs):
+    """Its readers look at it again; what they write stays as it is."""
+    store = project.folder / "store"
+    content = {path: path.read_bytes() for path in store.rglob("*.zarr.zip")}
+    min((store / kind).rglob("*.zarr.zip")).unlink()
+    assert project.jobs() == jobs
     project.snakemake()
-    assert shard.read_bytes() == before
+    assert {path: path.read_bytes() for path in store.rglob("*.zarr.zip")} == content
+    assert project.jobs() == {}
 
 
 def test_unused_training_options_do_not_enter_the_key(project):

@@ -27,9 +27,10 @@ checkpoint plan:
 
 
 rule convert:
-    """Convert the raw records of one chunk; what cannot be used goes to quarantine."""
-    input:
-        ancient(PLAN),
+    """Convert the raw records of one chunk; what cannot be used goes to quarantine.
+
+    No input: only the plan knows chunks, so it is there, and its own place must not count.
+    """
     output:
         layout.structures("{chunk}"),
     log:
@@ -50,8 +51,7 @@ rule convert:
 rule split:
     """Join labels to structures and divide them into training, validation and test."""
     input:
-        ancient(PLAN),
-        structures=ancient(chunks(layout.structures)),
+        ancient(chunks(layout.structures)),
     output:
         layout.results / "split" / "{dataset}" / "dataset.parquet",
         layout.results / "split" / "{dataset}" / "split.json",

@@ -29,8 +29,7 @@ rule graphs:
 rule index:
     """Say where the graph of each record is; every record is there or in quarantine."""
     input:
-        ancient(PLAN),
-        graphs=ancient(chunks(layout.graphs)),
+        ancient(chunks(layout.graphs)),
     output:
         layout.results / "index" / "{index}" / "index.json",
         layout.results / "index" / "{index}" / "index.parquet",

@@ -5,6 +5,8 @@ OUTPUTS: `results/<dataset>/report.html`.
 """
 
 REQUEST = layout.results / ".report-wanted"
+if workflow.is_main_process and not REQUEST.exists():
+    write_text(REQUEST, "")
 
 
 def report_request(wildcards):

@@ -102,12 +102,20 @@ def test_uncertainties_charges_isotopes_and_quotes_are_understood():
     sites = "Fe3+ 'Fe 1' 0.1234(5) 0.5 -0.25 1\nO2- O1 .5 0 0 1.\nD D1 0 0 5.0E-1 ?"
     read = parse("cif", P1.format(sites=sites))
     assert read.numbers.tolist() == [26, 8, 1]
-    np.testing.assert_allclose(read.positions / [4, 5, 6], [[0.1234, 0.5, -0.25], [0.5, 0, 0], [0, 0, 0.5]])
+    np.testing.assert_allclose(
+        read.positions / [4, 5, 6], [[0.1234, 0.5, -0.25], [0.5, 0, 0], [0, 0, 0.5]]
+    )
 
 
 @pytest.mark.parametrize(
     ("label", "formula", "number"),
-    [("Cl1", "", 17), ("O2A", "", 8), ("CL1", "'C2 Cl4'", None), ("CL1", "'Na Cl'", 17), ("OW", "", 8)],
+    [
+        ("Cl1", "", 17),
+        ("O2A", "", 8),
+        ("CL1", "'C2 Cl4'", None),
+        ("CL1", "'Na Cl'", 17),
+        ("OW", "", 8),
+    ],
 )
 def test_labels_stand_in_for_type_symbols(label, formula, number):
     text = P1.format(sites=f"{label} 0 0 0 1").replace("_atom_site_type_symbol\n", "")
@@ -136,7 +144,10 @@ def test_disorder_is_refused_unless_it_is_to_be_ordered():
         (("_cell_length_a 4.0\n", ""), "_cell_length_a is missing"),
         (("_cell_length_a 4.0", "_cell_length_a nan"), "impossible cell"),
         (("_cell_angle_alpha 90", "_cell_angle_alpha 200"), "impossible cell"),
-        (("alpha 90\n_cell_angle_beta 90", "alpha 30\n_cell_angle_beta 30"), "impossible cell angles"),
+        (
+            ("alpha 90\n_cell_angle_beta 90", "alpha 30\n_cell_angle_beta 30"),
+            "impossible cell angles",
+        ),
         (("Cu Cu1", "Xx Xx1"), "unknown element `Xx`"),
         (("0.25 0.5", "nan 0.5"), "not a finite number"),
         (("0.25 0.5", "? 0.5"), "_atom_site_fract_x of site 0 is missing"),

@@ -30,7 +30,9 @@ def test_rows_of_an_ase_database_with_results_and_labels(tmp_path):
         assert structure.properties["energy"] == atoms.get_potential_energy()
         np.testing.assert_array_equal(structure.properties["forces"], atoms.get_forces())
         if atoms.pbc.any():
-            np.testing.assert_array_equal(structure.properties["stress"], atoms.get_stress(voigt=False))
+            np.testing.assert_array_equal(
+                structure.properties["stress"], atoms.get_stress(voigt=False)
+            )
 
 
 def test_a_database_inside_an_archive_and_a_damaged_one(tmp_path):
@@ -87,7 +89,9 @@ def test_deepmd_frames_have_energies_forces_and_the_stress_of_ase(tmp_path):
     deepmd_folder(tmp_path / "data" / "water", frames)
     files = list_files(tmp_path / "data")
     assert files[0].name == "type.raw"
-    assert {f.name for f in files} >= {"type_map.raw", "coord.npy", "virial.npy"}, "the plan watches them all"
+    assert {f.name for f in files} >= {"type_map.raw", "coord.npy", "virial.npy"}, (
+        "the plan watches them all"
+    )
     ours = read(tmp_path / "data")
     assert [s.id for s in ours] == ["water-000000", "water-000001", "water-000002"]
     for structure, atoms in zip(ours, frames, strict=True):
@@ -127,7 +131,7 @@ def test_what_is_wrong_with_a_deepmd_folder_is_said(tmp_path):
         with pytest.raises(AtomloomError) as caught:
             parse_record(record.format, record.payload)
         outcomes.append(str(caught.value))
-    assert "Object arrays cannot be loaded" in outcomes[0]
+    assert "Python objects" in outcomes[0]
     assert outcomes[1].startswith("set.001:")
     (tmp_path / "s/type_map.raw").unlink()
     (record,) = enumerate_records(list_files(tmp_path / "s"))
@@ -157,7 +161,9 @@ def test_runner_is_converted_from_bohr_and_hartree(tmp_path):
     ours = read(tmp_path / "input.data")
     assert len(ours) == 3
     frame = ours[1]
-    np.testing.assert_allclose(frame.cell, np.array([[10, 0, 0], [0, 11, 0], [0.5, 0, 12]]) * Bohr, rtol=1e-8)
+    np.testing.assert_allclose(
+        frame.cell, np.array([[10, 0, 0], [0, 11, 0], [0.5, 0, 12]]) * Bohr, rtol=1e-8
+    )
     np.testing.assert_allclose(frame.positions[1], np.array([1, 2, 3]) * Bohr, rtol=1e-8)
     assert frame.properties["energy"] == pytest.approx(-1.5 * Hartree, rel=1e-8)
     np.testing.assert_allclose(
@@ -184,7 +190,11 @@ def test_a_runner_frame_cut_short_spoils_no_other(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("atom 1.0 2.0 3.0 O  0.5 0.0 -0.01 -0.02 -0.03", "atom 1 2 3 O", "line 7: an atom of 4 values"),
+        (
+            "atom 1.0 2.0 3.0 O  0.5 0.0 -0.01 -0.02 -0.03",
+            "atom 1 2 3 O",
+            "line 7: an atom of 4 values",
+        ),
         ("lattice 0.5 0.0 12.0\n", "", "2 lattice vectors, not 3"),
         ("energy", "energie", "line 8: `energie` is none of RuNNer's keywords"),
         ("energy -1.5", "energy x", "line 8: not a number"),

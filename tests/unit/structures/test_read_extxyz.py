@@ -38,7 +38,9 @@ def test_what_ase_writes_is_read_as_ase_reads_it(seed, periodic, count):
     reference = to_structure(in_ase(stream.getvalue()))
     assert_same_arrays(ours, reference, 0)
     for name in reference.properties:
-        np.testing.assert_array_equal(ours.properties[name], reference.properties[name], err_msg=name)
+        np.testing.assert_array_equal(
+            ours.properties[name], reference.properties[name], err_msg=name
+        )
     assert ours.properties["weight"] == 2.5
     assert ours.properties["charge"].shape == (count,)
     if periodic:
@@ -89,7 +91,9 @@ def test_stress_and_virial_have_the_sign_and_order_of_ase():
      ('pbc="F F F"', [0, 0, 0])],
 )  # fmt: skip
 def test_pbc_is_as_it_says_and_follows_the_lattice_where_it_says_nothing(flags, expected):
-    assert parse("extxyz", FRAME.replace('pbc="T T F"', flags)).pbc.tolist() == [bool(x) for x in expected]
+    assert parse("extxyz", FRAME.replace('pbc="T T F"', flags)).pbc.tolist() == [
+        bool(x) for x in expected
+    ]
 
 
 def test_without_lattice_it_is_a_molecule():
@@ -124,7 +128,14 @@ def test_frames_are_byte_ranges_and_join_to_the_file():
 
 
 def test_a_wrong_count_spoils_its_frame_and_no_later_one():
-    frames = [FRAME, FRAME.replace("2\n", "two\n", 1), FRAME, FRAME.replace("2\n", "3\n", 1), FRAME, FRAME]
+    frames = [
+        FRAME,
+        FRAME.replace("2\n", "two\n", 1),
+        FRAME,
+        FRAME.replace("2\n", "3\n", 1),
+        FRAME,
+        FRAME,
+    ]
     outcomes = []
     for piece in extxyz.split(io.BytesIO("".join(frames).encode()), {}):
         try:

@@ -58,7 +58,9 @@ def test_a_molecule_has_no_cell(tmp_path):
 
 
 def test_site_properties_that_are_numbers_are_kept():
-    crystal = CRYSTALS[0].copy(site_properties={"magmom": [1.0, 2, 3, 4, 5, 6], "name": list("abcdef")})
+    crystal = CRYSTALS[0].copy(
+        site_properties={"magmom": [1.0, 2, 3, 4, 5, 6], "name": list("abcdef")}
+    )
     ours = parse("pymatgen", json.dumps(crystal.as_dict()))
     np.testing.assert_array_equal(ours.properties["magmom"], [1, 2, 3, 4, 5, 6])
     assert "name" not in ours.properties
@@ -76,14 +78,31 @@ def test_disorder_is_refused_unless_it_is_to_be_ordered():
     text = json.dumps(crystal.as_dict())
     with pytest.raises(AtomloomError, match="disordered site 0"):
         parse("pymatgen", text)
-    assert sorted(parse("pymatgen", text, order=True).numbers.tolist()) == [11, 11, 17, 17, 17, 17, 19, 19]
+    assert sorted(parse("pymatgen", text, order=True).numbers.tolist()) == [
+        11,
+        11,
+        17,
+        17,
+        17,
+        17,
+        19,
+        19,
+    ]
 
 
-@pytest.mark.parametrize("shape", ["list", "dict", "lines", "materials project", "records", "split"])
+@pytest.mark.parametrize(
+    "shape", ["list", "dict", "lines", "materials project", "records", "split"]
+)
 def test_many_structures_in_every_usual_shape(tmp_path, shape):
     dicts = [crystal.as_dict() for crystal in CRYSTALS]
     rows = [
-        {"material_id": f"mp-{n}", "structure": d, "band_gap": 0.5 * n, "stable": n == 1, "formula": "X"}
+        {
+            "material_id": f"mp-{n}",
+            "structure": d,
+            "band_gap": 0.5 * n,
+            "stable": n == 1,
+            "formula": "X",
+        }
         for n, d in enumerate(dicts)
     ]
     path = tmp_path / "many.json"
@@ -145,7 +164,11 @@ def test_jarvis_entries_keep_all_digits(tmp_path, cartesian):
 
 def test_groups_of_poscar_texts_are_read_and_the_group_is_a_label(tmp_path):
     texts = [Poscar(crystal).get_str().replace("\n", "\\n") for crystal in CRYSTALS]
-    found = records(write(tmp_path / "a.json", {"train": {"6": texts[0], "12": texts[1]}, "test": {"7": texts[2]}}))
+    found = records(
+        write(
+            tmp_path / "a.json", {"train": {"6": texts[0], "12": texts[1]}, "test": {"7": texts[2]}}
+        )
+    )
     assert [(r.id, r.labels["group"], r.format) for r in found] == [
         ("6", "train", "poscar"), ("12", "train", "poscar"), ("7", "test", "poscar")
     ]  # fmt: skip
@@ -153,7 +176,9 @@ def test_groups_of_poscar_texts_are_read_and_the_group_is_a_label(tmp_path):
 
 
 def test_what_is_no_structure_among_entries_becomes_a_record_that_fails(tmp_path):
-    path = write(tmp_path / "a.json", [CRYSTALS[0].as_dict(), 7, {"a": 1}, None, "abc", {"structure": 5}])
+    path = write(
+        tmp_path / "a.json", [CRYSTALS[0].as_dict(), 7, {"a": 1}, None, "abc", {"structure": 5}]
+    )
     outcomes = []
     for record in records(path):
         try:
@@ -181,15 +206,20 @@ def test_the_stream_never_holds_more_than_an_entry():
         """A list without end."""
 
         read_so_far = 0
+        rest = b""
 
         def readable(self):
             return True
 
         def readinto(self, buffer):
-            chunk = (b"[" if not self.read_so_far else b",") + entry
-            buffer[: len(chunk)] = chunk
-            self.read_so_far += len(chunk)
-            return len(chunk)
+            text = b"[" + entry if not self.read_so_far else b"," + entry
+            while len(self.rest) < len(buffer):
+                self.rest += text
+                text = b"," + entry
+            buffer[:] = self.rest[: len(buffer)]
+            self.rest = self.rest[len(buffer) :]
+            self.read_so_far += len(buffer)
+            return len(buffer)
 
     endless = Endless()
     pieces = json_document.split(io.BufferedReader(endless, 1 << 16), {})
@@ -206,9 +236,12 @@ def table(crystals, **columns) -> pd.DataFrame:
 @pytest.mark.parametrize("ending", ["", ".gz", ".xz", ".bz2"])
 def test_cif_in_a_column_of_a_csv_is_a_record_with_the_others_as_labels(tmp_path, ending):
     path = tmp_path / f"table.csv{ending}"
-    table(CRYSTALS, material_id=["007", "8", "mp-9"], gap=[0.0, 1.5, None], split=["train", "val", "test"]).to_csv(
-        path
-    )
+    table(
+        CRYSTALS,
+        material_id=["007", "8", "mp-9"],
+        gap=[0.0, 1.5, None],
+        split=["train", "val", "test"],
+    ).to_csv(path)
     found = records(path)
     assert [r.id for r in found] == ["007", "8", "mp-9"]
     assert found[1].labels["gap"] == 1.5
@@ -220,8 +253,12 @@ def test_cif_in_a_column_of_a_csv_is_a_record_with_the_others_as_labels(tmp_path
 
 def test_columns_of_unusual_names_are_named_by_options(tmp_path):
     path = tmp_path / "table.csv"
-    table(CRYSTALS[:2], key=["a", "b"]).rename(columns={"cif": "geometry"}).to_csv(path, index=False)
-    with pytest.raises(AtomloomError, match="no column of structures among geometry, key.*structure_column"):
+    table(CRYSTALS[:2], key=["a", "b"]).rename(columns={"cif": "geometry"}).to_csv(
+        path, index=False
+    )
+    with pytest.raises(
+        AtomloomError, match=r"no column of structures among geometry, key.*structure_column"
+    ):
         records(path)
     found = records(path, structure_column="geometry", id_column="key")
     assert [r.id for r in found] == ["a", "b"]

@@ -98,7 +98,9 @@ def test_fortran_exponents_and_windows_line_ends_are_numbers_and_line_ends():
     assert_same_arrays(parse("poscar", text), parse("poscar", TEXT))
 
 
-@pytest.mark.parametrize("name", ["POSCAR", "CONTCAR", "POSCAR-JVASP-10.vasp", "a.vasp", "x.poscar", "POSCAR_3"])
+@pytest.mark.parametrize(
+    "name", ["POSCAR", "CONTCAR", "POSCAR-JVASP-10.vasp", "a.vasp", "x.poscar", "POSCAR_3"]
+)
 def test_names_tell_the_format(name):
     assert format_of(name) == "poscar"
 

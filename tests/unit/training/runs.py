@@ -62,18 +62,32 @@ class SumModel(nn.Module):
         self.edge = nn.Linear(1, width)
         self.hidden = nn.Linear(width, width)
         self.out = nn.Linear(width, outputs)
-        self.seen = []  # dtypes of (edge vectors, hidden features)
 
-    def forward(self, batch):
+    def features(self, batch):
+        """[N, width] before the nonlinearity."""
         lengths = batch.edge_vectors().norm(dim=1, keepdim=True)
         nodes = self.embedding(batch.numbers)
         nodes = nodes.index_add(0, batch.dst, torch.tanh(self.edge(lengths / 5.0)).to(nodes.dtype))
-        hidden = self.hidden(nodes)
-        self.seen.append((batch.vectors.dtype, hidden.dtype))
-        hidden = torch.tanh(hidden)
+        return self.hidden(nodes)
+
+    def forward(self, batch):
+        hidden = torch.tanh(self.features(batch))
         sums = hidden.new_zeros(batch.size, hidden.shape[1])
         sums = sums.index_add(0, batch.node_graph, hidden)
         return self.out(sums / batch.node_ptr.diff().unsqueeze(1))
+
+
+class WatchedModel(SumModel):
+    """Remembers the types of its edge vectors and of its features."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__(outputs)
+        self.seen = []
+
+    def features(self, batch):
+        hidden = super().features(batch)
+        self.seen.append((batch.vectors.dtype, hidden.dtype))
+        return hidden
 
 
 def use_sum_model(monkeypatch, model_class=SumModel) -> list[nn.Module]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -12,9 +13,17 @@ from safetensors.torch import load_file
 from atomloom.errors import AtomloomError
 from atomloom.training.data import LabelledGraphs
 from atomloom.training.loop import train
+from atomloom.training.metrics import class_metrics
 from atomloom.training.predict import load_model, predict_table
 from atomloom.training.state import load_state
-from tests.unit.training.runs import SumModel, history, small_config, small_data, use_sum_model
+from tests.unit.training.runs import (
+    SumModel,
+    WatchedModel,
+    history,
+    small_config,
+    small_data,
+    use_sum_model,
+)
 
 
 def weights(run):
@@ -141,7 +150,7 @@ def test_the_seed_changes_the_run(tmp_path):
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path, monkeypatch):
-    class Bad(SumModel):
+    class Bad(WatchedModel):
         def forward(self, batch):
             out = super().forward(batch)
             if self.training and len(self.seen) == 6:
@@ -165,7 +174,7 @@ def test_a_run_that_diverges_stops(tmp_path, monkeypatch):
 
 
 def test_bf16_computes_in_bf16_without_a_scaler_on_vectors_of_32_bits(tmp_path, monkeypatch):
-    built = use_sum_model(monkeypatch)
+    built = use_sum_model(monkeypatch, WatchedModel)
     train(small_data(), small_config(epochs=1, precision="bf16-mixed"), tmp_path, quiet)
     (model,) = built
     assert set(model.seen) == {(torch.float32, torch.bfloat16)}
@@ -175,7 +184,7 @@ def test_bf16_computes_in_bf16_without_a_scaler_on_vectors_of_32_bits(tmp_path, 
 
 
 def test_64_bits_are_64_bits_throughout(tmp_path, monkeypatch):
-    built = use_sum_model(monkeypatch)
+    built = use_sum_model(monkeypatch, WatchedModel)
     train(small_data(), small_config(epochs=1, precision="64"), tmp_path, quiet)
     assert set(built[0].seen) == {(torch.float64, torch.float64)}
     assert load_model(tmp_path / "model.safetensors").dtype == torch.float64
@@ -282,6 +291,23 @@ def test_log_targets_are_learnt_as_logarithms_and_predicted_in_real_units(tmp_pa
     assert error == pytest.approx(result.best_val_mae["target0"], rel=1e-6)
 
 
+def test_classes_are_learnt_as_probabilities(tmp_path, monkeypatch):
+    use_sum_model(monkeypatch)
+    data = small_data(240)
+    classes = (data.targets > np.median(data.targets)).astype(float)
+    classes[data.split("train")[:5]] = np.nan
+    data = LabelledGraphs(data.table, classes, data.rows)
+    config = small_config(epochs=30, learning_rate=0.02, loss="bce")
+    train(data, config, tmp_path, quiet)
+    rows = data.split("test")
+    predicted = predict_table(load_model(tmp_path / "model.safetensors"), data.table, rows)
+    assert ((predicted > 0) & (predicted < 1)).all()
+    assert class_metrics(classes[rows, 0], predicted[:, 0])["auc"] > 0.9
+    losses = [row["val_loss"] for row in history(tmp_path)]
+    best = torch.load(tmp_path / "state" / "last.ckpt", weights_only=True)["best"]
+    assert best["epoch"] == int(np.argmin(losses)) + 1
+
+
 def test_compile_that_fails_falls_back_and_says_so(tmp_path, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("no compiler here\nmore lines")
@@ -292,6 +318,20 @@ def test_compile_that_fails_falls_back_and_says_so(tmp_path, monkeypatch):
     assert "warning: torch.compile failed, going on without: no compiler here" in lines
     train(data, small_config(), tmp_path / "other", quiet)
     assert history(tmp_path / "one") == history(tmp_path / "other")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")  # the compiler's own
+def test_a_compiled_model_learns_the_same(tmp_path, monkeypatch):
+    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        pytest.skip("torch.compile needs a C++ compiler")
+    use_sum_model(monkeypatch)
+    data, lines = small_data(), []
+    train(data, small_config(compile=True, precision="64"), tmp_path / "one", lines.append)
+    assert not [line for line in lines if line.startswith("warning")]
+    train(data, small_config(precision="64"), tmp_path / "other", quiet)
+    for one, other in zip(history(tmp_path / "one"), history(tmp_path / "other"), strict=True):
+        assert one == pytest.approx(other, rel=1e-6)
 
 
 def test_progress_is_one_line_an_epoch(tmp_path):

@@ -20,7 +20,7 @@ from atomloom.training.ema import MovingAverage
 from atomloom.training.history import duration
 from atomloom.training.loop import train
 from atomloom.training.losses import loss_sum
-from atomloom.training.metrics import error_metrics, split_metrics
+from atomloom.training.metrics import class_metrics, error_metrics, split_metrics
 from atomloom.training.predict import load_model, predict_table
 from atomloom.training.state import SaveTimer, save_state
 from atomloom.training.targets import Standardizer
@@ -49,6 +49,15 @@ def test_losses_sum_over_what_is_known(kind, expected):
 def test_a_prediction_that_is_not_a_number_is_not_hidden_by_an_unknown_target():
     prediction, target = torch.tensor([[NAN, 1.0]]), torch.tensor([[NAN, 1.0]])
     assert math.isnan(loss_sum("mse", prediction, target))
+
+
+def test_cross_entropy_sums_over_what_is_known():
+    prediction = torch.tensor([[2.0, 5.0], [-1.0, 0.0]], requires_grad=True)
+    target = torch.tensor([[1.0, NAN], [0.0, NAN]])
+    loss = loss_sum("bce", prediction, target)
+    assert loss.item() == pytest.approx(np.log1p(np.exp(-2)) + np.log1p(np.exp(-1)), rel=1e-6)
+    loss.backward()
+    assert prediction.grad[:, 1].tolist() == [0.0, 0.0]
 
 
 # --- targets ---
@@ -92,6 +101,20 @@ def test_logarithms_are_undone():
 def test_targets_that_cannot_be_learnt_are_refused(targets, logs, message):
     with pytest.raises(AtomloomError, match=message):
         Standardizer.fit(np.array(targets), np.arange(2), ["a"], logs)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [([[0.0], [2.0]], "a of row 1 is 2, not 0 or 1"), ([[1.0], [1.0]], "of one class of a")],
+)
+def test_targets_that_are_no_classes_are_refused(targets, message):
+    with pytest.raises(AtomloomError, match=message):
+        Standardizer.for_classes(np.array(targets), np.arange(2), ["a"])
+
+
+def test_classes_have_no_logarithm():
+    with pytest.raises(AtomloomError, match="exclude each other"):
+        small_config(loss="bce", log_targets=["target0"])
 
 
 def test_a_structure_in_two_splits_is_refused():
@@ -159,6 +182,25 @@ def test_metrics_equal_scikit_learn():
     assert ours["mad"] == pytest.approx(np.abs(truth - truth.mean()).mean())
 
 
+def test_class_metrics_equal_scikit_learn():
+    from sklearn import metrics as theirs
+
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, size=60).astype(float)
+    predicted = np.clip(np.round(0.3 * truth + rng.uniform(0, 0.7, size=60), 2), 0, 1)  # has ties
+    ours = class_metrics(np.append(truth, NAN), np.append(predicted, 0.9))
+    assert ours["auc"] == pytest.approx(theirs.roc_auc_score(truth, predicted))
+    assert ours["f1"] == pytest.approx(theirs.f1_score(truth, predicted > 0.5))
+    assert ours["accuracy"] == pytest.approx(theirs.accuracy_score(truth, predicted > 0.5))
+    assert ours["ones"] == truth.sum()
+
+
+def test_class_metrics_of_one_class_have_no_auc():
+    assert class_metrics(np.ones(3), np.full(3, 0.9))["auc"] is None
+    assert class_metrics(np.zeros(3), np.full(3, 0.1))["f1"] is None
+    assert class_metrics(np.zeros(0), np.zeros(0))["accuracy"] is None
+
+
 def test_metrics_that_are_not_defined_are_none():
     assert error_metrics(np.array([NAN]), np.array([1.0]))["mae"] is None
     assert error_metrics(np.array([2.0, 2.0]), np.array([1.0, 2.0]))["r2"] is None
@@ -210,6 +252,22 @@ def test_predictions_depend_on_no_neighbour_in_the_batch_and_on_no_order(trained
     assert together.dtype == np.float64
     picked = predict_table(loaded, table, rows, Batching(structures=2))
     np.testing.assert_allclose(picked, together[rows], rtol=2e-5)
+
+
+def test_structures_of_other_libraries_are_predicted(trained):
+    from ase.build import bulk
+    from pymatgen.core import Lattice, Structure
+
+    loaded = load_model(trained[0])
+    salt = Structure.from_spacegroup(
+        "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
+    )
+    same = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
+    predicted = loaded.predict([salt, same, bulk("Cu")])
+    assert predicted.shape == (3, 2)
+    np.testing.assert_allclose(predicted[0], predicted[1], rtol=1e-4)
+    assert not np.allclose(predicted[0], predicted[2])
+    assert loaded.predict([]).shape == (0, 2)
 
 
 def test_loading_a_model_draws_no_random_numbers(trained):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from atomloom.config.base import Section, unkeyed
 
@@ -32,8 +32,9 @@ class Training(Section):
     """Seed of initial weights and of the order of batches."""
     batch: Batching = Batching()
     """What goes into one optimiser step."""
-    loss: Literal["mse", "mae", "huber"] = "mse"
-    """Loss on standardised targets; unknown targets count nothing."""
+    loss: Literal["mse", "mae", "huber", "bce"] = "mse"
+    """Loss on standardised targets; unknown targets count nothing. `bce`, binary cross entropy, is for
+    targets that are classes, 0 or 1; predictions are then probabilities of 1."""
     huber_delta: float = Field(default=1.0, gt=0)
     """For `huber`: where the loss turns from quadratic to linear, in standard deviations."""
     log_targets: list[str] = Field(default=[])
@@ -70,6 +71,9 @@ class Training(Section):
     """torch.compile the model; falls back, saying so, where that fails."""
     device: Literal["auto", "cpu", "cuda"] = unkeyed("auto")
     """Where to train; `auto` takes CUDA if there is one."""
+    devices: int = Field(default=1, ge=1)
+    """Processes that share every batch, on as many GPUs, or on the threads of the CPU. The step is that
+    of the whole batch, but for batch norms, which see a process's part: hence it is in the key."""
     threads: int | None = unkeyed(None, ge=1)
     """CPU threads of the training job; all that the workflow was given unless set."""
     prefetch: int | None = unkeyed(None, ge=0)
@@ -78,3 +82,9 @@ class Training(Section):
     checkpoint_minutes: float = unkeyed(5.0, gt=0)
     """The state for resuming is saved at least this often, and at ends of epochs as often as it costs
     no more than some 2 % of the time."""
+
+    @model_validator(mode="after")
+    def _classes_have_no_logarithm(self) -> Training:
+        if self.loss == "bce" and self.log_targets:
+            raise ValueError("log_targets and loss: bce exclude each other")
+        return self

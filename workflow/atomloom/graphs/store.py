@@ -21,6 +21,7 @@ import numpy as np
 from atomloom.config.graph import GraphSpec
 from atomloom.errors import AtomloomError
 from atomloom.graphs.graph import ARRAYS, OPTIONAL_ARRAYS, Graph, GraphTable
+from atomloom.graphs.line import jarvis_graph
 from atomloom.keys import BUILDER
 from atomloom.shards import REPAIR, SUFFIX, read_attributes, read_shard, write_shard
 
@@ -178,17 +179,22 @@ class GraphStore:
             tables = list(pool.map(part, shards.tolist(), runs))
         return GraphTable.concatenate(tables)
 
-    def to_dgl(self, index: int) -> dgl.DGLGraph:
+    def to_dgl(self, index: int, *, copies: bool = False) -> dgl.DGLGraph:
         """Graph `index` as a DGLGraph, as jarvis-tools and ALIGNN make them.
 
         `ndata["atomic_number"]` [N] int64; `edata["r"]` [E, 3], A, in torch's default type, from
         source to destination's image (the negative of our `vectors`); `edata["listed"]` [E] uint8
         where the graph has it.
 
+        Args:
+            index: which graph.
+            copies: whether edges between an atom and its own images stand twice, as in graphs of
+                jarvis-tools (`atomloom.graphs.line.jarvis_graph`), not once.
+
         Raises:
             AtomloomError: if DGL is not installed.
         """
-        return to_dgl(self[index])
+        return to_dgl(jarvis_graph(self[index]) if copies else self[index])
 
     def _table(self, shard: int) -> GraphTable:
         if shard not in self._open:

@@ -90,39 +90,38 @@ def mean_over_structures(values: Tensor, node_graph: Tensor, node_ptr: Tensor) -
         return sums / node_ptr.diff().clamp(min=1).to(sums.dtype).unsqueeze(1)
 
 
-class _WeightedMoments(torch.autograd.Function):
-    """Mean and (biased) variance of rows that count `weights` times each."""
+class _Normalised(torch.autograd.Function):
+    """Batch norm of weighted rows with the derivative written by hand: half the memory traffic."""
 
     @staticmethod
-    def forward(values: Tensor, weights: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(values, weights, total, scale, shift, eps):
         mean = (weights @ values) / total
-        # Two passes: one would cancel where the mean is large beside the spread.
-        variance = (weights @ (values - mean).square_()) / total
-        return mean, variance
+        centred = values - mean
+        variance = (weights @ centred.square()) / total
+        slope = torch.rsqrt(variance + eps)
+        return torch.addcmul(shift, centred, scale * slope), mean, variance, centred
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        values, weights, total = inputs
-        ctx.save_for_backward(values, weights, total, output[0])
+        values, weights, total, scale, _, ctx.eps = inputs
+        _, mean, variance, centred = output
+        ctx.mark_non_differentiable(mean, variance, centred)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(values, weights, total, scale, variance, centred)
 
     @staticmethod
-    def backward(ctx, grad_mean: Tensor, grad_variance: Tensor):
-        values, weights, total, mean = ctx.saved_tensors
-        slope = 2.0 * grad_variance
-        centred = torch.addcmul(grad_mean - mean * slope, values, slope)
-        return centred * (weights / total).unsqueeze(1), None, None
-
-
-def weighted_moments(values: Tensor, weights: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and (biased) variance [D] of rows [R, D] that count `weights` [R] times each.
-
-    The compiler gets the plain formula, which it fuses; otherwise the derivative is written by
-    hand, with a third of the memory traffic.
-    """
-    if not torch.compiler.is_compiling():
-        return _WeightedMoments.apply(values, weights, total)
-    mean = (weights @ values) / total
-    return mean, (weights @ (values - mean).square()) / total
+    def backward(ctx, grad, *_):
+        values, weights, total, scale, variance, centred = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted: of these, too
+            mean = (weights @ values) / total
+            centred = values - mean
+            variance = (weights @ centred.square()) / total
+        slope = torch.rsqrt(variance + ctx.eps)
+        grad_shift = grad.sum(dim=0)
+        grad_scale = (grad * centred).sum(dim=0) * slope
+        through_moments = torch.addcmul(grad_shift, centred, grad_scale * slope)
+        grad_values = grad - through_moments * (weights / total).unsqueeze(1)
+        return grad_values * (scale * slope), None, None, grad_scale, grad_shift, None
 
 
 class WeightedBatchNorm(nn.BatchNorm1d):
@@ -133,34 +132,35 @@ class WeightedBatchNorm(nn.BatchNorm1d):
     normalises to its bias; no rows leave the running statistics alone.
     """
 
-    def scale_and_shift(
-        self, values: Tensor, weights: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Scale and shift [D] that normalise `values` [R, D]; updates running statistics.
+    def forward(self, values: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Normalised rows [R, D], in at least float32; in training, tracks running statistics.
 
         Args:
             values: [R, D], the rows.
             weights: [R], how often each row counts; once, where not given.
         """
         with full_precision(values):
-            if self.training:
-                values = at_least_single(values)
-                if weights is None:
-                    weights = values.new_ones(values.shape[0])
-                weights = weights.to(values.dtype)
-                count = weights.sum()
-                mean, variance = weighted_moments(values, weights, count.clamp(min=1.0))
-                self._track(mean.detach(), variance.detach(), count)
+            values = at_least_single(values)
+            if not self.training:
+                scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+                return torch.addcmul(self.bias, values - self.running_mean, scale)
+            if weights is None:
+                weights = values.new_ones(values.shape[0])
+            weights = weights.to(values.dtype)
+            count = weights.sum()
+            total = count.clamp(min=1.0)
+            if torch.compiler.is_compiling():  # which fuses the plain formula
+                mean = (weights @ values) / total
+                centred = values - mean
+                variance = (weights @ centred.square()) / total
+                scale = self.weight * torch.rsqrt(variance + self.eps)
+                normalised = torch.addcmul(self.bias, centred, scale)
             else:
-                mean, variance = self.running_mean, self.running_var
-            scale = self.weight * torch.rsqrt(variance + self.eps)
-            return scale, self.bias - mean * scale
-
-    def forward(self, values: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Normalised rows [R, D], in at least float32."""
-        scale, shift = self.scale_and_shift(values, weights)
-        with full_precision(values):
-            return torch.addcmul(shift, at_least_single(values), scale)
+                normalised, mean, variance, _ = _Normalised.apply(
+                    values, weights, total, self.weight, self.bias, self.eps
+                )
+            self._track(mean.detach(), variance.detach(), count)
+            return normalised
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:

@@ -35,7 +35,7 @@ def evaluate_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
         table[f"{name}_predicted"] = predicted[:, column]
     write_atomically(run / "predictions.parquet", lambda path: table.to_parquet(path, index=False))
     write_atomically(run / "predictions.csv", lambda path: table.to_csv(path, index=False))
-    metrics = {name: split_metrics(table, name) for name in names}
+    metrics = {name: split_metrics(table, name, config.training.loss == "bce") for name in names}
     write_json(run / "metrics.json", metrics)
     write_atomically(
         run / "parity.png", lambda path: parity_figure(table, names, config.dataset.unit, path)

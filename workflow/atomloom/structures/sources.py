@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -215,7 +216,9 @@ def record_id(name: str) -> str:
     path = PurePosixPath(name.replace("\\", "/"))
     stem = _without_compression(path.name)
     lower = stem.lower()
-    ending = next((e for e in _ENDINGS if lower.endswith(e) and len(lower) > len(e)), "")
+    ending = next(
+        (e for e in _endings(tuple(REGISTRY)) if lower.endswith(e) and len(lower) > len(e)), ""
+    )
     stem = stem[: len(stem) - len(ending)] if ending else stem
     if stem.lower() in _GENERIC and path.parent.name:
         return path.parent.name
@@ -228,19 +231,12 @@ def natural_key(text: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts if part]
 
 
-_ENDINGS = tuple(
-    sorted(
-        {
-            pattern[1:].lower()
-            for reader in REGISTRY.values()
-            for pattern in (*reader.PATTERNS, *reader.HINTS)
-            if pattern.startswith("*.") and "*" not in pattern[1:]
-        }
-        | {".raw", ".dat", ".xml", ".data"},
-        key=len,
-        reverse=True,
-    )
-)
+@lru_cache(maxsize=8)
+def _endings(formats: tuple[str, ...]) -> tuple[str, ...]:
+    """Endings of names that say no more than the format, the longest first."""
+    patterns = [p for f in formats for p in (*REGISTRY[f].PATTERNS, *REGISTRY[f].HINTS)]
+    plain = {p[1:] for p in patterns if p.startswith("*.") and "*" not in p[1:]}
+    return tuple(sorted(plain | {".raw", ".dat", ".xml", ".data"}, key=len, reverse=True))
 
 
 def _is_hidden(name: str) -> bool:
@@ -624,6 +620,8 @@ class _File:
             if error.where:
                 raise
             reason, todo = error.what, error.todo
+        except Exception as error:  # a reader stumbled: these bytes are bad, others may be good
+            reason, todo = f"cannot be split: {type(error).__name__}: {error}", ""
         if todo and not count:  # the config can mend it
             raise AtomloomError(reason, where=where, todo=todo)
         if count:

@@ -16,6 +16,10 @@ from atomloom.errors import AtomloomError
 from atomloom.keys import structure_digest
 
 MAX_ATOMIC_NUMBER = 118
+MAX_LENGTH = 1e9
+"""A; beyond it positions in units of 1e-8 A, in which they are hashed, leave the range of integers."""
+LEAST_SPAN = 1e-6
+"""Periodic vectors that span less than this share of the product of their lengths are dependent."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +50,8 @@ class Structure:
         count = len(numbers)
         if count == 0:
             raise AtomloomError("no atoms")
-        if numbers.dtype != np.uint8 or not 0 < numbers.min() <= numbers.max() <= MAX_ATOMIC_NUMBER:
+        known = numbers.tobytes() if numbers.dtype == np.uint8 else b"\0"
+        if b"\0" in known or max(known) > MAX_ATOMIC_NUMBER:
             numbers = _atomic_numbers(numbers)
         positions = np.ascontiguousarray(self.positions, dtype=np.float64)
         cell = np.ascontiguousarray(self.cell, dtype=np.float64)
@@ -55,17 +60,16 @@ class Structure:
             raise AtomloomError(f"{count} atoms but positions of shape {positions.shape}")
         if cell.shape != (3, 3) or pbc.shape != (3,):
             raise AtomloomError(f"cell of shape {cell.shape}, pbc of shape {pbc.shape}")
-        if not np.isfinite(positions).all():
-            atom = int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])
-            raise AtomloomError(f"coordinate of atom {atom} is not a finite number")
+        if not np.abs(positions).max() < MAX_LENGTH:  # false for NaN as well
+            atom = int(np.flatnonzero(~(np.abs(positions) < MAX_LENGTH).all(axis=1))[0])
+            reason = (
+                "beyond reason" if np.isfinite(positions[atom]).all() else "not a finite number"
+            )
+            raise AtomloomError(f"coordinate of atom {atom} is {reason}")
         _check_cell(cell.tolist(), pbc.tolist())
-        for name, value in (
-            ("numbers", np.ascontiguousarray(numbers)),
-            ("positions", positions),
-            ("cell", cell),
-            ("pbc", pbc),
-        ):
-            object.__setattr__(self, name, value)
+        self.__dict__.update(
+            numbers=np.ascontiguousarray(numbers), positions=positions, cell=cell, pbc=pbc
+        )
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -100,23 +104,29 @@ def _check_cell(cell: list[list[float]], pbc: list[bool]) -> None:
     Plain arithmetic: on nine numbers it is several times faster than array functions, and this is
     run once a record.
     """
-    if not all(math.isfinite(x) for row in cell for x in row):
-        raise AtomloomError("cell has an entry that is not a finite number")
-    rows = [row for row, periodic in zip(cell, pbc, strict=True) if periodic]
-    if not rows:
-        return
-    lengths = [math.hypot(*row) for row in rows]
-    if len(rows) == 1:
-        spanned = 1.0 if lengths[0] > 0 else 0.0
+    (a, b, c), (d, e, f), (g, h, i) = cell
+    # a NaN makes the sum one, and passes no comparison; max() alone would lose it
+    if (
+        not abs(a) + abs(b) + abs(c) + abs(d) + abs(e) + abs(f) + abs(g) + abs(h) + abs(i)
+        < MAX_LENGTH
+    ):
+        _refuse_entries(cell)
+    if all(pbc):
+        lengths = math.hypot(a, b, c) * math.hypot(d, e, f) * math.hypot(g, h, i)
+        volume = a * (e * i - f * h) + b * (f * g - d * i) + c * (d * h - e * g)
+        spanned = abs(volume) > LEAST_SPAN * lengths
+    elif any(pbc):
+        rows = np.array([row for row, periodic in zip(cell, pbc, strict=True) if periodic])
+        lengths = float(np.prod(np.linalg.norm(rows, axis=1)))
+        area = math.sqrt(max(float(np.linalg.det(rows @ rows.T)), 0.0))
+        spanned = area > LEAST_SPAN * lengths
     else:
-        units = [
-            [x / (length or 1.0) for x in row] for row, length in zip(rows, lengths, strict=True)
-        ]
-        (a, b, c), (d, e, f) = units[:2]
-        normal = (b * f - c * e, c * d - a * f, a * e - b * d)
-        if len(rows) == 2:
-            spanned = math.hypot(*normal)
-        else:
-            spanned = abs(sum(x * y for x, y in zip(normal, units[2], strict=True)))
-    if not spanned > 1e-6:
+        return
+    if not spanned:
         raise AtomloomError("periodic lattice vectors are zero or linearly dependent")
+
+
+def _refuse_entries(cell: list[list[float]]) -> None:
+    finite = all(math.isfinite(x) for row in cell for x in row)
+    reason = "beyond reason" if finite else "not a finite number"
+    raise AtomloomError(f"cell has an entry that is {reason}")

@@ -7,7 +7,7 @@ of data and losses.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -97,21 +97,41 @@ def open_fabric(settings: Training, log: Callable[[str], None]) -> Fabric:
     """Fabric for the device and precision of the config.
 
     Raises:
-        AtomloomError: when the device or the precision is not available.
+        AtomloomError: when the devices or the precision are not available.
     """
     device = choose_device(settings.device)
     check_precision(settings.precision, device, log)
+    if device == "cuda" and settings.devices > torch.cuda.device_count():
+        raise AtomloomError(
+            f"there are {torch.cuda.device_count()} CUDA devices here, not {settings.devices}",
+            where="training.devices",
+        )
     with _quiet_fabric():
-        # The environment is named, so that a lone process inside a Slurm allocation is not taken
-        # for a part of a distributed job.
         fabric = Fabric(
             accelerator=device,
-            devices=1,
+            devices=settings.devices,
+            strategy="ddp" if settings.devices > 1 else "auto",
             precision=FABRIC_PRECISION[settings.precision],
-            plugins=[LightningEnvironment()],
+            # The environment of a lone process is named, so that inside a Slurm allocation it is
+            # not taken for a part of a distributed job.
+            plugins=[LightningEnvironment()] if settings.devices == 1 else None,
         )
         fabric.launch()
     return fabric
+
+
+def share_from_first(fabric: Fabric, tensors: Iterable[Tensor]) -> None:
+    """Give all processes the first one's values of these tensors, in place."""
+    if fabric.world_size > 1:
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor, src=0)
+
+
+def close_fabric(fabric: Fabric) -> None:
+    """Let go of the other processes."""
+    if fabric.world_size > 1:
+        fabric.barrier()
+        torch.distributed.destroy_process_group()
 
 
 @contextmanager
@@ -122,7 +142,7 @@ def arithmetic(settings: Training, device: str) -> Iterator[None]:
     fill = torch.utils.deterministic.fill_uninitialized_memory
     matmul = torch.get_float32_matmul_precision()
     if settings.threads:
-        torch.set_num_threads(settings.threads)
+        torch.set_num_threads(max(1, settings.threads // settings.devices))
     if device == "cpu":
         # Gradients of indexing are otherwise summed by several threads in any order.
         torch.use_deterministic_algorithms(True, warn_only=True)

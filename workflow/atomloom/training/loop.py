@@ -32,7 +32,14 @@ from atomloom.keys import short_hash
 from atomloom.models.registry import build_model
 from atomloom.training.clock import Clock
 from atomloom.training.data import LabelledGraphs
-from atomloom.training.devices import Network, Sealed, arithmetic, open_fabric
+from atomloom.training.devices import (
+    Network,
+    Sealed,
+    arithmetic,
+    close_fabric,
+    open_fabric,
+    share_from_first,
+)
 from atomloom.training.ema import MovingAverage
 from atomloom.training.history import History, progress_line
 from atomloom.training.losses import loss_sum
@@ -45,6 +52,7 @@ from atomloom.training.targets import Standardizer
 
 Log = Callable[[str], None]
 
+AGREE_STEPS = 20  # between which several processes do not ask each other whether to save
 CUDA_CHECK_STEPS = 50  # reading a loss makes the GPU wait; on the CPU every step is looked at
 
 
@@ -77,7 +85,7 @@ class Best:
     """The best epoch so far."""
 
     error: float = math.inf
-    """Mean over the targets of MAE / standard deviation."""
+    """Of validation, see `Scores`."""
     epoch: int = 0
     step: int = 0
     maes: tuple[float, ...] = ()
@@ -119,9 +127,13 @@ def train(
         log("already trained")
         return TrainResult(**content["result"])
     fabric = open_fabric(config.training, log)
+    if not fabric.is_global_zero:
+        log = _say_nothing
     with arithmetic(config.training, fabric.device.type), termination_noticed() as asked_to_stop:
         result = _train(data, config, run_dir, key, fabric, log, asked_to_stop)
-    write_json(finished, {"key": key, "result": asdict(result)})
+    if fabric.is_global_zero:
+        write_json(finished, {"key": key, "result": asdict(result)})
+    close_fabric(fabric)
     return result
 
 
@@ -136,13 +148,17 @@ def _train(
 ) -> TrainResult:
     settings, names, unit = config.training, config.dataset.target, config.dataset.unit
     device, cuda = fabric.device, fabric.device.type == "cuda"
+    rank, ranks = fabric.global_rank, fabric.world_size
     state_file = run_dir / "state" / "last.ckpt"
 
     # --- data ---
     train_rows = _with_targets(data, "train", log)
     val_rows = _with_targets(data, "val", log)
     _check_validation(settings, len(val_rows))
-    standardizer = Standardizer.fit(data.targets, train_rows, names, settings.log_targets)
+    if settings.loss == "bce":
+        standardizer = Standardizer.for_classes(data.targets, train_rows, names)
+    else:
+        standardizer = Standardizer.fit(data.targets, train_rows, names, settings.log_targets)
     targets = standardizer.standardize(data.targets)
     options = {
         "bounds": settings.batch,
@@ -151,9 +167,16 @@ def _train(
         "device": device,
     }
     loader = GraphLoader(
-        data.table, train_rows, targets, seed=settings.seed, shuffle=True, **options
+        data.table,
+        train_rows,
+        targets,
+        seed=settings.seed,
+        shuffle=True,
+        rank=rank,
+        ranks=ranks,
+        **options,
     )
-    val_loader = GraphLoader(data.table, val_rows, **options)
+    val_loader = GraphLoader(data.table, val_rows[rank::ranks], **options)
 
     # --- model ---
     torch.manual_seed(settings.seed)
@@ -174,7 +197,8 @@ def _train(
     errors: Tensor | None = None  # [batches] sums of the loss, of the epoch under way
     if (state := load_state(state_file, key)) is not None:
         epoch, position, step = state["epoch"], state["position"], state["step"]
-        waited, seconds, errors = state["waited"], state["seconds"], state["errors"]
+        waited, seconds = state["waited"], state["seconds"]
+        errors = state["errors"] if rank == 0 else torch.zeros_like(state["errors"])
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         fabric.strategy.precision.load_state_dict(state["scaler"])
@@ -193,9 +217,16 @@ def _train(
     resumed_seconds, begun = seconds, time.perf_counter()
     begun_epochs = epoch + position / max(1, len(loader.plan(epoch)))
 
+    def agreed(*answers: bool) -> tuple[bool, ...]:
+        """What the first process thinks."""
+        return answers if ranks == 1 else fabric.broadcast(answers)
+
     def save() -> None:
         """Write what a killed run needs, and what a person may look at meanwhile."""
         started = time.monotonic()
+        sums = fabric.all_reduce(errors.clone(), reduce_op="sum")  # it works in place
+        if rank > 0:
+            return
         if not all(torch.isfinite(p).all() for p in model.parameters()):
             raise _diverged(run_dir, epoch, step)
         content = {
@@ -204,7 +235,7 @@ def _train(
             "step": step,
             "waited": waited,
             "seconds": resumed_seconds + time.perf_counter() - begun,
-            "errors": errors,
+            "errors": sums,
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "scaler": fabric.strategy.precision.state_dict(),
@@ -218,6 +249,8 @@ def _train(
         timer.saved(started)
 
     def publish() -> None:
+        if rank > 0:
+            return
         history.write(run_dir / "history.csv")
         if best.weights is not None:
             facts = {"epoch": best.epoch, "step": best.step, "val_mae": list(best.maes)}
@@ -241,18 +274,20 @@ def _train(
             clock.mark("data")
 
             if position % settings.accumulate == 0:
-                weight = 1.0 / max(1, known[position : position + settings.accumulate].sum())
+                # Processes' gradients are averaged, not added: hence their number.
+                weight = ranks / max(1, known[position : position + settings.accumulate].sum())
                 done = (epoch + position // settings.accumulate / steps) / settings.epochs
                 rate = schedule.rate(done)
                 set_rate(optimizer, rate, schedule.momentum(done))
             closes = (position + 1) % settings.accumulate == 0 or position + 1 == batches
 
-            _seed_noise(settings.seed, epoch, position, cuda)
-            prediction = network(Sealed(batch)).content.reshape(batch.targets.shape)
-            prediction = prediction.to(batch.targets.dtype)  # losses are never taken in 16 bits
-            error = loss_sum(settings.loss, prediction, batch.targets, settings.huber_delta)
-            clock.mark("forward")
-            fabric.backward(error * weight)
+            _seed_noise(settings.seed, epoch, position * ranks + rank, cuda)
+            with fabric.no_backward_sync(network, enabled=not closes):
+                prediction = network(Sealed(batch)).content.reshape(batch.targets.shape)
+                prediction = prediction.to(batch.targets.dtype)  # losses are never taken in 16 bits
+                error = loss_sum(settings.loss, prediction, batch.targets, settings.huber_delta)
+                clock.mark("forward")
+                fabric.backward(error * weight)
             errors[position] = error.detach()
             clock.mark("backward")
             position += 1
@@ -271,21 +306,28 @@ def _train(
             if average is not None:
                 average.update(step)
             clock.mark("optimizer")
-            if position < batches and (timer.due() or asked_to_stop()):
-                if cuda:
+            if position < batches and (ranks == 1 or step % AGREE_STEPS == 0):
+                stop, due = agreed(asked_to_stop(), timer.due())
+                if stop or due:
                     _check_finite(errors, position, run_dir, epoch, batch)
-                save()
-                if asked_to_stop():
+                    save()
+                if stop:
                     raise _stopped(run_dir)
 
         # --- end of the epoch: validate, remember the best, decide ---
         parts = clock.seconds()
         validation_begun = time.perf_counter()
+        errors = fabric.all_reduce(errors, reduce_op="sum")
         train_loss = float(errors.sum()) / max(1, int(known.sum()))
+        # Statistics of batch norms are each process's own: all evaluate with those of the first.
+        share_from_first(fabric, model.buffers())
+        share_from_first(fabric, average.state().values() if average else ())
         model.eval()
         with average.applied() if average else nullcontext():
             with fabric.autocast():
-                outputs = predict_batches(forward, val_loader, len(names))
+                outputs = _gathered(
+                    predict_batches(forward, val_loader, len(names)), len(val_rows), fabric
+                )
             scores = _validate(settings, outputs, targets, data.targets, val_rows, standardizer)
             if len(val_rows) and not math.isfinite(scores.error):
                 raise AtomloomError(
@@ -317,9 +359,10 @@ def _train(
         speed = (now - begun) / (epoch - begun_epochs)
         log(progress_line(history, best.maes, settings.epochs, names, unit, speed))
         last = epoch == settings.epochs or stopped_early
-        if last or timer.due(end_of_epoch=True) or asked_to_stop():
+        stop, due = agreed(asked_to_stop(), timer.due(end_of_epoch=True))
+        if last or stop or due:
             save()
-        if asked_to_stop() and not last:
+        if stop and not last:
             raise _stopped(run_dir)
 
     if stopped_early:
@@ -347,7 +390,7 @@ class Scores:
     loss: float
     """Mean loss over known standardised targets."""
     error: float
-    """Mean over the targets of MAE / standard deviation: what is minimised."""
+    """What is minimised: the mean over the targets of MAE / standard deviation; for classes the loss."""
     maes: tuple[float, ...]
     """Of each target in real units."""
 
@@ -368,16 +411,32 @@ def _validate(
     loss = loss_sum(
         settings.loss, torch.from_numpy(outputs), torch.from_numpy(wanted), settings.huber_delta
     )
+    loss = float(loss) / int(known.sum())
     counts = known.sum(axis=0)
     scaled = np.where(known, np.abs(outputs - wanted), 0.0).sum(axis=0)
     errors = np.where(known, np.abs(standardizer.restore(outputs) - real[rows]), 0.0).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         maes = tuple((errors / counts).tolist())
     return Scores(
-        loss=float(loss) / int(known.sum()),
-        error=float((scaled[counts > 0] / counts[counts > 0]).mean()),
+        loss=loss,
+        error=loss
+        if standardizer.classes
+        else float((scaled[counts > 0] / counts[counts > 0]).mean()),
         maes=maes,
     )
+
+
+def _gathered(outputs: np.ndarray, rows: int, fabric: Fabric) -> np.ndarray:
+    """[rows, K] outputs of all processes, of which each has a row in `world_size`, in turn."""
+    if fabric.world_size == 1:
+        return outputs
+    whole = torch.zeros(rows, outputs.shape[1], dtype=torch.float64)
+    whole[fabric.global_rank :: fabric.world_size] = torch.from_numpy(outputs)
+    return fabric.all_reduce(whole.to(fabric.device), reduce_op="sum").cpu().numpy()
+
+
+def _say_nothing(_: str) -> None:
+    """The first process reports."""
 
 
 def _run_digest(data: LabelledGraphs, config: Config) -> str:

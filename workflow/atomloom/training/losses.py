@@ -17,8 +17,8 @@ def loss_sum(kind: str, prediction: Tensor, target: Tensor, delta: float = 1.0) 
     """Sum of the loss over all known targets; a scalar.
 
     Args:
-        kind: `mse`, `mae` or `huber`.
-        prediction: [B, K] standardised.
+        kind: `mse`, `mae`, `huber` or `bce`.
+        prediction: [B, K] standardised; for `bce` the logarithm of the odds.
         target: [B, K] standardised, NaN where unknown.
         delta: for `huber`, where it turns from quadratic to linear.
     """
@@ -29,6 +29,10 @@ def loss_sum(kind: str, prediction: Tensor, target: Tensor, delta: float = 1.0) 
         return F.mse_loss(prediction, target, reduction="sum")
     if kind == "mae":
         return F.l1_loss(prediction, target, reduction="sum")
+    if kind == "bce":
+        return F.binary_cross_entropy_with_logits(
+            prediction, target.clamp(0.0, 1.0), weight=known.to(target.dtype), reduction="sum"
+        )
     if kind == "huber":
         return F.huber_loss(prediction, target, reduction="sum", delta=delta)
     raise AtomloomError(f"unknown loss {kind!r}", where="training.loss")

@@ -67,6 +67,7 @@ def write_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> N
         "mean": card.standardizer.mean.tolist(),
         "std": card.standardizer.std.tolist(),
         "log": card.standardizer.log.tolist(),
+        "classes": card.standardizer.classes,
         "facts": {**card.facts, "atomloom": __version__},
     }
     # Copies: two names may share memory, which the format has no way to say.
@@ -105,7 +106,10 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
             targets=tuple(content["targets"]),
             unit=content["unit"],
             standardizer=Standardizer(
-                np.array(content["mean"]), np.array(content["std"]), np.array(content["log"], bool)
+                np.array(content["mean"]),
+                np.array(content["std"]),
+                np.array(content["log"], dtype=bool),
+                content["classes"],
             ),
             facts=content["facts"],
         )

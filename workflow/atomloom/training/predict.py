@@ -5,9 +5,10 @@ It knows nothing of how the model was trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,11 @@ from torch import Tensor, nn
 from atomloom.config.training import Batching
 from atomloom.data.batch import GraphBatch
 from atomloom.data.loader import GraphLoader
+from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
 from atomloom.models.registry import build_model
+from atomloom.structures.structure import Structure
+from atomloom.structures.table import StructureTable
 from atomloom.training.devices import choose_device
 from atomloom.training.modelfile import ModelCard, read_model, working_dtype
 
@@ -32,6 +36,23 @@ class LoadedModel:
     """What it is: config, graph spec, targets, unit."""
     dtype: torch.dtype
     """Precision of its weights."""
+
+    def predict(
+        self, structures: Sequence[Any], bounds: Batching | None = None, device: str = "auto"
+    ) -> np.ndarray:
+        """[len(structures), K] float64 predictions in real units.
+
+        Args:
+            structures: ours, or of pymatgen, ASE or jarvis-tools.
+            bounds: most structures, atoms, edges and triplets of a batch.
+            device: `auto`, `cpu` or `cuda`.
+
+        Raises:
+            AtomloomError: when a structure is nothing of the kind or cannot have the model's graph.
+        """
+        own = [item if isinstance(item, Structure) else _adapted(item) for item in structures]
+        table = build_graphs(StructureTable.from_structures(own), self.card.graph)
+        return predict_table(self, table, bounds=bounds, device=device)
 
 
 def load_model(path: str | Path) -> LoadedModel:
@@ -88,3 +109,10 @@ def predict_batches(
             prediction = forward(batch)
             parts.append(prediction.reshape(batch.size, outputs).double())
     return torch.cat(parts).cpu().numpy() if parts else np.zeros((0, outputs))
+
+
+def _adapted(structure: Any) -> Structure:
+    # The libraries behind other types take long to import: only who brings one pays.
+    from atomloom.structures.adapters import to_structure
+
+    return to_structure(structure)

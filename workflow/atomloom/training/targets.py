@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import special
 
 from atomloom.errors import AtomloomError
 
@@ -23,6 +24,40 @@ class Standardizer:
     """[K] float64, likewise; 1 where all training values are equal."""
     log: np.ndarray
     """[K] bool, whether f is the natural logarithm."""
+    classes: bool = False
+    """Whether targets are 0 and 1, which are left as they are, and a network gives the logarithm of
+    the odds of 1, of which `restore` makes a probability."""
+
+    @classmethod
+    def for_classes(
+        cls, targets: np.ndarray, rows: np.ndarray, names: Sequence[str]
+    ) -> Standardizer:
+        """For targets that are 0 or 1.
+
+        Args:
+            targets: [S, K], NaN where unknown.
+            rows: rows of the training set.
+            names: the K targets' names.
+
+        Raises:
+            AtomloomError: when a target is anything else, or of one class in all training rows.
+        """
+        other = np.isfinite(targets) & (targets != 0) & (targets != 1) | np.isinf(targets)
+        if other.any():
+            row, column = np.argwhere(other)[0]
+            raise AtomloomError(
+                f"{names[column]} of row {row} is {targets[row, column]:g}, not 0 or 1",
+                where="training.loss",
+                todo="bce is for classes: use mse, mae or huber, or label classes 0 and 1",
+            )
+        for column, name in enumerate(names):
+            values = targets[rows, column]
+            if len(np.unique(values[np.isfinite(values)])) < 2:
+                raise AtomloomError(
+                    f"the training structures are of one class of {name}", where="targets"
+                )
+        count = len(names)
+        return cls(np.zeros(count), np.ones(count), np.zeros(count, dtype=bool), classes=True)
 
     @classmethod
     def fit(
@@ -75,7 +110,9 @@ class Standardizer:
         return (_transform(targets, self.log) - self.mean) / self.std
 
     def restore(self, standardized: np.ndarray) -> np.ndarray:
-        """[..., K] back to real units, in float64."""
+        """[..., K] a network's outputs in real units (probabilities for classes), in float64."""
+        if self.classes:
+            return special.expit(np.asarray(standardized, dtype=np.float64))
         values = np.asarray(standardized, dtype=np.float64) * self.std + self.mean
         values[..., self.log] = np.exp(values[..., self.log])
         return values

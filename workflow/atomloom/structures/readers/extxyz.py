@@ -130,11 +130,8 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
         _explain(count, width, body)
     numbers = atomic_numbers(tokens[layout.element :: width])
     columns: dict[str, np.ndarray] = {}
-    if layout.numeric_from is not None:  # species first, numbers after: the usual frame
-        start = layout.numeric_from
+    if layout.usual:
         del tokens[0::width]
-        if start != 1:
-            raise AssertionError
         table = floats(tokens, "atoms: ").reshape(count, width - 1)
         positions = table[:, layout.position - 1 : layout.position + 2]
         for name, first, size in layout.columns:
@@ -153,7 +150,7 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
 class _Layout:
     """Where each quantity stands in a row of `Properties`."""
 
-    __slots__ = ("columns", "element", "numeric_from", "position", "width")
+    __slots__ = ("columns", "element", "position", "usual", "width")
 
     def __init__(self, text: str, forces_key: str | None) -> None:
         parts = text.split(":")
@@ -196,8 +193,8 @@ class _Layout:
             )
             for name, first, size in self.columns
         ]
-        usual = self.element == 0 and all(kind in ("R", "I") for kind in kinds[1:])
-        self.numeric_from = 1 if usual else None
+        # the element first and nothing but numbers behind: all of them are read at once
+        self.usual = self.element == 0 and all(kind in ("R", "I") for kind in kinds[1:])
 
 
 @lru_cache(maxsize=256)

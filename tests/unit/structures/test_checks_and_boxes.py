@@ -1,0 +1,129 @@
+"""Quarantine checks against brute force, and fake boxes around molecules."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atomloom.config import Checks
+from atomloom.errors import AtomloomError
+from atomloom.structures import Structure
+from atomloom.structures.boxes import without_fake_box
+from atomloom.structures.checks import check_structure, closest_pair
+
+
+def structure(numbers, positions, cell=None, pbc=True, **properties):
+    cell = np.zeros((3, 3)) if cell is None else np.asarray(cell, dtype=float)
+    return Structure(
+        np.asarray(numbers),
+        np.asarray(positions, dtype=float),
+        cell,
+        np.broadcast_to(pbc, 3),
+        properties,
+    )
+
+
+def brute_force(s: Structure, images: int = 5) -> float:
+    """Least distance over all pairs and images, each atom's own included."""
+    span = [range(-images, images + 1) if periodic else (0,) for periodic in s.pbc]
+    shifts = np.array(list(itertools.product(*span))) @ s.cell
+    apart = s.positions[:, None, None] - s.positions[None, :, None] + shifts[None, None]
+    distances = np.linalg.norm(apart, axis=-1)
+    distances[np.arange(len(s)), np.arange(len(s)), len(shifts) // 2] = np.inf
+    return float(distances.min())
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 40),
+    st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    st.sampled_from([0.4, 1.0, 2.5]),
+)
+def test_the_closest_pair_is_that_of_brute_force(seed, count, pbc, within):
+    rng = np.random.default_rng(seed)
+    cell = np.diag(rng.uniform(1.5, 12, 3)) + rng.normal(0, 0.8, (3, 3))
+    heights = abs(np.linalg.det(cell)) / np.linalg.norm(
+        np.cross(cell[[1, 2, 0]], cell[[2, 0, 1]]), axis=1
+    )
+    if heights.min() < 0.6:
+        return
+    # wrapped, so that a few images suffice for brute force, then moved by lattice vectors at random
+    fractions = rng.random((count, 3))
+    wrapped = structure(rng.integers(1, 90, count), fractions @ cell, cell, pbc)
+    moved = fractions + rng.integers(-3, 4, (count, 3)) * np.array(pbc)
+    first, second, distance = closest_pair(
+        structure(wrapped.numbers, moved @ cell, cell, pbc), within
+    )
+    expected = brute_force(wrapped)
+    if expected >= within:
+        assert (first, second) == (-1, -1)
+        return
+    assert distance == pytest.approx(expected, abs=1e-9)
+    assert 0 <= first <= second < count
+
+
+def test_overlaps_are_named():
+    cell = np.eye(3) * 5
+    with pytest.raises(AtomloomError, match=r"atoms 1 and 2 are 0\.12 A apart"):
+        check_structure(
+            structure([1, 8, 8], [[0, 0, 0], [2, 2, 4.96], [2, 2, 0.08]], cell), Checks()
+        )
+    with pytest.raises(AtomloomError, match=r"atom 0 is 0\.3 A from its own periodic image"):
+        check_structure(structure([8], [[0, 0, 0]], np.diag([5, 5, 0.3])), Checks())
+    check_structure(structure([1, 8], [[0, 0, 0], [0, 0, 0.1]], cell), Checks(min_distance=0))
+    check_structure(structure([1, 1], [[0, 0, 0], [0, 0, 0.7414]], pbc=False), Checks())
+
+
+def test_a_slab_is_not_periodic_across_its_vacuum():
+    cell = np.diag([3.0, 3.0, 1.0])
+    atoms = [[0, 0, 0], [0, 0, 1.1]]
+    check_structure(structure([8, 8], atoms, cell, (True, True, False)), Checks())
+    with pytest.raises(AtomloomError, match=r"0\.1 A apart"):
+        check_structure(structure([8, 8], atoms, cell), Checks())
+
+
+def test_an_empty_cell_is_refused_and_a_molecule_has_none():
+    with pytest.raises(
+        AtomloomError, match=r"a volume of 125000 A\^3 an atom, more than 10000.*box: molecule"
+    ):
+        check_structure(structure([1], [[0, 0, 0]], np.eye(3) * 50), Checks())
+    check_structure(structure([1], [[0, 0, 0]], pbc=False), Checks())
+
+
+WATER = np.array([[0, 0, 0.12], [0, 0.76, -0.47], [0, -0.76, -0.47]])
+
+
+@pytest.mark.parametrize("centre", [(0, 0, 0), (25, 25, 25), (49.9, 0.2, 30), (0, 50, 50)])
+@pytest.mark.parametrize("wrap", [True, False])
+def test_a_molecule_in_a_box_is_taken_out_of_it_in_one_piece(centre, wrap):
+    cell = np.array([[50.0, 0, 0], [5, 50, 0], [0, -5, 50]])
+    positions = WATER + centre
+    if wrap:
+        fractions = positions @ np.linalg.inv(cell)
+        positions = (fractions - np.floor(fractions)) @ cell
+    boxed = structure([8, 1, 1], positions, cell, energy=-1.0, stress=np.eye(3))
+    free = without_fake_box(boxed)
+    assert not free.pbc.any()
+    assert not free.cell.any()
+    assert free.properties == {"energy": -1.0}
+    np.testing.assert_allclose(free.positions - free.positions[0], WATER - WATER[0], atol=1e-12)
+    np.testing.assert_array_equal(free.positions[0], positions[0])
+
+
+@pytest.mark.parametrize("height", [11.2, 8.0])
+def test_a_box_with_less_vacuum_than_ten_angstrom_is_kept(height):
+    boxed = structure([8, 1, 1], WATER, np.diag([50, 50, height]))
+    assert without_fake_box(boxed).pbc.any() == (height < 10.6)
+    crystal = structure([11, 17], [[0, 0, 0], [2.8, 0, 0]], np.eye(3) * 5.6)
+    assert without_fake_box(crystal) is crystal
+
+
+def test_a_box_without_periodicity_is_dropped_and_a_slab_is_kept():
+    assert not without_fake_box(structure([8], [[0, 0, 0]], np.eye(3) * 5, False)).cell.any()
+    slab = structure([8], [[0, 0, 0]], np.diag([3, 3, 40.0]), (True, True, False))
+    assert without_fake_box(slab) is slab

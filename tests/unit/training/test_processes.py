@@ -1,0 +1,85 @@
+"""Several processes take the same steps as one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from atomloom.training.loop import train
+from tests.unit.training.runs import history, small_config, small_data, use_sum_model
+
+ROOT = Path(__file__).resolve().parents[3]
+
+SCRIPT = """
+import json, os, signal, sys
+
+from atomloom.training import loop
+from tests.unit.training.runs import SumModel, small_config, small_data
+
+run, options, kill_at = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+calls = 0
+
+
+def seed_noise(*arguments, genuine=loop._seed_noise):
+    global calls
+    calls += 1
+    if calls == kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    genuine(*arguments)
+
+
+loop._seed_noise = seed_noise
+loop.AGREE_STEPS = 1
+if options.pop("sums"):
+    loop.build_model = lambda config, outputs: SumModel(outputs)
+loop.train(small_data(60, targets=2), small_config(targets=2, **options), run)
+"""
+
+
+def launch(folder: Path, options: dict, kill_at: int = 0) -> subprocess.CompletedProcess:
+    import json
+
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(folder / "run"), json.dumps(options), str(kill_at)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path, monkeypatch):
+    """Batches of 3 shared by two, the last of one structure: a process then has nothing to do."""
+    options = {"precision": "64", "batch": {"structures": 3}, "accumulate": 2, "clip_norm": 0.5}
+    options |= {"ema_decay": 0.9, "epochs": 2}
+    done = launch(tmp_path, {**options, "devices": 2, "sums": True})
+    assert done.returncode == 0, done.stderr
+    assert sum(line.startswith("epoch") for line in done.stdout.splitlines()) == 2
+    use_sum_model(monkeypatch)
+    train(small_data(60, targets=2), small_config(targets=2, **options), tmp_path / "one", print)
+    for one, other in zip(history(tmp_path / "one"), history(tmp_path / "run"), strict=True):
+        assert one == pytest.approx(other, rel=1e-9)
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "run"))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.slow
+def test_two_processes_resume_to_the_same_bits(tmp_path):
+    options = {"devices": 2, "sums": False, "epochs": 2, "checkpoint_minutes": 1e-9}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    assert launch(whole, options).returncode == 0
+    assert launch(parts, options, kill_at=4).returncode != 0
+    done = launch(parts, options)
+    assert done.returncode == 0, done.stderr
+    assert "going on at epoch 1, batch 4" in done.stdout
+    assert history(whole / "run") == history(parts / "run")
+    one, other = (load_file(folder / "run" / "model.safetensors") for folder in (whole, parts))
+    assert all(torch.equal(one[name], other[name]) for name in one)
