@@ -129,7 +129,7 @@ def slicing() -> dict:
         }
         ratio = speeds["sliced"] / speeds["collated"]
         print(
-            f"batches of {size:3d}: sliced {speeds['sliced']:9,.0f}   graph by graph {speeds['collated']:8,.0f}   {ratio:.0f} x"
+            f"batches of {size:3d}: sliced {speeds['sliced']:9,.0f}   graph by graph {speeds['collated']:8,.0f}   {ratio:.1f} x"
         )
         result[f"batches_of_{size}"] = {**speeds, "ratio": ratio}
     return result
@@ -257,7 +257,7 @@ def main() -> None:
         row = results["slicing"]["batches_of_64"]
         print(
             f"\nloader: {row['sliced']:,.0f} crystals a second on one core, "
-            f"{row['ratio']:.0f} times collation graph by graph"
+            f"{row['ratio']:.1f} times collation graph by graph"
         )
 
 

@@ -25,7 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,10 +33,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from atomloom.config import GraphSpec
 from atomloom.config.model import EComFormerConfig, IComFormerConfig
 from atomloom.data.batch import GraphBatch
+from atomloom.data.loader import GraphLoader
+from atomloom.graphs.build import build_graphs
 from atomloom.models import build_model
 from atomloom.models.features import cgcnn_features
+from atomloom.structures.adapters import to_structure
+from atomloom.structures.structure import Structure
+from atomloom.structures.table import StructureTable
 
 HERE = Path(__file__).resolve().parent
 DATA = Path(os.environ.get("ATOMLOOM_DATA") or HERE.parents[1] / "shared" / "data")
@@ -46,109 +52,43 @@ RESULT = HERE / "results" / "property_models.json"
 # --- the batch ------------------------------------------------------------------------------------
 
 
-def perovskites(count: int) -> tuple[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-    """Where they are from, and (numbers, cell, positions) of `count` five-atom perovskites."""
+def perovskites(count: int) -> tuple[str, list[Structure]]:
+    """Where they are from, and `count` five-atom perovskites."""
     path = DATA / "perov5" / "val.csv.xz"
     if path.is_file():
-        from pymatgen.core import Structure
+        from pymatgen.core import Structure as Crystal
 
         csv.field_size_limit(1 << 24)
-        found = []
         with lzma.open(path, "rt") as handle:
-            for row, _ in zip(csv.DictReader(handle), range(count), strict=False):
-                crystal = Structure.from_str(row["cif"], fmt="cif")
-                numbers = np.array(crystal.atomic_numbers)
-                found.append((numbers, crystal.lattice.matrix, crystal.cart_coords))
-        return "perov5", found
+            rows = list(islice(csv.DictReader(handle), count))
+        return "perov5", [to_structure(Crystal.from_str(row["cif"], fmt="cif")) for row in rows]
     rng = np.random.default_rng(0)
     sites = np.array([[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
     found = []
-    for _ in range(count):
+    for index in range(count):
         cell = np.eye(3) * rng.uniform(3.7, 4.3)
-        jitter = rng.normal(scale=0.03, size=(5, 3))
-        numbers = np.array([rng.choice([20, 38, 56]), rng.choice([22, 40, 50]), 8, 8, 8])
-        found.append((numbers, cell, sites @ cell + jitter))
+        found.append(
+            Structure(
+                numbers=np.array([rng.choice([20, 38, 56]), rng.choice([22, 40, 50]), 8, 8, 8]),
+                cell=cell,
+                positions=sites @ cell + rng.normal(scale=0.03, size=(5, 3)),
+                pbc=np.ones(3, dtype=bool),
+                id=str(index),
+            )
+        )
     return "synthetic", found
 
 
-def neighbour_graph(numbers, cell, positions, neighbours: int) -> dict[str, np.ndarray]:
-    """ComFormer's graph, every directed edge once, with multiplicities; for small cells only."""
-    offsets = np.array(list(product(range(-3, 4), repeat=3)))
-    atoms = len(numbers)
-    listed: dict[tuple[int, ...], int] = {}
-
-    def add(dst: int, src: int, shift: np.ndarray) -> None:
-        listed[(dst, src, *shift)] = listed.get((dst, src, *shift), 0) + 1
-        listed[(src, dst, *-shift)] = listed.get((src, dst, *-shift), 0) + 1
-
-    lengths = np.linalg.norm(offsets @ cell, axis=1)
-    triad = _triad(offsets, offsets @ cell, lengths)
-    for dst in range(atoms):
-        apart = positions[None] + (offsets @ cell)[:, None] - positions[dst]
-        distance = np.linalg.norm(apart, axis=2)
-        distance[distance < 1e-6] = np.inf
-        limit = np.sort(distance, axis=None)[neighbours - 1] + 1e-5
-        near = set(zip(*np.nonzero(distance <= limit), strict=True))
-        for image, src in near:
-            add(dst, int(src), offsets[image])
-        for vector in triad:
-            if not any(src == dst and np.array_equal(offsets[i], vector) for i, src in near):
-                add(dst, dst, vector)
-    keys = np.array(sorted(listed))
-    dst, src, shift = keys[:, 0], keys[:, 1], keys[:, 2:]
-    return {
-        "numbers": numbers,
-        "cell": cell,
-        "positions": positions,
-        "dst": dst,
-        "src": src,
-        "shift": shift,
-        "vectors": positions[src] + shift @ cell - positions[dst],
-        "multiplicity": np.array([min(listed[tuple(key)], 2) for key in keys.tolist()]),
-        "lattice": triad @ cell,
-    }
-
-
-def _triad(offsets, vectors, lengths) -> np.ndarray:
-    """[3, 3] offsets of three short lattice vectors that span space."""
-    chosen: list[int] = []
-    for index in np.argsort(lengths, kind="stable")[1:]:
-        if np.linalg.matrix_rank(vectors[[*chosen, index]], tol=1e-6) == len(chosen) + 1:
-            chosen.append(int(index))
-        if len(chosen) == 3:
-            break
-    return offsets[chosen]
-
-
-def joined(graphs: list[dict[str, np.ndarray]], dtype: torch.dtype) -> GraphBatch:
-    """Graphs side by side."""
-    atoms = [len(graph["numbers"]) for graph in graphs]
-    start = np.concatenate(([0], np.cumsum(atoms)))
-    column = {
-        key: np.concatenate([graph[key] for graph in graphs])
-        for key in ("numbers", "positions", "shift", "vectors", "multiplicity")
-    }
-    src = np.concatenate([graph["src"] + at for graph, at in zip(graphs, start, strict=False)])
-    dst = np.concatenate([graph["dst"] + at for graph, at in zip(graphs, start, strict=False)])
-    degree = np.bincount(dst, minlength=start[-1])
-
-    def real(values) -> Tensor:
-        return torch.tensor(np.asarray(values), dtype=dtype)
-
-    return GraphBatch(
-        numbers=torch.tensor(column["numbers"].astype(np.int64)),
-        positions=real(column["positions"]),
-        cell=real(np.stack([graph["cell"] for graph in graphs])),
-        node_graph=torch.tensor(np.repeat(np.arange(len(graphs)), atoms)),
-        node_ptr=torch.tensor(start),
-        src=torch.tensor(src),
-        dst=torch.tensor(dst),
-        dst_ptr=torch.tensor(np.concatenate(([0], np.cumsum(degree)))),
-        shift=real(column["shift"]),
-        vectors=real(column["vectors"]),
-        multiplicity=real(column["multiplicity"]),
-        lattice=real(np.stack([graph["lattice"] for graph in graphs])),
+def batches(structures: list[Structure], neighbours: int) -> tuple[GraphBatch, GraphBatch]:
+    """One batch of all structures with ComFormer's graph, in float32 and in float64."""
+    spec = GraphSpec(max_neighbors=neighbours, lattice=True, lattice_edges=True)
+    table = build_graphs(StructureTable.from_structures(structures), spec)
+    rows = np.arange(len(table))
+    single, double = (
+        GraphLoader(table, rows, dtype=dtype).slice(rows)
+        for dtype in (torch.float32, torch.float64)
     )
+    return single, double
 
 
 # --- the published algebra, plainly ---------------------------------------------------------------
@@ -410,9 +350,8 @@ class Published(nn.Module):
 
 def comformer(options: argparse.Namespace) -> dict[str, object]:
     """iComFormer and eComFormer."""
-    source, crystals = perovskites(options.structures)
-    graphs = [neighbour_graph(*crystal, options.neighbours) for crystal in crystals]
-    batch, exact_batch = joined(graphs, torch.float32), joined(graphs, torch.float64)
+    source, structures = perovskites(options.structures)
+    batch, exact_batch = batches(structures, options.neighbours)
     copies = with_copies(batch)
     shape = {
         "source": source,

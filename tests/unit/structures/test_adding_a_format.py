@@ -63,3 +63,22 @@ def test_every_option_is_used():
     names = {name for reader in readers.REGISTRY.values() for name in reader.OPTIONS}
     for name in names | set(readers.COMMON_OPTIONS):
         assert re.search(rf'options(\.get\(|\[)"{name}"', code), name
+
+
+def test_the_guide_names_every_format_and_option():
+    text = (DOCUMENT.parent / "reading-data.md").read_text()
+    for name, reader in readers.REGISTRY.items():
+        assert f"`{name}`" in text
+        for option in reader.OPTIONS:
+            assert f"`{option}`" in text
+    for option in readers.COMMON_OPTIONS:
+        assert f"`{option}`" in text
+
+
+def test_the_guide_s_example_runs(monkeypatch, capsys):
+    monkeypatch.chdir(DOCUMENT.parents[1])
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (DOCUMENT.parent / "reading-data.md").read_text(), re.DOTALL
+    )
+    exec(compile(code, "reading-data.md", "exec"), {})
+    assert int(capsys.readouterr().out.split()[0]) > 0

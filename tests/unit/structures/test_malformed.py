@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import time
 
 import ase.io
 import numpy as np
@@ -19,7 +21,7 @@ from test_read_xsf_and_vasprun import XSF, vasprun_text
 
 from atomloom.errors import AtomloomError
 from atomloom.structures import Structure, enumerate_records, parse_record
-from atomloom.structures.readers import REGISTRY
+from atomloom.structures.readers import REGISTRY, format_of
 from atomloom.structures.readers.base import UNREADABLE
 from atomloom.structures.readers.vasprun import split as split_vasprun
 
@@ -152,3 +154,55 @@ def test_a_symmetric_cif_of_absurd_size_is_refused_soon():
     last = text.index("loop_", first)
     with pytest.raises(AtomloomError, match="3999 symmetry operations"):
         parse_record("cif", (text[:first] + operations + "\n" + text[last:]).encode(), "x", {})
+
+
+def assert_time_grows_no_faster_than_length(work):
+    """`work(n)` on eight times the length may take eight times as long, but not sixty-four."""
+    short, long = (min(_seconds(work, length) for _ in range(3)) for length in (8_000, 64_000))
+    assert long < 30 * max(short, 1e-3)
+
+
+def _seconds(work, length):
+    start = time.process_time()
+    work(length)
+    return time.process_time() - start
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["{a}=", "{a={}", "{a=[}", '{"}', "{ }=", "{=}", "a ={ }", "Properties={a:}", "{a=' }"],
+)
+def test_the_time_for_a_comment_line_grows_with_its_length(pattern):
+    before, filler, after = pattern[: pattern.index("{")], pattern[pattern.index("{") + 1 :], ""
+    filler, after = filler[: filler.rindex("}")], filler[filler.rindex("}") + 1 :]
+
+    def work(length):
+        comment = before + filler * (length // len(filler)) + after
+        structure_or_error("extxyz", f"1\n{comment}\nH 0 0 0\n".encode())
+
+    assert_time_grows_no_faster_than_length(work)
+
+
+@pytest.mark.parametrize(
+    "filler", [b"1", b" ", b"\n", b"#", b"-", b";\n", b"data_\n", b"{", b'"', b"a,", b"# \n"]
+)
+@pytest.mark.parametrize("start", [b"", b"a\n", b"1\n1\n1 "])
+def test_the_time_to_recognise_a_format_grows_with_the_length(start, filler):
+    assert_time_grows_no_faster_than_length(
+        lambda length: format_of("name", start + filler * (length // len(filler)))
+    )
+
+
+@pytest.mark.parametrize("name", ["energy", "forces", "stress"])
+def test_results_that_are_not_finite_are_refused(name):
+    text = written("extxyz")
+    if name == "energy":
+        text = re.sub(r"energy=\S+", "energy=nan", text)
+    elif name == "stress":
+        text = re.sub(r'stress="\S+', 'stress="inf', text)
+    else:
+        lines = text.splitlines()
+        lines[3] = " ".join([*lines[3].split()[:-1], "NaN"])
+        text = "\n".join(lines)
+    with pytest.raises(AtomloomError, match=f"{name} is not finite"):
+        parse_record("extxyz", text.encode())

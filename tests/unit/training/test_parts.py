@@ -21,6 +21,7 @@ from atomloom.training.history import duration
 from atomloom.training.loop import train
 from atomloom.training.losses import loss_sum
 from atomloom.training.metrics import class_metrics, error_metrics, split_metrics
+from atomloom.training.norms import statistics_of_this_batch
 from atomloom.training.predict import load_model, predict_table
 from atomloom.training.state import SaveTimer, save_state
 from atomloom.training.targets import Standardizer
@@ -162,6 +163,19 @@ def test_ema_is_applied_inside_the_block_only():
     with average.applied():
         torch.testing.assert_close(model[0].weight.detach(), own - 1.0)
     assert torch.equal(model[0].weight.detach(), own)
+
+
+# --- batch norms ---
+
+
+def test_batch_norms_start_from_their_first_batch():
+    model = network()
+    values = 3.0 + 1e-3 * torch.randn(50, 3)
+    with statistics_of_this_batch(model):
+        model.train()(values)
+    features = model[0](values)
+    torch.testing.assert_close(model[1].running_mean, features.mean(0))
+    torch.testing.assert_close(model[1].running_var, features.var(0), rtol=1e-3, atol=0)
 
 
 # --- metrics ---

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
+from lightning_fabric.plugins.environments import LightningEnvironment
 from safetensors.torch import load_file
 
 from atomloom.errors import AtomloomError
 from atomloom.training import loop
 from atomloom.training.loop import train
-from tests.unit.training.runs import history, small_config, small_data
+from tests.unit.training.runs import history, small_config, small_data, use_sum_model
 
 ROOT = Path(__file__).resolve().parents[3]
 SAVE_ALWAYS = 1e-9  # minutes between states: after every step
@@ -104,6 +107,48 @@ def test_a_stop_at_any_stage_loses_nothing(tmp_path, monkeypatch, function):
                 train(data, config, tmp_path / "parts", quiet)
     train(data, config, tmp_path / "parts", quiet)
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_that_stopped_early_is_not_gone_on_with(tmp_path, monkeypatch):
+    """Killed after its last epoch and before it could say that it was the last."""
+    data = small_data(40)
+    config = small_config(epochs=50, early_stopping=1, scheduler="constant", learning_rate=0.05)
+    whole = train(data, config, tmp_path / "whole", quiet)
+    assert whole.stopped_early
+    with monkeypatch.context() as patch:
+        kill_at(patch, "write_json", 1)
+        with pytest.raises(Killed):
+            train(data, config, tmp_path / "parts", quiet)
+    parts = train(data, config, tmp_path / "parts", quiet)
+    assert (parts.epochs_run, parts.stopped_early) == (whole.epochs_run, True)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_scaler_of_fp16_is_resumed_and_what_it_leaves_out_is_said(tmp_path, monkeypatch):
+    """On a CPU that is made to take fp16, which the config refuses there."""
+
+    def open_fp16(settings, log):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=4)
+        plugins = [MixedPrecision("16-mixed", "cpu", scaler), LightningEnvironment()]
+        fabric = Fabric(accelerator="cpu", devices=1, plugins=plugins)
+        fabric.launch()
+        return fabric
+
+    monkeypatch.setattr(loop, "open_fabric", open_fp16)
+    use_sum_model(monkeypatch)
+    data, lines = small_data(60), []
+    config = small_config(precision="fp16-mixed", checkpoint_minutes=SAVE_ALWAYS, clip_norm=1.0)
+    train(data, config, tmp_path / "whole", lines.append)
+    assert any(line.startswith("fp16: gradients overflowed") for line in lines)
+    for step in (3, 6):
+        with monkeypatch.context() as patch:
+            kill_at(patch, "_seed_noise", step)
+            with pytest.raises(Killed):
+                train(data, config, tmp_path / "parts", quiet)
+    train(data, config, tmp_path / "parts", quiet)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+    state = torch.load(tmp_path / "whole" / "state" / "last.ckpt", weights_only=True)
+    assert state["scaler"]["scale"] < 2.0**20
 
 
 def test_states_at_ends_of_epochs_suffice(tmp_path, monkeypatch):

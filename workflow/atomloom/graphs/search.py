@@ -29,6 +29,8 @@ of their source and shift, not of rounding noise. Structures are known to this q
 
 _MANY = 100  # atoms; from here on laying out more images is cheaper than walking the lattice
 _ONE_BIN = 600  # images; fewer are scanned from end to end
+_NEED_IMAGES, _NEED_LISTS, _NEED_EDGES = -1, -2, -3
+_FEW = 64  # numbers; ranks of so few are found soonest by comparing each with all, without branches
 kernel = njit(cache=True, nogil=True, error_model="numpy")
 helper = njit(nogil=True, error_model="numpy")  # compiled into the kernels, cached with them
 
@@ -69,194 +71,44 @@ def search_chunk(
     for s in range(structures):
         most = max(most, node_ptr[s + 1] - node_ptr[s])
     edge_ptr = np.zeros(structures + 1, np.int64)
-    capacity = 64 + 2 * max(nearest, 12) * positions.shape[0]
-    src = np.empty(capacity, np.int32)
-    dst = np.empty(capacity, np.int32)
-    shift = np.empty((capacity, 3), np.int32)
-    listed = np.empty(capacity, np.uint8)
-    distance = np.empty(capacity, np.float64)
-
-    basis = np.zeros((3, 3), np.int64)
-    lower = np.zeros((3, 3), np.float64)
-    axes = np.zeros((3, 3), np.float64)
-    u = np.empty((most, 3), np.float64)
-    wrap = np.empty((most, 3), np.int64)
-    box = np.zeros((2, 3), np.float64)
-    reach2 = np.empty(most, np.float64)
-    triad = np.zeros((3, 3), np.int64)
-
-    # Candidates of one atom, and edges of one structure before they are sorted. `e_length` holds
-    # squares until all edges are there.
-    c_d2 = np.empty(256, np.float64)
-    c_src = np.empty(256, np.int32)
-    c_shift = np.empty((256, 3), np.int32)
-    pick = np.empty(256, np.float64)
-    images = _room_for_images(1024)
-    bins = np.ones(3, np.int64)
-    grid = np.ones((2, 3), np.float64)
-    e_length = np.empty(1024, np.float64)
-    e_src = np.empty(1024, np.int32)
-    e_dst = np.empty(1024, np.int32)
-    e_shift = np.empty((1024, 3), np.int32)
-    e_listed = np.empty(1024, np.uint8)
-    order = np.empty(1024, np.int64)
-    first = np.empty(most + 1, np.int64)
-
-    total = 0
-    for s in range(structures):
+    out = _room_for_edges(64 + 2 * max(nearest, 12) * positions.shape[0])
+    edges, images, lists = _room_for_edges(2048), _room_for_images(1024), _room_for_lists(256)
+    frame, atoms = _room_for_frame(), _room_for_atoms(most)
+    total, s = 0, 0
+    while s < structures:
         begin = node_ptr[s]
         n = node_ptr[s + 1] - begin
-        periodic = _frame(cell[s], pbc[s], basis, lower, axes)
-        volume = _place(positions, begin, n, periodic, lower, axes, u, wrap, box)
-        if nearest > 0:
-            guess = (0.2387 * (nearest + 4.0) * volume / n) ** (1.0 / 3.0)
-            if limit_cutoff:
-                guess = min(guess, cutoff + tolerance)
-            # A molecule of no more than k + 1 atoms ends with all the others.
-            everything = periodic == 0 and n - 1 <= nearest
-            spread = 1.15 * guess
-        else:
-            guess, everything = cutoff, False
-            spread = cutoff
-        if not everything:
-            images = _lay_out(u, n, periodic, lower, box, spread, images, bins, grid)
-
-        edges = 0
-        for i in range(n):
-            radius = guess
-            if everything:
-                radius = cutoff + tolerance if limit_cutoff else np.inf
-            while True:
-                if radius > spread and n >= _MANY and not everything:
-                    spread = 1.25 * radius
-                    images = _lay_out(u, n, periodic, lower, box, spread, images, bins, grid)
-                while True:
-                    if everything or radius > spread:
-                        count = _walk(i, n, u, periodic, lower, radius, c_d2, c_src, c_shift)
-                    else:
-                        count = _scan(i, u, lower, radius, images, bins, grid, c_d2, c_src, c_shift)
-                    if count <= c_d2.shape[0]:
-                        break
-                    room = 2 * count
-                    c_d2 = np.empty(room, np.float64)
-                    c_src = np.empty(room, np.int32)
-                    c_shift = np.empty((room, 3), np.int32)
-                    pick = np.empty(room, np.float64)
-                if nearest == 0 or everything:
-                    reach2[i] = radius * radius
-                    break
-                final = limit_cutoff and radius >= cutoff + tolerance
-                if count < nearest:
-                    if final:
-                        reach2[i] = radius * radius
-                        break
-                    grow = ((nearest + 2.0) / (count + 1.0)) ** (1.0 / 3.0)
-                    radius *= min(max(grow, 1.15), 2.0)
-                    if limit_cutoff:
-                        radius = min(radius, cutoff + tolerance)
-                    continue
-                kth2 = _select(c_d2, pick, count, nearest - 1)
-                reach = math.sqrt(kth2) + tolerance
-                # reach * reach may round below kth2 where the tolerance is 0.
-                if reach <= radius or final:
-                    reach2[i] = min(max(reach * reach, kth2), radius * radius)
-                    # Atoms of one structure are much alike: learn from this one.
-                    guess = min(0.7 * guess + 0.3 * 1.12 * reach, spread)
-                    break
-                radius = reach * (1.0 + 1e-12)
-                if limit_cutoff:
-                    radius = min(radius, cutoff + tolerance)
-            if edges + count > e_length.shape[0]:
-                e_src, e_dst, e_shift, e_listed, e_length = _longer(
-                    e_src, e_dst, e_shift, e_listed, e_length, edges, 2 * (edges + count)
-                )
-            bound = reach2[i]
-            for c in range(count):
-                if c_d2[c] <= bound:
-                    e_length[edges] = c_d2[c]
-                    e_src[edges] = c_src[c]
-                    e_dst[edges] = i
-                    e_shift[edges, 0] = c_shift[c, 0]
-                    e_shift[edges, 1] = c_shift[c, 1]
-                    e_shift[edges, 2] = c_shift[c, 2]
-                    edges += 1
-
-        # The other end lists the edge too, or else its reverse joins with that bit alone.
-        room = 2 * edges + 6 * n
-        if room > e_length.shape[0]:
-            e_src, e_dst, e_shift, e_listed, e_length = _longer(
-                e_src, e_dst, e_shift, e_listed, e_length, edges, room
-            )
-        own = edges
-        for e in range(own):
-            if e_length[e] <= reach2[e_src[e]]:
-                e_listed[e] = 3
-            else:
-                e_listed[e] = 1
-                e_length[edges] = e_length[e]
-                e_src[edges] = e_dst[e]
-                e_dst[edges] = e_src[e]
-                e_shift[edges, 0] = -e_shift[e, 0]
-                e_shift[edges, 1] = -e_shift[e, 1]
-                e_shift[edges, 2] = -e_shift[e, 2]
-                e_listed[edges] = 2
-                edges += 1
-
+        periodic = _frame(cell[s], pbc[s], frame)
+        volume = _place(positions, begin, n, periodic, frame, atoms)
+        count = _list_neighbors(
+            n, periodic, volume, nearest, cutoff, limit_cutoff, tolerance,
+            frame, atoms, images, lists, edges,
+        )  # fmt: skip
+        # Arrays are replaced here and nowhere below: where they might be, the compiler would count
+        # references in the innermost loops. The structure is begun anew.
+        if count == _NEED_IMAGES:
+            images = _room_for_images(2 * images[0].shape[0])
+            continue
+        if count == _NEED_LISTS:
+            lists = _room_for_lists(2 * lists[0].shape[0])
+            continue
+        if count == _NEED_EDGES or 2 * count + 6 * n > edges[0].shape[0]:
+            edges = _room_for_edges(2 * edges[0].shape[0] + 6 * n)
+            continue
+        count = _add_reverse(count, atoms, edges)
         if lattice_edges and periodic == 3:
-            _triad(lower, axes, basis, tolerance, triad)
-            for a in range(3):
-                x = (
-                    triad[a, 2] * lower[2, 0]
-                    + triad[a, 1] * lower[1, 0]
-                    + triad[a, 0] * lower[0, 0]
-                )
-                y = triad[a, 2] * lower[2, 1] + triad[a, 1] * lower[1, 1]
-                z = triad[a, 2] * lower[2, 2]
-                d2 = x * x + y * y + z * z
-                for i in range(n):
-                    if d2 > reach2[i]:
-                        for sign in (-1, 1):
-                            e_length[edges] = d2
-                            e_src[edges] = i
-                            e_dst[edges] = i
-                            e_shift[edges, 0] = sign * triad[a, 0]
-                            e_shift[edges, 1] = sign * triad[a, 1]
-                            e_shift[edges, 2] = sign * triad[a, 2]
-                            # Each atom lists its image along +l; -l is that edge's reverse.
-                            e_listed[edges] = 1 if sign > 0 else 2
-                            edges += 1
-
-        # From the reduced basis and wrapped atoms back to the given cell and positions.
-        for e in range(edges):
-            e_length[e] = math.sqrt(e_length[e])
-            a0 = e_shift[e, 0] - wrap[e_src[e], 0] + wrap[e_dst[e], 0]
-            a1 = e_shift[e, 1] - wrap[e_src[e], 1] + wrap[e_dst[e], 1]
-            a2 = e_shift[e, 2] - wrap[e_src[e], 2] + wrap[e_dst[e], 2]
-            for b in range(3):
-                whole = a0 * basis[0, b] + a1 * basis[1, b] + a2 * basis[2, b]
-                # Too large to store is too large to use: the caller sees it and refuses.
-                e_shift[e, b] = min(max(whole, -(1 << 30)), 1 << 30)
-
-        if total + edges > src.shape[0]:
+            count = _add_lattice(n, count, tolerance, frame, atoms, edges)
+        _unwrap(count, frame, atoms, edges)
+        _sort(n, count, atoms, edges)
+        if total + count > out[0].shape[0]:
             # Guess from the structures so far what all will need.
-            capacity = max((total + edges) * 5 // 4, (total + edges) * structures // (s + 1))
-            src, dst, shift, listed, distance = _longer(
-                src, dst, shift, listed, distance, total, capacity
-            )
-        if edges > order.shape[0]:
-            order = np.empty(2 * edges, np.int64)
-        _sort(n, edges, e_length, e_src, e_dst, e_shift, first, order)
-        for rank in range(edges):
-            e = order[rank]
-            src[total] = e_src[e]
-            dst[total] = e_dst[e]
-            shift[total, 0] = e_shift[e, 0]
-            shift[total, 1] = e_shift[e, 1]
-            shift[total, 2] = e_shift[e, 2]
-            listed[total] = e_listed[e]
-            distance[total] = e_length[e]
-            total += 1
-        edge_ptr[s + 1] = total
+            room = max((total + count) * 5 // 4, (total + count) * structures // (s + 1))
+            out = _with_room(out, total, room)
+        _append(total, count, edges, out)
+        total += count
+        s += 1
+        edge_ptr[s] = total
+    src, dst, shift, listed, distance = out[0], out[1], out[2], out[3], out[4]
     return edge_ptr, src[:total], dst[:total], shift[:total], listed[:total], distance[:total]
 
 
@@ -279,13 +131,12 @@ def lattice_triads(cell, tolerance):
         [S, 3, 3] float64, A, rows l1, l2, l3.
     """
     triads = np.empty_like(cell)
-    basis = np.zeros((3, 3), np.int64)
-    lower = np.zeros((3, 3), np.float64)
-    axes = np.zeros((3, 3), np.float64)
+    frame = _room_for_frame()
+    basis, lower, axes, _, _, _ = frame
     triad = np.zeros((3, 3), np.int64)
     pbc = np.ones(3, np.bool_)
     for s in range(cell.shape[0]):
-        _frame(cell[s], pbc, basis, lower, axes)
+        _frame(cell[s], pbc, frame)
         _triad(lower, axes, basis, tolerance, triad)
         for row in range(3):
             for x in range(3):
@@ -341,22 +192,253 @@ def triplet_pairs(edge_ptr, dst, distance, cutoff):
     return triplet_ptr, triplet
 
 
+# --- room: arrays of one purpose travel as a tuple -------------------------------------------------
+
+
 @helper
-def _longer(src, dst, shift, listed, length, used, size):
-    """Copies of five arrays of edges with room for `size`; the first `used` rows are kept."""
-    longer_src = np.empty(size, np.int32)
-    longer_dst = np.empty(size, np.int32)
-    longer_shift = np.empty((size, 3), np.int32)
-    longer_listed = np.empty(size, np.uint8)
-    longer_length = np.empty(size, np.float64)
+def _room_for_edges(room):
+    """Edges: src, dst, shift, listed, length (squared until all are there), and four of scratch."""
+    return (
+        np.empty(room, np.int32),
+        np.empty(room, np.int32),
+        np.empty((room, 3), np.int32),
+        np.empty(room, np.uint8),
+        np.empty(room, np.float64),
+        np.empty(room, np.int64),
+        np.empty(room, np.int64),
+        np.empty(room, np.float64),
+        np.empty(room, np.float64),
+    )
+
+
+@helper
+def _room_for_images(room):
+    """Images: x, y, z, offset, atom, shift, first of each bin; squared distances and hits."""
+    return (
+        np.empty(room, np.float64),
+        np.empty(room, np.float64),
+        np.empty(room, np.float64),
+        np.empty((room, 3), np.float64),
+        np.empty(room, np.int32),
+        np.empty((room, 3), np.int32),
+        np.empty(room + 16, np.int64),
+        np.empty(room, np.float64),
+        np.empty(room + 1, np.int64),
+    )
+
+
+@helper
+def _room_for_lists(room):
+    """Neighbours of one atom: squared distance, src, shift; and one of scratch."""
+    return (
+        np.empty(room, np.float64),
+        np.empty(room, np.int32),
+        np.empty((room, 3), np.int32),
+        np.empty(room, np.float64),
+    )
+
+
+@helper
+def _room_for_frame():
+    """One structure: reduced basis, its matrix, axes, box of the atoms, numbers of bins, grid."""
+    return (
+        np.zeros((3, 3), np.int64),
+        np.zeros((3, 3), np.float64),
+        np.zeros((3, 3), np.float64),
+        np.zeros((2, 3), np.float64),
+        np.ones(3, np.int64),
+        np.ones((2, 3), np.float64),
+    )
+
+
+@helper
+def _room_for_atoms(room):
+    """Atoms: coordinates, cells taken away, squared reach of the list; and first edge (scratch)."""
+    return (
+        np.empty((room, 3), np.float64),
+        np.empty((room, 3), np.int64),
+        np.empty(room, np.float64),
+        np.empty(room + 1, np.int64),
+    )
+
+
+@helper
+def _with_room(edges, used, room):
+    """More room for edges, of which the first `used` are kept."""
+    longer = _room_for_edges(room)
+    src, dst, shift, listed, length, _, _, _, _ = edges
+    new_src, new_dst, new_shift, new_listed, new_length, _, _, _, _ = longer
     for e in range(used):
-        longer_src[e] = src[e]
-        longer_dst[e] = dst[e]
+        new_src[e], new_dst[e] = src[e], dst[e]
         for a in range(3):
-            longer_shift[e, a] = shift[e, a]
-        longer_listed[e] = listed[e]
-        longer_length[e] = length[e]
-    return longer_src, longer_dst, longer_shift, longer_listed, longer_length
+            new_shift[e, a] = shift[e, a]
+        new_listed[e], new_length[e] = listed[e], length[e]
+    return longer
+
+
+# --- edges of one structure -----------------------------------------------------------------------
+
+
+@helper
+def _list_neighbors(
+    n, periodic, volume, nearest, cutoff, limit_cutoff, tolerance,
+    frame, atoms, images, lists, edges,
+):  # fmt: skip
+    """Each atom's own list, to the front of `edges`; the squared reach of each list to `atoms`.
+
+    Returns the number of edges, or which arrays need more room.
+    """
+    u, _, reach2, _ = atoms
+    d2, src, shift, work = lists
+    e_src, e_dst, e_shift, _, e_length, _, _, _, _ = edges
+    room = e_src.shape[0]
+    guess, spread, everything = cutoff, cutoff, False
+    if nearest > 0:
+        guess = (0.2387 * (nearest + 4.0) * volume / n) ** (1.0 / 3.0)
+        if limit_cutoff:
+            guess = min(guess, cutoff + tolerance)
+        # A molecule of no more than k + 1 atoms ends with all the others.
+        everything = periodic == 0 and n - 1 <= nearest
+        spread = 1.15 * guess
+    if not everything and not _lay_out(n, periodic, spread, frame, atoms, images):
+        return _NEED_IMAGES
+    total = 0
+    for i in range(n):
+        radius = guess
+        if everything:
+            radius = cutoff + tolerance if limit_cutoff else np.inf
+        while True:
+            if radius > spread and n >= _MANY and not everything:
+                spread = 1.25 * radius
+                if not _lay_out(n, periodic, spread, frame, atoms, images):
+                    return _NEED_IMAGES
+            if everything or radius > spread:
+                count = _walk(i, n, u, periodic, frame[1], radius, d2, src, shift)
+            else:
+                count = _scan(i, u, radius, frame, images, d2, src, shift)
+            if count > d2.shape[0]:
+                return _NEED_LISTS
+            if nearest == 0 or everything:
+                reach2[i] = radius * radius
+                break
+            final = limit_cutoff and radius >= cutoff + tolerance
+            if count < nearest:
+                if final:
+                    reach2[i] = radius * radius
+                    break
+                grow = ((nearest + 2.0) / (count + 1.0)) ** (1.0 / 3.0)
+                radius *= min(max(grow, 1.15), 2.0)
+            else:
+                kth2 = _select(d2, work, count, nearest - 1)
+                reach = math.sqrt(kth2) + tolerance
+                if reach <= radius or final:
+                    # reach * reach may round below kth2 where the tolerance is 0.
+                    reach2[i] = min(max(reach * reach, kth2), radius * radius)
+                    # Atoms of one structure are much alike: learn from this one.
+                    guess = min(0.7 * guess + 0.3 * 1.12 * reach, spread)
+                    break
+                radius = reach * (1.0 + 1e-12)
+            if limit_cutoff:
+                radius = min(radius, cutoff + tolerance)
+        if total + count > room:
+            return _NEED_EDGES
+        bound = reach2[i]
+        for c in range(count):
+            if d2[c] <= bound:
+                e_length[total] = d2[c]
+                e_src[total] = src[c]
+                e_dst[total] = i
+                e_shift[total, 0] = shift[c, 0]
+                e_shift[total, 1] = shift[c, 1]
+                e_shift[total, 2] = shift[c, 2]
+                total += 1
+    return total
+
+
+@helper
+def _add_reverse(count, atoms, edges):
+    """Set the bits of the lists' edges; edges the other end does not list get their reverse."""
+    reach2 = atoms[2]
+    src, dst, shift, listed, length, _, _, _, _ = edges
+    total = count
+    for e in range(count):
+        if length[e] <= reach2[src[e]]:
+            listed[e] = 3
+        else:
+            listed[e] = 1
+            length[total] = length[e]
+            src[total], dst[total] = dst[e], src[e]
+            shift[total, 0] = -shift[e, 0]
+            shift[total, 1] = -shift[e, 1]
+            shift[total, 2] = -shift[e, 2]
+            listed[total] = 2
+            total += 1
+    return total
+
+
+@helper
+def _add_lattice(n, count, tolerance, frame, atoms, edges):
+    """Add edges to each atom's images along the triad, where the lists do not hold them."""
+    basis, lower, axes, _, _, _ = frame
+    reach2 = atoms[2]
+    src, dst, shift, listed, length, _, _, _, _ = edges
+    triad = np.empty((3, 3), np.int64)
+    _triad(lower, axes, basis, tolerance, triad)
+    total = count
+    for a in range(3):
+        s0, s1, s2 = triad[a, 0], triad[a, 1], triad[a, 2]
+        # As an image's offset, to the last bit.
+        x = s2 * lower[2, 0] + s1 * lower[1, 0] + s0 * lower[0, 0]
+        y = s2 * lower[2, 1] + s1 * lower[1, 1]
+        z = s2 * lower[2, 2]
+        d2 = x * x + y * y + z * z
+        for i in range(n):
+            if d2 <= reach2[i]:
+                continue
+            for sign in (-1, 1):
+                length[total] = d2
+                src[total], dst[total] = i, i
+                shift[total, 0], shift[total, 1], shift[total, 2] = sign * s0, sign * s1, sign * s2
+                # Each atom lists its image along +l; -l is that edge's reverse.
+                listed[total] = 1 if sign > 0 else 2
+                total += 1
+    return total
+
+
+@helper
+def _unwrap(count, frame, atoms, edges):
+    """From the reduced basis and wrapped atoms back to the given cell; lengths from squares."""
+    basis, wrap = frame[0], atoms[1]
+    src, dst, shift, _, length, _, _, _, _ = edges
+    for e in range(count):
+        length[e] = math.sqrt(length[e])
+        i, j = dst[e], src[e]
+        a0 = shift[e, 0] - wrap[j, 0] + wrap[i, 0]
+        a1 = shift[e, 1] - wrap[j, 1] + wrap[i, 1]
+        a2 = shift[e, 2] - wrap[j, 2] + wrap[i, 2]
+        for b in range(3):
+            whole = a0 * basis[0, b] + a1 * basis[1, b] + a2 * basis[2, b]
+            # Too large to store is too large to use: the caller sees it and refuses.
+            shift[e, b] = min(max(whole, -(1 << 30)), 1 << 30)
+
+
+@helper
+def _append(total, count, edges, out):
+    """Copy a structure's edges in their order behind those of the structures before."""
+    src, dst, shift, listed, length, order, _, _, _ = edges
+    out_src, out_dst, out_shift, out_listed, out_length, _, _, _, _ = out
+    for rank in range(count):
+        e = order[rank]
+        out_src[total + rank] = src[e]
+        out_dst[total + rank] = dst[e]
+        out_shift[total + rank, 0] = shift[e, 0]
+        out_shift[total + rank, 1] = shift[e, 1]
+        out_shift[total + rank, 2] = shift[e, 2]
+        out_listed[total + rank] = listed[e]
+        out_length[total + rank] = length[e]
+
+
+# --- geometry -------------------------------------------------------------------------------------
 
 
 @helper
@@ -365,13 +447,14 @@ def _dot(a, b):
 
 
 @helper
-def _frame(cell, pbc, basis, lower, axes):
+def _frame(cell, pbc, frame):
     """Reduce the periodic vectors and write them as rows of a lower triangular matrix.
 
     Fills `basis` (reduced vectors as integer rows over the cell; the first p rows count), `axes`
     (orthonormal rows) and `lower` (reduced vectors along the axes). Returns p, the number of
     periodic directions.
     """
+    basis, lower, axes, _, _, _ = frame
     vectors = np.zeros((3, 3), np.float64)
     p = 0
     for a in range(3):
@@ -439,12 +522,14 @@ def _frame(cell, pbc, basis, lower, axes):
 
 
 @helper
-def _place(positions, begin, n, periodic, lower, axes, u, wrap, box):
+def _place(positions, begin, n, periodic, frame, atoms):
     """Coordinates along the axes, wrapped into a box, and the volume to guess by.
 
     Fills `u`, `wrap` (the whole vectors taken away) and `box` (least and greatest corner).
     Directions that are not periodic count with the extent of the atoms and 2 A.
     """
+    _, lower, axes, box, _, _ = frame
+    u, wrap, _, _ = atoms
     for i in range(n):
         x, y, z = positions[begin + i, 0], positions[begin + i, 1], positions[begin + i, 2]
         for a in range(3):
@@ -466,27 +551,13 @@ def _place(positions, begin, n, periodic, lower, axes, u, wrap, box):
 
 
 @helper
-def _room_for_images(room):
-    """Coordinates x, y, z, atoms, shifts, first image of each bin, squared distances and hits."""
-    return (
-        np.empty(room, np.float64),
-        np.empty(room, np.float64),
-        np.empty(room, np.float64),
-        np.empty(room, np.int32),
-        np.empty((room, 3), np.int32),
-        np.empty(room + 16, np.int64),
-        np.empty(room, np.float64),
-        np.empty(room + 1, np.int64),
-    )
-
-
-@helper
-def _lay_out(u, n, periodic, lower, box, radius, images, bins, grid):
+def _lay_out(n, periodic, radius, frame, atoms, images):
     """Lay out all images of atoms within the radius of the box, in rows of bins.
 
-    Fills `bins` (numbers of bins) and `grid` (their corner and width); returns `images`, renewed
-    if there was not room enough.
+    Returns whether there is room enough for them.
     """
+    _, lower, _, box, bins, grid = frame
+    room = images[0].shape[0]
     reach = radius + _SLACK
     expected = float(n)
     for a in range(3):
@@ -495,27 +566,25 @@ def _lay_out(u, n, periodic, lower, box, radius, images, bins, grid):
         bins[a] = 1
         if a < periodic:
             expected *= grid[1, a] / lower[a, a]
-    if images[0].shape[0] < 1.2 * expected:
-        images = _room_for_images(int(1.5 * expected))
+    if expected > room:
+        return False
     if expected > _ONE_BIN:
         for a in range(3):
             bins[a] = max(int(min(grid[1, a] / reach, 1e6)), 1)
-        while bins[0] * bins[1] * bins[2] > images[0].shape[0]:
+        while bins[0] * bins[1] * bins[2] > room:
             for a in range(3):
                 bins[a] = max(bins[a] * 3 // 4, 1)
         for a in range(3):
             grid[1, a] /= bins[a]
-    while True:
-        count = _enumerate(u, n, periodic, lower, images, bins, grid)
-        if count <= images[0].shape[0]:
-            return images
-        images = _room_for_images(2 * count)
+    return _enumerate(n, periodic, frame, atoms, images) <= room
 
 
 @helper
-def _enumerate(u, n, periodic, lower, images, bins, grid):
+def _enumerate(n, periodic, frame, atoms, images):
     """Fill `images`; returns their number, which may be more than there is room for."""
-    x, y, z, atom, shift, bin_ptr, _, _ = images
+    _, lower, _, _, bins, grid = frame
+    u = atoms[0]
+    x, y, z, offset, atom, shift, bin_ptr, _, _ = images
     room = x.shape[0]
     g0, g1, g2 = grid[0, 0], grid[0, 1], grid[0, 2]
     h0, h1, h2 = g0 + bins[0] * grid[1, 0], g1 + bins[1] * grid[1, 1], g2 + bins[2] * grid[1, 2]
@@ -542,20 +611,21 @@ def _enumerate(u, n, periodic, lower, images, bins, grid):
                 low2 = math.ceil((g2 - u[j, 2]) * r2)
                 high2 = math.floor((h2 - u[j, 2]) * r2)
             for s2 in range(low2, high2 + 1):
-                iz = u[j, 2] + s2 * lower[2, 2]
-                iy2 = u[j, 1] + s2 * lower[2, 1]
-                ix2 = u[j, 0] + s2 * lower[2, 0]
+                oz = s2 * lower[2, 2]
+                oy2, ox2 = s2 * lower[2, 1], s2 * lower[2, 0]
+                iz, iy2 = u[j, 2] + oz, u[j, 1] + oy2
                 if periodic > 1:
                     low1 = math.ceil((g1 - iy2) * r1)
                     high1 = math.floor((h1 - iy2) * r1)
                 for s1 in range(low1, high1 + 1):
-                    iy = iy2 + s1 * lower[1, 1]
-                    ix1 = ix2 + s1 * lower[1, 0]
+                    oy, ox1 = oy2 + s1 * lower[1, 1], ox2 + s1 * lower[1, 0]
+                    iy, ix1 = u[j, 1] + oy, u[j, 0] + ox1
                     if periodic > 0:
                         low0 = math.ceil((g0 - ix1) * r0)
                         high0 = math.floor((h0 - ix1) * r0)
                     for s0 in range(low0, high0 + 1):
-                        ix = ix1 + s0 * lower[0, 0]
+                        ox = ox1 + s0 * lower[0, 0]
+                        ix = u[j, 0] + ox
                         place = count
                         count += 1
                         if all_bins > 1:
@@ -572,6 +642,7 @@ def _enumerate(u, n, periodic, lower, images, bins, grid):
                         elif place >= room:
                             continue
                         x[place], y[place], z[place] = ix, iy, iz
+                        offset[place, 0], offset[place, 1], offset[place, 2] = ox, oy, oz
                         atom[place] = j
                         shift[place, 0], shift[place, 1], shift[place, 2] = s0, s1, s2
     if all_bins == 1:
@@ -580,9 +651,10 @@ def _enumerate(u, n, periodic, lower, images, bins, grid):
 
 
 @helper
-def _scan(i, u, lower, radius, images, bins, grid, out_d2, out_src, out_shift):
+def _scan(i, u, radius, frame, images, out_d2, out_src, out_shift):
     """Images within the radius of atom i; returns their number, stores as many as fit."""
-    x, y, z, atom, shift, bin_ptr, square, hit = images
+    _, _, _, _, bins, grid = frame
+    x, y, z, offset, atom, shift, bin_ptr, square, hit = images
     limit = radius * radius
     reach = radius + _SLACK
     loose = reach * reach
@@ -611,13 +683,13 @@ def _scan(i, u, lower, radius, images, bins, grid, out_d2, out_src, out_shift):
                 hits += square[m] <= loose
     count = 0
     for h in range(hits):
-        # Anew in the order of `_walk`: the reverse edge must have the same last bit.
+        # Anew, as `_walk` does: with difference and offset apart, the reverse edge has the same bits.
         m = hit[h]
         j = atom[m]
         s0, s1, s2 = shift[m, 0], shift[m, 1], shift[m, 2]
-        dz = u[j, 2] - uz + s2 * lower[2, 2]
-        dy = u[j, 1] - uy + s2 * lower[2, 1] + s1 * lower[1, 1]
-        dx = u[j, 0] - ux + s2 * lower[2, 0] + s1 * lower[1, 0] + s0 * lower[0, 0]
+        dx = (u[j, 0] - ux) + offset[m, 0]
+        dy = (u[j, 1] - uy) + offset[m, 1]
+        dz = (u[j, 2] - uz) + offset[m, 2]
         d2 = dx * dx + dy * dy + dz * dz
         if d2 <= limit and not (i == j and s0 == 0 and s1 == 0 and s2 == 0):
             if count < room:
@@ -645,30 +717,29 @@ def _walk(i, n, u, periodic, lower, radius, out_d2, out_src, out_shift):
     count = 0
     low0 = low1 = low2 = high0 = high1 = high2 = 0
     for j in range(n):
-        x3, y3, z3 = u[j, 0] - ux, u[j, 1] - uy, u[j, 2] - uz
+        dx, dy, dz = u[j, 0] - ux, u[j, 1] - uy, u[j, 2] - uz
         if periodic > 2:
-            low2, high2 = math.ceil((-reach - z3) * r22), math.floor((reach - z3) * r22)
+            low2, high2 = math.ceil((-reach - dz) * r22), math.floor((reach - dz) * r22)
         for s2 in range(low2, high2 + 1):
-            z = z3 + s2 * l22
+            oy2, ox2 = s2 * l21, s2 * l20
+            z = dz + s2 * l22
             left = limit - z * z
             if left < -_SLACK:
                 continue
-            y2 = y3 + s2 * l21
-            x2 = x3 + s2 * l20
             if periodic > 1:
-                side = math.sqrt(max(left, 0.0)) + _SLACK
-                low1, high1 = math.ceil((-side - y2) * r11), math.floor((side - y2) * r11)
+                side, y = math.sqrt(max(left, 0.0)) + _SLACK, dy + oy2
+                low1, high1 = math.ceil((-side - y) * r11), math.floor((side - y) * r11)
             for s1 in range(low1, high1 + 1):
-                y = y2 + s1 * l11
+                ox1 = ox2 + s1 * l10
+                y = dy + (oy2 + s1 * l11)
                 rest = left - y * y
                 if rest < -_SLACK:
                     continue
-                x1 = x2 + s1 * l10
                 if periodic > 0:
-                    side = math.sqrt(max(rest, 0.0)) + _SLACK
-                    low0, high0 = math.ceil((-side - x1) * r00), math.floor((side - x1) * r00)
+                    side, x = math.sqrt(max(rest, 0.0)) + _SLACK, dx + ox1
+                    low0, high0 = math.ceil((-side - x) * r00), math.floor((side - x) * r00)
                 for s0 in range(low0, high0 + 1):
-                    x = x1 + s0 * l00
+                    x = dx + (ox1 + s0 * l00)
                     d2 = x * x + y * y + z * z
                     if d2 <= limit and not (i == j and s0 == 0 and s1 == 0 and s2 == 0):
                         if count < room:
@@ -683,7 +754,16 @@ def _walk(i, n, u, periodic, lower, radius, out_d2, out_src, out_shift):
 
 @helper
 def _select(values, work, count, rank):
-    """The value of this rank (0 is the least) by quickselect; `work` is overwritten."""
+    """The value of this rank (0 is the least); `work` is overwritten."""
+    if count <= _FEW:
+        for a in range(count):
+            value, below, equal = values[a], 0, 0
+            for b in range(count):
+                below += values[b] < value
+                equal += values[b] == value
+            if below <= rank < below + equal:
+                return value
+    # Quickselect.
     for c in range(count):
         work[c] = values[c]
     low, high = 0, count - 1
@@ -712,8 +792,10 @@ def _select(values, work, count, rank):
 
 
 @helper
-def _sort(n, edges, length, src, dst, shift, first, order):
-    """Fill `order` with the edges by dst, distance (ties within TIE), src, shift."""
+def _sort(n, edges, atoms, arrays):
+    """Fill the order of edges by dst, distance (ties within TIE), src, shift."""
+    first = atoms[3]
+    src, dst, shift, _, length, order, by_dst, mine, sorted_length = arrays
     for i in range(n + 1):
         first[i] = 0
     for e in range(edges):
@@ -721,21 +803,33 @@ def _sort(n, edges, length, src, dst, shift, first, order):
     for i in range(n):
         first[i + 1] += first[i]
     for e in range(edges):
-        order[first[dst[e]]] = e
-        first[dst[e]] += 1
+        place = first[dst[e]]
+        first[dst[e]] = place + 1
+        by_dst[place] = e
+        mine[place] = length[e]
     begin = 0
     for i in range(n):
         end = first[i]
-        _sort_by_value(order, begin, end, length)
+        if end - begin <= _FEW:
+            for a in range(begin, end):
+                sorted_length[a] = -1.0
+            for a in range(begin, end):
+                value, rank = mine[a], begin
+                for b in range(begin, end):
+                    rank += mine[b] < value
+                while sorted_length[rank] == value:
+                    rank += 1
+                sorted_length[rank], order[rank] = value, by_dst[a]
+        else:
+            for a in range(begin, end):
+                order[a] = by_dst[a]
+            _sort_by_value(order, begin, end, length)
+            for a in range(begin, end):
+                sorted_length[a] = length[order[a]]
         start = begin
         while start < end:
             stop = start + 1
-            last = length[order[start]]
-            while stop < end:
-                here = length[order[stop]]
-                if here - last > TIE:
-                    break
-                last = here
+            while stop < end and sorted_length[stop] - sorted_length[stop - 1] <= TIE:
                 stop += 1
             for a in range(start + 1, stop):
                 e = order[a]
@@ -750,7 +844,7 @@ def _sort(n, edges, length, src, dst, shift, first, order):
 
 @helper
 def _sort_by_value(order, begin, end, value):
-    """Sort order[begin:end] by value (shell sort, gaps of Ciura): short lists, nothing allocated."""
+    """Sort order[begin:end] by value (shell sort, gaps of Ciura): nothing is allocated."""
     for gap in (1750, 701, 301, 132, 57, 23, 10, 4, 1):
         for a in range(begin + gap, end):
             e = order[a]

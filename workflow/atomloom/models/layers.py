@@ -94,23 +94,21 @@ class _Normalised(torch.autograd.Function):
     """Batch norm of weighted rows with the derivative written by hand: half the memory traffic."""
 
     @staticmethod
-    def forward(values, weights, total, scale, shift, eps):
+    def forward(ctx, values, weights, total, scale, shift, eps):
         mean = (weights @ values) / total
         centred = values - mean
+        # A second pass: squares of what is not centred would cancel where the mean is large.
         variance = (weights @ centred.square()) / total
-        slope = torch.rsqrt(variance + eps)
-        return torch.addcmul(shift, centred, scale * slope), mean, variance, centred
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        values, weights, total, scale, _, ctx.eps = inputs
-        _, mean, variance, centred = output
-        ctx.mark_non_differentiable(mean, variance, centred)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(values, weights, total, scale, variance, centred)
+        return torch.addcmul(shift, centred, scale * torch.rsqrt(variance + eps)), mean, variance
 
     @staticmethod
     def backward(ctx, grad, *_):
+        if grad is None:
+            return (None,) * 6
         values, weights, total, scale, variance, centred = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted: of these, too
             mean = (weights @ values) / total
@@ -156,7 +154,7 @@ class WeightedBatchNorm(nn.BatchNorm1d):
                 scale = self.weight * torch.rsqrt(variance + self.eps)
                 normalised = torch.addcmul(self.bias, centred, scale)
             else:
-                normalised, mean, variance, _ = _Normalised.apply(
+                normalised, mean, variance = _Normalised.apply(
                     values, weights, total, self.weight, self.bias, self.eps
                 )
             self._track(mean.detach(), variance.detach(), count)

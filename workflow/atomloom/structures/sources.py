@@ -58,17 +58,7 @@ _OPENERS: dict[str, Callable[[BinaryIO], Any]] = {
     ".xz": lzma.LZMAFile,
     ".bz2": bz2.BZ2File,
 }
-_ARCHIVES = (
-    "*.tar",
-    "*.tar.gz",
-    "*.tar.xz",
-    "*.tar.bz2",
-    "*.tgz",
-    "*.txz",
-    "*.tbz2",
-    "*.tbz",
-    "*.zip",
-)
+_TARS = (".tar", ".tar.gz", ".tar.xz", ".tar.bz2", ".tgz", ".txz", ".tbz2", ".tbz")
 _TABLES = ("*.csv", "*.tsv", "*.parquet", "id_prop*", "readme*", "license*", "licence*", "*.md", "*.rst",
            "*.pdf", "*.py", "*.ipynb", "*.yaml", "*.yml", "*.log", "*.html", "makefile")  # fmt: skip
 _DAMAGE = (
@@ -215,11 +205,9 @@ def record_id(name: str) -> str:
     """
     path = PurePosixPath(name.replace("\\", "/"))
     stem = _without_compression(path.name)
-    lower = stem.lower()
-    ending = next(
-        (e for e in _endings(tuple(REGISTRY)) if lower.endswith(e) and len(lower) > len(e)), ""
-    )
-    stem = stem[: len(stem) - len(ending)] if ending else stem
+    bare, ending = os.path.splitext(stem)
+    if ending.lower() in _endings(tuple(REGISTRY)):
+        stem = bare
     if stem.lower() in _GENERIC and path.parent.name:
         return path.parent.name
     return stem
@@ -232,11 +220,10 @@ def natural_key(text: str) -> list[tuple[int, int | str]]:
 
 
 @lru_cache(maxsize=8)
-def _endings(formats: tuple[str, ...]) -> tuple[str, ...]:
-    """Endings of names that say no more than the format, the longest first."""
+def _endings(formats: tuple[str, ...]) -> frozenset[str]:
+    """Endings of names that say no more than the format."""
     patterns = [p for f in formats for p in (*REGISTRY[f].PATTERNS, *REGISTRY[f].HINTS)]
-    plain = {p[1:] for p in patterns if p.startswith("*.") and "*" not in p[1:]}
-    return tuple(sorted(plain | {".raw", ".dat", ".xml", ".data"}, key=len, reverse=True))
+    return frozenset(p[1:] for p in patterns if p.startswith("*.")) | {".raw", ".dat", ".data"}
 
 
 def _is_hidden(name: str) -> bool:
@@ -280,7 +267,7 @@ def _other_format(name: str, given: str) -> str | None:
 
 
 def _is_archive(name: str) -> bool:
-    return any(fnmatchcase(name.lower(), pattern) for pattern in _ARCHIVES)
+    return name.lower().endswith((*_TARS, ".zip"))
 
 
 def _without_compression(name: str) -> str:
@@ -452,9 +439,7 @@ def _opened(path: Path, options: Mapping[str, Any]) -> Iterator[_Opened]:
             head, stream = _with_head(stream)
         except _DAMAGE as error:
             head, damage = b"", _reason(error)
-        named = any(
-            fnmatchcase(path.name.lower(), pattern) for pattern in _ARCHIVES if "tar" in pattern
-        )
+        named = path.name.lower().endswith(_TARS)
         kind = "tar" if head[257:262] == b"ustar" or (named and head) else "single"
         yield _Opened(path, kind, stream, bool(ending), limit, damage)
 
@@ -538,7 +523,7 @@ class _File:
         skipped = []
         for name, stream, base in opened.members():
             short = name.removeprefix("./")
-            if any(_is_hidden(part) for part in short.split("/")):
+            if short.startswith(".") or "/." in short or "__MACOSX/" in short:
                 continue
             member = _Member(stream, self.path, name)
             if not _wanted(short, self.pattern, self.given, member.head):

@@ -44,6 +44,7 @@ from atomloom.training.ema import MovingAverage
 from atomloom.training.history import History, progress_line
 from atomloom.training.losses import loss_sum
 from atomloom.training.modelfile import ModelCard, write_model
+from atomloom.training.norms import statistics_of_this_batch
 from atomloom.training.optimizers import build_optimizer, set_rate
 from atomloom.training.predict import predict_batches
 from atomloom.training.schedules import Schedule
@@ -258,7 +259,10 @@ def _train(
             write_model(run_dir / "model.safetensors", best.weights, card)
 
     # --- epochs ---
-    stopped_early = False
+    patience = settings.early_stopping or math.inf
+    stopped_early = (
+        waited >= patience
+    )  # true of a run that was killed between its end and its result
     while epoch < settings.epochs and not stopped_early:
         model.train()
         known = loader.known(epoch)
@@ -267,6 +271,7 @@ def _train(
         if position == 0 or errors is None:
             errors = torch.zeros(batches, dtype=torch.float64)
         errors = errors.to(device)
+        loss_scale = _loss_scale(fabric)
         clock.start()
         epoch_begun = time.perf_counter()
 
@@ -282,7 +287,11 @@ def _train(
             closes = (position + 1) % settings.accumulate == 0 or position + 1 == batches
 
             _seed_noise(settings.seed, epoch, position * ranks + rank, cuda)
-            with fabric.no_backward_sync(network, enabled=not closes):
+            first = epoch == position == 0
+            with (
+                fabric.no_backward_sync(network, enabled=not closes),
+                statistics_of_this_batch(model) if first else nullcontext(),
+            ):
                 prediction = network(Sealed(batch)).content.reshape(batch.targets.shape)
                 prediction = prediction.to(batch.targets.dtype)  # losses are never taken in 16 bits
                 error = loss_sum(settings.loss, prediction, batch.targets, settings.huber_delta)
@@ -341,7 +350,7 @@ def _train(
                 best = Best(scores.error, epoch + 1, step, scores.maes, weights)
         waited = 0 if better else waited + 1
         schedule.plateau.see(scores.error)
-        stopped_early = settings.early_stopping is not None and waited >= settings.early_stopping
+        stopped_early = waited >= patience
 
         now = time.perf_counter()
         seconds = resumed_seconds + now - begun
@@ -357,6 +366,11 @@ def _train(
         )
         epoch, position = epoch + 1, 0
         speed = (now - begun) / (epoch - begun_epochs)
+        if _loss_scale(fabric) < loss_scale:
+            log(
+                f"fp16: gradients overflowed and their steps were left out; the loss scale fell from "
+                f"{loss_scale:g} to {_loss_scale(fabric):g}"
+            )
         log(progress_line(history, best.maes, settings.epochs, names, unit, speed))
         last = epoch == settings.epochs or stopped_early
         stop, due = agreed(asked_to_stop(), timer.due(end_of_epoch=True))
@@ -433,6 +447,12 @@ def _gathered(outputs: np.ndarray, rows: int, fabric: Fabric) -> np.ndarray:
     whole = torch.zeros(rows, outputs.shape[1], dtype=torch.float64)
     whole[fabric.global_rank :: fabric.world_size] = torch.from_numpy(outputs)
     return fabric.all_reduce(whole.to(fabric.device), reduce_op="sum").cpu().numpy()
+
+
+def _loss_scale(fabric: Fabric) -> float:
+    """What gradients of fp16 are multiplied by, to keep them from underflow; 1 in other precisions."""
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    return 1.0 if scaler is None else scaler.get_scale()
 
 
 def _say_nothing(_: str) -> None:

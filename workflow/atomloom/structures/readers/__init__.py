@@ -8,8 +8,10 @@ are imported only by a reader that needs one, when it does.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -95,9 +97,13 @@ def format_of(name: str, head: bytes = b"", hints: bool = True) -> str | None:
         The format's name, or None when no reader recognises the file.
     """
     lower = name.rsplit("/", 1)[-1].lower()
-    for reader in REGISTRY.values():
-        if any(fnmatchcase(lower, pattern) for pattern in reader.PATTERNS):
-            return reader.NAME
+    endings, patterns = _names(tuple(REGISTRY))
+    known = endings.get(lower[lower.rfind(".") :])
+    if known is not None:
+        return known
+    for pattern, format in patterns:
+        if fnmatchcase(lower, pattern):
+            return format
     for reader in REGISTRY.values():
         if head and reader.sniff(head):
             return reader.NAME
@@ -106,6 +112,14 @@ def format_of(name: str, head: bytes = b"", hints: bool = True) -> str | None:
             if any(fnmatchcase(lower, pattern) for pattern in reader.HINTS):
                 return reader.NAME
     return None
+
+
+@lru_cache(maxsize=8)
+def _names(formats: tuple[str, ...]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Formats by ending of the name, and the patterns that are more than an ending."""
+    pairs = [(pattern, format) for format in formats for pattern in REGISTRY[format].PATTERNS]
+    plain = [(p, f) for p, f in pairs if re.fullmatch(r"\*\.\w+", p)]
+    return {p[1:]: f for p, f in reversed(plain)}, [pair for pair in pairs if pair not in plain]
 
 
 def parse_record(
@@ -128,6 +142,8 @@ def parse_record(
             raise AtomloomError(payload.decode())
         with np.errstate(all="ignore"):  # what overflows is no finite number, and refused as such
             structure = reader_of(format).parse(payload, options)
+        if structure.properties:
+            _refuse_nan(structure)
         if options.get("box") == "molecule":
             structure = without_fake_box(structure)
     except AtomloomError:
@@ -137,6 +153,14 @@ def parse_record(
     except Exception as error:  # a library's own kind; the rest of the records must go on
         raise AtomloomError(f"cannot be parsed: {error or type(error).__name__}") from error
     return structure.named(id) if id else structure
+
+
+def _refuse_nan(structure: Structure) -> None:
+    """A calculation that failed is no reference, and one NaN spoils a whole batch."""
+    for name in ("energy", "forces", "stress"):
+        value = structure.properties.get(name)
+        if value is not None and not np.isfinite(value).all():
+            raise AtomloomError(f"{name} is not finite")
 
 
 def check_options(options: Mapping[str, Any]) -> None:

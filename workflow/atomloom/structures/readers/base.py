@@ -19,6 +19,8 @@ from atomloom.structures.structure import Structure
 MAX_RECORD_BYTES = 256 << 20
 """A single record larger than this is not read into memory but refused."""
 
+_BLOCK = 1 << 16
+
 UNREADABLE = "unreadable"
 """Format of a record that stands for bytes nobody can split; its payload is the reason."""
 
@@ -80,10 +82,14 @@ def read_limited(stream: BinaryIO, limit: int = MAX_RECORD_BYTES) -> bytes:
     Raises:
         AtomloomError: when that is more than `limit` bytes.
     """
-    payload = stream.read(limit + 1)
-    if len(payload) > limit:
-        raise AtomloomError(f"a record of more than {limit >> 20} MiB")
-    return payload
+    # not read(limit): that would ask the system for so much memory each time
+    blocks, size = [], 0
+    while block := stream.read(_BLOCK):
+        blocks.append(block)
+        size += len(block)
+        if size > limit:
+            raise AtomloomError(f"a record of more than {limit >> 20} MiB")
+    return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
 
 def unreadable(reason: object) -> Piece:

@@ -11,7 +11,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, BinaryIO
 
@@ -72,6 +72,9 @@ def sniff(head: bytes) -> bool:
 def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
     """One record a data block with atom sites; the whole file where there is one block or none."""
     payload = read_limited(stream)
+    if payload.count(b"data_") < 2 and b"DATA_" not in payload and b"Data_" not in payload:
+        yield Piece(payload, 0)
+        return
     starts = [match.start() for match in _BLOCK.finditer(payload)]
     blocks = [
         (start, end)

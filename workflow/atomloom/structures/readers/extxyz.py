@@ -54,7 +54,10 @@ VIRIAL = (
 ELEMENT = ("species", "element", "elements", "symbol", "symbols")
 POSITION = ("pos", "positions", "position")
 
-_PAIR = re.compile(r"""([^\s="']+)\s*=\s*("[^"]*"|'[^']*'|\[[^"'=]*\]|\{[^}]*\}|[^\s"']+)""")
+# possessive, and only where a word begins: a comment of a megabyte must not take a minute
+_PAIR = re.compile(
+    r"""(?<![^\s="'])([^\s="']++)\s*+=\s*+("[^"]*+"|'[^']*+'|\[[^"'=]*\]|\{[^}"'=]*+\}|[^\s"']++)"""
+)
 _TRUE = frozenset(("T", "t", "1", "true", "True", "TRUE"))
 _FALSE = frozenset(("F", "f", "0", "false", "False", "FALSE"))
 _BLOCK = 1 << 16

@@ -26,17 +26,16 @@ HINTS = ()
 OPTIONS: dict[str, str] = {}
 
 MAX_ATOMS = 10_000_000
-_NUMBER = rb"[ \t]*[-+]?\d*\.?\d+(?:[eEdD][-+]?\d+)?[ \t]*"
-_HEAD = re.compile(
-    rb"\A[^\n]*\n"
-    + _NUMBER
-    + rb"\r?\n(?:[ \t]*(?:[-+]?\d*\.?\d+(?:[eEdD][-+]?\d+)?[ \t]*){3}\r?\n){3}"
-)
 
 
 def sniff(head: bytes) -> bool:
     """A comment, a number, three lines of three numbers."""
-    return _HEAD.match(_unescaped(head)) is not None
+    lines = _unescaped(head).split(b"\n", 6)[1:5]
+    try:
+        counts = [len(floats(line[:400].decode().split())) for line in lines]
+    except (AtomloomError, UnicodeDecodeError):
+        return False
+    return len(counts) == 4 and counts[0] in (1, 3) and counts[1:] == [3, 3, 3]
 
 
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:

@@ -1,0 +1,33 @@
+"""Batch norms start from the statistics of their first batch.
+
+Left to themselves, running statistics start from mean 0 and variance 1, and forget that by a factor
+1 - momentum a step. Where true variances are small (1e-5 in the attention of ComFormer), a network
+is evaluated by figures that mean nothing for its first 200 steps or so, which is all of a short
+training. What a network learns does not depend on them. Knows nothing of the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def statistics_of_this_batch(model: nn.Module) -> Iterator[None]:
+    """Let running statistics be those of the one batch that is seen inside the block."""
+    norms = [
+        module
+        for module in model.modules()
+        if getattr(module, "running_var", None) is not None and getattr(module, "momentum", None)
+    ]
+    buffers = [(norm.momentum, b) for norm in norms for b in (norm.running_mean, norm.running_var)]
+    with torch.no_grad():
+        for _, buffer in buffers:
+            buffer.zero_()
+    yield
+    with torch.no_grad():
+        for momentum, buffer in buffers:
+            buffer /= momentum  # they have become momentum * (those of the batch)
