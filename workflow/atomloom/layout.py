@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atomloom.config import Config
+from atomloom.config import Config, expand_variables
 from atomloom.keys import BUILDER, CONVERTER, short_hash
 from atomloom.plan import Plan
 
@@ -24,12 +24,12 @@ class Layout:
     @property
     def results(self) -> Path:
         """Folder of this data set's results."""
-        return Path(self.config.paths.results) / self.config.dataset.name
+        return Path(expand_variables(self.config.paths.results)) / self.config.dataset.name
 
     @property
     def store(self) -> Path:
         """Folder of keyed shards; may be shared."""
-        return Path(self.config.paths.store)
+        return Path(expand_variables(self.config.paths.store))
 
     # --- plan ---
     @property

@@ -3,6 +3,7 @@
 `load_config` is the only way in. It knows nothing of torch and of the pipeline's stages.
 """
 
+from atomloom.config.base import expand_variables
 from atomloom.config.dataset import Checks, Chunks, Dataset, Labels, Split
 from atomloom.config.graph import GraphSpec
 from atomloom.config.model import ModelConfig
@@ -22,6 +23,7 @@ __all__ = [
     "Split",
     "Training",
     "dump_config",
+    "expand_variables",
     "load_config",
     "parse_config",
 ]

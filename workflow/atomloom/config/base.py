@@ -6,9 +6,13 @@ stays out of every key.
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from atomloom.errors import AtomloomError
 
 
 class Section(BaseModel):
@@ -40,3 +44,25 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value
+
+
+def expand_variables(path: str) -> str:
+    """A path of the config with the values of environment variables in place of `${NAME}`.
+
+    The config keeps the name, so that keys, merged configs and run cards are the same wherever the
+    data are.
+
+    Raises:
+        AtomloomError: when a variable is not set.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise AtomloomError(
+                f"environment variable {match[1]} is not set",
+                where=path,
+                todo=f"export {match[1]}=...",
+            )
+        return os.environ[match[1]]
+
+    return re.sub(r"\$\{(\w+)\}", value, path)

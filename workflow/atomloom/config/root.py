@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
-from atomloom.config.base import Section, unkeyed
+from atomloom.config.base import Section, expand_variables, unkeyed
 from atomloom.config.dataset import Dataset, Split
 from atomloom.config.graph import GraphSpec
 from atomloom.config.model import IComFormerConfig, ModelConfig, graph_needs
@@ -44,6 +42,12 @@ class Config(Section):
     """How it is trained."""
     paths: Paths = unkeyed(Paths())
     """Where things go."""
+
+    def files(self) -> list[str]:
+        """Every path the config names, as written."""
+        named = [self.dataset.labels.file, self.split.folds_file]
+        paths = [self.paths.results, self.paths.store]
+        return [*self.dataset.source, *(name for name in named if name), *paths]
 
     @model_validator(mode="before")
     @classmethod
@@ -88,9 +92,8 @@ def load_config(*files: str | Path) -> Config:
 
 def parse_config(content: Mapping[str, Any], where: str = "config") -> Config:
     """Validate nested mappings into a `Config`; errors as in `load_config`."""
-    content = _expand(content, where)
     try:
-        return Config.model_validate(content)
+        config = Config.model_validate(dict(content))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -99,27 +102,9 @@ def parse_config(content: Mapping[str, Any], where: str = "config") -> Config:
             where=where,
             todo="config/README.md lists all keys" if first["type"] == "extra_forbidden" else "",
         ) from None
-
-
-def _expand(value: Any, where: str) -> Any:
-    """Put the values of environment variables in place of `${NAME}` in every text."""
-    if isinstance(value, Mapping):
-        return {key: _expand(item, where) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_expand(item, where) for item in value]
-    if not isinstance(value, str):
-        return value
-
-    def known(match: re.Match[str]) -> str:
-        if match[1] not in os.environ:
-            raise AtomloomError(
-                f"environment variable {match[1]} is not set",
-                where=where,
-                todo=f"it stands in `{value}`",
-            )
-        return os.environ[match[1]]
-
-    return re.sub(r"\$\{(\w+)\}", known, value)
+    for name in config.files():
+        expand_variables(name)
+    return config
 
 
 def dump_config(config: Config) -> str:

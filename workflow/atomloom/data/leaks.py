@@ -30,7 +30,9 @@ class HasTable(Protocol):
     def table(self) -> StructureTable: ...
 
 
-def find_duplicates(chunks: Sequence[HasTable], frame: pd.DataFrame, tolerance: float) -> pd.DataFrame:
+def find_duplicates(
+    chunks: Sequence[HasTable], frame: pd.DataFrame, tolerance: float
+) -> pd.DataFrame:
     """Pairs of structures in different splits that are the same.
 
     Args:
@@ -67,7 +69,9 @@ def find_duplicates(chunks: Sequence[HasTable], frame: pd.DataFrame, tolerance: 
     return result.astype({"record": np.int64, "removable": bool})
 
 
-def _note_pairs(pairs: dict[tuple[int, int], str], members: np.ndarray, frame: pd.DataFrame, kind: str) -> None:
+def _note_pairs(
+    pairs: dict[tuple[int, int], str], members: np.ndarray, frame: pd.DataFrame, kind: str
+) -> None:
     """Note each pair of members in different splits once, the one farther from the test first."""
     ranks = frame["split"].map(_RANK).to_numpy()[members]
     for low, a in zip(ranks, members, strict=True):

@@ -11,12 +11,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from atomloom.config import Split
+from atomloom.config import Split, expand_variables
 from atomloom.errors import AtomloomError
 
 SPLITS = ("train", "val", "test")
 
-_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
 
 
 def divide(split: Split, frame: pd.DataFrame, columns: pd.DataFrame, records: int) -> np.ndarray:
@@ -45,7 +52,9 @@ def _groups(split: Split, columns: pd.DataFrame) -> np.ndarray:
         return np.arange(len(columns))
     values = columns[split.group]
     if values.isna().any():
-        raise AtomloomError(f"{int(values.isna().sum())} structures have no `{split.group}`", where="split.group")
+        raise AtomloomError(
+            f"{int(values.isna().sum())} structures have no `{split.group}`", where="split.group"
+        )
     return pd.factorize(values)[0]
 
 
@@ -70,7 +79,9 @@ def _hold_out(result: np.ndarray, groups: np.ndarray, split: Split) -> np.ndarra
     return result
 
 
-def _by_column(split: Split, frame: pd.DataFrame, columns: pd.DataFrame, groups: np.ndarray) -> np.ndarray:
+def _by_column(
+    split: Split, frame: pd.DataFrame, columns: pd.DataFrame, groups: np.ndarray
+) -> np.ndarray:
     values = columns[split.column]
     result = np.array([_NAMES.get(str(value).strip().lower()) for value in values], dtype=object)
     unknown = np.flatnonzero(result == None)  # noqa: E711 - element-wise
@@ -85,7 +96,7 @@ def _by_column(split: Split, frame: pd.DataFrame, columns: pd.DataFrame, groups:
 
 
 def _by_fold(split: Split, frame: pd.DataFrame, groups: np.ndarray, records: int) -> np.ndarray:
-    path = Path(str(split.folds_file))
+    path = Path(expand_variables(str(split.folds_file)))
     try:
         folds = json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -71,5 +71,7 @@ def line_edges(src: np.ndarray, dst: np.ndarray, atoms: int) -> tuple[np.ndarray
     second = np.repeat(np.arange(len(src)), counts)
     start = np.cumsum(counts) - counts
     first = np.arange(len(second)) - np.repeat(start - first_arriving[src], counts)
-    different = first != second  # an edge from an atom to its own image follows itself, but for this
+    different = (
+        first != second
+    )  # an edge from an atom to its own image follows itself, but for this
     return first[different], second[different]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from atomloom.config import Labels
+from atomloom.config import Labels, expand_variables
 from atomloom.errors import AtomloomError
 from atomloom.structures.sources import read_member
 
@@ -53,7 +53,7 @@ def read_labels(labels: Labels) -> LabelTable:
     """
     if labels.file is None:
         raise AtomloomError("no label file is configured", where="dataset.labels.file")
-    frame = _read_frame(labels.file, labels.header)
+    frame = _read_frame(expand_variables(labels.file), labels.header)
     names = [str(name) for name in frame.columns]
     if isinstance(labels.id_column, int):
         if labels.id_column >= len(names):

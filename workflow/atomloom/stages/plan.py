@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 import pandas as pd
 
+from atomloom.config import expand_variables
 from atomloom.errors import AtomloomError
 from atomloom.files import file_digest, read_json, write_atomically, write_spec
 from atomloom.keys import canonical_json, chain_hash, fingerprint
@@ -84,7 +85,7 @@ def make_plan(layout: Layout, log: Callable[[str], None]) -> Plan:
             part for pair in zip(members.id, members.fingerprint, strict=True) for part in pair
         ),
         labels_digest=chain_hash([labels.to_csv(index=False)]),
-        folds_digest=file_digest(Path(folds)) if folds else "",
+        folds_digest=file_digest(Path(expand_variables(folds))) if folds else "",
         labels_without_record=unclaimed,
     )
     frame = pd.DataFrame(

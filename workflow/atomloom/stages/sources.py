@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from atomloom.config import expand_variables
 from atomloom.errors import AtomloomError
 from atomloom.files import file_digest, read_json, write_json
 from atomloom.layout import Layout
@@ -55,7 +56,9 @@ def source_files(layout: Layout) -> list[Path]:
     dataset = layout.config.dataset
     given = None if dataset.format == "auto" else dataset.format
     files = [
-        path for source in dataset.source for path in list_files(source, dataset.pattern, given)
+        path
+        for source in dataset.source
+        for path in list_files(expand_variables(source), dataset.pattern, given)
     ]
     if not files:
         raise AtomloomError("no structure files found", where=", ".join(dataset.source))
@@ -65,7 +68,7 @@ def source_files(layout: Layout) -> list[Path]:
 def table_files(layout: Layout) -> list[Path]:
     """Files of labels and folds, if any (of `archive::member`, the archive)."""
     names = [layout.config.dataset.labels.file, layout.config.split.folds_file]
-    files = [Path(name.split("::")[0]) for name in names if name]
+    files = [Path(expand_variables(name).split("::")[0]) for name in names if name]
     for file in files:
         if not file.is_file():
             raise AtomloomError(
