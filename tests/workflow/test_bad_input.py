@@ -22,7 +22,7 @@ BAD_FILES = {
     "b_nan": (GOOD.replace("0.50000000", "nan", 1), ""),
     "b_overlap": (
         GOOD.replace("Cl4 Cl 0.50000000 0.00000000", "Cl4 Cl 0.01000000 0.00000000"),
-        "0.056 A apart",
+        "0.0564 A apart",
     ),
 }
 

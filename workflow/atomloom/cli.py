@@ -40,6 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def put_on_path() -> None:
+    """Let child processes find the `atomloom` command of the environment that runs this one."""
+    folder = str(Path(sys.executable).parent)
+    os.environ["PATH"] = os.pathsep.join([folder, os.environ.get("PATH", "")])
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="atomloom", description="Atomic structures into graphs, graphs into models."

@@ -3,11 +3,11 @@
 Only the plan knows the chunks, so functions that need it are evaluated after the checkpoint.
 """
 
-import os
 import sys
 from functools import cache
 from pathlib import Path
 
+from atomloom.cli import put_on_path
 from atomloom.config import dump_config, parse_config
 from atomloom.errors import AtomloomError
 from atomloom.files import write_text
@@ -15,10 +15,7 @@ from atomloom.layout import Layout, PlannedLayout, report_key_of
 from atomloom.plan import Plan
 from atomloom.stages.sources import refresh_sources
 
-# Jobs find the `atomloom` command of the environment that runs the workflow.
-os.environ["PATH"] = os.pathsep.join(
-    [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
-)
+put_on_path()
 
 try:
     layout = Layout(parse_config(config))
@@ -53,3 +50,33 @@ def chunks(of):
 def place(name, *file):
     """Input function: a file in the folder that the planned layout calls `name`."""
     return lambda wildcards: getattr(planned(), name).joinpath(*file)
+
+
+def merged_config(wildcards, output):
+    """Params function: the config that a job reads.
+
+    A function of `output`, which is not compared with the last run's: a new learning rate gives the
+    merged config another name, and graphs must not care.
+    """
+    return CONFIG
+
+
+REQUEST = layout.results / ".report-wanted"
+if workflow.is_main_process and not REQUEST.exists():
+    write_text(REQUEST, "")
+
+
+def report_request(wildcards):
+    """The file that says which run the report is wanted of; newer than a report of another run.
+
+    The report has one fixed place, so its name cannot say what it shows. It carries the key of its
+    run instead, and only where that is not the wanted one may a time stamp make it anew.
+    """
+    places = planned()
+    if not REQUEST.exists() or REQUEST.read_text() != places.report_key:
+        write_text(REQUEST, places.report_key)
+    return (
+        ancient(REQUEST)
+        if report_key_of(layout.report) == places.report_key
+        else REQUEST
+    )

@@ -20,10 +20,12 @@ checkpoint plan:
         layout.benchmarks / "plan" / "plan.tsv"
     conda:
         "../../envs/graphs.yaml"
+    params:
+        config=merged_config,
     message:
         "Planning: which records there are, and how they are cut into chunks"
     shell:
-        "atomloom plan --config {CONFIG} --log {log}"
+        "atomloom plan --config {params.config} --log {log}"
 
 
 rule convert:
@@ -42,10 +44,12 @@ rule convert:
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * 2 ** (attempt - 1),
         runtime=30,
+    params:
+        config=merged_config,
     message:
         "Converting chunk {wildcards.chunk}"
     shell:
-        "atomloom convert --config {CONFIG} --chunk {wildcards.chunk} --log {log}"
+        "atomloom convert --config {params.config} --chunk {wildcards.chunk} --log {log}"
 
 
 rule split:
@@ -65,7 +69,9 @@ rule split:
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
         runtime=30,
+    params:
+        config=merged_config,
     message:
         "Joining labels and dividing the records"
     shell:
-        "atomloom split --config {CONFIG} --log {log}"
+        "atomloom split --config {params.config} --log {log}"

@@ -20,10 +20,12 @@ rule graphs:
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * 2 ** (attempt - 1),
         runtime=30,
+    params:
+        config=merged_config,
     message:
         "Building graphs of chunk {wildcards.chunk}"
     shell:
-        "atomloom graphs --config {CONFIG} --chunk {wildcards.chunk} --log {log}"
+        "atomloom graphs --config {params.config} --chunk {wildcards.chunk} --log {log}"
 
 
 rule index:
@@ -43,7 +45,9 @@ rule index:
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
         runtime=30,
+    params:
+        config=merged_config,
     message:
         "Indexing the graphs"
     shell:
-        "atomloom index --config {CONFIG} --log {log}"
+        "atomloom index --config {params.config} --log {log}"

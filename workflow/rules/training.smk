@@ -26,10 +26,12 @@ rule train:
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * 2 ** (attempt - 1),
         runtime=24 * 60,
+    params:
+        config=merged_config,
     message:
         "Training run {wildcards.run}"
     shell:
-        "atomloom train --config {CONFIG} --threads {threads} --log {log}"
+        "atomloom train --config {params.config} --threads {threads} --log {log}"
 
 
 rule evaluate:
@@ -54,7 +56,9 @@ rule evaluate:
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * 2 ** (attempt - 1),
         runtime=120,
+    params:
+        config=merged_config,
     message:
         "Evaluating run {wildcards.run}"
     shell:
-        "atomloom evaluate --config {CONFIG} --threads {threads} --log {log}"
+        "atomloom evaluate --config {params.config} --threads {threads} --log {log}"

@@ -27,7 +27,7 @@ def crystals(data_folder, tmp_path_factory):
                 path.write_bytes(archive.extractfile(member).read())
                 found.append(Atoms.from_poscar(str(path)))
     assert len(found) >= 50
-    return found
+    return found[::3]  # jarvis-tools takes half a second for each
 
 
 def published_rows(atoms) -> np.ndarray:

@@ -56,7 +56,7 @@ def test_equals_sorting_all_images(structure, k):
 
 
 @given(structures(most=6), st.integers(1, 14), st.floats(1.0, 5.0))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_keep_stays_within_the_cutoff(structure, k, cutoff):
     spec = GraphSpec(max_neighbors=k, cutoff=cutoff, short="keep")
     assert edge_set(build_graph(structure, spec)) == knn_by_hand(structure, k, 0, limit=cutoff)
@@ -66,13 +66,32 @@ def test_keep_stays_within_the_cutoff(structure, k, cutoff):
 def test_large_structures_equal_the_plain_search(pbc):
     """Many atoms take the path through bins, of which some need more images than laid out."""
     rng = np.random.default_rng(3)
-    crowd = random_structure(1, 260, pbc, spread=0.3)
+    crowd = random_structure(1, 140, pbc, spread=0.3)
     # A few atoms far from the rest, so that the radius guessed from the density is much too small.
     lonely = crowd.positions.copy()
     lonely[:5] += rng.normal(size=(5, 3)) * 30
     structure = Structure(crowd.numbers, lonely, crowd.cell, pbc)
     graph = build_graph(structure, GraphSpec(max_neighbors=6))
     assert edge_set(graph) == knn_by_hand(structure, 6, graph.distances.max() + 0.1)
+
+
+def test_radius_learnt_from_earlier_atoms_does_not_pass_the_cutoff():
+    """The last atom has 11 neighbours within 4 A and the twelfth at 4.0019 A."""
+    positions = [
+        [1.36933284, 6.35328109, -0.07393292],
+        [0.99952303, -2.85169452, 0.46597155],
+        [-3.92824494, 0.13435541, 3.83644724],
+        [-3.0514669, 3.65864017, 5.96967648],
+    ]
+    cell = [
+        [5.15042733, -0.54707991, -0.22292014],
+        [0.95276021, 4.69792506, 0.14418834],
+        [-1.3735713, 0.73706222, 3.02160399],
+    ]
+    structure = Structure([67, 86, 9, 65], positions, cell, [True] * 3)
+    graph = build_graph(structure, GraphSpec(max_neighbors=12, cutoff=4.0, short="keep"))
+    assert edge_set(graph) == knn_by_hand(structure, 12, 0, limit=4.0)
+    assert graph.distances.max() < 4.0
 
 
 def test_enlarged_lists_do_not_depend_on_the_cutoff():

@@ -51,7 +51,7 @@ def test_every_container_gives_the_same_table(label_file):
 def test_records_are_found_by_id_or_file_name_and_unclaimed_rows_counted(tmp_path):
     path = tmp_path / "l.csv"
     path.write_text("a.vasp,1\nb,2\nz,3\n")
-    table = read_labels(Labels(file=str(path), header=False))
+    table = read_labels(Labels(file=str(path), columns=["id", "y"]))
     rows, unclaimed = rows_of_records(table, ["a", "b", "q"], ["a.vasp", "b.vasp", "q.vasp"])
     assert rows.tolist() == [0, 1, -1]
     assert unclaimed == 1
@@ -68,6 +68,7 @@ def test_an_id_with_two_different_rows_is_marked_and_an_equal_repeat_is_not(tmp_
     [
         ({"id_column": "name"}, "no column `name`; columns are: id, gap, note"),
         ({"id_column": 7}, "has only 3 columns"),
+        ({"columns": ["id", "gap"]}, "has 3 columns, dataset.labels.columns names 2"),
         ({"file": "nowhere.csv"}, "nowhere.csv: cannot be read"),
     ],
 )

@@ -18,8 +18,8 @@ class Labels(Section):
     column beside the structure)."""
     id_column: str | int = 0
     """Column that holds the record id, by name or position."""
-    header: bool = True
-    """Whether the first line of a CSV names its columns; without, columns are called 0, 1, 2, ..."""
+    columns: list[str] | None = None
+    """Names of the columns of a CSV that has no header line."""
 
 
 class Chunks(Section):

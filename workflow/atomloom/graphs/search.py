@@ -292,11 +292,11 @@ def _list_neighbors(
     d2, src, shift, work = lists
     e_src, e_dst, e_shift, _, e_length, _, _, _, _ = edges
     room = e_src.shape[0]
+    # Lists end here, if anywhere; a shell at the cutoff is whole too.
+    limit = cutoff + tolerance if limit_cutoff else np.inf
     guess, spread, everything = cutoff, cutoff, False
     if nearest > 0:
-        guess = (0.2387 * (nearest + 4.0) * volume / n) ** (1.0 / 3.0)
-        if limit_cutoff:
-            guess = min(guess, cutoff + tolerance)
+        guess = min((0.2387 * (nearest + 4.0) * volume / n) ** (1.0 / 3.0), limit)
         # A molecule of no more than k + 1 atoms ends with all the others.
         everything = periodic == 0 and n - 1 <= nearest
         spread = 1.15 * guess
@@ -304,9 +304,7 @@ def _list_neighbors(
         return _NEED_IMAGES
     total = 0
     for i in range(n):
-        radius = guess
-        if everything:
-            radius = cutoff + tolerance if limit_cutoff else np.inf
+        radius = limit if everything else guess
         while True:
             if radius > spread and n >= _MANY and not everything:
                 spread = 1.25 * radius
@@ -321,9 +319,8 @@ def _list_neighbors(
             if nearest == 0 or everything:
                 reach2[i] = radius * radius
                 break
-            final = limit_cutoff and radius >= cutoff + tolerance
             if count < nearest:
-                if final:
+                if radius >= limit:
                     reach2[i] = radius * radius
                     break
                 grow = ((nearest + 2.0) / (count + 1.0)) ** (1.0 / 3.0)
@@ -331,15 +328,14 @@ def _list_neighbors(
             else:
                 kth2 = _select(d2, work, count, nearest - 1)
                 reach = math.sqrt(kth2) + tolerance
-                if reach <= radius or final:
+                if reach <= radius or radius >= limit:
                     # reach * reach may round below kth2 where the tolerance is 0.
                     reach2[i] = min(max(reach * reach, kth2), radius * radius)
                     # Atoms of one structure are much alike: learn from this one.
-                    guess = min(0.7 * guess + 0.3 * 1.12 * reach, spread)
+                    guess = min(0.7 * guess + 0.3 * 1.12 * reach, spread, limit)
                     break
                 radius = reach * (1.0 + 1e-12)
-            if limit_cutoff:
-                radius = min(radius, cutoff + tolerance)
+            radius = min(radius, limit)
         if total + count > room:
             return _NEED_EDGES
         bound = reach2[i]
@@ -811,15 +807,8 @@ def _sort(n, edges, atoms, arrays):
     for i in range(n):
         end = first[i]
         if end - begin <= _FEW:
-            for a in range(begin, end):
-                sorted_length[a] = -1.0
-            for a in range(begin, end):
-                value, rank = mine[a], begin
-                for b in range(begin, end):
-                    rank += mine[b] < value
-                while sorted_length[rank] == value:
-                    rank += 1
-                sorted_length[rank], order[rank] = value, by_dst[a]
+            # As parts that begin at 0: for these the compiler makes vector code.
+            _rank(mine[begin:end], by_dst[begin:end], sorted_length[begin:end], order[begin:end])
         else:
             for a in range(begin, end):
                 order[a] = by_dst[a]
@@ -840,6 +829,21 @@ def _sort(n, edges, atoms, arrays):
                 order[b + 1] = e
             start = stop
         begin = end
+
+
+@helper
+def _rank(values, items, sorted_values, sorted_items):
+    """Sort a few items by values that are not negative, by counting the smaller ones of each."""
+    count = values.shape[0]
+    for a in range(count):
+        sorted_values[a] = -1.0
+    for a in range(count):
+        value, rank = values[a], 0
+        for b in range(count):
+            rank += values[b] < value
+        while sorted_values[rank] == value:
+            rank += 1
+        sorted_values[rank], sorted_items[rank] = value, items[a]
 
 
 @helper

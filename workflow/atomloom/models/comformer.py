@@ -66,7 +66,7 @@ class _Gate(nn.Module):
     """What the node layer and the edge layer share: keys, messages and the gate between them.
 
     message = MLP[v_i, v_j, e'] * sigmoid(BN(q_i * MLP[k_i, k_j, e'] / sqrt(D))), element-wise
-    (eqs. 5 to 7 of the paper). The two MLPs run side by side, as 2 D columns.
+    as in the paper. The two MLPs run side by side, as 2 D columns.
     """
 
     def __init__(self, width: int) -> None:

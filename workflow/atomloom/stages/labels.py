@@ -53,7 +53,7 @@ def read_labels(labels: Labels) -> LabelTable:
     """
     if labels.file is None:
         raise AtomloomError("no label file is configured", where="dataset.labels.file")
-    frame = _read_frame(expand_variables(labels.file), labels.header)
+    frame = _read_frame(expand_variables(labels.file), labels.columns)
     names = [str(name) for name in frame.columns]
     if isinstance(labels.id_column, int):
         if labels.id_column >= len(names):
@@ -119,22 +119,28 @@ def to_number(text: str | float | None) -> float:
     return number if np.isfinite(number) else np.nan
 
 
-def _read_frame(file: str, header: bool) -> pd.DataFrame:
+def _read_frame(file: str, columns: list[str] | None) -> pd.DataFrame:
     name = file.split("::")[-1]
     try:
         payload = read_member(file)
         if name.endswith(".parquet"):
             return pd.read_parquet(io.BytesIO(payload))
         compression = {".gz": "gzip", ".xz": "xz", ".bz2": "bz2"}.get(Path(name).suffix)
-        return pd.read_csv(
+        frame = pd.read_csv(
             io.BytesIO(payload),
-            header=0 if header else None,
+            header=None if columns else 0,
             dtype=str,
             keep_default_na=False,
             na_values=["", "nan", "NaN", "None", "null", "NA"],
             compression=compression,
             skipinitialspace=True,
         )
+        if columns and len(columns) != len(frame.columns):
+            raise AtomloomError(
+                f"has {len(frame.columns)} columns, dataset.labels.columns names {len(columns)}",
+                where=file,
+            )
+        return frame.set_axis(columns, axis=1) if columns else frame
     except OSError as error:
         raise AtomloomError(f"cannot be read: {error}", where=file) from None
     except (ValueError, UnicodeDecodeError) as error:

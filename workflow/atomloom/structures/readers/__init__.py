@@ -140,6 +140,8 @@ def parse_record(
     try:
         if format == UNREADABLE:
             raise AtomloomError(payload.decode())
+        if not payload.strip():
+            raise AtomloomError("empty file")
         with np.errstate(all="ignore"):  # what overflows is no finite number, and refused as such
             structure = reader_of(format).parse(payload, options)
         if structure.properties:
