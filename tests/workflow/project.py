@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CATIONS = ("Li", "Na", "K", "Rb", "Mg", "Ca")
 ANIONS = ("F", "Cl", "Br", "O")
 
+TARGETS = ("all", "default", "prepare")
+
 CONFIG = {
     "dataset": {
         "name": "tiny",
@@ -127,7 +129,7 @@ def counts(output: str) -> dict[str, int]:
     table = re.search(r"^job\s+count\n-+\s+-+\n(.*?)^total", output, re.M | re.S)
     assert table, output
     rows = dict(re.findall(r"^(\w+)\s+(\d+)", table.group(1), re.M))
-    return {rule: int(count) for rule, count in rows.items() if rule not in ("all", "default")}
+    return {rule: int(count) for rule, count in rows.items() if rule not in TARGETS}
 
 
 def cif_text(cation: str, anion: str, length: float) -> str:

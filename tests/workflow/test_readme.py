@@ -24,7 +24,7 @@ def test_the_example_config_plans_and_converts(tmp_path):
     )
     project.write_config({}, text)
     assert counts(project.snakemake("-n"))["plan"] == 1
-    project.snakemake("--until", "split")
+    project.snakemake("prepare")
     assert list((project.folder / "results" / "mine" / "split").glob("*/dataset.parquet"))
 
 

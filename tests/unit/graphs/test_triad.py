@@ -32,7 +32,8 @@ def triad(cell: np.ndarray, tolerance: float = 1e-5) -> np.ndarray:
 def random_cell(seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     while True:
-        cell = rng.normal(size=(3, 3)) * rng.uniform(2, 8, (3, 1))
+        cell = rng.normal(size=(3, 3))
+        cell *= rng.uniform(3, 8, (3, 1)) / np.linalg.norm(cell, axis=1, keepdims=True)
         # Not so skewed that the block searched by hand misses short vectors.
         if abs(np.linalg.det(cell)) > 0.25 * np.prod(np.linalg.norm(cell, axis=1)):
             return cell

@@ -80,6 +80,10 @@ def search_chunk(
         n = node_ptr[s + 1] - begin
         periodic = _frame(cell[s], pbc[s], frame)
         volume = _place(positions, begin, n, periodic, frame, atoms)
+        # Enough room at the first try, as a rule: lists and their reverses, lattice edges.
+        likely = 2.4 * nearest * n if nearest > 0 else 4.2 * cutoff**3 * n / volume * 1.3 * n
+        if edges[0].shape[0] < min(likely, 1e8) + 6 * n:
+            edges = _room_for_edges(int(min(likely, 1e8)) + 6 * n)
         count = _list_neighbors(
             n, periodic, volume, nearest, cutoff, limit_cutoff, tolerance,
             frame, atoms, images, lists, edges,
@@ -92,7 +96,8 @@ def search_chunk(
         if count == _NEED_LISTS:
             lists = _room_for_lists(2 * lists[0].shape[0])
             continue
-        if count == _NEED_EDGES or 2 * count + 6 * n > edges[0].shape[0]:
+        reverses = count if nearest > 0 else 0
+        if count == _NEED_EDGES or count + reverses + 6 * n > edges[0].shape[0]:
             edges = _room_for_edges(2 * edges[0].shape[0] + 6 * n)
             continue
         count = _add_reverse(count, atoms, edges)
@@ -566,7 +571,9 @@ def _lay_out(n, periodic, radius, frame, atoms, images):
         return False
     if expected > _ONE_BIN:
         for a in range(3):
-            bins[a] = max(int(min(grid[1, a] / reach, 1e6)), 1)
+            # Rows run along the first axis, where narrow bins cost nothing.
+            narrow = 4.0 if a == 0 else 1.0
+            bins[a] = max(int(min(narrow * grid[1, a] / reach, 1e6)), 1)
         while bins[0] * bins[1] * bins[2] > room:
             for a in range(3):
                 bins[a] = max(bins[a] * 3 // 4, 1)
