@@ -1,12 +1,15 @@
 """From structures to graphs on disk, beside the tools people use for it today, on one core.
 
-    python benchmarks/data_plane.py [--only graphs]
+    python benchmarks/data_plane.py [--only graphs | mp36k]
 
 graphs: k-nearest graphs (search, selection, shard) of all matbench_phonons crystals and of random
 crystals of 24 atoms, beside jarvis-tools' Graph.atom_dgl_multigraph (without its line graph) and
 pymatgen's bare neighbour list to 8 A; radius graphs beside vesin, matscipy and pymatgen; writing and
 reading of shards. Real crystals come from ../shared/data, or ATOMLOOM_DATA; without them that row is
-left out. Ratios are of one run, rounds in turns, medians. Updates its part of
+left out.
+mp36k: 36,737 CIFs from one compressed archive to written graph shards, on all cores, stage by stage by
+the command line, then by the workflow with its split; and the dry run of the finished workflow.
+Ratios are of one run, rounds in turns, medians. Updates its part of
 benchmarks/results/data_plane.json.
 """
 
@@ -17,8 +20,11 @@ import gzip
 import json
 import os
 import platform
+import resource
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -282,6 +288,81 @@ def _symbols(structure: Structure) -> list[str]:
     return [chemical_symbols[number] for number in structure.numbers]
 
 
+# --- a whole data set ------------------------------------------------------------------------------
+
+MP36K = """
+dataset:
+  name: mp36k
+  source: {data}/mp36k_crysxpp/cif.tar.xz
+  labels:
+    file: {data}/mp36k_crysxpp/id_prop.csv.gz
+    columns: [id, formation_energy, gap, fermi_energy, volume, magnetisation]
+  target: formation_energy
+"""
+
+
+def mp36k() -> dict:
+    """Seconds of each stage by the command line and of the workflow; memory of the largest process."""
+    if not (DATA / "mp36k_crysxpp").is_dir():
+        raise SystemExit("mp36k: no real data here, set ATOMLOOM_DATA")
+    _compile()
+    with tempfile.TemporaryDirectory() as folder:
+        alone, together = Path(folder, "alone"), Path(folder, "together")
+        for place in (alone, together):
+            place.mkdir()
+            (place / "mp36k.yaml").write_text(MP36K.format(data=DATA.resolve()))
+        stages = {
+            stage: _seconds(alone, "atomloom", stage, "--config", "mp36k.yaml")
+            for stage in ("plan", "convert", "graphs", "index")
+        }
+        workflow = [
+            "snakemake",
+            "--snakefile",
+            str(ROOT / "Snakefile"),
+            "--configfile",
+            "mp36k.yaml",
+        ]
+        workflow += ["--cores", "all", "prepare"]
+        whole = _seconds(together, *workflow)
+        again = _seconds(together, *workflow, "--dry-run")
+        index = json.loads(next(alone.glob("results/*/index/*/index.json")).read_text())
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    _row("mp36k: command line, plan to index", sum(stages.values()), "s")
+    _row("mp36k: workflow, plan to index and split", whole, "s")
+    _row("mp36k: dry run when finished", again, "s")
+    return {
+        "cores": os.cpu_count(),
+        "structures": index["structures"],
+        "quarantined": index["quarantined"],
+        "edges": index["edges"],
+        "graph_bytes": index["bytes"],
+        "stage_seconds": stages,
+        "command_line_seconds": sum(stages.values()),
+        "workflow_seconds": whole,
+        "dry_run_seconds": again,
+        "largest_process_mib": memory,
+    }
+
+
+def _seconds(folder: Path, module: str, *arguments: str) -> float:
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], cwd=folder, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(
+            f"{module} {arguments[0]} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
+    return time.perf_counter() - start
+
+
+def _mp36k_line(result: dict) -> str:
+    return (
+        f"{result['structures']:,} CIFs of one archive become graph shards in "
+        f"{result['command_line_seconds']:.0f} s by the command line on {result['cores']} cores"
+    )
+
+
 # --- measuring ------------------------------------------------------------------------------------
 
 
@@ -311,6 +392,7 @@ def _closing_line(result: dict) -> str:
 
 PARTS: dict[str, tuple[Callable[[], dict], Callable[[dict], str]]] = {
     "graphs": (graphs, _closing_line),
+    "mp36k": (mp36k, _mp36k_line),
 }
 
 
