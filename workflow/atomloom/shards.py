@@ -39,7 +39,7 @@ TEMPORARY_SUFFIX = ".part"
 CHUNK_BYTES = 64 * 2**20
 REPAIR = "run `atomloom repair`"
 
-LIBRARIES = ("atomloom", "numba", "numcodecs", "numpy", "spglib", "vesin")
+LIBRARIES = ("atomloom", "numba", "numcodecs", "numpy", "spglib")
 RESERVED = ("digests", "libraries")
 """Attributes that `write_shard` sets itself."""
 
