@@ -5,6 +5,7 @@ It knows nothing of what the files are about.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,15 +17,22 @@ from typing import Any
 from atomloom.errors import AtomloomError
 from atomloom.keys import FINGERPRINT_BYTES, canonical
 
+TEMPORARY_SUFFIX = ".part"
+"""Ending of files still being written; after a killed job they may stay behind (`atomloom gc`)."""
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step.
 
-    A reader sees the old file or the whole new one, whatever happens in between.
+    A reader sees the old file or the whole new one, whatever happens in between, and what is in
+    place survives a power cut. Of two writers of one path the last one stands.
+
+    Raises:
+        AtomloomError: when the disk is full or the folder cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY_SUFFIX}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -32,7 +40,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         raise AtomloomError(f"cannot be written: {error.strerror or error}", where=path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    # The rename itself is durable only once the folder is; some file systems refuse to be asked.
+    with contextlib.suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def write_text(path: Path, text: str) -> None:

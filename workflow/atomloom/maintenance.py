@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atomloom.errors import AtomloomError
-from atomloom.files import read_json
+from atomloom.files import TEMPORARY_SUFFIX, read_json
 from atomloom.keys import short_hash
-from atomloom.shards import SUFFIX, TEMPORARY_SUFFIX, verify_shard
+from atomloom.shards import SUFFIX, verify_shard
 
 UNFINISHED_AFTER = 24 * 3600.0
 """Seconds after which a temporary file is taken for the leftover of a killed job."""

@@ -15,7 +15,6 @@ import io
 import json
 import math
 import os
-import secrets
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -28,14 +27,13 @@ import numcodecs.zstd
 import numpy as np
 
 from atomloom.errors import AtomloomError
+from atomloom.files import write_atomically
 from atomloom.keys import array_digest, canonical
 
 # Blosc's threads write blocks in the order they finish, so bytes would differ from run to run.
 numcodecs.blosc.use_threads = False
 
 SUFFIX = ".zarr.zip"
-TEMPORARY_SUFFIX = ".part"
-"""Ending of files still being written; after a killed job they may stay behind (`atomloom gc`)."""
 CHUNK_BYTES = 64 * 2**20
 REPAIR = "run `atomloom repair`"
 
@@ -86,7 +84,7 @@ def write_shard(
                     chunk, b"zstd", _LEVEL, _BITSHUFFLE, 0, array.dtype.itemsize
                 )
                 _add(archive, f"{name}/{key}", data)
-    _replace(path, buffer.getbuffer())
+    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 def read_shard(
@@ -336,32 +334,6 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     entry.create_system = 3
     entry.external_attr = 0o644 << 16
     archive.writestr(entry, data)
-
-
-def _replace(path: Path, content: memoryview) -> None:
-    """Put `content` at `path` in one step that survives a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    # The rename itself is durable only once the folder is; some file systems refuse to be asked.
-    try:
-        folder = os.open(path.parent, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(folder)
-    except OSError:
-        pass
-    finally:
-        os.close(folder)
 
 
 def _first_line(error: Exception) -> str:

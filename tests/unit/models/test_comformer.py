@@ -16,6 +16,7 @@ from atomloom.errors import AtomloomError
 from atomloom.graphs.build import build_graphs
 from atomloom.models import build_model
 from atomloom.models.comformer import EquivariantLayer
+from atomloom.models.registry import require_elements
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 from benchmarks.property_models import ReferenceIComFormer, with_copies
@@ -365,3 +366,10 @@ def test_missing_lattice_triads_are_an_error_one_can_act_on():
     with pytest.raises(AtomloomError, match="lattice: true"):
         seeded("icomformer")(batch)
     assert seeded("ecomformer")(batch).shape == (1, 1)
+
+
+def test_an_element_without_features_is_refused_before_it_becomes_nan(family):
+    model = seeded(family)
+    require_elements(model, np.array([1, 8, 100]))
+    with pytest.raises(AtomloomError, match=r"no CGCNN features for atomic numbers \[101\]"):
+        require_elements(model, np.array([8, 101]))

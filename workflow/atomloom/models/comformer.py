@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,7 +30,11 @@ from torch import Tensor, nn
 from atomloom.config.model import EComFormerConfig, IComFormerConfig
 from atomloom.data.batch import GraphBatch
 from atomloom.errors import AtomloomError
-from atomloom.models.features import CGCNN_FEATURES, cgcnn_features
+from atomloom.models.features import (
+    CGCNN_FEATURES,
+    cgcnn_features,
+    require_cgcnn_features,
+)
 from atomloom.models.layers import (
     BasisTable,
     EdgeBlocks,
@@ -259,6 +264,10 @@ class _ComFormer(nn.Module):
         dtype = product_dtype(batch.positions)
         with full_precision(batch.positions):
             return self.predict(batch, dtype)
+
+    def require_elements(self, numbers: np.ndarray) -> None:
+        """Raise AtomloomError unless the model knows every atomic number in `numbers`."""
+        require_cgcnn_features(numbers, where="model")
 
     def embed_atoms(self, batch: GraphBatch) -> Tensor:
         return self.atom_embedding(gather(self.elements, batch.numbers))

@@ -13,6 +13,7 @@ from atomloom.config.base import Section
 from atomloom.errors import AtomloomError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
 MODELS: dict[str, str] = {
@@ -30,6 +31,16 @@ def model_class(name: str) -> type[nn.Module]:
         )
     module, _, attribute = MODELS[name].partition(":")
     return getattr(import_module(module), attribute)
+
+
+def require_elements(model: nn.Module, numbers: np.ndarray) -> None:
+    """Raise AtomloomError where the model has no features for some element.
+
+    A model that cannot take every element has a method of this name; others know them all.
+    """
+    check = getattr(model, "require_elements", None)
+    if check is not None:
+        check(numbers)
 
 
 def build_model(config: Section, outputs: int) -> nn.Module:

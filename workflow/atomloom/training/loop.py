@@ -29,7 +29,7 @@ from atomloom.data.loader import GraphLoader
 from atomloom.errors import AtomloomError
 from atomloom.files import read_json, write_json
 from atomloom.keys import short_hash
-from atomloom.models.registry import build_model
+from atomloom.models.registry import build_model, require_elements
 from atomloom.training.clock import Clock
 from atomloom.training.data import LabelledGraphs
 from atomloom.training.devices import (
@@ -182,6 +182,7 @@ def _train(
     # --- model ---
     torch.manual_seed(settings.seed)
     model = build_model(config.model, len(names))
+    require_elements(model, data.table.numbers)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     optimizer = build_optimizer(model, settings, fused=settings.precision != "fp16-mixed")
     network, stepper = fabric.setup(Network(model), optimizer)

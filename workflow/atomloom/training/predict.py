@@ -19,7 +19,7 @@ from atomloom.data.batch import GraphBatch
 from atomloom.data.loader import GraphLoader
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
-from atomloom.models.registry import build_model
+from atomloom.models.registry import build_model, require_elements
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 from atomloom.training.devices import choose_device
@@ -87,6 +87,7 @@ def predict_table(
         device: `auto`, `cpu` or `cuda`.
     """
     rows = np.arange(len(table)) if rows is None else np.asarray(rows)
+    require_elements(loaded.model, table.numbers)
     device = choose_device(device)
     # Rows may repeat or be in any order: each structure is predicted once.
     unique, place = np.unique(rows, return_inverse=True)
