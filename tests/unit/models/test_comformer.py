@@ -114,7 +114,8 @@ def test_oracle_training_output_and_gradients(reference):
     norms = {key[9:]: float(content[key]) for key in content if key.startswith("gradnorm:")}
     assert norms
     for name, norm in norms.items():
-        assert float(gradients[name].norm()) == pytest.approx(norm, rel=1e-8, abs=1e-14), name
+        # A bias before a batch norm has no gradient but rounding noise, near 1e-13 in both programs.
+        assert float(gradients[name].norm()) == pytest.approx(norm, rel=1e-8, abs=1e-12), name
 
 
 def test_oracle_in_single_precision(reference):

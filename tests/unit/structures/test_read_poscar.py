@@ -113,7 +113,7 @@ def test_content_tells_the_format():
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (TEXT, "", "ends after 0 lines"),
+        (TEXT, "", "empty file"),
         ("  1.5\n", "  0\n", "line 2: scaling factor is zero"),
         ("  1.5\n", "  x\n", "line 2: not a number: `x`"),
         (" 3.0 0.0 0.1", " 3.0 0.0", "line 3: not a lattice vector"),

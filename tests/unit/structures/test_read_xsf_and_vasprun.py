@@ -98,7 +98,8 @@ def test_every_step_of_an_animation_is_a_record(tmp_path, moving_cell):
         ("Ti ", "Xx ", "unknown element `Xx`"),
         ("PRIMCOORD", "PRIMCOORDS", "none of XSF's keywords"),
         ("= -123.5", "= abc", "not a number: `abc`"),
-        (XSF, "", "neither PRIMCOORD nor ATOMS"),
+        (XSF, "CRYSTAL\n", "neither PRIMCOORD nor ATOMS"),
+        (XSF, "", "empty file"),
     ],
 )
 def test_what_is_wrong_with_an_xsf_is_said(old, new, message):
