@@ -97,6 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     command("report", _report, "write the report")
 
+    sub = commands.add_parser("inspect", help="say what is in a shard, an index or raw files")
+    sub.add_argument("path", type=Path, help="a shard, a folder of graphs, an index or raw files")
+    sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    sub.set_defaults(run=_inspect, log=None)
+
     def care(
         name: str, run: Callable[[argparse.Namespace], None], text: str
     ) -> argparse.ArgumentParser:
@@ -225,6 +230,13 @@ def _report(options: argparse.Namespace) -> None:
     from atomloom.stages.report import report_run
 
     report_run(PlannedLayout(*_planned(options)), _log_to(options))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from atomloom.inspection import inspect_path
+
+    for line in inspect_path(options.path):
+        print(line)
 
 
 def _verify(options: argparse.Namespace) -> None:

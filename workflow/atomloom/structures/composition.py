@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from ase.data import chemical_symbols
+from atomloom.structures.elements import SYMBOLS
 
 
 def reduced_formula(numbers: np.ndarray) -> str:
@@ -19,7 +19,7 @@ def reduced_formula(numbers: np.ndarray) -> str:
 
 def elements_text(numbers: np.ndarray) -> str:
     """Symbols of the elements by atomic number, such as `O,Ti`."""
-    return ",".join(chemical_symbols[number] for number, _ in _counts(numbers))
+    return ",".join(SYMBOLS[number] for number, _ in _counts(numbers))
 
 
 def _counts(numbers: np.ndarray) -> tuple[tuple[int, int], ...]:
@@ -32,4 +32,4 @@ def _formula(counts: tuple[tuple[int, int], ...]) -> str:
     # pymatgen is imported only where a formula is asked for: convert and graphs never need it.
     from pymatgen.core import Composition
 
-    return Composition({chemical_symbols[z]: n for z, n in counts}).reduced_formula
+    return Composition({SYMBOLS[z]: n for z, n in counts}).reduced_formula
