@@ -71,7 +71,10 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    command("plan", _plan, "enumerate raw records, fingerprint them, cut chunks")
+    sub = command("plan", _plan, "enumerate raw records, fingerprint them, cut chunks")
+    sub.add_argument(
+        "--cost", action="store_true", help="then measure a sample and say what it will take"
+    )
     for name, run, text in (
         ("convert", _convert, "convert raw records to structures"),
         ("graphs", _graphs, "build neighbour graphs"),
@@ -149,7 +152,12 @@ def _plan(options: argparse.Namespace) -> None:
     from atomloom.stages.plan import make_plan
 
     layout = Layout(_config(options))
-    make_plan(layout, _log_to(options))
+    plan = make_plan(layout, _log_to(options))
+    if options.cost:
+        from atomloom.stages.cost import estimate_cost
+
+        for line in estimate_cost(layout, plan).lines(os.cpu_count() or 1):
+            print(line)
 
 
 def _convert(options: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -73,9 +74,7 @@ def _atoms(numbers: np.ndarray, node_ptr: np.ndarray) -> Iterator[str]:
     sizes = np.diff(node_ptr)
     if not len(sizes):
         return
-    formulas = Counter(
-        reduced_formula(numbers[a:b]) for a, b in zip(node_ptr[:-1], node_ptr[1:], strict=True)
-    )
+    formulas = Counter(reduced_formula(numbers[a:b]) for a, b in pairwise(node_ptr))
     elements = Counter(SYMBOLS[number] for number in numbers.tolist())
     yield f"atoms              {len(numbers):,}, {sizes.min()} to {sizes.max()} a structure"
     yield f"elements           {_most(elements)}"

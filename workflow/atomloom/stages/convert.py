@@ -7,7 +7,7 @@ or moving files rebuilds nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from atomloom.structures.readers import parse_record
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 
+MEMBER_COLUMNS = ["id", "source", "number", "format", "file", "offset", "length"]
 PROPERTY = "property:"
 """Prefix of property arrays in the shard."""
 
@@ -46,41 +47,65 @@ def convert_chunk(layout: Layout, plan: Plan, key: str, log: Callable[[str], Non
     Raises:
         AtomloomError: when the plan has no such chunk, or raw files changed since the plan was made.
     """
-    members = _members_of(layout, plan, key)
+    read = read_records(layout, _members_of(layout, plan, key))
+    path = layout.structures(key)
+    write_structures(path, read, layout.reader_spec)
+    log(f"{len(read.structures):,} structures, {len(read.quarantine)} in quarantine")
+    return path
+
+
+@dataclass(frozen=True)
+class ReadRecords:
+    """Records parsed and checked, one by one."""
+
+    structures: list[Structure]
+    places: list[int]
+    """Place of each structure's record among those read."""
+    quarantine: list[tuple[int, str]]
+    """(place, reason) of each record that was refused."""
+
+
+def read_records(layout: Layout, members: pd.DataFrame) -> ReadRecords:
+    """Parse and check the records of some rows of `members.parquet` (columns MEMBER_COLUMNS).
+
+    Raises:
+        AtomloomError: when raw files are gone or shorter than when they were planned.
+    """
     dataset = layout.config.dataset
-    structures: list[Structure] = []
-    places: list[int] = []
-    quarantine: list[tuple[int, str]] = []
+    read = ReadRecords([], [], [])
     for place, (member, payload) in enumerate(_payloads(layout, members)):
         try:
             structure = parse_record(member.format, payload, member.id, dataset.options)
             check_structure(structure, dataset.checks)
         except AtomloomError as error:
-            quarantine.append((place, str(error)))
+            read.quarantine.append((place, str(error)))
             continue
-        structures.append(structure)
-        places.append(place)
-    path = layout.structures(key)
-    table = StructureTable.from_structures(structures)
+        read.structures.append(structure)
+        read.places.append(place)
+    return read
+
+
+def write_structures(path: Path, read: ReadRecords, spec: Mapping[str, object]) -> None:
+    """Write structures, their properties and the quarantine as one shard."""
+    table = StructureTable.from_structures(read.structures)
     arrays = {
         "hash": table.hash,
-        "record": np.array(places, dtype=np.int32),
+        "record": np.array(read.places, dtype=np.int32),
         "node_ptr": table.node_ptr,
         "numbers": table.numbers,
         "positions": table.positions,
         "cell": table.cell,
         "pbc": table.pbc,
     }
-    arrays |= {PROPERTY + name: array for name, array in _collect_properties(structures).items()}
+    for name, array in _collect_properties(read.structures).items():
+        arrays[PROPERTY + name.replace("/", "_")] = array  # a slash would nest Zarr groups
     attributes = {
         "kind": "structures",
         "converter": CONVERTER,
-        "spec": layout.reader_spec,
-        "quarantine": [list(row) for row in quarantine],
+        "spec": spec,
+        "quarantine": [list(row) for row in read.quarantine],
     }
     write_shard(path, arrays, attributes)
-    log(f"{len(structures):,} structures, {len(quarantine)} in quarantine")
-    return path
 
 
 def read_chunk(path: Path, properties: bool = True) -> ConvertedChunk:
@@ -106,7 +131,7 @@ def _members_of(layout: Layout, plan: Plan, key: str) -> pd.DataFrame:
     position = plan.chunks.index(chunk)
     return pd.read_parquet(
         layout.plan_folder / "members.parquet",
-        columns=["id", "source", "number", "format", "file", "offset", "length"],
+        columns=MEMBER_COLUMNS,
         filters=[("chunk", "==", position)],
     )
 
