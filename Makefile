@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint config bench test-cluster clean
+.PHONY: help run test lint config bench clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,9 +37,6 @@ config: $(READY) ## renew config/config.yaml, the schema and the table of keys f
 
 bench: $(READY) ## the benchmarks that the README states (long)
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
-
-test-cluster: $(READY) ## the tests that need a running Slurm
-	$(BIN)/python -m pytest -q -m cluster tests/cluster
 
 clean: ## remove what the demo made (results/, store/), not the environment
 	rm -rf results store .snakemake
