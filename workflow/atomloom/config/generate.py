@@ -25,10 +25,11 @@ DEMO: dict[str, Any] = {
         "chunks": {"mean": 100},
     },
     "graph": {"max_neighbors": 12},
-    # Six of 62 compounds are the test set; with this seed training has seen each of their elements.
-    "split": {"group": "group", "seed": 6},
+    # Whole compounds are held out; this is the first seed with which training has seen every element
+    # of the validation and test sets.
+    "split": {"group": "group", "seed": 14},
     "model": {"name": "icomformer", "width": 64},
-    "training": {"epochs": 30, "batch": {"structures": 32}},
+    "training": {"epochs": 60, "batch": {"structures": 32}},
 }
 """The config of the embedded demo: what `make run` runs."""
 
