@@ -260,11 +260,6 @@ def tabulated(function: Callable[[Tensor], Tensor], table: BasisTable | None, x:
     return table.interpolate(at_least_single(function(table.grid(x))), x)
 
 
-def split_columns(linear: nn.Linear, parts: int) -> tuple[Tensor, ...]:
-    """The weight of a Linear over `parts` concatenated inputs, as one weight for each input."""
-    return linear.weight.chunk(parts, dim=1)
-
-
 class EdgeBlocks:
     """Edges gathered by one of their atoms into blocks of fixed length, for batched products.
 

@@ -108,13 +108,17 @@ def write_structures(path: Path, read: ReadRecords, spec: Mapping[str, object]) 
     write_shard(path, arrays, attributes)
 
 
-def read_chunk(path: Path, properties: bool = True) -> ConvertedChunk:
-    """Read a shard of structures, without its properties if they are not wanted."""
+def read_chunk(path: Path) -> ConvertedChunk:
+    """Read a shard of structures.
+
+    Raises:
+        AtomloomError: when it is missing or damaged.
+    """
     arrays, attributes = read_shard(path)
     named = {
         name.removeprefix(PROPERTY): array
         for name, array in arrays.items()
-        if properties and name.startswith(PROPERTY)
+        if name.startswith(PROPERTY)
     }
     fields = ("hash", "node_ptr", "numbers", "positions", "cell", "pbc")
     return ConvertedChunk(

@@ -111,18 +111,6 @@ def make_plan(layout: Layout, log: Callable[[str], None]) -> Plan:
     return plan
 
 
-def read_plan(layout: Layout) -> Plan:
-    """Read the plan of this config.
-
-    Raises:
-        AtomloomError: when there is none yet.
-    """
-    path = layout.plan_folder / "plan.json"
-    if not path.exists():
-        raise AtomloomError("no plan yet", where=path, todo="run `atomloom plan` first")
-    return Plan.read(path)
-
-
 def _add(members: _Members, record: RawRecord, files: list[Path], spool: BinaryIO) -> None:
     payload = record.payload
     if payload is None:
