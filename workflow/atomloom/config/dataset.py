@@ -58,7 +58,7 @@ class Dataset(Section):
     source: list[str] = Field(min_length=1)
     """Files, folders or archives with structures, in this order; a single path may be given bare."""
     format: str = "auto"
-    """Format of the records (`atomloom plan --help` lists them), or `auto` to go by name and content."""
+    """Format of the records (docs/reading-data.md lists them), or `auto` to go by name and content."""
     pattern: str | None = None
     """In folders and archives, take only members whose name matches this glob."""
     options: dict[str, Any] = {}

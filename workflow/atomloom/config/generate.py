@@ -111,6 +111,9 @@ def _write_rows(model: type[BaseModel], prefix: str, lines: list[str]) -> None:
             _write_rows(section, label, lines)
         if not sections:
             default = "required" if field.is_required() else f"`{_flow(field.default)}`"
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get("keyed") is False:
+                description += " *(no key)*"
             lines.append(f"| {prefix}{name} | {default} | {description} |")
 
 
