@@ -41,9 +41,9 @@ def find_duplicates(
         tolerance: largest difference of mean neighbour distances, A; 0 for exact duplicates only.
 
     Returns:
-        Columns record, id, split, other_id, other_split, kind (`exact` or `near`), removable: the
-        first one of the pair stands farther from the test (training before validation) and can be
-        taken out.
+        Columns record, id, split, other_id, other_split, kind (`exact` or `near`). The first one of
+        a pair stands farther from the test (training before validation), so it is the one to take
+        out.
     """
     pairs: dict[tuple[int, int], str] = {}
     for _, same in frame.groupby("hash", sort=False):
@@ -60,13 +60,12 @@ def find_duplicates(
             "other_id": frame["id"][b],
             "other_split": frame["split"][b],
             "kind": kind,
-            "removable": True,
         }
         for (a, b), kind in pairs.items()
     ]
-    columns = ["record", "id", "split", "other_id", "other_split", "kind", "removable"]
+    columns = ["record", "id", "split", "other_id", "other_split", "kind"]
     result = pd.DataFrame(rows, columns=columns)
-    return result.astype({"record": np.int64, "removable": bool})
+    return result.astype({"record": np.int64})
 
 
 def _note_pairs(

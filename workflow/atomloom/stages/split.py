@@ -59,7 +59,7 @@ def write_split(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     )
     duplicates = find_duplicates(records.chunks, frame, config.split.duplicate_tolerance)
     write_atomically(folder / "duplicates.csv", lambda path: duplicates.to_csv(path, index=False))
-    removed = duplicates["record"][duplicates["removable"]].unique()
+    removed = duplicates["record"].unique()
     if len(duplicates) and config.split.duplicates == "stop":
         first = duplicates.iloc[0]
         raise AtomloomError(
