@@ -6,21 +6,26 @@ networks themselves are in `atomloom.models`, found through its registry.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from atomloom.config.base import Section
 
 
-class IComFormerConfig(Section):
-    """Invariant ComFormer (Yan et al., ICLR 2024, arXiv:2403.11857)."""
+class ModelSection(Section):
+    """What the sections of all models have in common."""
 
-    graph_needs: ClassVar[dict[str, Any]] = {
-        "neighbors": "knn",
-        "lattice": True,
-        "lattice_edges": True,
-    }
+    kind: ClassVar[Literal["property", "potential"]] = "property"
+    """`property`: numbers a structure. `potential`: energies of atoms, with forces and stress."""
+
+    def graph_needs(self) -> dict[str, Any]:
+        """Options of the graph that this model cannot do without."""
+        return {}
+
+
+class IComFormerConfig(ModelSection):
+    """Invariant ComFormer (Yan et al., ICLR 2024, arXiv:2403.11857)."""
 
     name: Literal["icomformer"] = "icomformer"
     """Name of the model."""
@@ -31,11 +36,13 @@ class IComFormerConfig(Section):
     layers: int = Field(default=4, ge=2)
     """Node layers; the one edge layer follows the first of them."""
 
+    def graph_needs(self) -> dict[str, Any]:
+        """The lattice triad, as vectors and as edges."""
+        return {"neighbors": "knn", "lattice": True, "lattice_edges": True}
 
-class EComFormerConfig(Section):
+
+class EComFormerConfig(ModelSection):
     """Equivariant ComFormer (Yan et al., ICLR 2024, arXiv:2403.11857)."""
-
-    graph_needs: ClassVar[dict[str, Any]] = {"neighbors": "knn", "lattice_edges": True}
 
     name: Literal["ecomformer"] = "ecomformer"
     """Name of the model."""
@@ -46,13 +53,9 @@ class EComFormerConfig(Section):
     layers: int = Field(default=3, ge=2)
     """Node layers; the equivariant layer follows the first of them."""
 
+    def graph_needs(self) -> dict[str, Any]:
+        """The lattice triad as edges."""
+        return {"neighbors": "knn", "lattice_edges": True}
+
 
 ModelConfig = Annotated[IComFormerConfig | EComFormerConfig, Field(discriminator="name")]
-
-
-def graph_needs(name: str) -> dict[str, Any]:
-    """Graph options that the model of this name cannot do without; empty for an unknown name."""
-    for section in get_args(get_args(ModelConfig)[0]):
-        if section.model_fields["name"].default == name:
-            return section.graph_needs
-    return {}

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, TypeAdapter, ValidationError, model_validator
 
 from atomloom.config.base import Section, expand_variables, unkeyed
 from atomloom.config.dataset import Dataset, Split
 from atomloom.config.graph import GraphSpec
-from atomloom.config.model import IComFormerConfig, ModelConfig, graph_needs
+from atomloom.config.model import IComFormerConfig, ModelConfig
 from atomloom.config.training import Training
 from atomloom.errors import AtomloomError
+
+
+_MODEL: TypeAdapter[Any] = TypeAdapter(ModelConfig)
 
 
 class Paths(Section):
@@ -56,17 +59,22 @@ class Config(Section):
         if not isinstance(data, dict):
             return data
         model, graph = data.get("model"), data.get("graph")
-        name = model.get("name") if isinstance(model, Mapping) else getattr(model, "name", None)
-        name = name or IComFormerConfig.model_fields["name"].default
-        needs = graph_needs(name)
+        if isinstance(model, Mapping):
+            model = {"name": IComFormerConfig.model_fields["name"].default, **model}
+        try:
+            section = _MODEL.validate_python(IComFormerConfig() if model is None else model)
+        except ValidationError:
+            return data  # which is reported with the model's section, in the words meant for it
         if isinstance(graph, GraphSpec):
             graph = graph.model_dump(exclude_unset=True)
         if graph is not None and not isinstance(graph, Mapping):
             return data
         graph = dict(graph or {})
-        for key, value in needs.items():
+        for key, value in section.graph_needs().items():
             if graph.setdefault(key, value) != value:
-                raise ValueError(f"model {name} needs graph.{key}: {value}, not {graph[key]}")
+                raise ValueError(
+                    f"model {section.name} needs graph.{key}: {value}, not {graph[key]}"
+                )
         return data | {"graph": graph}
 
 
