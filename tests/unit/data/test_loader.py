@@ -198,3 +198,54 @@ def test_the_loader_measures_whether_to_work_ahead(monkeypatch, worth, ahead):
     for _ in range(2):
         assert [row for batch in loader for row in batch.rows.tolist()] == list(range(20))
         assert loader.prefetch == ahead
+
+
+def test_further_values_of_atoms_and_structures_come_in_the_order_of_the_batch():
+    table = random_table(30, seed=4)
+    rng = np.random.default_rng(0)
+    forces = rng.normal(size=(len(table.numbers), 3))
+    stress, pressure = rng.normal(size=(30, 9)), rng.normal(size=(30, 1))
+    loader = GraphLoader(
+        table,
+        np.arange(30),
+        bounds=Batching(structures=7),
+        shuffle=True,
+        dtype=torch.float64,
+        of_atoms={"forces": forces},
+        of_structures={"stress": stress, "pressure": pressure},
+    )
+    for batch in loader:
+        rows = batch.rows.numpy()
+        atoms = np.concatenate([np.arange(*table.node_ptr[row : row + 2]) for row in rows])
+        assert np.array_equal(batch.extras["forces"].numpy(), forces[atoms])
+        assert np.array_equal(batch.extras["stress"].numpy(), stress[rows])
+        assert np.array_equal(batch.extras["pressure"].numpy(), pressure[rows])
+
+
+def test_structures_that_were_not_chosen_come_without_edges():
+    table = random_table(30, seed=4, triplets=True)
+    chosen = {0: np.arange(30) % 3 == 0, 1: np.arange(30) % 3 == 1}
+    loader = GraphLoader(
+        table, np.arange(30), bounds=Batching(structures=7), with_edges=lambda epoch: chosen[epoch]
+    )
+    for epoch in (0, 1):
+        for batch in loader.batches(epoch):
+            rows = batch.rows.numpy()
+            edges = np.diff(batch.node_ptr.numpy())
+            per_structure = np.bincount(batch.node_graph[batch.dst].numpy(), minlength=batch.size)
+            assert np.array_equal(
+                per_structure, np.diff(table.edge_ptr)[rows] * chosen[epoch][rows]
+            )
+            assert np.array_equal(batch.extras["selected"].numpy(), chosen[epoch][rows])
+            assert np.array_equal(
+                batch.extras["computed"].numpy(), np.repeat(chosen[epoch][rows], edges)
+            )
+            assert int(batch.dst_ptr[-1]) == len(batch.dst) == len(batch.vectors)
+            for first, second in batch.triplets.tolist():
+                assert batch.dst[first] == batch.dst[second]
+
+
+def test_further_values_must_fit_the_table():
+    table = random_table(5, seed=4)
+    with pytest.raises(AtomloomError, match="forces of shape"):
+        GraphLoader(table, np.arange(5), of_atoms={"forces": np.zeros((3, 3))})

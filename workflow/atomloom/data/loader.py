@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeVar
@@ -29,9 +29,14 @@ from atomloom.graphs.graph import GraphTable
 
 T = TypeVar("T")
 
+FIXED_FLOATS = 7
+"""Parts of the floats of a slab that every batch has; those of the extras come behind."""
+
 FLOATS = {torch.float32: np.float32, torch.float64: np.float64}
 
 
+LEARNT_EXTRAS = ("forces", "stress")
+"""Extras of a batch that are targets."""
 AHEAD = 2
 """Batches that are prepared ahead where it is worth it."""
 WORTH_A_THREAD = 1e-3
@@ -61,6 +66,10 @@ class GraphLoader:
         prefetch: batches to prepare ahead in a background thread; 0 for none. None: measure, and
             work ahead where writing a batch takes long enough to be worth a thread.
         device: where batches are delivered; transfers to a GPU run beside its work.
+        of_atoms: further values of all atoms of the table, [A, D] each; in `batch.extras` by name.
+        of_structures: further values of all structures, [S, D] each; likewise.
+        with_edges: which structures' edges are wanted in an epoch, [S] bool; all, where not given.
+            `batch.extras` then has `selected` [B] and `computed` [N], bool.
 
     Raises:
         AtomloomError: when rows reach beyond the table, repeat, or targets do not fit it.
@@ -82,6 +91,9 @@ class GraphLoader:
         ranks: int = 1,
         prefetch: int | None = None,
         device: torch.device | str = "cpu",
+        of_atoms: Mapping[str, np.ndarray] | None = None,
+        of_structures: Mapping[str, np.ndarray] | None = None,
+        with_edges: Callable[[int], np.ndarray] | None = None,
     ) -> None:
         self.rows = check_rows(rows, len(table), "rows")
         self.bounds = bounds or Batching()
@@ -97,7 +109,16 @@ class GraphLoader:
             raise AtomloomError(
                 f"targets of shape {targets.shape} for {len(table)} structures", where="targets"
             )
-        self._slicer = _Slicer(table, targets, dtype, multiplicity, vectors, torch.device(device))
+        self._slicer = _Slicer(
+            table,
+            targets,
+            dtype,
+            multiplicity,
+            vectors,
+            torch.device(device),
+            _Extras.of(table, of_atoms or {}, of_structures or {}, dtype, with_edges is not None),
+        )
+        self._with_edges = with_edges
         self._known = None if targets is None else np.isfinite(targets).sum(axis=1)
         self._plan: tuple[int, BatchPlan] | None = None
 
@@ -125,12 +146,14 @@ class GraphLoader:
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[GraphBatch]:
         """This rank's part of every batch of an epoch, from batch `start` on."""
         plan = self.plan(epoch)
+        if self._with_edges is not None:
+            self._slicer.choose(self._with_edges(epoch))
         slabs = self._slabs(plan, start)
         try:
             for slab, padding in slabs:
                 batch = self._slicer.cut(slab)
-                if padding and batch.targets is not None:
-                    batch.targets.fill_(float("nan"))
+                if padding:
+                    _forget_targets(batch)
                 yield batch
         finally:
             slabs.close()
@@ -176,6 +199,53 @@ class GraphLoader:
         return self._slicer.write(part if len(part) else rows[:1]), not len(part)
 
 
+def _forget_targets(batch: GraphBatch) -> None:
+    """Make a batch one that teaches nothing: all it is to be compared with becomes unknown."""
+    known = [batch.targets, *(batch.extras.get(name) for name in LEARNT_EXTRAS)]
+    for tensor in known:
+        if tensor is not None:
+            tensor.fill_(float("nan"))
+
+
+@dataclass(frozen=True, eq=False)
+class _Extras:
+    """Values beyond the graph that batches carry, rounded once for the whole data set."""
+
+    of_atoms: Mapping[str, np.ndarray]
+    """[A, D] each."""
+    of_structures: Mapping[str, np.ndarray]
+    """[S, D] each."""
+    choice: bool
+    """Whether only some structures come with their edges."""
+
+    @classmethod
+    def of(
+        cls,
+        table: GraphTable,
+        of_atoms: Mapping[str, np.ndarray],
+        of_structures: Mapping[str, np.ndarray],
+        dtype: torch.dtype,
+        choice: bool,
+    ) -> _Extras:
+        lengths = {"atoms": len(table.numbers), "structures": len(table)}
+        rounded = []
+        for kind, values in zip(lengths, (of_atoms, of_structures), strict=True):
+            for name, array in values.items():
+                if array.ndim != 2 or len(array) != lengths[kind]:
+                    raise AtomloomError(
+                        f"{name} of shape {array.shape} for {lengths[kind]} {kind}", where="loader"
+                    )
+            rounded.append({n: np.ascontiguousarray(a, FLOATS[dtype]) for n, a in values.items()})
+        return cls(*rounded, choice)
+
+    def lengths(self, graphs: int, atoms: int) -> tuple[int, ...]:
+        """Of the parts of the floats, those of atoms before those of structures."""
+        return (
+            *(atoms * array.shape[1] for array in self.of_atoms.values()),
+            *(graphs * array.shape[1] for array in self.of_structures.values()),
+        )
+
+
 @dataclass(frozen=True)
 class _Slab:
     """A batch in page-locked or plain memory: all its integers in one array, all its floats in another.
@@ -202,11 +272,13 @@ class _Slicer:
         multiplicity: bool,
         vectors: bool,
         device: torch.device,
+        extras: _Extras,
     ) -> None:
         if dtype not in FLOATS:
             raise AtomloomError(f"batches are made in 32 or 64 bits, not {dtype}")
         self.dtype, self.device, self.pin = dtype, device, device.type == "cuda"
-        self.vectors, self.multiplicity = vectors, multiplicity
+        self.vectors, self.multiplicity, self.extras = vectors, multiplicity, extras
+        self.chosen = np.ones(len(table) if extras.choice else 0, dtype=bool)
         self.lattice, self.triplets = table.lattice is not None, table.triplet is not None
         self.outputs = 0 if targets is None else targets.shape[1]
         self.pointers = tuple(
@@ -233,9 +305,13 @@ class _Slicer:
             )
         )
 
+    def choose(self, chosen: np.ndarray) -> None:
+        """Say which structures come with their edges from now on; [S] bool."""
+        self.chosen = np.ascontiguousarray(chosen, dtype=bool)
+
     def write(self, rows: np.ndarray) -> _Slab:
         """Collect the arrays of some rows; takes no lock of the interpreter while it does."""
-        atoms, edges, triplets = _measure(rows, *self.pointers)
+        atoms, edges, triplets = _measure(rows, *self.pointers, self.chosen)
         graphs = len(rows)
         slab = _Slab(
             self._new(_starts(self._ints(graphs, atoms, edges, triplets))[-1], torch.int64),
@@ -245,16 +321,25 @@ class _Slicer:
             edges,
             triplets,
         )
+        float_starts = _starts(self._floats(graphs, atoms, edges))
+        floats = slab.floats.numpy()
         _fill(
             rows,
             *self.pointers,
             *self.arrays,
+            self.chosen,
             slab.ints.numpy(),
             _starts(self._ints(graphs, atoms, edges, triplets)),
-            slab.floats.numpy(),
-            _starts(self._floats(graphs, atoms, edges)),
+            floats,
+            float_starts[:FIXED_FLOATS],
             self.vectors,
         )
+        extra_starts = iter(float_starts[FIXED_FLOATS:])
+        for array in self.extras.of_atoms.values():
+            _pick_atoms(rows, self.pointers[0], array, floats[next(extra_starts) :])
+        for array in self.extras.of_structures.values():
+            start = next(extra_starts)
+            floats[start : start + graphs * array.shape[1]] = array[rows].reshape(-1)
         return slab
 
     def cut(self, slab: _Slab) -> GraphBatch:
@@ -268,12 +353,21 @@ class _Slicer:
         f = _starts(self._floats(graphs, atoms, edges))
 
         def table(buffer: Tensor, start: int, *shape: int) -> Tensor:
-            strides = (9, 3, 1)[-len(shape) :] if shape[-1] == 3 else (shape[-1], 1)
+            strides = (9, 3, 1)[-len(shape) :] if len(shape) == 3 else (shape[-1], 1)
             return buffer.as_strided(shape, strides, start)
 
+        node_graph = ints.narrow(0, i[1], atoms)
+        extras, extra_starts = {}, iter(f[FIXED_FLOATS:])
+        for name, array in self.extras.of_atoms.items():
+            extras[name] = table(floats, next(extra_starts), atoms, array.shape[1])
+        for name, array in self.extras.of_structures.items():
+            extras[name] = table(floats, next(extra_starts), graphs, array.shape[1])
+        if self.extras.choice:
+            extras["selected"] = ints.narrow(0, i[8], graphs) > 0
+            extras["computed"] = extras["selected"].index_select(0, node_graph)
         return GraphBatch(
             numbers=ints.narrow(0, i[0], atoms),
-            node_graph=ints.narrow(0, i[1], atoms),
+            node_graph=node_graph,
             node_ptr=ints.narrow(0, i[2], graphs + 1),
             src=ints.narrow(0, i[3], edges),
             dst=ints.narrow(0, i[4], edges),
@@ -287,11 +381,13 @@ class _Slicer:
             multiplicity=floats.narrow(0, f[4], edges) if self.multiplicity else None,
             lattice=table(floats, f[5], graphs, 3, 3) if self.lattice else None,
             targets=table(floats, f[6], graphs, self.outputs) if self.outputs else None,
+            extras=extras,
         )
 
     def _ints(self, graphs: int, atoms: int, edges: int, triplets: int) -> tuple[int, ...]:
         """Lengths of the parts of the integers, in the order in which `cut` and `_fill` know them."""
-        return atoms, atoms, graphs + 1, edges, edges, atoms + 1, graphs, 2 * triplets
+        chosen = graphs if self.extras.choice else 0
+        return atoms, atoms, graphs + 1, edges, edges, atoms + 1, graphs, 2 * triplets, chosen
 
     def _floats(self, graphs: int, atoms: int, edges: int) -> tuple[int, ...]:
         """Lengths of the parts of the floats, likewise."""
@@ -303,6 +399,7 @@ class _Slicer:
             edges * self.multiplicity,
             9 * graphs * self.lattice,
             graphs * self.outputs,
+            *self.extras.lengths(graphs, atoms),
         )
 
     def _new(self, length: int, dtype: torch.dtype) -> Tensor:
@@ -348,13 +445,26 @@ def _work_ahead(made: Iterator[T], depth: int) -> Generator[T, None, None]:
 
 
 @njit(nogil=True, cache=True)
-def _measure(rows, node_ptr, edge_ptr, triplet_ptr):
+def _measure(rows, node_ptr, edge_ptr, triplet_ptr, chosen):
     atoms = edges = triplets = 0
     for row in rows:
         atoms += node_ptr[row + 1] - node_ptr[row]
+        if len(chosen) and not chosen[row]:
+            continue
         edges += edge_ptr[row + 1] - edge_ptr[row]
         triplets += triplet_ptr[row + 1] - triplet_ptr[row]
     return atoms, edges, triplets
+
+
+@njit(nogil=True, cache=True)
+def _pick_atoms(rows, node_ptr, values, out):
+    width = values.shape[1]
+    place = 0
+    for row in rows:
+        for atom in range(node_ptr[row], node_ptr[row + 1]):
+            for k in range(width):
+                out[place] = values[atom, k]
+                place += 1
 
 
 @njit(nogil=True, cache=True)
@@ -373,6 +483,7 @@ def _fill(
     lattice,
     triplet,
     targets,
+    chosen,
     ints,
     int_starts,
     floats,
@@ -390,6 +501,7 @@ def _fill(
         ints[int_starts[5] :],
     )
     out_rows, out_triplets = ints[int_starts[6] :], ints[int_starts[7] :]
+    out_chosen = ints[int_starts[8] :]
     out_positions, out_cell, out_shift = (
         floats[float_starts[0] :],
         floats[float_starts[1] :],
@@ -425,7 +537,10 @@ def _fill(
         c10, c11, c12 = cell[row, 1, 0], cell[row, 1, 1], cell[row, 1, 2]
         c20, c21, c22 = cell[row, 2, 0], cell[row, 2, 1], cell[row, 2, 2]
         center = 0
-        for e in range(edge_ptr[row], edge_ptr[row + 1]):
+        wanted = len(chosen) == 0 or chosen[row]
+        if len(chosen):
+            out_chosen[graph] = 1 if wanted else 0
+        for e in range(edge_ptr[row], edge_ptr[row + 1] if wanted else edge_ptr[row]):
             i, j = np.int64(dst[e]), np.int64(src[e])
             while center <= i:  # edges are sorted by dst
                 out_dst_ptr[first_atom + center] = edge
@@ -449,7 +564,7 @@ def _fill(
             out_dst_ptr[first_atom + center] = edge
             center += 1
 
-        for t in range(triplet_ptr[row], triplet_ptr[row + 1]):
+        for t in range(triplet_ptr[row], triplet_ptr[row + 1] if wanted else triplet_ptr[row]):
             out_triplets[2 * pair] = first_edge + np.int64(triplet[t, 0])
             out_triplets[2 * pair + 1] = first_edge + np.int64(triplet[t, 1])
             pair += 1
