@@ -95,7 +95,9 @@ def test_resume_equals_the_uninterrupted_run(tmp_path, monkeypatch, variant):
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
 
 
-@pytest.mark.parametrize("function", ["save_state", "write_model", "_validate", "set_rate"])
+@pytest.mark.parametrize(
+    "function", ["save_state", "write_model", "share_from_first", "progress_line", "set_rate"]
+)
 def test_a_stop_at_any_stage_loses_nothing(tmp_path, monkeypatch, function):
     data = small_data(40)
     config = small_config(checkpoint_minutes=SAVE_ALWAYS)

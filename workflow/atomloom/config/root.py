@@ -17,6 +17,8 @@ from atomloom.config.model import IComFormerConfig, ModelConfig
 from atomloom.config.training import Training
 from atomloom.errors import AtomloomError
 
+POTENTIAL_TARGETS = ("energy", "forces", "stress")
+"""What a potential can learn: properties of records by these names, in eV, eV/A and eV/A^3."""
 
 _MODEL: TypeAdapter[Any] = TypeAdapter(ModelConfig)
 
@@ -76,6 +78,26 @@ class Config(Section):
                     f"model {section.name} needs graph.{key}: {value}, not {graph[key]}"
                 )
         return data | {"graph": graph}
+
+    @model_validator(mode="after")
+    def _targets_fit_the_model(self) -> Config:
+        """A potential learns energies, and perhaps forces and stress; nothing else does."""
+        model, targets = self.model, self.dataset.target
+        if model.kind == "property":
+            if self.training.loss == "rmse":
+                raise ValueError(f"loss: rmse is for potentials; {model.name} is none")
+            return self
+        unknown = [name for name in targets if name not in POTENTIAL_TARGETS]
+        if unknown or targets[0] != "energy":
+            raise ValueError(
+                f"model {model.name} learns the targets energy, forces, stress (energy first), "
+                f"not {', '.join(targets)}"
+            )
+        if self.training.loss == "bce" or self.training.log_targets:
+            raise ValueError(f"loss: bce and log_targets are not for {model.name}, a potential")
+        if self.graph.primitive:
+            raise ValueError("graph.primitive changes the atoms, and forces belong to those given")
+        return self
 
 
 def load_config(*files: str | Path) -> Config:

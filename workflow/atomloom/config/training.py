@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,39 @@ class Batching(Section):
     """Most triplets in a batch."""
 
 
+class PotentialTraining(Section):
+    """Training on energies, forces and stress, for models that are potentials. Errors are counted in
+    units of the energy scale, so that weights mean the same for every data set."""
+
+    energy_weight: float = Field(default=1.0, ge=0)
+    """Weight of the loss of energies."""
+    forces_weight: float = Field(default=1.0, ge=0)
+    """Weight of the loss of force components, where `dataset.target` names forces."""
+    stress_weight: float = Field(default=1.0, ge=0)
+    """Weight of the loss of stress times volume an atom, where `dataset.target` names stress."""
+    energy_loss: Literal["per_atom", "per_structure"] = "per_atom"
+    """Errors of energies are those an atom, or those of whole structures."""
+    reference_energies: Literal["fit", "none"] | dict[str, float] = "fit"
+    """Energies of single atoms in eV by element, subtracted before learning and added back: `fit`
+    takes those that explain the training energies best (least squares)."""
+    energy_scale: Literal["auto", "forces", "energy", "range"] | Annotated[float, Field(gt=0)] = (
+        "auto"
+    )
+    """What counts as 1 for the network, in eV: the root mean square of force components (`forces`),
+    the standard deviation of energies an atom (`energy`), half their range (`range`, with the middle
+    as zero, as aenet has it), or a number. `auto`: `forces` if they are learnt, else `energy`."""
+    force_fraction: float = Field(default=1.0, gt=0, le=1)
+    """Share of the training structures whose forces and stress are used; the loss of the others is
+    that of their energies, which costs far less where features are cached (Chebyshev)."""
+    force_every: int | None = Field(default=1, ge=1)
+    """Other structures are drawn for `force_fraction` every so many epochs; null: never."""
+    force_least: int = Field(default=1, ge=1)
+    """At least so many structures are drawn."""
+    cache_features: Literal["auto", True, False] = unkeyed("auto")
+    """Chebyshev: compute the descriptors of structures whose forces are not used once, and keep them.
+    `auto`: if they take less than a quarter of the free memory."""
+
+
 class Training(Section):
     """The training run."""
 
@@ -32,13 +65,16 @@ class Training(Section):
     """Seed of initial weights and of the order of batches."""
     batch: Batching = Batching()
     """What goes into one optimiser step."""
-    loss: Literal["mse", "mae", "huber", "bce"] = "mse"
+    loss: Literal["mse", "mae", "huber", "bce", "rmse"] = "mse"
     """Loss on standardised targets; unknown targets count nothing. `bce`, binary cross entropy, is for
-    targets that are classes, 0 or 1; predictions are then probabilities of 1."""
+    targets that are classes, 0 or 1; predictions are then probabilities of 1. `rmse`, for potentials,
+    adds up root mean square errors of a batch, as aenet does."""
     huber_delta: float = Field(default=1.0, gt=0)
     """For `huber`: where the loss turns from quadratic to linear, in standard deviations."""
     log_targets: list[str] = Field(default=[])
     """Targets whose natural logarithm is learnt; all their values must be positive."""
+    potential: PotentialTraining = PotentialTraining()
+    """Energies, forces and stress."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """AdamW (Loshchilov and Hutter, 2019) or SGD with Nesterov momentum 0.9."""
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -87,4 +123,6 @@ class Training(Section):
     def _classes_have_no_logarithm(self) -> Training:
         if self.loss == "bce" and self.log_targets:
             raise ValueError("log_targets and loss: bce exclude each other")
+        if self.loss == "rmse" and (self.accumulate > 1 or self.devices > 1):
+            raise ValueError("loss: rmse is of one whole batch: accumulate and devices must be 1")
         return self

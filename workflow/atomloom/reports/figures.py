@@ -352,7 +352,7 @@ def parity_figures(
 
 
 def parity_figure(
-    predictions: pd.DataFrame | Mapping[str, Any],
+    predictions: pd.DataFrame | Sequence[pd.DataFrame],
     target: str | Sequence[str],
     unit: str | Mapping[str, str],
     output: str | Path,
@@ -361,6 +361,7 @@ def parity_figure(
 
     Args:
         predictions: columns split, TARGET and TARGET_predicted; id, formula and so on may be there.
+            One table for all targets, or one each.
         target: name of the target, or names.
         unit: unit of all targets, or of each by name; empty if it has none.
         output: the file; its ending chooses the format (.png, .svg or .pdf; the ending of a
@@ -374,10 +375,10 @@ def parity_figure(
     if not endings:
         raise AtomloomError("a figure is written as .png, .svg or .pdf", where=output)
     kind = endings[-1]
-    frame = pd.DataFrame(predictions)
     targets = [target] if isinstance(target, str) else list(target)
+    frames = [predictions] * len(targets) if isinstance(predictions, pd.DataFrame) else predictions
     panels: list[tuple[Predictions, tuple[str, ...]]] = []
-    for name in targets:
+    for name, frame in zip(targets, frames, strict=True):
         found = predictions_of(frame, name, unit if isinstance(unit, str) else unit.get(name, ""))
         if found is None or not len(found):
             raise AtomloomError(f"no finite predictions of {name!r} to draw", where=output)

@@ -148,7 +148,12 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
     predictions = {
         target: found
         for target in targets
-        if (found := tables.predictions_of(frame, target, card.unit(target))) is not None
+        if (
+            found := tables.predictions_of(
+                tables.frame_of(paths.predictions, frame, target), target, card.unit(target)
+            )
+        )
+        is not None
     }
     history, history_note = _optional_frame(paths.history, "history", "history.csv")
     quarantine = (

@@ -57,7 +57,8 @@ class ReportInputs:
     metrics: Path
     """JSON {target: {split: {mae, rmse, r2, max_error, mad, count}}}."""
     predictions: Path
-    """Parquet: id, split, TARGET, TARGET_predicted, formula, elements, n_atoms."""
+    """Parquet: id, split, TARGET, TARGET_predicted, formula, elements, n_atoms. Targets that are more
+    than a number a structure have a table of their own beside it, TARGET.parquet, a row a number."""
     history: Path | None = None
     """CSV: epoch, step, learning_rate, train_loss, val_loss, val_mae, seconds of each part."""
     quarantine: Path | None = None
@@ -305,6 +306,15 @@ def read_frame(path: Path, *, as_text: bool = False) -> pd.DataFrame:
         raise AtomloomError(
             f"cannot be read as a table: {error}", where=path, todo="remove it and run again"
         ) from None
+
+
+def frame_of(path: Path, frame: pd.DataFrame, target: str) -> pd.DataFrame:
+    """The table that holds a target: the predictions, or one of its own beside them.
+
+    Errors as `read_frame`.
+    """
+    own = path.with_name(f"{target}.parquet")
+    return read_frame(own) if target not in frame and own.exists() else frame
 
 
 def predictions_of(frame: pd.DataFrame, target: str, unit: str = "") -> Predictions | None:

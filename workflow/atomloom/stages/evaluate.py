@@ -5,18 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from atomloom.files import write_atomically, write_json
+from atomloom.graphs.graph import GraphTable
 from atomloom.layout import PlannedLayout
+from atomloom.potentials.evaluation import evaluate_table
 from atomloom.reports.figures import parity_figure
 from atomloom.stages.train import load_labelled
+from atomloom.structures.elements import SYMBOLS
+from atomloom.training.data import LabelledGraphs
 from atomloom.training.metrics import split_metrics
-from atomloom.training.predict import load_model, predict_table
+from atomloom.training.potential import REPORTED
+from atomloom.training.predict import LoadedModel, load_model, predict_table
+
+DESCRIPTION = ["id", "split", "formula", "elements", "n_atoms"]
 
 
 def evaluate_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     """Write `predictions.parquet` and `.csv`, `metrics.json` and `parity.png`; return the run's folder.
+
+    For a potential, `forces.parquet` and `stress.parquet` hold their components, a row each.
 
     Raises:
         AtomloomError: when the run is not trained, or index or split are missing.
@@ -28,21 +38,100 @@ def evaluate_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     index = pd.read_parquet(places.index / "index.parquet", columns=["record"])
     frame = frame[frame["record"].isin(index["record"])].reset_index(drop=True)
     rows = index.reset_index().set_index("record")["index"].loc[frame["record"]].to_numpy()
-    predicted = predict_table(model, data.table, rows, config.training.batch)
-    names = config.dataset.target
-    table = frame[["id", "split", "formula", "elements", "n_atoms", *names]].copy()
-    for column, name in enumerate(names):
-        table[f"{name}_predicted"] = predicted[:, column]
-    write_atomically(run / "predictions.parquet", lambda path: table.to_parquet(path, index=False))
+    if config.model.kind == "potential":
+        tables = _evaluate_potential(places, model, data, frame, rows)
+        units = dict(REPORTED[name] for name in config.dataset.target)
+    else:
+        tables = _predict_properties(places, model, data, frame, rows)
+        units = dict.fromkeys(config.dataset.target, config.dataset.unit)
+    table = tables["predictions"]
+    for name, content in tables.items():
+        write_parquet(run / f"{name}.parquet", content)
     write_atomically(run / "predictions.csv", lambda path: table.to_csv(path, index=False))
-    metrics = {name: split_metrics(table, name, config.training.loss == "bce") for name in names}
+    metrics = {
+        name: split_metrics(tables.get(name, table), name, config.training.loss == "bce")
+        for name in units
+    }
     write_json(run / "metrics.json", metrics)
     write_atomically(
-        run / "parity.png", lambda path: parity_figure(table, names, config.dataset.unit, path)
+        run / "parity.png",
+        lambda path: parity_figure([tables.get(n, table) for n in units], list(units), units, path),
     )
-    for name in names:
+    for name, unit in units.items():
         for split, values in metrics[name].items():
-            log(
-                f"{split:5s} {name}: MAE {values['mae']:.4g} {config.dataset.unit} over {values['count']:,}"
-            )
+            log(f"{split:5s} {name}: MAE {values['mae']:.4g} {unit} over {values['count']:,}")
     return run
+
+
+def write_parquet(path: Path, table: pd.DataFrame) -> None:
+    """Write a table atomically."""
+    write_atomically(path, lambda temporary: table.to_parquet(temporary, index=False))
+
+
+def _predict_properties(
+    places: PlannedLayout,
+    model: LoadedModel,
+    data: LabelledGraphs,
+    frame: pd.DataFrame,
+    rows: np.ndarray,
+) -> dict[str, pd.DataFrame]:
+    names = places.config.dataset.target
+    predicted = predict_table(model, data.table, rows, places.config.training.batch)
+    table = frame[[*DESCRIPTION, *names]].copy()
+    for column, name in enumerate(names):
+        table[f"{name}_predicted"] = predicted[:, column]
+    return {"predictions": table}
+
+
+def _evaluate_potential(
+    places: PlannedLayout,
+    model: LoadedModel,
+    data: LabelledGraphs,
+    frame: pd.DataFrame,
+    rows: np.ndarray,
+) -> dict[str, pd.DataFrame]:
+    """Energies as one table; forces and stress as one each, by components."""
+    graphs = data.table.take(rows)
+    found = evaluate_table(
+        model,
+        graphs,
+        forces=data.forces is not None,
+        stress=data.stress is not None,
+        bounds=places.config.training.batch,
+    )
+    table = frame[DESCRIPTION].copy()
+    atoms = frame["n_atoms"].to_numpy()
+    for name, values in (("", data.targets[rows, 0]), ("_predicted", found.energy)):
+        table[f"energy{name}"] = values
+        table[f"energy_per_atom{name}"] = values / atoms
+    tables: dict[str, pd.DataFrame] = {"predictions": table}
+    if data.forces is not None:
+        structure = np.repeat(np.arange(len(rows)), np.diff(graphs.node_ptr))
+        own = frame[DESCRIPTION].iloc[structure].reset_index(drop=True)
+        own["elements"] = np.array(SYMBOLS, dtype=object)[graphs.numbers]
+        own["atom"] = np.arange(len(structure)) - graphs.node_ptr[structure]
+        wanted = data.forces[_atoms_of(data.table, rows)]
+        tables["forces"] = _components(own, "forces", wanted, found.forces)
+    if data.stress is not None:
+        wanted, predicted = (
+            values.reshape(-1, 9)[:, [0, 4, 8, 5, 2, 1]]  # xx, yy, zz, yz, xz, xy
+            for values in (data.stress[rows], found.stress)
+        )
+        tables["stress"] = _components(frame[DESCRIPTION], "stress", wanted, predicted)
+    return tables
+
+
+def _components(
+    own: pd.DataFrame, name: str, wanted: np.ndarray, predicted: np.ndarray
+) -> pd.DataFrame:
+    """One row a component that is known."""
+    count = wanted.shape[1]
+    table = own.iloc[np.repeat(np.arange(len(own)), count)].reset_index(drop=True)
+    table["component"] = np.tile(np.arange(count, dtype=np.int8), len(own))
+    table[name], table[f"{name}_predicted"] = wanted.reshape(-1), predicted.reshape(-1)
+    return table[np.isfinite(table[name])].reset_index(drop=True)
+
+
+def _atoms_of(table: GraphTable, rows: np.ndarray) -> np.ndarray:
+    """Atoms of some structures of a table, in their order."""
+    return np.concatenate([np.arange(*table.node_ptr[row : row + 2]) for row in rows])

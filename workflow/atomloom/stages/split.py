@@ -138,11 +138,19 @@ def _read_structures(
 def _join_targets(
     config: Config, records: _Records, labels: pd.DataFrame, quarantine: Quarantine
 ) -> pd.DataFrame:
-    """The structures that have all their targets, with them; the others go to quarantine."""
+    """The structures that have all their targets, with them; the others go to quarantine.
+
+    Forces and stress are no columns: they stay in the shards of structures, and may be unknown.
+    """
     frame = records.frame
+    arrays = array_targets(config)
+    for target in arrays:
+        _require_property(records, target)
     own = labels.iloc[frame["record"]].reset_index(drop=True)
     problem = own["problem"].to_numpy(dtype=object).copy()
     for target in config.dataset.target:
+        if target in arrays:
+            continue
         if target in own:
             frame[target] = own[target].to_numpy()
             continue
@@ -161,13 +169,7 @@ def _from_properties(records: _Records, target: str) -> np.ndarray:
     Raises:
         AtomloomError: when no record has it, or it is no single number a structure.
     """
-    known = sorted({name for chunk in records.chunks for name in chunk.table.properties})
-    if target not in known:
-        raise AtomloomError(
-            f"no record has a property `{target}`",
-            where="dataset.target",
-            todo=f"properties found: {', '.join(known) or 'none'}; or name a label table",
-        )
+    _require_property(records, target)
     parts = []
     for chunk in records.chunks:
         values = chunk.table.properties.get(target, np.full(len(chunk.table), np.nan))
@@ -175,6 +177,23 @@ def _from_properties(records: _Records, target: str) -> np.ndarray:
             raise AtomloomError(f"`{target}` is not one number a structure", where="dataset.target")
         parts.append(values)
     return np.concatenate(parts)
+
+
+def _require_property(records: _Records, target: str) -> None:
+    known = sorted({name for chunk in records.chunks for name in chunk.table.properties})
+    if target not in known:
+        raise AtomloomError(
+            f"no record has a property `{target}`",
+            where="dataset.target",
+            todo=f"properties found: {', '.join(known) or 'none'}; or name a label table",
+        )
+
+
+def array_targets(config: Config) -> tuple[str, ...]:
+    """The targets that are more than a number a structure: forces and stress of a potential."""
+    if config.model.kind == "property":
+        return ()
+    return tuple(name for name in config.dataset.target if name != "energy")
 
 
 def _columns_for_split(config: Config, frame: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from atomloom.config import Config
 from atomloom.files import write_json, write_spec
 from atomloom.graphs.graph import GraphTable
 from atomloom.graphs.store import GraphStore
 from atomloom.layout import PlannedLayout
 from atomloom.runcard import environment, now
-from atomloom.stages.split import read_split_counts
+from atomloom.stages.convert import read_chunk
+from atomloom.stages.split import array_targets, read_split_counts
 from atomloom.training.data import LabelledGraphs
 from atomloom.training.loop import train
+from atomloom.training.potential import REPORTED
 
 
 def train_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
@@ -44,8 +48,7 @@ def train_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
                 "run": places.run_key,
             },
             "config": config.model_dump(mode="json"),
-            "target": config.dataset.target,
-            "unit": config.dataset.unit,
+            **_reported(config),
             "model": {"name": config.model.name, "parameters": result.parameters},
             "epochs_run": result.epochs_run,
             "best_epoch": result.best_epoch,
@@ -58,6 +61,14 @@ def train_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     return run
 
 
+def _reported(config: Config) -> dict[str, Any]:
+    """What errors are reported of, and its unit."""
+    if config.model.kind == "property":
+        return {"target": config.dataset.target, "unit": config.dataset.unit}
+    units = dict(REPORTED[name] for name in config.dataset.target)
+    return {"target": list(units), "unit": units}
+
+
 def load_labelled(places: PlannedLayout) -> LabelledGraphs:
     """All graphs of the data set with their targets, and which rows belong to which split."""
     index = pd.read_parquet(places.index / "index.parquet", columns=["record"])
@@ -65,11 +76,44 @@ def load_labelled(places: PlannedLayout) -> LabelledGraphs:
     row_of = pd.Series(np.arange(len(index)), index=index["record"])
     known = dataset[dataset["record"].isin(row_of.index)]
     table: GraphTable = GraphStore(places.index).load()
-    targets = np.full((len(index), len(places.config.dataset.target)), np.nan)
+    arrays = array_targets(places.config)
+    columns = [name for name in places.config.dataset.target if name not in arrays]
+    targets = np.full((len(index), len(columns)), np.nan)
     rows = row_of[known["record"]].to_numpy()
-    targets[rows] = known[places.config.dataset.target].to_numpy(np.float64)
+    targets[rows] = known[columns].to_numpy(np.float64)
     return LabelledGraphs(
         table=table,
         targets=targets,
         rows={name: rows[(known["split"] == name).to_numpy()] for name in ("train", "val", "test")},
+        **{name: _array_target(places, table, row_of, name) for name in arrays},
     )
+
+
+def _array_target(
+    places: PlannedLayout, table: GraphTable, row_of: pd.Series, name: str
+) -> np.ndarray:
+    """Forces [A, 3] or stress [S, 3, 3] of the graphs of a table, from the shards of structures.
+
+    Args:
+        places: where the shards are.
+        table: the graphs of the index.
+        row_of: row of the table by record.
+        name: `forces` or `stress`.
+    """
+    shape = (len(table.numbers), 3) if name == "forces" else (len(table), 3, 3)
+    values = np.full(shape, np.nan)
+    for chunk in places.plan.chunks:
+        converted = read_chunk(places.layout.structures(chunk.key))
+        own = converted.table.properties.get(name)
+        if own is None:
+            continue
+        rows = row_of.reindex(chunk.first + converted.record.astype(np.int64)).to_numpy(np.float64)
+        for place, row in enumerate(rows):
+            if np.isnan(row):
+                continue  # has no graph
+            target, source = int(row), place
+            if name == "forces":
+                target = slice(*table.node_ptr[target : target + 2])
+                source = slice(*converted.table.node_ptr[place : place + 2])
+            values[target] = own[source].reshape(values[target].shape)
+    return values

@@ -1,6 +1,6 @@
 """LabelledGraphs: what training is given, graphs in memory with their targets and splits.
 
-S structures, K targets. It knows nothing of files and of devices.
+S structures, A atoms, K targets. It knows nothing of files and of devices.
 """
 
 from __future__ import annotations
@@ -28,11 +28,20 @@ class LabelledGraphs:
     table: GraphTable
     """Graphs of all S structures."""
     targets: np.ndarray
-    """[S, K] float64 in real units; NaN where unknown."""
+    """[S, K] float64 in real units; NaN where unknown. Of a potential, [S, 1] energies in eV."""
     rows: Mapping[str, np.ndarray]
     """Rows of the table in `train`, `val` and `test`; a split may be missing or empty."""
+    forces: np.ndarray | None = None
+    """[A, 3] float64, eV/A, of all atoms of the table; NaN where unknown; None where not learnt."""
+    stress: np.ndarray | None = None
+    """[S, 3, 3] float64, eV/A^3; likewise."""
 
     def __post_init__(self) -> None:
+        atoms, structures = len(self.table.numbers), len(self.table)
+        for name, shape in (("forces", (atoms, 3)), ("stress", (structures, 3, 3))):
+            array = getattr(self, name)
+            if array is not None and array.shape != shape:
+                raise AtomloomError(f"{name} of shape {array.shape}, not {shape}")
         if self.targets.ndim != 2 or len(self.targets) != len(self.table):
             raise AtomloomError(
                 f"targets of shape {self.targets.shape} for {len(self.table)} structures"
@@ -51,7 +60,10 @@ class LabelledGraphs:
         """Names the content: structures, sizes, targets and splits."""
         sizes = (self.table.node_ptr, self.table.edge_ptr)
         parts = [np.ascontiguousarray(array).tobytes() for array in (self.table.hash, *sizes)]
-        parts.append(np.ascontiguousarray(self.targets).tobytes())
+        known = [
+            values for values in (self.targets, self.forces, self.stress) if values is not None
+        ]
+        parts += [np.ascontiguousarray(values).tobytes() for values in known]
         for name in sorted(self.rows):
             parts += [name.encode(), self.rows[name].tobytes()]
         return chain_hash(parts)

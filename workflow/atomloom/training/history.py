@@ -79,7 +79,7 @@ def progress_line(
     best: Sequence[float],
     epochs: int,
     targets: Sequence[str],
-    unit: str,
+    units: Sequence[str],
     epoch_seconds: float,
 ) -> str:
     """One line on the last epoch, such as
@@ -87,11 +87,11 @@ def progress_line(
     """
     row = history.rows[-1]
     width = len(str(epochs))
-    shown = list(zip(targets, history.mae_columns, best, strict=False))[:NAMED_TARGETS]
+    shown = list(zip(targets, units, history.mae_columns, best, strict=False))[:NAMED_TARGETS]
     named = len(targets) > 1
     errors = ", ".join(
         f"{f'{name} ' if named else ''}{row[column]:.4g} {unit}".rstrip() + f" (best {least:.4g})"
-        for name, column, least in shown
+        for name, unit, column, least in shown
     )
     if len(targets) > len(shown) > 0:
         errors += ", ..."

@@ -42,14 +42,12 @@ from atomloom.training.devices import (
 )
 from atomloom.training.ema import MovingAverage
 from atomloom.training.history import History, progress_line
-from atomloom.training.losses import loss_sum
 from atomloom.training.modelfile import ModelCard, write_model
 from atomloom.training.norms import statistics_of_this_batch
+from atomloom.training.objectives import build_objective, step_shares
 from atomloom.training.optimizers import build_optimizer, set_rate
-from atomloom.training.predict import predict_batches
 from atomloom.training.schedules import Schedule
 from atomloom.training.state import SaveTimer, load_state, save_state, termination_noticed
-from atomloom.training.targets import Standardizer
 
 Log = Callable[[str], None]
 
@@ -147,7 +145,7 @@ def _train(
     log: Log,
     asked_to_stop: Callable[[], bool],
 ) -> TrainResult:
-    settings, names, unit = config.training, config.dataset.target, config.dataset.unit
+    settings = config.training
     device, cuda = fabric.device, fabric.device.type == "cuda"
     rank, ranks = fabric.global_rank, fabric.world_size
     state_file = run_dir / "state" / "last.ckpt"
@@ -156,47 +154,49 @@ def _train(
     train_rows = _with_targets(data, "train", log)
     val_rows = _with_targets(data, "val", log)
     _check_validation(settings, len(val_rows))
-    if settings.loss == "bce":
-        standardizer = Standardizer.for_classes(data.targets, train_rows, names)
-    else:
-        standardizer = Standardizer.fit(data.targets, train_rows, names, settings.log_targets)
-    targets = standardizer.standardize(data.targets)
-    options = {
-        "bounds": settings.batch,
-        "dtype": torch.float64 if settings.precision == "64" else torch.float32,
-        "prefetch": settings.prefetch,
-        "device": device,
-    }
-    loader = GraphLoader(
-        data.table,
-        train_rows,
-        targets,
-        seed=settings.seed,
-        shuffle=True,
-        rank=rank,
-        ranks=ranks,
-        **options,
-    )
-    val_loader = GraphLoader(data.table, val_rows[rank::ranks], **options)
+    objective = build_objective(data, config, train_rows, val_rows)
+    names = objective.names
 
     # --- model ---
     torch.manual_seed(settings.seed)
-    model = build_model(config.model, len(names))
+    model = build_model(config.model, objective.outputs)
     require_elements(model, data.table.numbers)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     optimizer = build_optimizer(model, settings, fused=settings.precision != "fp16-mixed")
-    network, stepper = fabric.setup(Network(model), optimizer)
+    step_network = Network(objective.step_network(model))
+    network, stepper = fabric.setup(step_network, optimizer)
+    objective.prepare(model, device, log)
     forward: Callable[[GraphBatch], Tensor] = model
-    if settings.compile:
-        forward = network.module.model = _compiled(model, loader, fabric, log)
     average = MovingAverage(model, settings.ema_decay) if settings.ema_decay else None
     schedule = Schedule(settings)
 
+    # --- batches ---
+    def loader_of(rows: np.ndarray, **options: Any) -> GraphLoader:
+        carried = objective.carried(training="shuffle" in options)
+        return GraphLoader(
+            data.table,
+            rows,
+            carried.targets,
+            bounds=settings.batch,
+            dtype=torch.float64 if settings.precision == "64" else torch.float32,
+            prefetch=settings.prefetch,
+            device=device,
+            of_atoms=carried.of_atoms,
+            of_structures=carried.of_structures,
+            with_edges=carried.with_edges,
+            **options,
+        )
+
+    loader = loader_of(train_rows, seed=settings.seed, shuffle=True, rank=rank, ranks=ranks)
+    val_loader = loader_of(val_rows[rank::ranks])
+    if settings.compile:
+        forward = _compiled(model, loader, fabric, log)
+        step_network.model = objective.step_network(forward)
     # --- where the run is ---
     epoch = position = step = waited = 0
     seconds = 0.0
     best, history = Best(), History(names)
-    errors: Tensor | None = None  # [batches] sums of the loss, of the epoch under way
+    errors: Tensor | None = None  # [batches, terms] sums of the loss, of the epoch under way
     if (state := load_state(state_file, key)) is not None:
         epoch, position, step = state["epoch"], state["position"], state["step"]
         waited, seconds = state["waited"], state["seconds"]
@@ -256,7 +256,7 @@ def _train(
         history.write(run_dir / "history.csv")
         if best.weights is not None:
             facts = {"epoch": best.epoch, "step": best.step, "val_mae": list(best.maes)}
-            card = ModelCard.of(config, standardizer, facts)
+            card = ModelCard.of(config, objective.scale, facts)
             write_model(run_dir / "model.safetensors", best.weights, card)
 
     # --- epochs ---
@@ -266,12 +266,14 @@ def _train(
     )  # true of a run that was killed between its end and its result
     while epoch < settings.epochs and not stopped_early:
         model.train()
-        known = loader.known(epoch)
-        batches = len(known)
+        counts = objective.counts(loader, epoch)
+        batches = len(counts)
         steps = math.ceil(batches / settings.accumulate)
+        shares = torch.from_numpy(step_shares(counts, settings.accumulate, ranks)).to(device)
         if position == 0 or errors is None:
-            errors = torch.zeros(batches, dtype=torch.float64)
+            errors = torch.zeros(counts.shape, dtype=torch.float64)
         errors = errors.to(device)
+        objective.begin(epoch, device)
         loss_scale = _loss_scale(fabric)
         clock.start()
         epoch_begun = time.perf_counter()
@@ -280,8 +282,6 @@ def _train(
             clock.mark("data")
 
             if position % settings.accumulate == 0:
-                # Processes' gradients are averaged, not added: hence their number.
-                weight = ranks / max(1, known[position : position + settings.accumulate].sum())
                 done = (epoch + position // settings.accumulate / steps) / settings.epochs
                 rate = schedule.rate(done)
                 set_rate(optimizer, rate, schedule.momentum(done))
@@ -293,12 +293,10 @@ def _train(
                 fabric.no_backward_sync(network, enabled=not closes),
                 statistics_of_this_batch(model) if first else nullcontext(),
             ):
-                prediction = network(Sealed(batch)).content.reshape(batch.targets.shape)
-                prediction = prediction.to(batch.targets.dtype)  # losses are never taken in 16 bits
-                error = loss_sum(settings.loss, prediction, batch.targets, settings.huber_delta)
+                sums = objective.sums(network(Sealed(batch)).content, batch)
                 clock.mark("forward")
-                fabric.backward(error * weight)
-            errors[position] = error.detach()
+                fabric.backward(objective.loss(sums, shares[position]))
+            errors[position] = sums.detach()
             clock.mark("backward")
             position += 1
             if not cuda or position % CUDA_CHECK_STEPS == 0 or position == batches:
@@ -328,17 +326,15 @@ def _train(
         parts = clock.seconds()
         validation_begun = time.perf_counter()
         errors = fabric.all_reduce(errors, reduce_op="sum")
-        train_loss = float(errors.sum()) / max(1, int(known.sum()))
+        whole = torch.from_numpy(1.0 / np.maximum(counts.sum(axis=0), 1.0)).to(device)
+        train_loss = float(objective.loss(errors.sum(dim=0), whole))
         # Statistics of batch norms are each process's own: all evaluate with those of the first.
         share_from_first(fabric, model.buffers())
         share_from_first(fabric, average.state().values() if average else ())
         model.eval()
         with average.applied() if average else nullcontext():
             with fabric.autocast():
-                outputs = _gathered(
-                    predict_batches(forward, val_loader, len(names)), len(val_rows), fabric
-                )
-            scores = _validate(settings, outputs, targets, data.targets, val_rows, standardizer)
+                scores = objective.validate(forward, val_loader, fabric)
             if len(val_rows) and not math.isfinite(scores.error):
                 raise AtomloomError(
                     f"the model predicts no finite numbers after epoch {epoch + 1}, step {step}",
@@ -372,7 +368,7 @@ def _train(
                 f"fp16: gradients overflowed and their steps were left out; the loss scale fell from "
                 f"{loss_scale:g} to {_loss_scale(fabric):g}"
             )
-        log(progress_line(history, best.maes, settings.epochs, names, unit, speed))
+        log(progress_line(history, best.maes, settings.epochs, names, objective.units, speed))
         last = epoch == settings.epochs or stopped_early
         stop, due = agreed(asked_to_stop(), timer.due(end_of_epoch=True))
         if last or stop or due:
@@ -396,58 +392,6 @@ def _train(
         device=torch.cuda.get_device_name(device) if cuda else "cpu",
         threads=torch.get_num_threads(),
     )
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Validation of one epoch; nan and () without validation rows."""
-
-    loss: float
-    """Mean loss over known standardised targets."""
-    error: float
-    """What is minimised: the mean over the targets of MAE / standard deviation; for classes the loss."""
-    maes: tuple[float, ...]
-    """Of each target in real units."""
-
-
-def _validate(
-    settings: Training,
-    outputs: np.ndarray,
-    targets: np.ndarray,
-    real: np.ndarray,
-    rows: np.ndarray,
-    standardizer: Standardizer,
-) -> Scores:
-    """Compare standardised outputs of validation rows with their targets."""
-    if not len(rows):
-        return Scores(math.nan, math.nan, ())
-    wanted = targets[rows]
-    known = np.isfinite(wanted)
-    loss = loss_sum(
-        settings.loss, torch.from_numpy(outputs), torch.from_numpy(wanted), settings.huber_delta
-    )
-    loss = float(loss) / int(known.sum())
-    counts = known.sum(axis=0)
-    scaled = np.where(known, np.abs(outputs - wanted), 0.0).sum(axis=0)
-    errors = np.where(known, np.abs(standardizer.restore(outputs) - real[rows]), 0.0).sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        maes = tuple((errors / counts).tolist())
-    return Scores(
-        loss=loss,
-        error=loss
-        if standardizer.classes
-        else float((scaled[counts > 0] / counts[counts > 0]).mean()),
-        maes=maes,
-    )
-
-
-def _gathered(outputs: np.ndarray, rows: int, fabric: Fabric) -> np.ndarray:
-    """[rows, K] outputs of all processes, of which each has a row in `world_size`, in turn."""
-    if fabric.world_size == 1:
-        return outputs
-    whole = torch.zeros(rows, outputs.shape[1], dtype=torch.float64)
-    whole[fabric.global_rank :: fabric.world_size] = torch.from_numpy(outputs)
-    return fabric.all_reduce(whole.to(fabric.device), reduce_op="sum").cpu().numpy()
 
 
 def _loss_scale(fabric: Fabric) -> float:
@@ -500,9 +444,9 @@ def _check_finite(
     errors: Tensor, position: int, run_dir: Path, epoch: int, batch: GraphBatch
 ) -> None:
     """Stop where the loss of a batch up to `position` is no finite number."""
-    if math.isfinite(float(errors[position - 1])) and errors.device.type == "cpu":
+    if errors.device.type == "cpu" and bool(torch.isfinite(errors[position - 1]).all()):
         return
-    bad = torch.nonzero(~torch.isfinite(errors[:position]))
+    bad = torch.nonzero(~torch.isfinite(errors[:position]).all(dim=1))
     if len(bad):
         first = int(bad[0])
         raise AtomloomError(

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -25,9 +24,10 @@ from atomloom.config.model import ModelConfig
 from atomloom.config.root import Config
 from atomloom.errors import AtomloomError
 from atomloom.files import write_atomically
+from atomloom.training.references import EnergyReference
 from atomloom.training.targets import Standardizer
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +42,18 @@ class ModelCard:
     """Names of the outputs."""
     unit: str
     """Their unit."""
-    standardizer: Standardizer
-    """Outputs to real units."""
+    standardizer: Standardizer | EnergyReference
+    """Outputs to real units; of a potential, its reference energies and scale."""
     facts: Mapping[str, Any]
     """Where the model comes from: epoch, step, validation error, version of atomloom."""
 
     @classmethod
-    def of(cls, config: Config, standardizer: Standardizer, facts: Mapping[str, Any]) -> ModelCard:
+    def of(
+        cls,
+        config: Config,
+        standardizer: Standardizer | EnergyReference,
+        facts: Mapping[str, Any],
+    ) -> ModelCard:
         """The card of a run."""
         dataset = config.dataset
         return cls(
@@ -64,10 +69,7 @@ def write_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> N
         "graph": card.graph.model_dump(mode="json", exclude_unset=False),
         "targets": list(card.targets),
         "unit": card.unit,
-        "mean": card.standardizer.mean.tolist(),
-        "std": card.standardizer.std.tolist(),
-        "log": card.standardizer.log.tolist(),
-        "classes": card.standardizer.classes,
+        "scale": card.standardizer.content(),
         "facts": {**card.facts, "atomloom": __version__},
     }
     # Copies: two names may share memory, which the format has no way to say.
@@ -100,17 +102,15 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
             todo=f"use atomloom {content.get('facts', {}).get('atomloom', '')}",
         )
     try:
+        model = TypeAdapter(ModelConfig).validate_python(content["model"])
         card = ModelCard(
-            model=TypeAdapter(ModelConfig).validate_python(content["model"]),
+            model=model,
             graph=GraphSpec.model_validate(content["graph"]),
             targets=tuple(content["targets"]),
             unit=content["unit"],
-            standardizer=Standardizer(
-                np.array(content["mean"]),
-                np.array(content["std"]),
-                np.array(content["log"], dtype=bool),
-                content["classes"],
-            ),
+            standardizer=(
+                EnergyReference if model.kind == "potential" else Standardizer
+            ).of_content(content["scale"]),
             facts=content["facts"],
         )
     except (ValidationError, KeyError) as error:

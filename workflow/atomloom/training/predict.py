@@ -67,7 +67,7 @@ def load_model(path: str | Path) -> LoadedModel:
         model = build_model(card.model, len(card.targets))
     model.to(dtype)
     model.load_state_dict(tensors)
-    return LoadedModel(model.eval(), card, dtype)
+    return LoadedModel(model.eval().requires_grad_(False), card, dtype)
 
 
 def predict_table(

@@ -5,8 +5,9 @@ Mean and standard deviation are those of the training rows. It knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import special
@@ -104,6 +105,17 @@ class Standardizer:
             if std[column] <= 1e-12 * max(abs(mean[column]), 1e-300):
                 std[column] = 1.0
         return cls(mean, std, log)
+
+    def content(self) -> dict[str, Any]:
+        """What a model file holds of it."""
+        columns = {name: getattr(self, name).tolist() for name in ("mean", "std", "log")}
+        return {**columns, "classes": self.classes}
+
+    @classmethod
+    def of_content(cls, content: Mapping[str, Any]) -> Standardizer:
+        """The inverse of `content`."""
+        mean, std = np.array(content["mean"]), np.array(content["std"])
+        return cls(mean, std, np.array(content["log"], dtype=bool), content["classes"])
 
     def standardize(self, targets: np.ndarray) -> np.ndarray:
         """[..., K] real units to standard deviations from the mean."""

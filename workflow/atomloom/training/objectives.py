@@ -1,0 +1,213 @@
+"""What a training minimises: the loop asks an objective and knows neither targets nor losses.
+
+An objective turns labelled data into what batches carry, a network's output into sums of its loss
+terms, and validation into scores. There are two: numbers a structure (`PropertyObjective`), and
+energies, forces and stress (`atomloom.training.potential`). Sums, not means: what a step divides by
+are counts over the whole step, so that small batches, accumulated or shared among processes, have
+the gradient of the one large batch. It knows nothing of the loop.
+
+Legend: S structures, B structures of a batch, K targets, L terms of the loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from atomloom.config.root import Config
+from atomloom.config.training import Training
+from atomloom.data.batch import GraphBatch
+from atomloom.data.loader import GraphLoader
+from atomloom.training.data import LabelledGraphs
+from atomloom.training.losses import loss_sum
+from atomloom.training.predict import predict_batches
+from atomloom.training.references import EnergyReference
+from atomloom.training.targets import Standardizer
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Validation of one epoch; nan and () without validation rows."""
+
+    loss: float
+    """Mean loss over known standardised targets."""
+    error: float
+    """What is minimised: the mean over the targets of MAE / standard deviation; for classes and
+    potentials the loss."""
+    maes: tuple[float, ...]
+    """Of each target in real units."""
+
+
+@dataclass(frozen=True, eq=False)
+class Carried:
+    """What batches carry of the labels, in the network's units; see `GraphLoader`."""
+
+    targets: np.ndarray
+    of_atoms: Mapping[str, np.ndarray] = field(default_factory=dict)
+    of_structures: Mapping[str, np.ndarray] = field(default_factory=dict)
+    with_edges: Callable[[int], np.ndarray] | None = None
+
+
+class Objective(Protocol):
+    """What the loop asks."""
+
+    names: tuple[str, ...]
+    """What errors are reported of: one column of the history each."""
+    units: tuple[str, ...]
+    """Their units."""
+    outputs: int
+    """Numbers that the network is built to predict."""
+    scale: Standardizer | EnergyReference
+    """From the network's units to real ones; goes into the model file."""
+
+    def prepare(self, model: nn.Module, device: torch.device, log: Log) -> None:
+        """Set what a new network must know of the training data, before the first step."""
+
+    def carried(self, training: bool) -> Carried:
+        """What batches shall carry, in training or in validation; called after `prepare`."""
+
+    def step_network(self, model: nn.Module) -> nn.Module:
+        """The module a training step calls with a batch, around (or being) the model."""
+
+    def counts(self, loader: GraphLoader, epoch: int) -> np.ndarray:
+        """[batches, L] float64, how many numbers each term of each batch is a sum over, all ranks'
+        parts together."""
+
+    def begin(self, epoch: int, device: torch.device) -> None:
+        """An epoch starts, or is gone on with."""
+
+    def sums(self, output: Any, batch: GraphBatch) -> Tensor:
+        """[L] sums of the loss terms over a batch."""
+
+    def loss(self, sums: Tensor, shares: Tensor) -> Tensor:
+        """What is differentiated: a scalar of sums [L] and one over their counts [L]."""
+
+    def validate(
+        self, forward: Callable[[GraphBatch], Tensor], loader: GraphLoader, fabric: Fabric
+    ) -> Scores:
+        """Errors over the validation rows, of which each process's loader has its share."""
+
+
+class PropertyObjective:
+    """Numbers a structure: regression or classes. One term, the loss over all known targets."""
+
+    def __init__(
+        self, data: LabelledGraphs, config: Config, train_rows: np.ndarray, val_rows: np.ndarray
+    ) -> None:
+        """Args:
+            data: graphs and targets.
+            config: the whole config.
+            train_rows: rows that are trained on; mean and deviation are theirs.
+            val_rows: rows that are validated on, by all processes together.
+
+        Raises:
+            AtomloomError: when a target cannot be learnt.
+        """
+        self.settings: Training = config.training
+        self.names = tuple(config.dataset.target)
+        self.units = (config.dataset.unit,) * len(self.names)
+        self.outputs = len(self.names)
+        self._real, self._val_rows = data.targets, val_rows
+        if self.settings.loss == "bce":
+            self.scale = Standardizer.for_classes(data.targets, train_rows, self.names)
+        else:
+            self.scale = Standardizer.fit(
+                data.targets, train_rows, self.names, self.settings.log_targets
+            )
+        self._targets = self.scale.standardize(data.targets)
+
+    def prepare(self, model: nn.Module, device: torch.device, log: Log) -> None:
+        """Nothing: means and deviations are all."""
+
+    def carried(self, training: bool) -> Carried:
+        """Standardised targets."""
+        return Carried(self._targets)
+
+    def step_network(self, model: nn.Module) -> nn.Module:
+        """The model itself."""
+        return model
+
+    def counts(self, loader: GraphLoader, epoch: int) -> np.ndarray:
+        """[batches, 1] known targets."""
+        return loader.known(epoch).astype(np.float64)[:, None]
+
+    def begin(self, epoch: int, device: torch.device) -> None:
+        """All epochs are alike."""
+
+    def sums(self, output: Tensor, batch: GraphBatch) -> Tensor:
+        """[1] the loss."""
+        prediction = output.reshape(batch.targets.shape)
+        prediction = prediction.to(batch.targets.dtype)  # losses are never taken in 16 bits
+        return loss_sum(
+            self.settings.loss, prediction, batch.targets, self.settings.huber_delta
+        ).reshape(1)
+
+    def loss(self, sums: Tensor, shares: Tensor) -> Tensor:
+        """The mean."""
+        return (sums * shares).sum()
+
+    def validate(
+        self, forward: Callable[[GraphBatch], Tensor], loader: GraphLoader, fabric: Fabric
+    ) -> Scores:
+        """Compare standardised outputs with their targets."""
+        rows = self._val_rows
+        outputs = _gathered(predict_batches(forward, loader, self.outputs), len(rows), fabric)
+        if not len(rows):
+            return Scores(math.nan, math.nan, ())
+        wanted = self._targets[rows]
+        known = np.isfinite(wanted)
+        loss = loss_sum(
+            self.settings.loss,
+            torch.from_numpy(outputs),
+            torch.from_numpy(wanted),
+            self.settings.huber_delta,
+        )
+        loss = float(loss) / int(known.sum())
+        counts = known.sum(axis=0)
+        scaled = np.where(known, np.abs(outputs - wanted), 0.0).sum(axis=0)
+        differences = np.abs(self.scale.restore(outputs) - self._real[rows])
+        errors = np.where(known, differences, 0.0).sum(axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            maes = tuple((errors / counts).tolist())
+        error = float((scaled[counts > 0] / counts[counts > 0]).mean())
+        return Scores(loss=loss, error=loss if self.scale.classes else error, maes=maes)
+
+
+def build_objective(
+    data: LabelledGraphs, config: Config, train_rows: np.ndarray, val_rows: np.ndarray
+) -> Objective:
+    """The objective of the config's model and targets; errors as of its class."""
+    if config.model.kind == "potential":
+        from atomloom.training.potential import PotentialObjective
+
+        return PotentialObjective(data, config, train_rows, val_rows)
+    return PropertyObjective(data, config, train_rows, val_rows)
+
+
+def step_shares(counts: np.ndarray, accumulate: int, ranks: int) -> np.ndarray:
+    """[batches, L] what each batch's sums are multiplied by: one over the counts of its whole step.
+
+    Processes' gradients are averaged, not added: hence their number.
+    """
+    starts = np.arange(0, len(counts), accumulate)
+    totals = np.add.reduceat(counts, starts, axis=0) if len(counts) else counts
+    per_batch = np.repeat(totals, np.diff([*starts, len(counts)]), axis=0)
+    return ranks / np.maximum(per_batch, 1.0)
+
+
+def _gathered(outputs: np.ndarray, rows: int, fabric: Fabric) -> np.ndarray:
+    """[rows, K] outputs of all processes, of which each has a row in `world_size`, in turn."""
+    if fabric.world_size == 1:
+        return outputs
+    whole = torch.zeros(rows, outputs.shape[1], dtype=torch.float64)
+    whole[fabric.global_rank :: fabric.world_size] = torch.from_numpy(outputs)
+    return fabric.all_reduce(whole.to(fabric.device), reduce_op="sum").cpu().numpy()
