@@ -40,7 +40,8 @@ FORBIDDEN = {
     "shards.py": ("torch", "atomloom.structures", "atomloom.graphs"),
     "data": ("snakemake", "atomloom.models", "atomloom.training", "atomloom.stages"),
     "models": ("snakemake", "atomloom.training", "atomloom.stages"),
-    "training": ("snakemake", "atomloom.stages", "atomloom.reports"),
+    "training": ("snakemake", "atomloom.stages", "atomloom.reports", "atomloom.potentials"),
+    "potentials": ("snakemake", "atomloom.stages", "atomloom.reports"),
     "reports": ("torch", "snakemake", "atomloom.training", "atomloom.models", "atomloom.stages"),
     "stages": ("snakemake", "atomloom.cli"),
 }
