@@ -47,6 +47,11 @@ class ModelCard:
     facts: Mapping[str, Any]
     """Where the model comes from: epoch, step, validation error, version of atomloom."""
 
+    @property
+    def outputs(self) -> int:
+        """Numbers that the network predicts: of a potential, the energy alone."""
+        return len(self.targets) if self.model.kind == "property" else 1
+
     @classmethod
     def of(
         cls,

@@ -19,11 +19,13 @@ from atomloom.data.batch import GraphBatch
 from atomloom.data.loader import GraphLoader
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
+from atomloom.models.layers import segment_sum
 from atomloom.models.registry import build_model, require_elements
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 from atomloom.training.devices import choose_device
 from atomloom.training.modelfile import ModelCard, read_model, working_dtype
+from atomloom.training.references import EnergyReference
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +42,7 @@ class LoadedModel:
     def predict(
         self, structures: Sequence[Any], bounds: Batching | None = None, device: str = "auto"
     ) -> np.ndarray:
-        """[len(structures), K] float64 predictions in real units.
+        """[len(structures), K] float64 predictions in real units; of a potential, energies [.., 1].
 
         Args:
             structures: ours, or of pymatgen, ASE or jarvis-tools.
@@ -64,7 +66,7 @@ def load_model(path: str | Path) -> LoadedModel:
     tensors, card = read_model(Path(path))
     dtype = working_dtype(tensors)
     with torch.random.fork_rng(devices=[]):
-        model = build_model(card.model, len(card.targets))
+        model = build_model(card.model, card.outputs)
     model.to(dtype)
     model.load_state_dict(tensors)
     return LoadedModel(model.eval().requires_grad_(False), card, dtype)
@@ -77,7 +79,8 @@ def predict_table(
     bounds: Batching | None = None,
     device: str = "auto",
 ) -> np.ndarray:
-    """[len(rows), K] float64 predictions in real units, in the order of `rows`.
+    """[len(rows), K] float64 predictions in real units, in the order of `rows`; of a potential,
+    energies [len(rows), 1] (forces and stress: `atomloom.potentials`).
 
     Args:
         loaded: the model.
@@ -93,8 +96,27 @@ def predict_table(
     unique, place = np.unique(rows, return_inverse=True)
     loader = GraphLoader(table, unique, bounds=bounds, dtype=loaded.dtype, device=device)
     model = loaded.model.to(device)
+    if isinstance(loaded.card.standardizer, EnergyReference):
+        return _energies(model, loader, loaded.card.standardizer, table)[unique][place, None]
     outputs = predict_batches(model, loader, len(loaded.card.targets))
     return loaded.card.standardizer.restore(outputs)[place]
+
+
+def _energies(
+    model: nn.Module, loader: GraphLoader, reference: EnergyReference, table: GraphTable
+) -> np.ndarray:
+    """[S] eV, energies of those structures of a table that a loader goes through; NaN of others."""
+    energies = np.full(len(table), np.nan)
+    reference.require_elements(table.numbers)
+    with torch.no_grad():
+        sums = [
+            # Added up in float64, as everywhere where energies of atoms become those of structures.
+            (batch.rows, segment_sum(model(batch).double(), batch.node_graph, batch.size))
+            for batch in loader
+        ]
+    for rows, values in sums:
+        energies[rows.cpu().numpy()] = values.cpu().numpy() * reference.scale
+    return energies + reference.offsets(table)
 
 
 def predict_batches(

@@ -1,0 +1,228 @@
+"""Training on energies, forces and stress."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from atomloom.config import parse_config
+from atomloom.config.training import PotentialTraining
+from atomloom.errors import AtomloomError
+from atomloom.training.loop import train
+from atomloom.training.objectives import step_shares
+from atomloom.training.potential import PotentialObjective
+from atomloom.training.references import EnergyReference
+from tests.unit.training.potentials import OFFSETS, pair_config, pair_data, use_pair_model
+from tests.unit.training.runs import history
+from tests.unit.training.test_resume import Killed, assert_equal_runs, kill_at, quiet
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_pair_potential_is_learnt_from_energies_forces_and_stress(tmp_path, monkeypatch):
+    """Signs, units and references are right, or nothing would fit exactly."""
+    use_pair_model(monkeypatch)
+    data = pair_data()
+    config = pair_config(epochs=300, learning_rate=0.05, batch={"structures": 10})
+    result = train(data, config, tmp_path, quiet)
+    spread = np.abs(data.forces).mean()
+    assert result.best_val_mae["energy_per_atom"] < 2e-3
+    assert result.best_val_mae["forces"] < 0.01 * spread
+    assert result.best_val_mae["stress"] < 0.01 * np.abs(data.stress).mean()
+
+
+@pytest.mark.parametrize("targets", [("energy",), ("energy", "forces"), ("energy", "stress")])
+def test_each_set_of_targets_trains(tmp_path, monkeypatch, targets):
+    use_pair_model(monkeypatch)
+    train(pair_data(12), pair_config(targets, epochs=2), tmp_path, quiet)
+    names = {"energy": "energy_per_atom"}
+    columns = [names.get(name, name) for name in targets]
+    row = history(tmp_path)[-1]
+    wanted = ["val_mae"] if len(columns) == 1 else [f"val_mae_{name}" for name in columns]
+    assert all(np.isfinite(row[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("loss", ["mse", "mae", "huber"])
+def test_accumulated_small_batches_take_the_step_of_the_large_one(tmp_path, monkeypatch, loss):
+    use_pair_model(monkeypatch)
+    data = pair_data(24)
+    options = {"epochs": 2, "loss": loss, "potential": {"force_fraction": 0.5}}
+    train(data, pair_config(batch={"structures": 20}, **options), tmp_path / "one", quiet)
+    small = pair_config(batch={"structures": 5}, accumulate=4, **options)
+    train(data, small, tmp_path / "four", quiet)
+    one, four = weights(tmp_path / "one"), weights(tmp_path / "four")
+    for name in one:
+        torch.testing.assert_close(one[name], four[name], rtol=1e-9, atol=1e-11)
+
+
+def test_rmse_is_the_root_of_the_mean_squares_of_a_batch():
+    data = pair_data(8)
+    config = pair_config(("energy", "forces"), loss="rmse", potential={"energy_weight": 0.9})
+    objective = PotentialObjective(data, config, data.split("train"), data.split("val"))
+    loss = objective.loss(torch.tensor([8.0, 27.0]), torch.tensor([0.5, 1.0 / 3.0]))
+    assert loss.item() == pytest.approx(0.9 * 2.0 + 3.0, rel=1e-6)
+    with pytest.raises(ValueError, match="accumulate"):
+        pair_config(loss="rmse", accumulate=2)
+
+
+def test_forces_that_are_not_drawn_do_not_count(tmp_path, monkeypatch):
+    use_pair_model(monkeypatch)
+    data = pair_data(20)
+    config = pair_config(
+        epochs=2, potential={"force_fraction": 0.3, "force_every": None, "energy_scale": 1.0}
+    )
+    objective = PotentialObjective(data, config, data.split("train"), data.split("val"))
+    chosen = objective._selection(0)
+    assert chosen.sum() == round(0.3 * len(data.split("train")))
+    train(data, config, tmp_path / "one", quiet)
+    spoilt = np.where(np.repeat(chosen, np.diff(data.table.node_ptr))[:, None], data.forces, 1e3)
+    stress = np.where(chosen[:, None, None], data.stress, 1e3)
+    train(replace(data, forces=spoilt, stress=stress), config, tmp_path / "two", quiet)
+    losses = [[row["train_loss"] for row in history(tmp_path / name)] for name in ("one", "two")]
+    assert losses[0] == losses[1]
+
+
+def test_which_forces_count_is_drawn_anew_as_often_as_asked():
+    data = pair_data(30)
+
+    def drawn(**options):
+        config = pair_config(potential={"force_fraction": 0.3, **options})
+        objective = PotentialObjective(data, config, data.split("train"), data.split("val"))
+        return [tuple(np.flatnonzero(objective._selection(epoch))) for epoch in range(6)]
+
+    assert len(set(drawn())) > 3
+    assert len(set(drawn(force_every=None))) == 1
+    every = drawn(force_every=2)
+    assert every[0] == every[1] != every[2] == every[3] != every[4] == every[5]
+    assert all(len(rows) == 12 for rows in drawn(force_least=12))
+
+
+def test_the_sum_over_draws_of_forces_is_not_biased():
+    """Over an epoch, shares of forces add up to one, however few are drawn."""
+    data = pair_data(30)
+    config = pair_config(potential={"force_fraction": 0.2}, batch={"structures": 4})
+    objective = PotentialObjective(data, config, data.split("train"), data.split("val"))
+    from atomloom.data.loader import GraphLoader
+
+    loader = GraphLoader(data.table, data.split("train"), data.targets, config.training.batch)
+    used = objective._selection(3)
+    numbers = 3.0 * np.diff(data.table.node_ptr)
+    counts = objective.counts(loader, 3)
+    assert counts[:, 1].sum() == pytest.approx((numbers * used).sum())
+    assert np.allclose(counts[:, 0], np.diff(loader.plan(3).ptr))
+
+
+def test_unknown_energies_and_forces_are_left_out(tmp_path, monkeypatch):
+    use_pair_model(monkeypatch)
+    data = pair_data(20)
+    data.forces[data.table.node_ptr[3] : data.table.node_ptr[4]] = np.nan
+    data.stress[5] = np.nan
+    result = train(data, pair_config(epochs=2), tmp_path, quiet)
+    assert np.isfinite(list(result.best_val_mae.values())).all()
+
+
+def test_a_killed_force_training_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    use_pair_model(monkeypatch)
+    data = pair_data(24)
+    config = pair_config(
+        epochs=3,
+        ema_decay=0.9,
+        batch={"structures": 4},
+        potential={"force_fraction": 0.5},
+        checkpoint_minutes=1e-9,
+    )
+    train(data, config, tmp_path / "whole", quiet)
+    for step in (3, 4):
+        with monkeypatch.context() as patch:
+            kill_at(patch, "_seed_noise", step)
+            with pytest.raises(Killed):
+                train(data, config, tmp_path / "parts", quiet)
+    train(data, config, tmp_path / "parts", quiet)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_shares_are_one_over_the_counts_of_the_whole_step():
+    counts = np.array([[2.0, 10.0], [3.0, 0.0], [4.0, 5.0]])
+    shares = step_shares(counts, accumulate=2, ranks=1)
+    assert np.allclose(shares, [[1 / 5, 1 / 10], [1 / 5, 1 / 10], [1 / 4, 1 / 5]])
+    assert np.allclose(step_shares(counts, 2, 3), 3 * shares)
+
+
+# --- references ---
+
+
+def test_reference_energies_are_found_and_added_back():
+    data = pair_data(30)
+    rows = np.arange(30)
+    energies = data.targets[:, 0]
+    for options in ({}, {"reference_energies": {"Li": -200.0, "F": -650.0}}):
+        settings = PotentialTraining(**options)
+        reference = EnergyReference.fit(settings, data.table, energies, rows, data.forces)
+        reduced = reference.reduced(data.table, energies)
+        assert np.abs(reduced).max() < 100, "only bonds are left"
+        back = reduced * reference.scale + reference.offsets(data.table)
+        np.testing.assert_allclose(back, energies, rtol=1e-14)
+        assert reference.scale == pytest.approx(np.sqrt(np.mean(data.forces**2)))
+    for number, energy in OFFSETS.items():
+        assert reference.element_energies[number] == energy
+
+
+def test_range_normalisation_is_that_of_aenet():
+    data = pair_data(30)
+    settings = PotentialTraining(
+        energy_scale="range", reference_energies={"Li": -200.0, "F": -650.0}
+    )
+    energies, rows = data.targets[:, 0], np.arange(30)
+    reference = EnergyReference.fit(settings, data.table, energies, rows)
+    normalised = reference.reduced(data.table, energies) / np.diff(data.table.node_ptr)
+    assert normalised.min() == pytest.approx(-1.0)
+    assert normalised.max() == pytest.approx(1.0)
+
+
+def test_a_reference_survives_its_file():
+    data = pair_data(10)
+    reference = EnergyReference.fit(
+        PotentialTraining(), data.table, data.targets[:, 0], np.arange(10), data.forces
+    )
+    again = EnergyReference.of_content(reference.content())
+    assert np.array_equal(again.element_energies, reference.element_energies, equal_nan=True)
+    assert (again.shift, again.scale) == (reference.shift, reference.scale)
+
+
+def test_elements_without_reference_are_named():
+    data = pair_data(10)
+    energies, rows = data.targets[:, 0], np.arange(10)
+    settings = PotentialTraining(reference_energies={"Li": -200.0})
+    with pytest.raises(AtomloomError, match="no energy of F"):
+        EnergyReference.fit(settings, data.table, energies, rows)
+    reference = EnergyReference.fit(PotentialTraining(), data.table, energies, rows)
+    with pytest.raises(AtomloomError, match="not trained on Na"):
+        reference.require_elements(np.array([3, 11]))
+
+
+# --- config ---
+
+
+@pytest.mark.parametrize(
+    ("target", "training", "message"),
+    [
+        (["forces"], {}, "energy first"),
+        (["energy", "band_gap"], {}, "energy first"),
+        (["energy"], {"loss": "bce"}, "not for painn"),
+    ],
+)
+def test_targets_that_no_potential_learns_are_refused(target, training, message):
+    with pytest.raises(AtomloomError, match=message):
+        parse_config(
+            {
+                "dataset": {"name": "x", "source": ["x"], "target": target},
+                "model": {"name": "painn"},
+                "training": training,
+            }
+        )
