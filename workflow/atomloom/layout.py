@@ -31,6 +31,11 @@ class Layout:
         """Folder of keyed shards; may be shared."""
         return Path(expand_variables(self.config.paths.store))
 
+    @property
+    def downloads(self) -> Path:
+        """Data sets fetched from elsewhere, kept as they came."""
+        return self.store / "downloads"
+
     # --- plan ---
     @property
     def plan_spec(self) -> dict[str, Any]:
@@ -40,7 +45,8 @@ class Layout:
         del content["unit"], content["name"]
         table = dataset.labels.model_dump()
         columns = [split.column, split.group]
-        return content | {"table": table, "columns": columns, "folds": split.folds_file}
+        fixed = [split.folds_file, split.test_sources, split.val_sources]
+        return content | {"table": table, "columns": columns, "fixed": fixed}
 
     @property
     def plan_folder(self) -> Path:
@@ -145,7 +151,7 @@ class PlannedLayout:
             "members": self.plan.members_digest,
             "chunks": [chunk.key for chunk in self.plan.chunks],
             "labels": self.plan.labels_digest,
-            "folds": self.plan.folds_digest,
+            "fixed": self.plan.fixed_digest,
             "target": self.config.dataset.target,
             "split": self.config.split.key_content(),
         }

@@ -34,8 +34,9 @@ class Plan:
     """Names the ordered ids and fingerprints of all records."""
     labels_digest: str
     """Names the label values that belong to the records, in order."""
-    folds_digest: str
-    """Names the content of the folds file; empty without one."""
+    fixed_digest: str
+    """Names what says from outside which records are the test set (a folds file, names of source
+    files); empty where nothing does."""
     labels_without_record: int
     """Rows of the label table that no record claimed."""
 

@@ -82,3 +82,18 @@ def test_folds_take_rows_of_the_plan_even_where_records_are_missing(tmp_path):
     path.write_text(json.dumps({"fold_0": [1, 9]}))
     with pytest.raises(AtomloomError, match="row 9 of 5 records"):
         divide(split, used, columns(4), 5)
+
+
+def test_files_can_be_the_test_set():
+    table = frame(60)
+    table["source"] = [
+        f"/data/{'Cu_test' if i % 3 == 0 else 'Cu_train'}.extxyz.xz" for i in range(60)
+    ]
+    split = Split(kind="sources", test_sources=["Cu_test*"], val_fraction=0.25)
+    result = divide(split, table, columns(60), 60)
+    assert ((result == "test") == (np.arange(60) % 3 == 0)).all()
+    assert (result == "val").sum() == 10
+    whole = Split(kind="sources", test_sources=["*_test.*"], val_sources=["*_train.*"])
+    assert "train" not in divide(whole, table, columns(60), 60)
+    with pytest.raises(AtomloomError, match="no record is from a file like 'Ni"):
+        divide(Split(kind="sources", test_sources=["Ni*"]), table, columns(60), 60)

@@ -69,12 +69,15 @@ class Dataset(Section):
     """What is predicted: column names of the label table, or property names of the records."""
     unit: str = ""
     """Unit of the target, for tables and figures."""
+    global_features: list[str] = []
+    """Further numbers a structure that the model is given, such as temperature and pressure: columns of
+    the label table or properties of the records, like targets. Standardised over the training rows."""
     chunks: Chunks = Chunks()
     """How records are cut into chunks: one chunk is one job."""
     checks: Checks = Checks()
     """When a structure is quarantined."""
 
-    @field_validator("source", "target", mode="before")
+    @field_validator("source", "target", "global_features", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: object) -> object:
         return [value] if isinstance(value, (str, int)) else value
@@ -88,15 +91,20 @@ class Dataset(Section):
     def _targets_differ(self) -> Dataset:
         if len(set(self.target)) != len(self.target):
             raise ValueError("target names a column twice")
+        if len(set(self.global_features)) != len(self.global_features):
+            raise ValueError("global_features names a column twice")
+        if set(self.global_features) & set(self.target):
+            raise ValueError("a target cannot be one of the global_features")
         return self
 
 
 class Split(Section):
     """How records are divided into training, validation and test."""
 
-    kind: Literal["ratio", "column", "folds"] = "ratio"
+    kind: Literal["ratio", "column", "folds", "sources"] = "ratio"
     """`ratio`: at random by `ratios`. `column`: as a column of the label table says (train, val,
-    test). `folds`: the test rows are those of `fold` in the file `folds_file`."""
+    test). `folds`: the test rows are those of `fold` in the file `folds_file`. `sources`: by the
+    files that records are read from."""
     ratios: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Shares of training, validation and test, for `ratio`."""
     seed: int = Field(default=0, ge=0)
@@ -108,9 +116,13 @@ class Split(Section):
     of the records."""
     fold: int = Field(default=0, ge=0)
     """For `folds`: which fold is the test set."""
+    test_sources: list[str] = []
+    """For `sources`: records of files whose path matches one of these globs are the test set."""
+    val_sources: list[str] = []
+    """For `sources`: likewise, the validation set."""
     val_fraction: float = Field(default=0.1, ge=0, lt=1)
-    """For `folds` and for a column without `val`: this share of the training rows is held out for
-    validation."""
+    """For `folds`, and for a column or sources without validation: this share of the training rows
+    is held out for validation."""
     group: str | None = None
     """Keep records together that share this: a column of the label table, or `formula` (reduced)."""
     duplicates: Literal["remove", "stop", "report"] = "remove"
@@ -126,6 +138,8 @@ class Split(Section):
             raise ValueError("kind: column needs `column`")
         if self.kind == "folds" and not self.folds_file:
             raise ValueError("kind: folds needs `folds_file`")
+        if self.kind == "sources" and not self.test_sources:
+            raise ValueError("kind: sources needs `test_sources`")
         if self.kind == "ratio" and (
             min(self.ratios) < 0 or abs(sum(self.ratios) - 1) > 1e-6 or self.ratios[0] <= 0
         ):

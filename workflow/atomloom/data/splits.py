@@ -5,7 +5,10 @@ Knows labels and ids as columns of a table; knows nothing of graphs and of torch
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +34,7 @@ def divide(split: Split, frame: pd.DataFrame, columns: pd.DataFrame, records: in
 
     Args:
         split: the config's section.
-        frame: structures with columns record (row of the plan) and id.
+        frame: structures with columns record (row of the plan), id and source.
         columns: the text columns that the section names, and `formula`, row by row as `frame`.
         records: number of records of the data set, used or not.
 
@@ -43,6 +46,8 @@ def divide(split: Split, frame: pd.DataFrame, columns: pd.DataFrame, records: in
         return _by_column(split, frame, columns, groups)
     if split.kind == "folds":
         return _by_fold(split, frame, groups, records)
+    if split.kind == "sources":
+        return _by_sources(split, frame, groups)
     return _by_ratio(split.ratios, groups, split.seed)
 
 
@@ -93,6 +98,30 @@ def _by_column(
             todo="it must be train, val or test",
         )
     return result if (result == "val").any() else _hold_out(result, groups, split)
+
+
+def names_by_source(split: Split, sources: Sequence[str]) -> np.ndarray:
+    """[R] `train`, `val` or `test` for records by the files they are read from.
+
+    Raises:
+        AtomloomError: when a glob matches no record's file.
+    """
+    result = np.full(len(sources), "train", dtype=object)
+    for name, globs in (("val", split.val_sources), ("test", split.test_sources)):
+        for glob in globs:
+            pattern = re.compile(fnmatch.translate(f"*{glob}"))
+            found = np.array([pattern.match(path) is not None for path in sources], dtype=bool)
+            if not found.any():
+                raise AtomloomError(
+                    f"no record is from a file like {glob!r}", where=f"split.{name}_sources"
+                )
+            result[found] = name
+    return result
+
+
+def _by_sources(split: Split, frame: pd.DataFrame, groups: np.ndarray) -> np.ndarray:
+    result = names_by_source(split, frame["source"].tolist())
+    return result if split.val_sources else _hold_out(result, groups, split)
 
 
 def _by_fold(split: Split, frame: pd.DataFrame, groups: np.ndarray, records: int) -> np.ndarray:

@@ -15,7 +15,9 @@ from typing import BinaryIO
 import numpy as np
 import pandas as pd
 
-from atomloom.config import expand_variables
+from atomloom.config import Split, expand_variables
+from atomloom.config.root import POTENTIAL_TARGETS
+from atomloom.data.splits import names_by_source
 from atomloom.errors import AtomloomError
 from atomloom.files import file_digest, read_json, write_atomically, write_spec
 from atomloom.keys import canonical_json, chain_hash, fingerprint
@@ -27,6 +29,7 @@ from atomloom.structures.sources import RawRecord, enumerate_records
 
 SPOOL = -1
 """File number of a record whose bytes are in the spool."""
+_NO_LABELS: dict[str, float | str] = {}  # one for all: of millions of records each byte counts
 
 
 @dataclass
@@ -49,11 +52,12 @@ def make_plan(layout: Layout, log: Callable[[str], None]) -> Plan:
     """Write `plan.json`, `members.parquet`, `labels.parquet` and `records.spool`; return the plan.
 
     Raises:
-        AtomloomError: when a source or the label table is missing or unreadable, or there is no record.
+        AtomloomError: when a source or the label table is missing, unreadable or cannot be downloaded,
+            or there is no record.
     """
     dataset = layout.config.dataset
     folder = layout.plan_folder
-    manifest = read_json(refresh_sources(layout))
+    manifest = read_json(refresh_sources(layout, fetch=log))
     files = [Path(path) for path, _ in manifest["files"]]
     members = _Members()
 
@@ -77,7 +81,6 @@ def make_plan(layout: Layout, log: Callable[[str], None]) -> Plan:
         for first, count in cut_chunks(members.fingerprint, *bounds)
     )
     chunk_of = np.repeat(np.arange(len(chunks)), [chunk.count for chunk in chunks])
-    folds = layout.config.split.folds_file
     plan = Plan(
         chunks=chunks,
         records=len(members.id),
@@ -85,7 +88,7 @@ def make_plan(layout: Layout, log: Callable[[str], None]) -> Plan:
             part for pair in zip(members.id, members.fingerprint, strict=True) for part in pair
         ),
         labels_digest=chain_hash([labels.to_csv(index=False)]),
-        folds_digest=file_digest(Path(expand_variables(folds))) if folds else "",
+        fixed_digest=_fixed_digest(layout.config.split, members.source),
         labels_without_record=unclaimed,
     )
     frame = pd.DataFrame(
@@ -111,6 +114,13 @@ def make_plan(layout: Layout, log: Callable[[str], None]) -> Plan:
     return plan
 
 
+def _fixed_digest(split: Split, sources: list[str]) -> str:
+    """Names what says from outside which records are the test set; empty where nothing does."""
+    if split.kind == "sources":
+        return chain_hash(names_by_source(split, sources))
+    return file_digest(Path(expand_variables(split.folds_file))) if split.folds_file else ""
+
+
 def _add(members: _Members, record: RawRecord, files: list[Path], spool: BinaryIO) -> None:
     payload = record.payload
     if payload is None:
@@ -131,8 +141,8 @@ def _add(members: _Members, record: RawRecord, files: list[Path], spool: BinaryI
     members.offset.append(offset)
     members.length.append(len(payload))
     members.fingerprint.append(fingerprint(record.format.encode() + b"\0" + payload))
-    members.name.append(Path(record.member or path).name)
-    members.labels.append(record.labels)
+    members.name.append(record.member.rpartition("/")[2] if record.member else path.name)
+    members.labels.append(record.labels or _NO_LABELS)
 
 
 def _join_labels(layout: Layout, members: _Members) -> tuple[pd.DataFrame, int]:
@@ -156,7 +166,9 @@ def _join_labels(layout: Layout, members: _Members) -> tuple[pd.DataFrame, int]:
         get = lambda column: [  # noqa: E731
             values[row] if row >= 0 else None for values in [table.column(column)] for row in rows
         ]
-        targets = list(config.dataset.target)
+        # Energies, forces and stress may stand in the records beside a table of other columns.
+        own = POTENTIAL_TARGETS if config.model.kind == "potential" else ()
+        targets = [t for t in config.dataset.target if t in table.columns or t not in own]
         for position, (name, row) in enumerate(zip(members.id, rows, strict=True)):
             if row < 0:
                 problem[position] = f"no label: `{name}` is not in {table.file}"

@@ -77,6 +77,7 @@ def write_split(places: PlannedLayout, log: Callable[[str], None]) -> Path:
             where="split",
             todo="change split.ratios or split.val_fraction",
         )
+    frame = frame.drop(columns="source")  # where files lie is no part of the data set
     write_atomically(folder / "dataset.parquet", lambda path: frame.to_parquet(path, index=False))
     write_spec(folder, places.dataset_spec)
     write_json(
@@ -122,6 +123,7 @@ def _read_structures(
                 {
                     "record": records,
                     "id": members["id"].to_numpy()[records],
+                    "source": members["source"].to_numpy()[records],
                     "hash": [row.tobytes() for row in table.hash],
                     "formula": [reduced_formula(numbers) for numbers in atoms],
                     "elements": [elements_text(numbers) for numbers in atoms],
