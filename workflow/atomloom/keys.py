@@ -1,8 +1,9 @@
 """Content hashes: what an artefact is called is a hash of exactly what determines it.
 
-This module turns specs (plain JSON values) and structures (arrays) into keys, and holds the two
-version integers that stand for code: raise `CONVERTER` when a converted structure's arrays change,
-`BUILDER` when a graph's arrays change; a golden-digest test fails if the arrays change and the
+This module turns specs (plain JSON values) and structures (arrays) into keys, and holds the version
+integers that stand for code: raise `CONVERTER` when a converted structure's arrays change, `BUILDER`
+when a graph's arrays change, `LABELLER` when a teacher's do, `TRAINER` when the same training ends
+with other weights; a golden test fails if results change and the
 integer does not. It knows nothing of files, configs or torch.
 """
 
@@ -18,6 +19,8 @@ import numpy as np
 
 CONVERTER = 1
 BUILDER = 1
+TRAINER = 1
+LABELLER = 1
 
 HASH_BYTES = 32
 POSITION_QUANTUM = 1e-8  # A; positions and cells are hashed rounded to this

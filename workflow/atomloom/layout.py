@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from atomloom.config import Config, expand_variables
-from atomloom.keys import BUILDER, CONVERTER, short_hash
+from atomloom.errors import AtomloomError
+from atomloom.files import file_digest
+from atomloom.keys import BUILDER, CONVERTER, LABELLER, short_hash
 from atomloom.plan import Plan
 
 
@@ -67,6 +69,39 @@ class Layout:
     def structures(self, chunk_key: str) -> Path:
         """Shard of converted structures of one chunk."""
         return self.store / "structures" / f"{chunk_key}.zarr.zip"
+
+    # --- labels of a teacher ---
+    @property
+    def teacher_spec(self) -> dict[str, Any]:
+        """What determines a teacher's labels, besides the structure.
+
+        Raises:
+            AtomloomError: when the teacher's model file is not there.
+        """
+        teacher = self.config.teacher
+        if teacher is None:
+            return {}
+        spec = {"calculator": teacher.calculator, "options": teacher.options, "labeller": LABELLER}
+        if teacher.model is not None:
+            path = Path(expand_variables(teacher.model))
+            if not path.exists():
+                raise AtomloomError("no model file here", where=path, todo="see teacher.model")
+            spec["model"] = file_digest(path)
+        return spec
+
+    @property
+    def teacher_key(self) -> str:
+        """Names the folder of a teacher's labels; empty without a teacher."""
+        return short_hash(self.teacher_spec) if self.config.teacher else ""
+
+    @property
+    def label_folder(self) -> Path:
+        """All labels of one teacher, of any data set."""
+        return self.store / "labels" / self.teacher_key
+
+    def labels(self, chunk_key: str) -> Path:
+        """Shard of labels of one chunk."""
+        return self.label_folder / f"{chunk_key}.zarr.zip"
 
     # --- graphs ---
     @property
@@ -152,7 +187,9 @@ class PlannedLayout:
             "chunks": [chunk.key for chunk in self.plan.chunks],
             "labels": self.plan.labels_digest,
             "fixed": self.plan.fixed_digest,
+            "teacher": self.layout.teacher_key,
             "target": self.config.dataset.target,
+            "globals": self.config.dataset.global_features,
             "split": self.config.split.key_content(),
         }
 

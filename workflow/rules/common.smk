@@ -47,6 +47,11 @@ def chunks(of):
     return lambda wildcards: [of(key) for key in planned().plan.chunk_keys]
 
 
+def labels(wildcards):
+    """Input function: the labels of all chunks, where a teacher makes them."""
+    return chunks(layout.labels)(wildcards) if layout.config.teacher else []
+
+
 def place(name, *file):
     """Input function: a file in the folder that the planned layout calls `name`."""
     return lambda wildcards: getattr(planned(), name).joinpath(*file)

@@ -56,6 +56,7 @@ rule split:
     """Join labels to structures and divide them into training, validation and test."""
     input:
         ancient(chunks(layout.structures)),
+        labels=ancient(labels),
     output:
         layout.results / "split" / "{dataset}" / "dataset.parquet",
         layout.results / "split" / "{dataset}" / "split.json",

@@ -14,6 +14,7 @@ from atomloom.config.base import Section, expand_variables, unkeyed
 from atomloom.config.dataset import Dataset, Split
 from atomloom.config.graph import GraphSpec
 from atomloom.config.model import IComFormerConfig, ModelConfig
+from atomloom.config.teacher import Teacher
 from atomloom.config.training import Training
 from atomloom.errors import AtomloomError
 
@@ -37,6 +38,8 @@ class Config(Section):
 
     dataset: Dataset
     """Raw structures and labels."""
+    teacher: Teacher | None = None
+    """What computes the labels; null: they are read."""
     graph: GraphSpec = GraphSpec()
     """Neighbour graphs."""
     split: Split = Split()
@@ -51,6 +54,7 @@ class Config(Section):
     def files(self) -> list[str]:
         """Every path the config names, as written."""
         named = [self.dataset.labels.file, self.split.folds_file]
+        named += [self.teacher.model] if self.teacher else []
         paths = [self.paths.results, self.paths.store]
         return [*self.dataset.source, *(name for name in named if name), *paths]
 
@@ -84,8 +88,7 @@ class Config(Section):
         """A potential learns energies, and perhaps forces and stress; nothing else does."""
         model, targets = self.model, self.dataset.target
         if model.kind == "property":
-            if self.training.loss == "rmse":
-                raise ValueError(f"loss: rmse is for potentials; {model.name} is none")
+            self._check_property_model()
             return self
         unknown = [name for name in targets if name not in POTENTIAL_TARGETS]
         if unknown or targets[0] != "energy":
@@ -93,11 +96,32 @@ class Config(Section):
                 f"model {model.name} learns the targets energy, forces, stress (energy first), "
                 f"not {', '.join(targets)}"
             )
-        if self.training.loss == "bce" or self.training.log_targets:
-            raise ValueError(f"loss: bce and log_targets are not for {model.name}, a potential")
+        if self.training.classes or self.training.log_targets:
+            raise ValueError(
+                f"loss: bce, cross_entropy and log_targets are not for {model.name}, a potential"
+            )
+        if self.dataset.global_features:
+            raise ValueError(f"global_features are not for {model.name}, a potential")
         if self.graph.primitive:
             raise ValueError("graph.primitive changes the atoms, and forces belong to those given")
         return self
+
+    def _check_property_model(self) -> None:
+        model, training = self.model, self.training
+        if training.loss == "rmse":
+            raise ValueError(f"loss: rmse is for potentials; {model.name} is none")
+        if training.loss == "cross_entropy" and len(self.dataset.target) > 1:
+            raise ValueError("loss: cross_entropy is for one target; train a model for each")
+        if getattr(model, "readout", "mean") != "sum":
+            return
+        if training.classes or training.log_targets:
+            raise ValueError(
+                "readout: sum is for targets that add up over atoms, not for classes and logarithms"
+            )
+        if self.graph.primitive:
+            raise ValueError(
+                "graph.primitive changes the number of atoms that readout: sum adds up over"
+            )
 
 
 def load_config(*files: str | Path) -> Config:

@@ -19,7 +19,8 @@ from atomloom.errors import AtomloomError
 from atomloom.files import read_json, write_atomically, write_json, write_spec
 from atomloom.layout import PlannedLayout
 from atomloom.quarantine import Quarantine
-from atomloom.stages.convert import ConvertedChunk, read_chunk
+from atomloom.stages.convert import ConvertedChunk
+from atomloom.stages.label import labelled_chunk
 from atomloom.structures.composition import elements_text, reduced_formula
 
 
@@ -35,7 +36,7 @@ def write_split(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     """Write `dataset.parquet`, `split.json`, `quarantine.csv`, `duplicates.csv`; return their folder.
 
     Columns of `dataset.parquet`: record (row of the plan), id, hash, split (train, val, test), one
-    column a target, formula, elements (`Na,Cl`), n_atoms.
+    column a target and a global feature, formula, elements (`Na,Cl`), n_atoms.
 
     Raises:
         AtomloomError: when a target or column is missing, too much is in quarantine, a split would
@@ -110,9 +111,11 @@ def _read_structures(
 ) -> _Records:
     parts, chunks = [], []
     for chunk in places.plan.chunks:
-        converted = read_chunk(places.layout.structures(chunk.key))
+        converted, unlabelled = labelled_chunk(places.layout, chunk.key)
         for place, reason in converted.quarantine:
             quarantine.add(chunk.first + place, reason)
+        for row, reason in unlabelled.items():
+            quarantine.add(chunk.first + int(converted.record[row]), reason)
         table = converted.table
         records = chunk.first + converted.record.astype(np.int64)
         atoms = [
@@ -150,7 +153,7 @@ def _join_targets(
         _require_property(records, target)
     own = labels.iloc[frame["record"]].reset_index(drop=True)
     problem = own["problem"].to_numpy(dtype=object).copy()
-    for target in config.dataset.target:
+    for target in [*config.dataset.target, *config.dataset.global_features]:
         if target in arrays:
             continue
         if target in own:

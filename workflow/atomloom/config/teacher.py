@@ -1,0 +1,25 @@
+"""The `teacher` section: a calculator that computes the labels, instead of reading them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from atomloom.config.base import Section, unkeyed
+
+
+class Teacher(Section):
+    """A calculator that labels the structures with energies, forces and, where cells are periodic,
+    stress. Labels are kept in the store by structure and teacher, and computed once."""
+
+    calculator: str = Field(min_length=1)
+    """`gfn1-xtb` or `gfn2-xtb` (tblite), `emt` (ASE's effective medium theory for metals),
+    `atomloom` (a trained potential), or any ASE calculator as `module:Class`."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the calculator."""
+    model: str | None = unkeyed(None)
+    """For `atomloom`: the model file. Its content, not its name, is in the key."""
+    dynamics_steps: int = Field(default=100, ge=0)
+    """When a potential learnt from this teacher is evaluated: steps of 1 fs at 300 K in which both are
+    compared; 0 for none."""

@@ -1,0 +1,154 @@
+"""Teachers: calculators that label structures with energies, forces and stress.
+
+Each is an ASE calculator, or a trained potential of ours, which labels many structures at once. It
+knows structures, not files and chunks.
+
+Legend: S structures, A atoms of all of them.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atomloom.config import expand_variables
+from atomloom.config.teacher import Teacher
+from atomloom.errors import AtomloomError
+from atomloom.structures.adapters import stress_matrix, to_ase
+from atomloom.structures.structure import Structure
+from atomloom.structures.table import StructureTable
+
+if TYPE_CHECKING:
+    import ase.calculators.calculator
+
+TBLITE_METHODS = {"gfn1-xtb": "GFN1-xTB", "gfn2-xtb": "GFN2-xTB"}
+TOGETHER = 256
+"""Structures that a potential of ours labels at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Label:
+    """What a teacher says of one structure of N atoms."""
+
+    energy: float = np.nan
+    """eV; NaN where it failed."""
+    forces: np.ndarray | None = None
+    """[N, 3], eV/A."""
+    stress: np.ndarray | None = None
+    """[3, 3], eV/A^3, dE/dstrain / volume; None where the cell is not periodic in all directions,
+    or the calculator has none."""
+    seconds: float = 0.0
+    """What it took."""
+    failure: str = ""
+    """Why there is nothing."""
+
+
+def teach(teacher: Teacher, table: StructureTable) -> Iterator[Label]:
+    """Labels of structures, in their order; a structure that fails says why and stops nobody.
+
+    Raises:
+        AtomloomError: when there is no such calculator here, or it takes other options.
+    """
+    if teacher.calculator == "atomloom":
+        yield from _teach_by_potential(teacher, table)
+        return
+    calculator = ase_calculator(teacher)
+    for row in range(len(table)):
+        yield _label(calculator, table[row])
+
+
+def ase_calculator(teacher: Teacher) -> ase.calculators.calculator.Calculator:
+    """The teacher as an ASE calculator.
+
+    Raises:
+        AtomloomError: as `teach`.
+    """
+    name = teacher.calculator
+    where = "teacher.calculator"
+    try:
+        make = _factory(teacher)
+    except (ImportError, AttributeError) as error:
+        raise AtomloomError(
+            f"{name} is not here: {error}",
+            where=where,
+            todo="install it, or name another: gfn1-xtb, gfn2-xtb, emt, atomloom, module:Class",
+        ) from None
+    try:
+        return make(**teacher.options)
+    except (TypeError, ValueError) as error:
+        raise AtomloomError(f"{name}: {error}", where="teacher.options") from None
+
+
+def _factory(teacher: Teacher) -> Callable[..., Any]:
+    name = teacher.calculator
+    if name in TBLITE_METHODS:
+        tblite = import_module("tblite.ase")
+        return lambda **options: tblite.TBLite(
+            **{"method": TBLITE_METHODS[name], "verbosity": 0, **options}
+        )
+    if name == "emt":
+        return import_module("ase.calculators.emt").EMT
+    if name == "atomloom":
+        from atomloom.potentials.calculator import AtomloomCalculator
+
+        return lambda **options: AtomloomCalculator(model_path(teacher), **options)
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise AttributeError("it is none of those known by name, and not `module:Class`")
+    return getattr(import_module(module), attribute)
+
+
+def model_path(teacher: Teacher) -> str:
+    """The model file of a teacher that is a trained potential.
+
+    Raises:
+        AtomloomError: when the config names none.
+    """
+    if not teacher.model:
+        raise AtomloomError("`atomloom` needs a model file", where="teacher.model")
+    return expand_variables(teacher.model)
+
+
+def _label(calculator: Any, structure: Structure) -> Label:
+    begun = time.perf_counter()
+    atoms = to_ase(Structure(structure.numbers, structure.positions, structure.cell, structure.pbc))
+    atoms.calc = calculator
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            energy, forces = float(atoms.get_potential_energy()), atoms.get_forces()
+            stress = None
+            if structure.pbc.all() and "stress" in calculator.implemented_properties:
+                stress = stress_matrix(np.asarray(atoms.get_stress()))
+    except Exception as error:  # a calculator may raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if hasattr(calculator, "reset"):
+            calculator.reset()
+        return Label(seconds=time.perf_counter() - begun, failure=reason[:200])
+    if not np.isfinite(energy) or not np.isfinite(forces).all():
+        return Label(seconds=time.perf_counter() - begun, failure="energy or forces are not finite")
+    return Label(energy, np.asarray(forces), stress, time.perf_counter() - begun)
+
+
+def _teach_by_potential(teacher: Teacher, table: StructureTable) -> Iterator[Label]:
+    from atomloom.graphs.build import build_graphs
+    from atomloom.potentials.evaluation import evaluate_table
+    from atomloom.training.predict import load_model
+
+    loaded = load_model(model_path(teacher))
+    for first in range(0, len(table), TOGETHER):
+        begun = time.perf_counter()
+        rows = np.arange(first, min(first + TOGETHER, len(table)))
+        graphs = build_graphs(table.take(rows), loaded.card.graph)
+        found = evaluate_table(loaded, graphs, forces=True, stress=True, **teacher.options)
+        each = (time.perf_counter() - begun) / len(rows)
+        for place, row in enumerate(rows):
+            atoms = slice(*graphs.node_ptr[place : place + 2])
+            stress = found.stress[place] if table.pbc[row].all() else None
+            yield Label(float(found.energy[place]), found.forces[atoms], stress, each)

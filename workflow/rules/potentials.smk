@@ -1,0 +1,28 @@
+"""What only potentials need: labels by a teacher.
+
+REQUIRED INPUTS: shards of structures.
+OUTPUTS: one shard of labels a chunk, of the teacher that the config names.
+"""
+
+
+rule label:
+    """Let the teacher compute energies, forces and stress of one chunk."""
+    input:
+        ancient(layout.structures("{chunk}")),
+    output:
+        layout.labels("{chunk}"),
+    log:
+        layout.logs / "label" / f"{{chunk}}-{layout.teacher_key}.log",
+    benchmark:
+        layout.benchmarks / "label" / f"{{chunk}}-{layout.teacher_key}.tsv"
+    conda:
+        "../../envs/training.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
+        runtime=24 * 60,
+    params:
+        config=merged_config,
+    message:
+        "Labelling chunk {wildcards.chunk}"
+    shell:
+        "OMP_NUM_THREADS={threads} atomloom label --config {params.config} --chunk {wildcards.chunk} --log {log}"
