@@ -1,0 +1,126 @@
+"""Students and their teachers: what a potential that was learnt from a calculator is worth beside it.
+
+Errors on labelled structures are measured where all runs are evaluated; here are the time of both,
+and a short dynamics of the student on which the teacher is asked what it thinks. It knows nothing of
+files and stages.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from atomloom.config.teacher import Teacher
+from atomloom.potentials.calculator import AtomloomCalculator
+from atomloom.potentials.teachers import ase_calculator
+from atomloom.structures.adapters import to_ase
+from atomloom.structures.structure import Structure
+
+TEMPERATURE = 300.0
+"""K, of the first velocities."""
+STEP = 1.0
+"""fs."""
+ASKED_EVERY = 10
+"""Steps between two frames that the teacher is asked about."""
+TIMED = 16
+"""Structures whose evaluation is timed."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A student beside its teacher; energies a structure of `atoms` atoms in the dynamics."""
+
+    teacher_seconds: float
+    """Median time of a structure's label."""
+    student_seconds: float
+    """Median time of energy, forces and stress of a structure, one by one."""
+    student_batch_seconds: float
+    """Time of a structure when all timed ones are evaluated together."""
+    atoms: int
+    steps: int
+    """Of the dynamics; 0 where there was none."""
+    energy_rmse: float | None = None
+    """eV/atom, student against teacher along the student's dynamics, without their mean difference."""
+    energy_offset: float | None = None
+    """eV/atom, that mean difference."""
+    force_rmse: float | None = None
+    """eV/A, likewise."""
+    drift: float | None = None
+    """eV/atom, change of the student's total energy from the first to the last step."""
+
+
+def compare_with_teacher(
+    teacher: Teacher,
+    model: Path,
+    structures: Sequence[Structure],
+    teacher_seconds: float,
+    seed: int = 0,
+) -> Comparison:
+    """Time a student, and let its teacher judge a short dynamics of it.
+
+    Args:
+        teacher: who labelled.
+        model: the student's model file.
+        structures: some that it has not seen.
+        teacher_seconds: median time of a label.
+        seed: of the velocities.
+    """
+    student = AtomloomCalculator(model)
+    timed = [to_ase(_bare(structure)) for structure in structures[:TIMED]]
+    student.calculate_batch(timed)  # compiles
+    singles = []
+    for atoms in timed:
+        begun = time.perf_counter()
+        student.calculate_batch([atoms])
+        singles.append(time.perf_counter() - begun)
+    begun = time.perf_counter()
+    student.calculate_batch(timed)
+    together = (time.perf_counter() - begun) / len(timed)
+    first = timed[0]
+    times = (teacher_seconds, statistics.median(singles), together, len(first))
+    if not teacher.dynamics_steps:
+        return Comparison(*times, steps=0)
+    return Comparison(
+        *times, steps=teacher.dynamics_steps, **_dynamics(teacher, student, first, seed)
+    )
+
+
+def _dynamics(teacher: Teacher, student: AtomloomCalculator, atoms, seed: int) -> dict[str, float]:
+    from ase import units
+    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+    from ase.md.verlet import VelocityVerlet
+
+    judge = ase_calculator(teacher)
+    atoms.calc = student
+    MaxwellBoltzmannDistribution(
+        atoms, temperature_K=TEMPERATURE, rng=np.random.RandomState(seed), force_temp=True
+    )
+    Stationary(atoms)
+    total, energies, forces = [], [], []
+
+    def ask() -> None:
+        total.append(atoms.get_total_energy())
+        frame = atoms.copy()
+        frame.calc = judge
+        energies.append(atoms.get_potential_energy() - frame.get_potential_energy())
+        forces.append(atoms.get_forces() - frame.get_forces())
+
+    course = VelocityVerlet(atoms, timestep=STEP * units.fs)
+    course.attach(ask, interval=ASKED_EVERY)
+    course.run(teacher.dynamics_steps)
+    differences = np.array(energies) / len(atoms)
+    return {
+        "energy_rmse": float(differences.std()),
+        "energy_offset": float(differences.mean()),
+        "force_rmse": float(np.sqrt(np.mean(np.square(forces)))),
+        "drift": (total[-1] - total[0]) / len(atoms),
+    }
+
+
+def _bare(structure: Structure) -> Structure:
+    return Structure(structure.numbers, structure.positions, structure.cell, structure.pbc)
