@@ -1,12 +1,17 @@
-"""Loading of batches beside collation graph by graph, and what a training step costs around the model.
+"""Loading of batches beside PyG's DataLoader and plain collation, and what a training step costs around
+the model.
 
-    python benchmarks/loader.py [--only slicing|stall|overhead]
+    python benchmarks/loader.py [--only slicing|balance|stall|overhead] [--peer PYTHON]
 
-slicing: 20,000 crystals of 12 atoms with their 12 nearest neighbours, in memory, in random order. The
-peer keeps each graph as ready tensors and concatenates them batch by batch, as the usual collation
-does; it is spared computing edge vectors. stall: share of a training step of iComFormer in which the
-model waits for data. overhead: a step of a network with two weights in the training loop, beside the
-same forward, backward and optimiser calls alone. Writes benchmarks/results/loader.json.
+slicing: 20,000 crystals of 12 atoms with their 12 nearest neighbours, in random order, from memory and
+out of core (a budget of a third of the graphs; shards of 1,000 crystals, which the system has in its
+file cache); by the clock, and on one core, which is by the processor time of all threads. The peer is torch_geometric's DataLoader over a list of `Data` with
+0 and 2 workers, run by PYTHON, an interpreter that has it; plain collation keeps each graph as ready
+tensors and concatenates them. Both are spared computing edge vectors. balance: spread of the cost of
+batches bounded by edges against batches of a fixed number of structures, and of the parts of several
+ranks. stall: share of a training step of iComFormer in which the model waits for data. overhead: a step
+of a network with two weights in the training loop, beside the same forward, backward and optimiser
+calls alone. Writes benchmarks/results/loader.json.
 """
 
 from __future__ import annotations
@@ -16,9 +21,12 @@ import csv
 import json
 import platform
 import statistics
+import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -26,17 +34,25 @@ import torch
 from torch import Tensor, nn
 
 from atomloom.config import Batching, GraphSpec, parse_config
-from atomloom.data.loader import GraphLoader
+from atomloom.data.batch import GraphBatch
+from atomloom.data.batching import BatchPlan, share
+from atomloom.data.loader import GraphLoader, Loader
+from atomloom.data.opening import choose_loader, open_loader
+from atomloom.data.sharded import ShardedGraphs
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
+from atomloom.graphs.store import GraphStore, write_graphs
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 from atomloom.training import loop
 from atomloom.training.data import LabelledGraphs
 
 RESULT = Path(__file__).resolve().parent / "results" / "loader.json"
+PEER = Path(__file__).resolve().with_name("loader_peer.py")
 STRUCTURES = 20_000
+SHARD = 1_000
 ROUNDS = 5
+SPEC = GraphSpec(max_neighbors=12, lattice=True, lattice_edges=True)
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -53,8 +69,35 @@ def crystals(count: int, atoms: int = 12) -> GraphTable:
         places = grid[rng.permutation(27)[:atoms]] + rng.normal(scale=0.02, size=(atoms, 3))
         numbers = rng.choice([3, 8, 14, 22, 38, 56], size=atoms)
         structures.append(Structure(numbers, places @ cell, cell, np.ones(3, dtype=bool)))
-    spec = GraphSpec(max_neighbors=12, lattice=True, lattice_edges=True)
-    return build_graphs(StructureTable.from_structures(structures), spec)
+    return build_graphs(StructureTable.from_structures(structures), SPEC)
+
+
+def sharded(table: GraphTable, folder: Path) -> ShardedGraphs:
+    """The same graphs on disk."""
+    for number, first in enumerate(range(0, len(table), SHARD)):
+        part = table.take(np.arange(first, min(first + SHARD, len(table))))
+        write_graphs(folder / f"{number:04d}.zarr.zip", part, SPEC)
+    return ShardedGraphs(GraphStore(folder))
+
+
+def uneven(count: int) -> GraphTable:
+    """Made-up graphs of 1 to 200 atoms, median 20, as data sets of crystals have them."""
+    rng = np.random.default_rng(0)
+    atoms = np.clip(rng.lognormal(np.log(20), 0.8, size=count), 1, 200).astype(np.int64)
+    node_ptr = np.concatenate([[0], np.cumsum(atoms)])
+    owner = np.repeat(np.arange(count), 12 * atoms)
+    return GraphTable(
+        hash=np.zeros((count, 32), dtype=np.uint8),
+        node_ptr=node_ptr,
+        edge_ptr=12 * node_ptr,
+        numbers=np.full(node_ptr[-1], 14, dtype=np.uint8),
+        positions=rng.normal(size=(node_ptr[-1], 3)),
+        cell=np.tile(5.0 * np.eye(3), (count, 1, 1)),
+        pbc=np.ones((count, 3), dtype=bool),
+        src=(rng.random(len(owner)) * atoms[owner]).astype(np.uint16),
+        dst=(np.repeat(np.arange(node_ptr[-1]), 12) - node_ptr[owner]).astype(np.uint16),
+        shift=np.zeros((len(owner), 3), dtype=np.int8),
+    )
 
 
 class Collated:
@@ -95,11 +138,60 @@ class Collated:
         return joined
 
 
+class Peer:
+    """torch_geometric's DataLoader in an interpreter of its own, epoch by epoch."""
+
+    def __init__(self, python: str, table: GraphTable, targets: np.ndarray, folder: Path) -> None:
+        owner = np.repeat(np.arange(len(table)), np.diff(table.edge_ptr))
+        first = table.node_ptr[owner]
+        src, dst = table.src + first, table.dst + first
+        cells = np.einsum("ei,eij->ej", table.shift.astype(np.float64), table.cell[owner])
+        np.savez(
+            folder / "arrays.npz",
+            node_ptr=table.node_ptr,
+            edge_ptr=table.edge_ptr,
+            numbers=table.numbers.astype(np.int64),
+            positions=table.positions.astype(np.float32),
+            cell=table.cell.astype(np.float32),
+            lattice=table.lattice.astype(np.float32),
+            edge_index=np.stack([table.src, table.dst]).astype(np.int64),
+            vectors=(table.positions[src] + cells - table.positions[dst]).astype(np.float32),
+            shift=table.shift.astype(np.float32),
+            multiplicity=((table.listed & 1) + (table.listed >> 1)).astype(np.float32),
+            targets=targets.astype(np.float32),
+        )
+        self._process = subprocess.Popen(
+            [python, str(PEER), str(folder / "arrays.npz")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.version = self._answer()["torch_geometric"]
+
+    def epoch(self, workers: int, size: int, check: bool = False) -> tuple[Seconds, float]:
+        """What one epoch took, and the sum of all edges' lengths in it, if that is to be checked."""
+        self._process.stdin.write(f"{workers} {size} {int(check)}\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        return Seconds(answer["clock"], answer["processor"]), answer["edge_length"]
+
+    def close(self) -> None:
+        """End it."""
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _answer(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("the peer ended before its time")
+        return json.loads(line)
+
+
 # --- parts ----------------------------------------------------------------------------------------
 
 
-def slicing() -> dict:
-    """Structures a second, on one core, from memory, in random order."""
+def slicing(python: str | None) -> dict:
+    """Structures a second in random order: from memory, out of core, and by the peers."""
     table = crystals(STRUCTURES)
     targets = np.random.default_rng(1).normal(size=(len(table), 1))
     rows = np.arange(len(table))
@@ -107,35 +199,137 @@ def slicing() -> dict:
         f"\n{len(table):,} crystals, {len(table.src) / len(table):.0f} edges each; structures a second"
     )
     collated = Collated(table, targets)
-    result = {"structures": len(table), "edges_per_structure": len(table.src) / len(table)}
-    for size in (64, 256):
-        loader = GraphLoader(
-            table, rows, targets, Batching(structures=size), shuffle=True, prefetch=0
-        )
-        loader.slice(rows[:2])  # compile
+    result: dict = {"structures": len(table), "edges_per_structure": len(table.src) / len(table)}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        graphs = sharded(table, folder)
+        peer = None if python is None else Peer(python, table, targets, folder)
+        for size in (64, 256):
+            bounds = Batching(structures=size)
+            choice = choose_loader(graphs, bounds, budget=int(graphs.weights.sum()) // 3)
+            options = {"shuffle": True, "prefetch": 0}
+            memory = GraphLoader(table, rows, targets, bounds, **options)
+            disk = open_loader(graphs, rows, targets, bounds, choice=choice, **options)
+            alike = GraphLoader(table, rows, targets, bounds, windows=disk.windows, **options)
+            total = _edge_length(memory.batches(0))
+            error = max(
+                _difference(one, other)
+                for one, other in zip(disk.batches(0), alike.batches(0), strict=True)
+            )
 
-        def ours(epoch: int, loader: GraphLoader = loader) -> None:
-            for _ in loader.batches(epoch):
-                pass
+            def plain(epoch: int, loader: Loader = memory) -> None:
+                plan = loader.plan(epoch)
+                for position in range(len(plan)):
+                    collated.batch(plan[position])
 
-        def peer(epoch: int, loader: GraphLoader = loader) -> None:
-            plan = loader.plan(epoch)
-            for position in range(len(plan)):
-                collated.batch(plan[position])
-
-        speeds = {
-            name: len(table) / statistics.median(times)
-            for name, times in _in_turns({"sliced": ours, "collated": peer}).items()
-        }
-        ratio = speeds["sliced"] / speeds["collated"]
-        print(
-            f"batches of {size:3d}: sliced {speeds['sliced']:9,.0f}   graph by graph {speeds['collated']:8,.0f}   {ratio:.1f} x"
-        )
-        result[f"batches_of_{size}"] = {**speeds, "ratio": ratio}
+            ways: dict[str, Callable[[int], Seconds]] = {
+                "in_memory": _timed(_through(memory)),
+                "out_of_core": _timed(_through(disk)),
+                "plain_collation": _timed(plain),
+            }
+            for workers in () if peer is None else (0, 2):
+                check = peer.epoch(workers, size, check=True)[1]  # it also starts the workers
+                result["pyg_edge_length_error"] = abs(check / total - 1)
+                ways[f"pyg_{workers}_workers"] = lambda _, w=workers, n=size: peer.epoch(w, n)[0]
+            times = _in_turns(ways)
+            speeds = {
+                name: {
+                    kind: len(table) / statistics.median(getattr(own, kind) for own in rounds)
+                    for kind in ("clock", "processor")
+                }
+                for name, rounds in times.items()
+            }
+            # What worker processes use is not in the processor time of theirs.
+            ratios = {
+                f"{ours}_to_{name}": speeds[ours][kind] / speeds[name][kind]
+                for ours in ("in_memory", "out_of_core")
+                for name in speeds
+                for kind in ["clock" if name == "pyg_2_workers" else "processor"]
+                if name not in ("in_memory", ours)
+            }
+            ratios["out_of_core_to_in_memory_by_clock"] = (
+                speeds["out_of_core"]["clock"] / speeds["in_memory"]["clock"]
+            )
+            ratios["out_of_core_to_in_memory"] = (
+                speeds["out_of_core"]["processor"] / speeds["in_memory"]["processor"]
+            )
+            held = _peak(disk)
+            print(f"batches of {size}")
+            print(f"  {'':16s} {'by the clock':>12s} {'on one core':>12s} {'in memory is':>13s}")
+            for name, speed in speeds.items():
+                workers = name == "pyg_2_workers"
+                core = "-" if workers else f"{speed['processor']:,.0f}"
+                ratio = ratios.get(f"in_memory_to_{name}", 1.0)
+                print(f"  {name:16s} {speed['clock']:12,.0f} {core:>12s} {ratio:11.2f} x")
+            print(
+                f"  {choice.text}; {len(disk.plan(0).ends)} windows, "
+                f"at most {held / 1e6:.1f} MB of arrays at a time; largest difference from the "
+                f"batches of the same order in memory {error:.1g}"
+            )
+            result[f"batches_of_{size}"] = {
+                "speed": speeds,
+                "ratio": ratios,
+                "out_of_core": {
+                    "graphs_bytes": choice.graphs,
+                    "budget_bytes": choice.budget,
+                    "window_bytes": choice.window,
+                    "windows": len(disk.plan(0).ends),
+                    "peak_bytes": held,
+                    "error": error,
+                },
+            }
+        if peer is not None:
+            result["torch_geometric"] = peer.version
+            error = result["pyg_edge_length_error"]
+            print(f"sum of all edge lengths: ours and PyG's differ by {error:.0e} of it")
+            peer.close()
     return result
 
 
-def stall() -> dict:
+def balance(_: str | None) -> dict:
+    """Spread of the cost of batches, by bounds and by count, and of the parts of ranks."""
+    table = uneven(8_192)
+    edges = np.diff(table.edge_ptr)
+    rows = np.arange(len(table))
+    bounds = {
+        "fixed count": Batching(structures=64),
+        "bounded by edges": Batching(structures=1_024, edges=int(64 * edges.mean())),
+    }
+    print("\nspread over the batches of an epoch: standard deviation / mean, and worst / mean")
+    result: dict = {"structures": len(table), "mean_edges": float(edges.mean())}
+    loaders = {
+        name: GraphLoader(table, rows, bounds=own, shuffle=True, prefetch=0)
+        for name, own in bounds.items()
+    }
+    step = SimpleStep()
+    seconds = _step_seconds(loaders, step)
+    for name, loader in loaders.items():
+        plan = loader.plan(0)
+        # The last batch is what is left over.
+        figures = {
+            "batches": len(plan),
+            "edges": _spread(plan.sums(edges)[:-1]),
+            "step_time": _spread(seconds[name][:-1]),
+        }
+        print(
+            f"{name:18s} {len(plan)} batches   edges {figures['edges'][0]:.3f}, "
+            f"{figures['edges'][1]:.2f}   time of a step {figures['step_time'][0]:.3f}, "
+            f"{figures['step_time'][1]:.2f}"
+        )
+        result[name.replace(" ", "_")] = figures
+    print("slowest rank / mean, of batches of 64: mean over batches and worst batch")
+    plan = loaders["fixed count"].plan(0)
+    for ranks in (2, 4, 8):
+        ours, even = _imbalance(plan, edges, ranks)
+        print(
+            f"{ranks} ranks   as shared {ours[0]:.3f}, {ours[1]:.2f}   "
+            f"by count {even[0]:.3f}, {even[1]:.2f}"
+        )
+        result[f"{ranks}_ranks"] = {"as_shared": ours, "by_count": even}
+    return result
+
+
+def stall(_: str | None) -> dict:
     """Share of training in which iComFormer waits for its data."""
     table = crystals(1_000)
     targets = np.random.default_rng(1).normal(size=(len(table), 1))
@@ -164,7 +358,7 @@ class TwoWeights(nn.Module):
         return self.linear(batch.positions[batch.node_ptr[:-1], :1])
 
 
-def overhead() -> dict:
+def overhead(_: str | None) -> dict:
     """Microseconds a step that the loop adds to forward, backward and optimiser."""
     table = crystals(4_096)
     targets = np.random.default_rng(1).normal(size=(len(table), 1))
@@ -198,21 +392,123 @@ def overhead() -> dict:
     return result
 
 
-PARTS: dict[str, Callable[[], dict]] = {"slicing": slicing, "stall": stall, "overhead": overhead}
+PARTS: dict[str, Callable[[str | None], dict]] = {
+    "slicing": slicing,
+    "balance": balance,
+    "stall": stall,
+    "overhead": overhead,
+}
 
 
 # --- help -----------------------------------------------------------------------------------------
 
 
-def _in_turns(functions: dict[str, Callable[[int], None]]) -> dict[str, list[float]]:
-    """Seconds of each call, the functions taking turns, so that both meet the same machine."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
+@dataclass(frozen=True)
+class Seconds:
+    """What an epoch took."""
+
+    clock: float
+    processor: float
+    """Of all threads of the process: the time on one core that has nothing else to do."""
+
+
+def _in_turns(ways: dict[str, Callable[[int], Seconds]]) -> dict[str, list[Seconds]]:
+    """What each way took, the ways taking turns, so that all meet the same machine."""
+    times: dict[str, list[Seconds]] = {name: [] for name in ways}
     for turn in range(ROUNDS):
-        for name, function in functions.items():
-            begun = time.perf_counter()
-            function(turn)
-            times[name].append(time.perf_counter() - begun)
+        for name, way in ways.items():
+            times[name].append(way(turn))
     return times
+
+
+def _through(loader: Loader) -> Callable[[int], None]:
+    def go(epoch: int) -> None:
+        for _ in loader.batches(epoch):
+            pass
+
+    return go
+
+
+def _timed(function: Callable[[int], None]) -> Callable[[int], Seconds]:
+    def way(turn: int) -> Seconds:
+        begun, used = time.perf_counter(), time.process_time()
+        function(turn)
+        return Seconds(time.perf_counter() - begun, time.process_time() - used)
+
+    return way
+
+
+def _edge_length(batches: Iterator[GraphBatch]) -> float:
+    return sum(float(batch.vectors.norm(dim=1).double().sum()) for batch in batches)
+
+
+def _difference(one: GraphBatch, other: GraphBatch) -> float:
+    """The largest difference of any number of two batches."""
+    pairs = [
+        (getattr(one, item.name), getattr(other, item.name))
+        for item in fields(GraphBatch)
+        if isinstance(getattr(other, item.name), Tensor)
+    ]
+    return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+def _peak(loader: Loader) -> int:
+    """Most bytes of arrays at a time in an epoch."""
+    tracemalloc.start()
+    try:
+        _through(loader)(0)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+class SimpleStep:
+    """A forward and backward pass that does a little of what a graph network does, edge by edge."""
+
+    def __init__(self, width: int = 64) -> None:
+        torch.manual_seed(0)
+        self.enter, self.message = nn.Linear(3, width), nn.Linear(2 * width, width)
+
+    def __call__(self, batch: GraphBatch) -> None:
+        nodes = self.enter(batch.positions)
+        message = self.message(torch.cat((nodes[batch.src], nodes[batch.dst]), dim=1))
+        summed = torch.zeros_like(nodes).index_add(0, batch.dst, nn.functional.silu(message))
+        summed.square().mean().backward()
+
+
+def _step_seconds(loaders: dict[str, Loader], step: SimpleStep) -> dict[str, np.ndarray]:
+    """[batches] least seconds of the processor for a step with each batch of epoch 0, in turns."""
+    times: dict[str, list[list[float]]] = {name: [] for name in loaders}
+    for _ in range(ROUNDS):
+        for name, loader in loaders.items():
+            own = []
+            for batch in loader.batches(0):
+                begun = time.process_time()
+                step(batch)
+                own.append(time.process_time() - begun)
+            times[name].append(own)
+    return {name: np.min(np.array(rounds), axis=0) for name, rounds in times.items()}
+
+
+def _spread(values: np.ndarray) -> tuple[float, float]:
+    return float(values.std() / values.mean()), float(values.max() / values.mean())
+
+
+def _imbalance(
+    plan: BatchPlan, edges: np.ndarray, ranks: int
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Edges of the heaviest rank over the mean, of the loader's parts and of parts by count."""
+    ours, even = [], []
+    for batch in range(len(plan)):
+        own = edges[plan[batch]]
+        mean = own.sum() / ranks
+        parts = [own[share(own, rank, ranks)] for rank in range(ranks)]
+        ours.append(max(part.sum() for part in parts) / mean)
+        even.append(max(part.sum() for part in np.array_split(own, ranks)) / mean)
+    return (
+        (float(np.mean(ours)), float(max(ours))),
+        (float(np.mean(even)), float(max(even))),
+    )
 
 
 def _config(*, width: int, epochs: int, structures: int = 64):
@@ -245,19 +541,24 @@ def _processor() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", choices=sorted(PARTS), help="one part")
+    parser.add_argument("--peer", metavar="PYTHON", help="an interpreter that has torch_geometric")
     options = parser.parse_args()
     torch.set_num_threads(1)
     results = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
     results["machine"] = {"processor": _processor(), "threads": 1, "torch": torch.__version__}
     for part in [options.only] if options.only else PARTS:
-        results[part] = PARTS[part]()
+        results[part] = PARTS[part](options.peer)
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(results, indent=1) + "\n")
     if "slicing" in results:
         row = results["slicing"]["batches_of_64"]
+        speed, ratio = row["speed"], row["ratio"]
+        beside = [f"{ratio['in_memory_to_plain_collation']:.1f} times plain collation"]
+        if "in_memory_to_pyg_0_workers" in ratio:
+            beside.append(f"{ratio['in_memory_to_pyg_0_workers']:.1f} times PyG's DataLoader")
         print(
-            f"\nloader: {row['sliced']:,.0f} crystals a second on one core, "
-            f"{row['ratio']:.1f} times collation graph by graph"
+            f"\nloader: {speed['in_memory']['processor']:,.0f} crystals a second on one core from "
+            f"memory, {speed['out_of_core']['processor']:,.0f} out of core; {', '.join(beside)}"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -172,7 +172,7 @@ def test_a_loader_left_in_the_middle_leaves_no_thread():
 def test_an_error_in_the_background_reaches_the_caller():
     table = random_table(6)
     loader = GraphLoader(table, np.arange(6), bounds=Batching(structures=2), prefetch=2)
-    loader._slicer.arrays = ()
+    loader._held = replace(loader._held, arrays=())
     with pytest.raises(TypeError):
         list(loader)
 
@@ -249,3 +249,51 @@ def test_further_values_must_fit_the_table():
     table = random_table(5, seed=4)
     with pytest.raises(AtomloomError, match="forces of shape"):
         GraphLoader(table, np.arange(5), of_atoms={"forces": np.zeros((3, 3))})
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_passes_compute_further_tensors_of_each_batch_where_it_is_prepared(prefetch):
+    table = random_table(30, seed=4)
+    threads = set()
+
+    def degrees(batch):
+        threads.add(threading.current_thread())
+        return {"degree": batch.dst_ptr.diff()}
+
+    def edges_of_neighbours(batch):
+        return {"second": batch.extras["degree"][batch.src]}  # passes see what those before made
+
+    loader = GraphLoader(
+        table,
+        np.arange(30),
+        bounds=Batching(structures=7),
+        prefetch=prefetch,
+        passes=[degrees, edges_of_neighbours],
+    )
+    for batch in loader:
+        degree = np.bincount(batch.dst.numpy(), minlength=len(batch.numbers))
+        assert batch.extras["degree"].tolist() == degree.tolist()
+        assert batch.extras["second"].tolist() == degree[batch.src.numpy()].tolist()
+    assert (threading.main_thread() in threads) == (prefetch == 0)
+    assert loader.slice(np.arange(3)).extras.keys() == {"degree", "second"}
+
+
+def test_structures_that_alone_exceed_a_bound_are_told_and_run_alone():
+    table = random_table(40, seed=5, atoms=(1, 9), isolated=False)
+    loader = GraphLoader(table, np.arange(40), bounds=Batching(structures=6, edges=40))
+    large = np.flatnonzero(np.diff(table.edge_ptr) > 40)
+    assert 0 < len(large) < 40
+    assert loader.oversize.tolist() == large.tolist()
+    alone = {batch.rows[0].item() for batch in loader if batch.size == 1}
+    assert set(large.tolist()) <= alone
+    assert len(GraphLoader(table, np.arange(40)).oversize) == 0
+
+
+def test_the_loader_says_how_it_prepares_batches():
+    loader = GraphLoader(random_table(20), np.arange(20), bounds=Batching(structures=2))
+    assert loader.preparation is None
+    list(loader)
+    assert loader.preparation.seconds > 0
+    assert loader.preparation.text.startswith("no thread (")
+    told = GraphLoader(random_table(20), np.arange(20), prefetch=3).preparation
+    assert told.text == "3 batches ahead in a thread (as set), pageable memory"

@@ -44,13 +44,37 @@ class Sizes:
 
 
 @dataclass(frozen=True, eq=False)
+class Windows:
+    """How orders keep to a bounded part of the data at a time.
+
+    Structures lie together in shards. A window is a run of shards, in random order where the epoch
+    is shuffled, that weighs at most `most` (or is a single shard); only within it rows are mixed.
+    """
+
+    shard: np.ndarray
+    """[S] integer, the shard each structure is in."""
+    weights: np.ndarray
+    """[S] int64, what each weighs: bytes."""
+    most: int
+    """Most weight of a window."""
+
+
+@dataclass(frozen=True, eq=False)
 class BatchPlan:
-    """The batches of one epoch: batch b holds rows[ptr[b]:ptr[b+1]]."""
+    """The batches of one epoch: batch b holds rows[ptr[b]:ptr[b+1]].
+
+    Window w ends before rows[ends[w]]; the batches that are complete by then, and were not before,
+    are stops[w] to stops[w+1]. Without windows there is one, the whole.
+    """
 
     rows: np.ndarray
     """[R] int64, every row once, in the order of the epoch."""
     ptr: np.ndarray
     """[batches+1] int64."""
+    ends: np.ndarray
+    """[windows] int64."""
+    stops: np.ndarray
+    """[windows+1] int64."""
 
     def __len__(self) -> int:
         return len(self.ptr) - 1
@@ -74,11 +98,12 @@ def plan_epoch(
     shuffle: bool = False,
     seed: int = 0,
     epoch: int = 0,
+    windows: Windows | None = None,
 ) -> BatchPlan:
     """Order the rows and cut them into batches; nothing is dropped or repeated.
 
     A batch is closed when the next structure would exceed any bound; a structure that alone exceeds
-    one gets a batch to itself.
+    one gets a batch to itself. Batches go on across the ends of windows.
 
     Args:
         rows: rows of the data set.
@@ -87,10 +112,14 @@ def plan_epoch(
         shuffle: draw the order from (seed, epoch); otherwise it is that of `rows`.
         seed: seed of the run.
         epoch: number of the epoch.
+        windows: mix only within windows; None: the whole is one.
     """
     rows = np.ascontiguousarray(rows, dtype=np.int64)
-    if shuffle:
-        draw = np.random.Generator(np.random.PCG64([EPOCH_STREAM, seed, epoch]))
+    draw = np.random.Generator(np.random.PCG64([EPOCH_STREAM, seed, epoch])) if shuffle else None
+    ends = np.array([len(rows)])
+    if windows is not None:
+        rows, ends = _by_windows(rows, windows, draw)
+    elif draw is not None:
         rows = draw.permutation(rows)
     ptr = _cut(
         sizes.atoms[rows],
@@ -101,26 +130,67 @@ def plan_epoch(
         bounds.edges or UNBOUNDED,
         bounds.triplets or UNBOUNDED,
     )
-    return BatchPlan(rows, ptr)
+    stops = np.searchsorted(ptr, ends, side="right") - 1
+    return BatchPlan(rows, ptr, ends, np.concatenate([[0], stops]))
 
 
-def share(rows: np.ndarray, weights: np.ndarray, rank: int, ranks: int) -> np.ndarray:
-    """The part of a batch that one rank works on: a contiguous run of about 1/ranks of the weight.
+def _by_windows(
+    rows: np.ndarray, windows: Windows, draw: np.random.Generator | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows in their order (as given, where nothing is drawn), and the ends of the windows."""
+    if draw is not None:
+        rows = rows[np.argsort(windows.shard[rows], kind="stable")]
+    shard = windows.shard[rows]
+    borders = np.concatenate([[0], np.flatnonzero(np.diff(shard)) + 1, [len(rows)]])
+    runs = np.arange(len(borders) - 1 if len(rows) else 0)
+    if draw is not None:
+        runs = draw.permutation(runs)
+    weight = np.diff(np.concatenate([[0], np.cumsum(windows.weights[rows])])[borders])
+    parts: list[list[np.ndarray]] = []
+    held = 0
+    for run in runs:
+        if not parts or held + weight[run] > windows.most:
+            parts.append([])
+            held = 0
+        held += weight[run]
+        parts[-1].append(rows[borders[run] : borders[run + 1]])
+    mixed = [np.concatenate(part) for part in parts]
+    if draw is not None:
+        mixed = [draw.permutation(part) for part in mixed]
+    if not mixed:
+        return rows, np.array([0])
+    return np.concatenate(mixed), np.cumsum([len(part) for part in mixed])
 
-    The parts of all ranks are the batch; a part may be empty where there are few structures.
+
+def oversize(rows: np.ndarray, sizes: Sizes, bounds: Batching) -> np.ndarray:
+    """Those of the rows whose structures alone exceed a bound, and so run alone."""
+    rows = np.ascontiguousarray(rows, dtype=np.int64)
+    return rows[
+        (sizes.atoms[rows] > (bounds.atoms or UNBOUNDED))
+        | (sizes.edges[rows] > (bounds.edges or UNBOUNDED))
+        | (sizes.triplets[rows] > (bounds.triplets or UNBOUNDED))
+    ]
+
+
+def share(weights: np.ndarray, rank: int, ranks: int) -> np.ndarray:
+    """The part of a batch that one rank works on, of about 1/ranks of the weight.
+
+    The heaviest structure goes first, each to the rank that has least so far (Graham, 1969). The
+    parts of all ranks are the batch; a part may be empty where there are few structures.
 
     Args:
-        rows: [R] rows of the batch.
-        weights: [R] what each costs, usually its edges.
+        weights: [B] what each structure of the batch costs, usually its edges.
         rank: which part, from 0.
         ranks: number of parts.
+
+    Returns:
+        Ascending int64, places in the batch.
     """
     if ranks == 1:
-        return rows
+        return np.arange(len(weights))
     # One unit more for each structure, so that structures without edges are spread too.
-    middle = np.cumsum(weights + 1.0) - 0.5 * (weights + 1.0)
-    part = np.minimum((middle * (ranks / (weights + 1.0).sum())).astype(np.int64), ranks - 1)
-    return rows[part == rank]
+    weights = np.ascontiguousarray(weights, dtype=np.int64) + 1
+    return np.flatnonzero(_deal(weights, np.argsort(-weights, kind="stable"), ranks) == rank)
 
 
 def check_rows(rows: np.ndarray, count: int, name: str) -> np.ndarray:
@@ -135,6 +205,17 @@ def check_rows(rows: np.ndarray, count: int, name: str) -> np.ndarray:
     if len(np.unique(rows)) != len(rows):
         raise AtomloomError("a row stands in the list twice", where=name)
     return rows
+
+
+@njit(nogil=True, cache=True)
+def _deal(weights: np.ndarray, order: np.ndarray, ranks: int) -> np.ndarray:
+    loads = np.zeros(ranks, dtype=np.int64)
+    part = np.empty(len(weights), dtype=np.int64)
+    for place in order:
+        least = np.argmin(loads)
+        part[place] = least
+        loads[least] += weights[place]
+    return part
 
 
 @njit(nogil=True, cache=True)

@@ -1,9 +1,9 @@
-"""GraphLoader: batches of a data set in memory, each sliced out of the concatenated arrays at once.
+"""Loaders: the batches of a data set, from memory or, out of core, from shards a window at a time.
 
-One compiled pass a batch writes every array of it; there is no object and no Python a structure.
-A background thread works ahead (the compiled passes hold no interpreter lock). What comes out is a
-function of (seed, epoch, position), so two integers are all the state there is. This module knows
-nothing of models and of training.
+What comes out is a function of (seed, epoch, position) and of the windows, so integers are all the
+state there is; with the same windows both loaders give the same batches. Background threads work
+ahead (reading shards and the compiled passes hold no interpreter lock). This module knows nothing of
+models and of training.
 """
 
 from __future__ import annotations
@@ -11,29 +11,32 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
 import torch
-from numba import njit
-from torch import Tensor
 
 from atomloom.config.training import Batching
 from atomloom.data.batch import GraphBatch
-from atomloom.data.batching import BatchPlan, Sizes, check_rows, plan_epoch, share
+from atomloom.data.batching import (
+    BatchPlan,
+    Sizes,
+    Windows,
+    check_rows,
+    oversize,
+    plan_epoch,
+    share,
+)
+from atomloom.data.sharded import ShardedGraphs
+from atomloom.data.slabs import FLOATS, Extras, Held, Pass, Slab, Slicer
 from atomloom.errors import AtomloomError
 from atomloom.graphs.graph import GraphTable
 
 T = TypeVar("T")
-
-FIXED_FLOATS = 7
-"""Parts of the floats of a slab that every batch has; those of the extras come behind."""
-
-FLOATS = {torch.float32: np.float32, torch.float64: np.float64}
-
 
 LEARNT_EXTRAS = ("forces", "stress")
 """Extras of a batch that are targets."""
@@ -45,19 +48,39 @@ MEASURED = 3
 """Batches to measure that by."""
 
 
-class GraphLoader:
-    """Cuts batches out of a table.
+@dataclass(frozen=True)
+class Preparation:
+    """How a loader came to prepare its batches."""
+
+    prefetch: int
+    """Batches that a thread prepares ahead; 0: none, they are written when they are wanted."""
+    seconds: float | None
+    """Time to write one, where it was measured; None where `prefetch` was given."""
+    pinned: bool
+    """Whether they are in page-locked memory, from which a GPU takes them beside its work."""
+
+    @property
+    def text(self) -> str:
+        """One clause for the log."""
+        how = f"{self.prefetch} batches ahead in a thread" if self.prefetch else "no thread"
+        why = "as set" if self.seconds is None else f"{1e3 * self.seconds:.2g} ms to write one"
+        return f"{how} ({why}), {'page-locked' if self.pinned else 'pageable'} memory"
+
+
+class Loader(ABC):
+    """What both loaders have in common: plans, ranks, preparing ahead.
 
     Args:
-        table: graphs of the whole data set.
+        source: graphs of the whole data set.
         rows: the rows of it to go through.
-        targets: [S, K] float64 for all rows of the table, NaN where unknown; None for none.
+        targets: [S, K] float64 for all rows of the data set, NaN where unknown; None for none.
         bounds: most structures, atoms, edges and triplets of a batch.
+        windows: keep the order to windows; None: the whole data set is one.
         seed: seed of the orders.
         shuffle: a new order every epoch; otherwise that of `rows`.
         dtype: working precision of the floats.
         multiplicity: weigh edges as ComFormer's graph holds them (once or twice, by `listed`);
-            False where every edge counts once. None: True if the table has `listed`.
+            False where every edge counts once. None: True if the graphs have `listed`.
         vectors: compute edge vectors, in float64 before rounding; False where they must be
             differentiated.
         rank: which part of each batch to deliver, of `ranks`. A rank whose part is empty gets the
@@ -66,22 +89,26 @@ class GraphLoader:
         prefetch: batches to prepare ahead in a background thread; 0 for none. None: measure, and
             work ahead where writing a batch takes long enough to be worth a thread.
         device: where batches are delivered; transfers to a GPU run beside its work.
-        of_atoms: further values of all atoms of the table, [A, D] each; in `batch.extras` by name.
+        of_atoms: further values of all atoms of the data set, [A, D] each; in `batch.extras` by name.
         of_structures: further values of all structures, [S, D] each; likewise.
         with_edges: which structures' edges are wanted in an epoch, [S] bool; all, where not given.
             `batch.extras` then has `selected` [B] and `computed` [N], bool.
+        passes: further tensors to compute of each batch where it is prepared; `batch.extras` by name.
 
     Raises:
-        AtomloomError: when rows reach beyond the table, repeat, or targets do not fit it.
+        AtomloomError: when rows reach beyond the data set, repeat, or targets do not fit it.
     """
 
     def __init__(
         self,
-        table: GraphTable,
+        source: GraphTable | ShardedGraphs,
+        form: GraphTable,
+        sizes: Sizes,
         rows: np.ndarray,
         targets: np.ndarray | None = None,
         bounds: Batching | None = None,
         *,
+        windows: Windows | None = None,
         seed: int = 0,
         shuffle: bool = False,
         dtype: torch.dtype = torch.float32,
@@ -94,29 +121,42 @@ class GraphLoader:
         of_atoms: Mapping[str, np.ndarray] | None = None,
         of_structures: Mapping[str, np.ndarray] | None = None,
         with_edges: Callable[[int], np.ndarray] | None = None,
+        passes: Sequence[Pass] = (),
     ) -> None:
-        self.rows = check_rows(rows, len(table), "rows")
+        self.rows = check_rows(rows, len(source), "rows")
         self.bounds = bounds or Batching()
-        self.sizes = Sizes.of(table)
+        self.sizes, self.windows = sizes, windows
         self.seed, self.shuffle = seed, shuffle
         self.rank, self.ranks = rank, ranks
         self.prefetch = prefetch
+        self._write_seconds: float | None = None
         if multiplicity is None:
-            multiplicity = table.listed is not None
-        if multiplicity and table.listed is None:
+            multiplicity = form.listed is not None
+        if multiplicity and form.listed is None:
             raise AtomloomError("only k-nearest graphs have multiplicities", where="graph")
-        if targets is not None and (targets.ndim != 2 or len(targets) != len(table)):
+        if targets is not None and (targets.ndim != 2 or len(targets) != len(source)):
             raise AtomloomError(
-                f"targets of shape {targets.shape} for {len(table)} structures", where="targets"
+                f"targets of shape {targets.shape} for {len(source)} structures", where="targets"
             )
-        self._slicer = _Slicer(
-            table,
+        if dtype not in FLOATS:
+            raise AtomloomError(f"batches are made in 32 or 64 bits, not {dtype}")
+        self._slicer = Slicer(
+            form,
+            source.node_ptr,
             targets,
             dtype,
             multiplicity,
             vectors,
             torch.device(device),
-            _Extras.of(table, of_atoms or {}, of_structures or {}, dtype, with_edges is not None),
+            Extras.of(
+                int(source.node_ptr[-1]),
+                len(source),
+                of_atoms or {},
+                of_structures or {},
+                dtype,
+                with_edges is not None,
+            ),
+            passes,
         )
         self._with_edges = with_edges
         self._known = None if targets is None else np.isfinite(targets).sum(axis=1)
@@ -133,6 +173,7 @@ class GraphLoader:
                 shuffle=self.shuffle,
                 seed=self.seed,
                 epoch=key,
+                windows=self.windows,
             )
             self._plan = (key, plan)
         return self._plan[1]
@@ -144,11 +185,15 @@ class GraphLoader:
         return self.plan(epoch).sums(self._known)
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[GraphBatch]:
-        """This rank's part of every batch of an epoch, from batch `start` on."""
+        """This rank's part of every batch of an epoch, from batch `start` on.
+
+        What came before `start` is not read. Until the iterator is closed or at its end it may hold
+        a window and have threads: let one go before the next is begun.
+        """
         plan = self.plan(epoch)
         if self._with_edges is not None:
             self._slicer.choose(self._with_edges(epoch))
-        slabs = self._slabs(plan, start)
+        slabs = self._ahead(plan, start)
         try:
             for slab, padding in slabs:
                 batch = self._slicer.cut(slab)
@@ -164,6 +209,18 @@ class GraphLoader:
     def __len__(self) -> int:
         return len(self.plan())
 
+    @property
+    def oversize(self) -> np.ndarray:
+        """Rows whose structures alone exceed a bound, and so run alone."""
+        return oversize(self.rows, self.sizes, self.bounds)
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """How batches are prepared; None before that has been measured."""
+        if self.prefetch is None:
+            return None
+        return Preparation(self.prefetch, self._write_seconds, self._slicer.pin)
+
     def worst(self) -> np.ndarray:
         """Rows of the heaviest batch that the bounds allow: largest structures first."""
         order = np.argsort(-self.sizes.edges[self.rows], kind="stable")
@@ -171,32 +228,175 @@ class GraphLoader:
         heaviest = np.argmax(plan.sums(self.sizes.edges)) if len(plan) else 0
         return plan[int(heaviest)]
 
+    @abstractmethod
+    def slice(self, rows: np.ndarray) -> GraphBatch:
+        """One batch of any rows of the data set."""
+
+    @abstractmethod
+    def _slabs(self, plan: BatchPlan, start: int) -> Generator[tuple[Slab, bool], None, None]:
+        """This rank's parts of the batches from `start` on, and whether they are mere padding."""
+
+    def _ahead(self, plan: BatchPlan, start: int) -> Generator[tuple[Slab, bool], None, None]:
+        """The same, prepared ahead or not."""
+        slabs = self._slabs(plan, start)
+        try:
+            if self.prefetch is None:
+                seconds = []
+                while len(seconds) < MEASURED:
+                    begun = time.perf_counter()
+                    slab = next(slabs, None)
+                    if slab is None:
+                        return
+                    seconds.append(time.perf_counter() - begun)
+                    yield slab
+                # The least: the first has to compile.
+                self._write_seconds = min(seconds)
+                self.prefetch = AHEAD if self._write_seconds > WORTH_A_THREAD else 0
+            yield from _work_ahead(slabs, self.prefetch) if self.prefetch else slabs
+        finally:
+            slabs.close()
+
+    def _part(self, plan: BatchPlan, position: int) -> tuple[np.ndarray, bool]:
+        """Where in the plan this rank's part of a batch stands, ascending; and if it is padding."""
+        begin, end = int(plan.ptr[position]), int(plan.ptr[position + 1])
+        if self.ranks == 1:
+            return np.arange(begin, end), False
+        part = share(self.sizes.edges[plan.rows[begin:end]], self.rank, self.ranks)
+        return begin + (part if len(part) else np.zeros(1, dtype=np.int64)), not len(part)
+
+
+class GraphLoader(Loader):
+    """Cuts batches out of a table in memory; for its arguments see `Loader`."""
+
+    def __init__(
+        self,
+        table: GraphTable,
+        rows: np.ndarray,
+        targets: np.ndarray | None = None,
+        bounds: Batching | None = None,
+        **options,
+    ) -> None:
+        super().__init__(table, table, Sizes.of(table), rows, targets, bounds, **options)
+        self._held = self._slicer.hold(table)
+
     def slice(self, rows: np.ndarray) -> GraphBatch:
         """One batch of any rows of the table."""
-        return self._slicer.cut(self._slicer.write(np.ascontiguousarray(rows, dtype=np.int64)))
+        rows = np.ascontiguousarray(rows, dtype=np.int64)
+        return self._slicer.cut(self._slicer.write(self._held, rows, rows))
 
-    def _slabs(self, plan: BatchPlan, start: int) -> Generator[tuple[_Slab, bool], None, None]:
-        """The parts of the batches from `start` on, prepared ahead or not."""
-        if self.prefetch is None:
-            seconds = []
-            while start < len(plan) and len(seconds) < MEASURED:
-                begun = time.perf_counter()
-                part = self._part(plan, start)
-                seconds.append(time.perf_counter() - begun)
-                start += 1
-                yield part
-            if len(seconds) == MEASURED:  # the least: the first has to compile
-                self.prefetch = AHEAD if min(seconds) > WORTH_A_THREAD else 0
-        parts = (self._part(plan, position) for position in range(start, len(plan)))
-        yield from _work_ahead(parts, self.prefetch) if self.prefetch else parts
+    def _slabs(self, plan: BatchPlan, start: int) -> Generator[tuple[Slab, bool], None, None]:
+        for position in range(start, len(plan)):
+            part, padding = self._part(plan, position)
+            rows = plan.rows[part]
+            yield self._slicer.write(self._held, rows, rows), padding
 
-    def _part(self, plan: BatchPlan, position: int) -> tuple[_Slab, bool]:
-        """This rank's part of a batch, and whether it is mere padding."""
-        rows = plan[position]
-        if self.ranks == 1:
-            return self._slicer.write(rows), False
-        part = share(rows, self.sizes.edges[rows], self.rank, self.ranks)
-        return self._slicer.write(part if len(part) else rows[:1]), not len(part)
+
+@dataclass(frozen=True, eq=False)
+class _Window:
+    """Graphs of some batches, those of a batch side by side in the order of the plan."""
+
+    table: GraphTable
+    held: Held
+    first: int
+    """The first of the batches."""
+    starts: np.ndarray
+    """[batches+1] int64, where in the table the graphs of each begin."""
+
+
+class ShardLoader(Loader):
+    """Cuts batches out of graphs on disk, of which it holds two windows: one that batches are cut out
+    of, one that is being read. For its arguments see `Loader`.
+
+    What is not of the graphs (targets, further values, sizes) is in memory as a whole.
+    """
+
+    def __init__(
+        self,
+        graphs: ShardedGraphs,
+        rows: np.ndarray,
+        targets: np.ndarray | None = None,
+        bounds: Batching | None = None,
+        *,
+        windows: Windows,
+        **options,
+    ) -> None:
+        super().__init__(
+            graphs, graphs.form, graphs.sizes, rows, targets, bounds, windows=windows, **options
+        )
+        self._graphs = graphs
+
+    def slice(self, rows: np.ndarray) -> GraphBatch:
+        """One batch of any rows of the data set; reads their shards."""
+        rows = np.ascontiguousarray(rows, dtype=np.int64)
+        held = self._slicer.hold(self._graphs.read(rows))
+        return self._slicer.cut(self._slicer.write(held, np.arange(len(rows)), rows))
+
+    def _slabs(self, plan: BatchPlan, start: int) -> Generator[tuple[Slab, bool], None, None]:
+        windows = self._read_ahead(plan, start)
+        number = int(np.searchsorted(plan.stops, start, side="right")) - 1
+        stop, window = start, None
+        try:
+            for position in range(start, len(plan)):
+                while position >= stop:
+                    window = None  # let go before the next but one is begun
+                    window = next(windows)
+                    number += 1
+                    stop = int(plan.stops[number])
+                part, padding = self._part(plan, position)
+                own = position - window.first
+                places = np.arange(window.starts[own], window.starts[own + 1])
+                yield self._slicer.write(window.held, places, plan.rows[part]), padding
+        finally:
+            windows.close()
+
+    def _read_ahead(self, plan: BatchPlan, start: int) -> Generator[_Window, None, None]:
+        """The window with batch `start` and those after it, the next one being read meanwhile."""
+        if start >= len(plan):
+            return
+        first = int(np.searchsorted(plan.stops, start, side="right")) - 1
+        numbers = range(first, len(plan.ends))
+        closed = threading.Event()
+
+        def read(number: int, before: _Window | None) -> _Window:
+            return self._read(plan, number, start, before, closed)
+
+        with ThreadPoolExecutor(1, thread_name_prefix="atomloom-reader") as reader:
+            try:
+                window: _Window | None = None
+                coming: Future[_Window] = reader.submit(read, first, None)
+                for number in numbers:
+                    window = coming.result()
+                    if number + 1 < len(plan.ends):
+                        coming = reader.submit(read, number + 1, window)
+                    yield window
+            finally:
+                closed.set()
+
+    def _read(
+        self,
+        plan: BatchPlan,
+        number: int,
+        start: int,
+        before: _Window | None,
+        closed: threading.Event,
+    ) -> _Window:
+        """Read what this rank needs of a window, and of the batch that goes on from the one before."""
+        first = max(start, int(plan.stops[number]))
+        stop = int(plan.stops[number + 1])
+        end = int(plan.ends[number])
+        positions, starts = [], [0]
+        # The batch behind the last one is in part of this window, and carried on to the next.
+        for batch in range(first, min(stop + 1, len(plan))):
+            part, _ = self._part(plan, batch)
+            positions.append(part[part < end])
+            starts.append(starts[-1] + len(positions[-1]))
+        wanted = np.concatenate(positions) if positions else np.zeros(0, dtype=np.int64)
+        carried = None
+        if before is not None:
+            count = int(np.searchsorted(wanted, plan.ends[number - 1]))
+            carried = before.table.take(np.arange(len(before.table) - count, len(before.table)))
+        table = self._graphs.read(plan.rows[wanted], carried, lambda: not closed.is_set())
+        return _Window(table, self._slicer.hold(table), first, np.array(starts))
 
 
 def _forget_targets(batch: GraphBatch) -> None:
@@ -207,212 +407,8 @@ def _forget_targets(batch: GraphBatch) -> None:
             tensor.fill_(float("nan"))
 
 
-@dataclass(frozen=True, eq=False)
-class _Extras:
-    """Values beyond the graph that batches carry, rounded once for the whole data set."""
-
-    of_atoms: Mapping[str, np.ndarray]
-    """[A, D] each."""
-    of_structures: Mapping[str, np.ndarray]
-    """[S, D] each."""
-    choice: bool
-    """Whether only some structures come with their edges."""
-
-    @classmethod
-    def of(
-        cls,
-        table: GraphTable,
-        of_atoms: Mapping[str, np.ndarray],
-        of_structures: Mapping[str, np.ndarray],
-        dtype: torch.dtype,
-        choice: bool,
-    ) -> _Extras:
-        lengths = {"atoms": len(table.numbers), "structures": len(table)}
-        rounded = []
-        for kind, values in zip(lengths, (of_atoms, of_structures), strict=True):
-            for name, array in values.items():
-                if array.ndim != 2 or len(array) != lengths[kind]:
-                    raise AtomloomError(
-                        f"{name} of shape {array.shape} for {lengths[kind]} {kind}", where="loader"
-                    )
-            rounded.append({n: np.ascontiguousarray(a, FLOATS[dtype]) for n, a in values.items()})
-        return cls(*rounded, choice)
-
-    def lengths(self, graphs: int, atoms: int) -> tuple[int, ...]:
-        """Of the parts of the floats, those of atoms before those of structures."""
-        return (
-            *(atoms * array.shape[1] for array in self.of_atoms.values()),
-            *(graphs * array.shape[1] for array in self.of_structures.values()),
-        )
-
-
-@dataclass(frozen=True)
-class _Slab:
-    """A batch in page-locked or plain memory: all its integers in one array, all its floats in another.
-
-    Two transfers bring it to a device, however many tensors it is cut into there.
-    """
-
-    ints: Tensor
-    floats: Tensor
-    graphs: int
-    atoms: int
-    edges: int
-    triplets: int
-
-
-class _Slicer:
-    """Writes slabs from the arrays of a table, and cuts them into batches."""
-
-    def __init__(
-        self,
-        table: GraphTable,
-        targets: np.ndarray | None,
-        dtype: torch.dtype,
-        multiplicity: bool,
-        vectors: bool,
-        device: torch.device,
-        extras: _Extras,
-    ) -> None:
-        if dtype not in FLOATS:
-            raise AtomloomError(f"batches are made in 32 or 64 bits, not {dtype}")
-        self.dtype, self.device, self.pin = dtype, device, device.type == "cuda"
-        self.vectors, self.multiplicity, self.extras = vectors, multiplicity, extras
-        self.chosen = np.ones(len(table) if extras.choice else 0, dtype=bool)
-        self.lattice, self.triplets = table.lattice is not None, table.triplet is not None
-        self.outputs = 0 if targets is None else targets.shape[1]
-        self.pointers = tuple(
-            np.ascontiguousarray(np.zeros(len(table) + 1) if ptr is None else ptr, dtype=np.int64)
-            for ptr in (table.node_ptr, table.edge_ptr, table.triplet_ptr)
-        )
-        none = np.zeros(0, dtype=np.uint8)
-        # Targets are rounded once for the whole data set: a batch then only picks rows.
-        self.arrays = tuple(
-            np.ascontiguousarray(array)
-            for array in (
-                table.numbers,
-                table.positions,
-                table.cell,
-                table.src,
-                table.dst,
-                table.shift,
-                table.listed if multiplicity else none,
-                table.lattice if self.lattice else np.zeros((0, 3, 3)),
-                table.triplet if self.triplets else np.zeros((0, 2), dtype=np.uint32),
-                np.zeros((0, 0), FLOATS[dtype])
-                if targets is None
-                else targets.astype(FLOATS[dtype]),
-            )
-        )
-
-    def choose(self, chosen: np.ndarray) -> None:
-        """Say which structures come with their edges from now on; [S] bool."""
-        self.chosen = np.ascontiguousarray(chosen, dtype=bool)
-
-    def write(self, rows: np.ndarray) -> _Slab:
-        """Collect the arrays of some rows; takes no lock of the interpreter while it does."""
-        atoms, edges, triplets = _measure(rows, *self.pointers, self.chosen)
-        graphs = len(rows)
-        slab = _Slab(
-            self._new(_starts(self._ints(graphs, atoms, edges, triplets))[-1], torch.int64),
-            self._new(_starts(self._floats(graphs, atoms, edges))[-1], self.dtype),
-            graphs,
-            atoms,
-            edges,
-            triplets,
-        )
-        float_starts = _starts(self._floats(graphs, atoms, edges))
-        floats = slab.floats.numpy()
-        _fill(
-            rows,
-            *self.pointers,
-            *self.arrays,
-            self.chosen,
-            slab.ints.numpy(),
-            _starts(self._ints(graphs, atoms, edges, triplets)),
-            floats,
-            float_starts[:FIXED_FLOATS],
-            self.vectors,
-        )
-        extra_starts = iter(float_starts[FIXED_FLOATS:])
-        for array in self.extras.of_atoms.values():
-            _pick_atoms(rows, self.pointers[0], array, floats[next(extra_starts) :])
-        for array in self.extras.of_structures.values():
-            start = next(extra_starts)
-            floats[start : start + graphs * array.shape[1]] = array[rows].reshape(-1)
-        return slab
-
-    def cut(self, slab: _Slab) -> GraphBatch:
-        """The batch on its device."""
-        graphs, atoms, edges, triplets = slab.graphs, slab.atoms, slab.edges, slab.triplets
-        ints, floats = slab.ints, slab.floats
-        if self.pin:
-            ints = ints.to(self.device, non_blocking=True)
-            floats = floats.to(self.device, non_blocking=True)
-        i = _starts(self._ints(graphs, atoms, edges, triplets))
-        f = _starts(self._floats(graphs, atoms, edges))
-
-        def table(buffer: Tensor, start: int, *shape: int) -> Tensor:
-            strides = (9, 3, 1)[-len(shape) :] if len(shape) == 3 else (shape[-1], 1)
-            return buffer.as_strided(shape, strides, start)
-
-        node_graph = ints.narrow(0, i[1], atoms)
-        extras, extra_starts = {}, iter(f[FIXED_FLOATS:])
-        for name, array in self.extras.of_atoms.items():
-            extras[name] = table(floats, next(extra_starts), atoms, array.shape[1])
-        for name, array in self.extras.of_structures.items():
-            extras[name] = table(floats, next(extra_starts), graphs, array.shape[1])
-        if self.extras.choice:
-            extras["selected"] = ints.narrow(0, i[8], graphs) > 0
-            extras["computed"] = extras["selected"].index_select(0, node_graph)
-        return GraphBatch(
-            numbers=ints.narrow(0, i[0], atoms),
-            node_graph=node_graph,
-            node_ptr=ints.narrow(0, i[2], graphs + 1),
-            src=ints.narrow(0, i[3], edges),
-            dst=ints.narrow(0, i[4], edges),
-            dst_ptr=ints.narrow(0, i[5], atoms + 1),
-            rows=ints.narrow(0, i[6], graphs),
-            triplets=table(ints, i[7], triplets, 2) if self.triplets else None,
-            positions=table(floats, f[0], atoms, 3),
-            cell=table(floats, f[1], graphs, 3, 3),
-            shift=table(floats, f[2], edges, 3),
-            vectors=table(floats, f[3], edges, 3) if self.vectors else None,
-            multiplicity=floats.narrow(0, f[4], edges) if self.multiplicity else None,
-            lattice=table(floats, f[5], graphs, 3, 3) if self.lattice else None,
-            targets=table(floats, f[6], graphs, self.outputs) if self.outputs else None,
-            extras=extras,
-        )
-
-    def _ints(self, graphs: int, atoms: int, edges: int, triplets: int) -> tuple[int, ...]:
-        """Lengths of the parts of the integers, in the order in which `cut` and `_fill` know them."""
-        chosen = graphs if self.extras.choice else 0
-        return atoms, atoms, graphs + 1, edges, edges, atoms + 1, graphs, 2 * triplets, chosen
-
-    def _floats(self, graphs: int, atoms: int, edges: int) -> tuple[int, ...]:
-        """Lengths of the parts of the floats, likewise."""
-        return (
-            3 * atoms,
-            9 * graphs,
-            3 * edges,
-            3 * edges * self.vectors,
-            edges * self.multiplicity,
-            9 * graphs * self.lattice,
-            graphs * self.outputs,
-            *self.extras.lengths(graphs, atoms),
-        )
-
-    def _new(self, length: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(length, dtype=dtype, pin_memory=self.pin)
-
-
-def _starts(lengths: tuple[int, ...]) -> tuple[int, ...]:
-    """Where parts of these lengths start, each on a boundary of 16 elements; and the whole length."""
-    return tuple(accumulate(((length + 15) & ~15 for length in lengths), initial=0))
-
-
-def _work_ahead(made: Iterator[T], depth: int) -> Generator[T, None, None]:
-    """Draw from an iterator in a thread, up to `depth` items ahead; its errors come through."""
+def _work_ahead(made: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
+    """Draw from a generator in a thread, up to `depth` items ahead; its errors come through."""
     ready: queue.Queue = queue.Queue(maxsize=depth)
     stopped = threading.Event()
     end = object()
@@ -442,132 +438,3 @@ def _work_ahead(made: Iterator[T], depth: int) -> Generator[T, None, None]:
                 ready.get_nowait()  # make room, so that the worker sees the flag
             except queue.Empty:
                 worker.join(timeout=0.01)
-
-
-@njit(nogil=True, cache=True)
-def _measure(rows, node_ptr, edge_ptr, triplet_ptr, chosen):
-    atoms = edges = triplets = 0
-    for row in rows:
-        atoms += node_ptr[row + 1] - node_ptr[row]
-        if len(chosen) and not chosen[row]:
-            continue
-        edges += edge_ptr[row + 1] - edge_ptr[row]
-        triplets += triplet_ptr[row + 1] - triplet_ptr[row]
-    return atoms, edges, triplets
-
-
-@njit(nogil=True, cache=True)
-def _pick_atoms(rows, node_ptr, values, out):
-    width = values.shape[1]
-    place = 0
-    for row in rows:
-        for atom in range(node_ptr[row], node_ptr[row + 1]):
-            for k in range(width):
-                out[place] = values[atom, k]
-                place += 1
-
-
-@njit(nogil=True, cache=True)
-def _fill(
-    rows,
-    node_ptr,
-    edge_ptr,
-    triplet_ptr,
-    numbers,
-    positions,
-    cell,
-    src,
-    dst,
-    shift,
-    listed,
-    lattice,
-    triplet,
-    targets,
-    chosen,
-    ints,
-    int_starts,
-    floats,
-    float_starts,
-    with_vectors,
-):
-    out_numbers, out_node_graph, out_node_ptr = (
-        ints[int_starts[0] :],
-        ints[int_starts[1] :],
-        ints[int_starts[2] :],
-    )
-    out_src, out_dst, out_dst_ptr = (
-        ints[int_starts[3] :],
-        ints[int_starts[4] :],
-        ints[int_starts[5] :],
-    )
-    out_rows, out_triplets = ints[int_starts[6] :], ints[int_starts[7] :]
-    out_chosen = ints[int_starts[8] :]
-    out_positions, out_cell, out_shift = (
-        floats[float_starts[0] :],
-        floats[float_starts[1] :],
-        floats[float_starts[2] :],
-    )
-    out_vectors, out_multiplicity = floats[float_starts[3] :], floats[float_starts[4] :]
-    out_lattice, out_targets = floats[float_starts[5] :], floats[float_starts[6] :]
-    first_atom = 0
-    edge = 0
-    pair = 0
-    out_node_ptr[0] = 0
-    for graph in range(len(rows)):
-        row = rows[graph]
-        begin = node_ptr[row]
-        count = node_ptr[row + 1] - begin
-        out_rows[graph] = row
-        for i in range(count):
-            atom = first_atom + i
-            out_numbers[atom] = numbers[begin + i]
-            out_node_graph[atom] = graph
-            for axis in range(3):
-                out_positions[3 * atom + axis] = positions[begin + i, axis]
-        for i in range(3):
-            for axis in range(3):
-                out_cell[9 * graph + 3 * i + axis] = cell[row, i, axis]
-                if len(lattice):
-                    out_lattice[9 * graph + 3 * i + axis] = lattice[row, i, axis]
-        for k in range(targets.shape[1]):
-            out_targets[targets.shape[1] * graph + k] = targets[row, k]
-
-        first_edge = edge
-        c00, c01, c02 = cell[row, 0, 0], cell[row, 0, 1], cell[row, 0, 2]
-        c10, c11, c12 = cell[row, 1, 0], cell[row, 1, 1], cell[row, 1, 2]
-        c20, c21, c22 = cell[row, 2, 0], cell[row, 2, 1], cell[row, 2, 2]
-        center = 0
-        wanted = len(chosen) == 0 or chosen[row]
-        if len(chosen):
-            out_chosen[graph] = 1 if wanted else 0
-        for e in range(edge_ptr[row], edge_ptr[row + 1] if wanted else edge_ptr[row]):
-            i, j = np.int64(dst[e]), np.int64(src[e])
-            while center <= i:  # edges are sorted by dst
-                out_dst_ptr[first_atom + center] = edge
-                center += 1
-            out_src[edge] = first_atom + j
-            out_dst[edge] = first_atom + i
-            s0, s1, s2 = np.float64(shift[e, 0]), np.float64(shift[e, 1]), np.float64(shift[e, 2])
-            out_shift[3 * edge], out_shift[3 * edge + 1], out_shift[3 * edge + 2] = s0, s1, s2
-            if with_vectors:
-                a, b = begin + i, begin + j
-                x = s0 * c00 + s1 * c10 + s2 * c20
-                y = s0 * c01 + s1 * c11 + s2 * c21
-                z = s0 * c02 + s1 * c12 + s2 * c22
-                out_vectors[3 * edge] = positions[b, 0] + x - positions[a, 0]
-                out_vectors[3 * edge + 1] = positions[b, 1] + y - positions[a, 1]
-                out_vectors[3 * edge + 2] = positions[b, 2] + z - positions[a, 2]
-            if len(listed):
-                out_multiplicity[edge] = (listed[e] & 1) + ((listed[e] >> 1) & 1)
-            edge += 1
-        while center < count:
-            out_dst_ptr[first_atom + center] = edge
-            center += 1
-
-        for t in range(triplet_ptr[row], triplet_ptr[row + 1] if wanted else triplet_ptr[row]):
-            out_triplets[2 * pair] = first_edge + np.int64(triplet[t, 0])
-            out_triplets[2 * pair + 1] = first_edge + np.int64(triplet[t, 1])
-            pair += 1
-        first_atom += count
-        out_node_ptr[graph + 1] = first_atom
-    out_dst_ptr[first_atom] = edge
