@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atomloom.config.training import Batching
-from atomloom.data.batching import Sizes, check_rows, plan_epoch, share
+from atomloom.data.batching import Sizes, check_rows, draw_rows, plan_epoch, share
 from atomloom.errors import AtomloomError
 from tests.unit.data.tables import random_table
 
@@ -93,3 +93,18 @@ def test_parts_of_any_batch_are_the_batch(weights, ranks):
 def test_rows_beyond_the_data_or_twice_are_refused(rows):
     with pytest.raises(AtomloomError):
         check_rows(np.array(rows), 5, "rows")
+
+
+def test_rows_are_drawn_in_proportion_to_their_chances():
+    rows = np.arange(3, 103)
+    chances = np.zeros(200)
+    chances[3:103] = np.where(np.arange(100) < 10, 5.0, 0.5)
+    drawn = np.concatenate([draw_rows(rows, chances, 0, epoch) for epoch in range(50)])
+    counts = np.bincount(drawn, minlength=200)
+    assert counts.sum() == 50 * 100
+    expected = 50 * 100 * chances / chances.sum()
+    assert np.abs(counts - expected).max() < 0.25 * 50
+    assert (counts[expected == 0] == 0).all()
+    again = draw_rows(rows, chances, 0, 7)
+    assert np.array_equal(again, draw_rows(rows, chances, 0, 7))
+    assert not np.array_equal(again, draw_rows(rows, chances, 0, 8))

@@ -17,6 +17,7 @@ from atomloom.errors import AtomloomError
 from atomloom.graphs.graph import GraphTable
 
 UNBOUNDED = np.iinfo(np.int64).max
+CHANCE_STREAM = 0x6472617773
 EPOCH_STREAM = 0x65706F63  # keeps the draws for orders apart from other uses of the same seed
 
 
@@ -132,6 +133,19 @@ def plan_epoch(
     )
     stops = np.searchsorted(ptr, ends, side="right") - 1
     return BatchPlan(rows, ptr, ends, np.concatenate([[0], stops]))
+
+
+def draw_rows(rows: np.ndarray, chances: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """As many rows as there are, drawn with replacement in proportion to their chances [S].
+
+    Systematic sampling: a row of chance p is drawn n p times, rounded up or down, so that an epoch
+    strays from its expectation as little as it can (Madow, Ann. Math. Stat. 20, 333 (1949)).
+    """
+    draw = np.random.Generator(np.random.PCG64([CHANCE_STREAM, seed, epoch]))
+    order = draw.permutation(rows)
+    ends = np.cumsum(chances[order])
+    places = (np.arange(len(rows)) + draw.random()) * (ends[-1] / max(1, len(rows)))
+    return order[np.minimum(np.searchsorted(ends, places, side="right"), len(rows) - 1)]
 
 
 def _by_windows(

@@ -28,6 +28,7 @@ from atomloom.data.batching import (
     Windows,
     check_rows,
     oversize,
+    draw_rows,
     plan_epoch,
     share,
 )
@@ -94,6 +95,8 @@ class Loader(ABC):
         with_edges: which structures' edges are wanted in an epoch, [S] bool; all, where not given.
             `batch.extras` then has `selected` [B] and `computed` [N], bool.
         passes: further tensors to compute of each batch where it is prepared; `batch.extras` by name.
+        chances: what each structure's chance in an epoch is in proportion to, [S]: as many as there are
+            rows are then drawn, some more than once. Every row once, where not given.
 
     Raises:
         AtomloomError: when rows reach beyond the data set, repeat, or targets do not fit it.
@@ -122,8 +125,16 @@ class Loader(ABC):
         of_structures: Mapping[str, np.ndarray] | None = None,
         with_edges: Callable[[int], np.ndarray] | None = None,
         passes: Sequence[Pass] = (),
+        chances: Callable[[int], np.ndarray] | None = None,
     ) -> None:
         self.rows = check_rows(rows, len(source), "rows")
+        if chances is not None and windows is not None:
+            raise AtomloomError(
+                "structures are drawn by weight only from memory",
+                where="training.potential.sampling",
+                todo="raise training.loader.memory_gb, or sample uniformly",
+            )
+        self._chances = chances
         self.bounds = bounds or Batching()
         self.sizes, self.windows = sizes, windows
         self.seed, self.shuffle = seed, shuffle
@@ -166,8 +177,11 @@ class Loader(ABC):
         """The batches of an epoch, before they are shared among ranks."""
         key = epoch if self.shuffle else 0
         if self._plan is None or self._plan[0] != key:
+            rows = self.rows
+            if self._chances is not None:
+                rows = draw_rows(rows, self._chances(epoch), self.seed, epoch)
             plan = plan_epoch(
-                self.rows,
+                rows,
                 self.sizes,
                 self.bounds,
                 shuffle=self.shuffle,
