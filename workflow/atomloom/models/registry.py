@@ -7,6 +7,7 @@ knows nothing of training.
 from __future__ import annotations
 
 from importlib import import_module
+from inspect import signature
 from typing import TYPE_CHECKING
 
 from atomloom.config.base import Section
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 MODELS: dict[str, str] = {
     "icomformer": "atomloom.models.comformer:IComFormer",
     "ecomformer": "atomloom.models.comformer:EComFormer",
+    "alignn": "atomloom.models.alignn:ALIGNN",
+    "chebyshev": "atomloom.models.chebyshev:Chebyshev",
+    "painn": "atomloom.models.painn:PaiNN",
 }
 """Config name -> "module:Class"."""
 
@@ -43,13 +47,22 @@ def require_elements(model: nn.Module, numbers: np.ndarray) -> None:
         check(numbers)
 
 
-def build_model(config: Section, outputs: int) -> nn.Module:
+def build_model(config: Section, outputs: int, global_features: int = 0) -> nn.Module:
     """The model that `config` describes, initialised from torch's current seed.
 
     Args:
         config: one of the classes of `atomloom.config.model`.
         outputs: numbers to predict for each structure.
+        global_features: numbers a structure that the model is given in `batch.extras["globals"]`;
+            a model that can be has a third argument.
     """
     if outputs < 1:
         raise AtomloomError(f"a model needs at least one output, not {outputs}")
-    return model_class(config.name)(config, outputs)
+    found = model_class(config.name)
+    if not global_features:
+        return found(config, outputs)
+    if "global_features" not in signature(found).parameters:
+        raise AtomloomError(
+            f"model {config.name} takes no global features", where="dataset.global_features"
+        )
+    return found(config, outputs, global_features)
