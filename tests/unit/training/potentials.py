@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import numpy as np
 import torch
 from torch import nn
 
 from atomloom.config import GraphSpec
-from atomloom.config.model import ModelSection
+from atomloom.config.model import PaiNNConfig
 from atomloom.config.training import Training
 from atomloom.graphs.build import build_graphs
 from atomloom.models.layers import segment_sum
@@ -22,13 +20,6 @@ from tests.unit.training.runs import small_config
 CUTOFF = 4.5
 OFFSETS = {3: -200.0, 9: -650.0}
 """eV of single atoms, far larger than bonds, as in all-electron calculations."""
-
-
-class PairConfig(ModelSection):
-    """Settings of `PairModel`."""
-
-    kind: ClassVar[Literal["potential"]] = "potential"
-    name: str = "pair"
 
 
 class PairModel(nn.Module):
@@ -88,12 +79,12 @@ def pair_data(structures: int = 36, seed: int = 0) -> LabelledGraphs:
 
 
 def pair_config(targets=("energy", "forces", "stress"), potential: dict | None = None, **training):
-    """A config whose model is `PairModel`."""
+    """A config of a potential; `use_pair_model` lets the loop train `PairModel` in its place."""
     options = {"precision": "64", "weight_decay": 0.0, "potential": potential or {}}
     config = small_config(targets=len(targets))
     settings = Training(**config.training.model_dump() | options | training)
     dataset = config.dataset.model_copy(update={"target": list(targets)})
-    changes = {"model": PairConfig(), "dataset": dataset, "training": settings}
+    changes = {"model": PaiNNConfig(cutoff=CUTOFF), "dataset": dataset, "training": settings}
     return config.model_copy(update=changes)
 
 

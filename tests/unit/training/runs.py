@@ -40,12 +40,15 @@ def small_data(structures: int = 48, targets: int = 1, seed: int = 0) -> Labelle
     )
 
 
-def small_config(*, targets: int = 1, model: dict | None = None, **training):
+def small_config(
+    *, targets: int = 1, model: dict | None = None, dataset: dict | None = None, **training
+):
     """A config with a network of a few thousand weights and a few steps an epoch."""
     names = [f"target{i}" for i in range(targets)]
     return parse_config(
         {
-            "dataset": {"name": "test", "source": ["none"], "target": names, "unit": "eV"},
+            "dataset": {"name": "test", "source": ["none"], "target": names, "unit": "eV"}
+            | (dataset or {}),
             "model": model or {"name": "icomformer", "width": 8, "layers": 2},
             "training": {"epochs": 3, "batch": {"structures": 8}, "threads": 1, "device": "cpu"}
             | training,

@@ -1,0 +1,503 @@
+"""The Chebyshev potential beside its published sums over triplets, written plainly in torch.
+
+    python benchmarks/chebyshev.py [--only descriptor | steps | cached] [--peer PYTHON]
+
+32 structures of the aenet TiO2 set (ATOMLOOM_DATA), or random oxides of the same sizes where it
+is not here; radial order 20 to 6.5 A, angular order 6 to 5.0 A, two hidden layers of 5 tanh
+nodes. All variants take turns on one thread; medians of processor time, so that other work on the
+machine counts little.
+
+descriptor: features of all atoms.
+steps: an optimiser step on energies and forces, of all structures and of a share of them, the
+features of the others cached.
+cached: a step on energies with cached features, without loop and loader.
+
+`--peer PYTHON` adds the featurizer of aenet-python, where that interpreter imports `aenet`; it
+works in a process of its own, its neighbours and triplets found beforehand. Updates its part of
+benchmarks/results/chebyshev.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "chebyshev.json"
+DATA = Path(os.environ.get("ATOMLOOM_DATA") or ROOT.parent / "shared" / "data")
+COUNT, ROUNDS = 32, 9
+ORDERS, CUTOFFS, SPECIES = (20, 6), (6.5, 5.0), ("Ti", "O")
+
+
+def structures() -> tuple[str, list]:
+    """What they are, and the structures."""
+    from atomloom.structures.readers import xsf
+    from atomloom.structures.structure import Structure
+
+    path = DATA / "aenet_tio2" / "dir_xsf.tar.gz"
+    if path.is_file():
+        with tarfile.open(path) as archive:
+            files = sorted(
+                (m for m in archive.getmembers() if m.name.endswith(".xsf")), key=lambda m: m.name
+            )
+            chosen = files[:: len(files) // COUNT][:COUNT]
+            return "aenet_tio2", [
+                xsf.parse(archive.extractfile(m).read(), {}).named(m.name) for m in chosen
+            ]
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*[np.arange(3)] * 3), axis=-1).reshape(-1, 3) / 3
+    made = []
+    for _ in range(COUNT):
+        atoms = int(rng.integers(6, 27))
+        side = (10.5 * 27) ** (1 / 3)
+        places = grid[rng.permutation(27)[:atoms]] * side + rng.normal(scale=0.1, size=(atoms, 3))
+        numbers = np.where(np.arange(atoms) % 3 == 0, 22, 8)
+        forces = {"energy": 0.0, "forces": rng.normal(size=(atoms, 3))}
+        made.append(Structure(numbers, places, np.eye(3) * side, [True] * 3, forces))
+    return "synthetic", made
+
+
+def in_turns(variants: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
+    """Median processor seconds of each; a variant that returns a number is timed by it."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(rounds + 1):
+        for name, run in variants.items():
+            start = time.process_time()
+            told = run()
+            spent = time.process_time() - start
+            if turn:  # the first turn warms up
+                times[name].append(told if isinstance(told, float) else spent)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+class Problem:
+    """Structures, graphs, batch and model."""
+
+    def __init__(self, dtype: str) -> None:
+        import torch
+
+        from atomloom.config.graph import GraphSpec
+        from atomloom.config.model import ChebyshevConfig
+        from atomloom.data.loader import GraphLoader
+        from atomloom.graphs.build import build_graphs
+        from atomloom.models.chebyshev import Chebyshev
+        from atomloom.structures.table import StructureTable
+
+        self.torch, self.dtype = torch, getattr(torch, dtype)
+        self.name, self.structures = structures()
+        spec = GraphSpec(neighbors="radius", cutoff=max(CUTOFFS))
+        self.table = build_graphs(StructureTable.from_structures(self.structures), spec)
+        self.rows = np.arange(len(self.table))
+        self.loader = GraphLoader(self.table, self.rows, dtype=self.dtype, prefetch=0)
+        self.batch = self.loader.slice(self.rows)
+        torch.manual_seed(0)
+        config = ChebyshevConfig(
+            species=SPECIES,
+            radial_order=ORDERS[0],
+            radial_cutoff=CUTOFFS[0],
+            angular_order=ORDERS[1],
+            angular_cutoff=CUTOFFS[1],
+            hidden=(5, 5),
+        )
+        self.model = Chebyshev(config).to(self.dtype)
+        with torch.no_grad():
+            self.features = self.model.features(self.batch)
+            self.model.fit_features(self.features, self.batch.numbers)
+        self.forces = torch.tensor(
+            np.concatenate([s.properties["forces"] for s in self.structures]), dtype=self.dtype
+        )
+
+    def part(self, share: float):
+        """The batch with the edges of a share of its structures; which atoms those are."""
+        from dataclasses import replace
+
+        torch, batch = self.torch, self.batch
+        if share == 1:
+            return batch, torch.ones(len(batch.numbers), dtype=torch.bool)
+        chosen = torch.zeros(batch.size, dtype=torch.bool)
+        chosen[:: round(1 / share)] = True
+        computed = chosen[batch.node_graph]
+        keep = computed[batch.dst]
+        counts = batch.dst_ptr.diff() * computed
+        part = replace(
+            batch,
+            src=batch.src[keep],
+            dst=batch.dst[keep],
+            shift=batch.shift[keep],
+            vectors=batch.vectors[keep],
+            dst_ptr=torch.cat((counts.new_zeros(1), counts.cumsum(0))),
+            extras={"features": self.features, "computed": computed},
+        )
+        return part, computed
+
+    def optimizer(self):
+        """AdamW as the loop makes it."""
+        return self.torch.optim.AdamW(self.model.parameters(), lr=1e-6, fused=True)
+
+    def step(self, batch, computed, optimizer) -> None:
+        """One optimiser step on energies and forces."""
+        from atomloom.models.derivatives import evaluate_potential
+
+        output = evaluate_potential(self.model, batch, create_graph=True)
+        off = (output.forces - self.forces) * computed.unsqueeze(1)
+        loss = output.energy.square().sum() + off.square().sum()
+        optimizer.zero_grad()
+        loss.backward(inputs=list(self.model.parameters()))
+        optimizer.step()
+
+
+class Plain:
+    """The published sums, one structure at a time, with torch; triplets are listed beforehand."""
+
+    def __init__(self, problem: Problem) -> None:
+        torch = self.torch = problem.torch
+        self.problem, self.parts = problem, []
+        for row in problem.rows:
+            batch = problem.loader.slice(problem.rows[row : row + 1])
+            near = batch.vectors.norm(dim=1) <= CUTOFFS[1]
+            pairs = []
+            for atom in range(len(batch.numbers)):
+                edges = torch.arange(int(batch.dst_ptr[atom]), int(batch.dst_ptr[atom + 1]))
+                pairs.append(torch.combinations(edges[near[edges]], 2))
+            weight = torch.where(batch.numbers[batch.src] == 22, -1.0, 1.0).to(problem.dtype)
+            self.parts.append((batch, torch.cat(pairs), weight))
+
+    def describe(self, batch, pairs, weight):
+        """[N, F] features of one structure."""
+        torch = self.torch
+        atoms = len(batch.numbers)
+        vectors = batch.edge_vectors()
+        r = vectors.norm(dim=1)
+
+        def cutoff(distance, length):
+            return torch.where(
+                distance <= length, 0.5 * (torch.cos(torch.pi * distance / length) + 1), 0.0
+            )
+
+        def polynomials(x, order):
+            terms = [torch.ones_like(x), x]
+            while len(terms) <= order:
+                terms.append(2 * x * terms[-1] - terms[-2])
+            return torch.stack(terms[: order + 1], dim=1)
+
+        def collect(values, index):
+            return values.new_zeros(atoms, values.shape[1]).index_add(0, index, values)
+
+        radial = polynomials(2 * r / CUTOFFS[0] - 1, ORDERS[0]) * cutoff(r, CUTOFFS[0])[:, None]
+        j, k = pairs.unbind(1)
+        cosine = (vectors[j] * vectors[k]).sum(1) / (r[j] * r[k])
+        both = cutoff(r[j], CUTOFFS[1]) * cutoff(r[k], CUTOFFS[1])
+        angular = polynomials(cosine, ORDERS[1]) * both[:, None]
+        center = batch.dst[j]
+        return torch.cat(
+            (
+                collect(radial, batch.dst),
+                collect(angular, center),
+                collect(radial * weight[:, None], batch.dst),
+                collect(angular * (weight[j] * weight[k])[:, None], center),
+            ),
+            dim=1,
+        )
+
+    def features(self):
+        """[N, F] of all structures."""
+        with self.torch.no_grad():
+            return self.torch.cat([self.describe(*part) for part in self.parts])
+
+    def step(self, optimizer) -> None:
+        """One optimiser step on energies and forces of all structures."""
+        from dataclasses import replace
+
+        torch, model = self.torch, self.problem.model
+        loss, start = 0.0, 0
+        for batch, pairs, weight in self.parts:
+            positions = batch.positions.clone().requires_grad_()
+            moving = replace(batch, positions=positions, vectors=None)
+            energy = model.energies(self.describe(moving, pairs, weight), batch.numbers).sum()
+            (gradient,) = torch.autograd.grad(energy, positions, create_graph=True)
+            wanted = self.problem.forces[start : start + len(batch.numbers)]
+            start += len(batch.numbers)
+            loss = loss + energy.square() + (gradient + wanted).square().sum()
+        optimizer.zero_grad()
+        loss.backward(inputs=list(model.parameters()))
+        optimizer.step()
+
+
+def gradients(model) -> np.ndarray:
+    """Of all weights, in one row."""
+    return np.concatenate([p.grad.double().numpy().ravel() for p in model.parameters()])
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def descriptor(options) -> dict:
+    """Features of all atoms."""
+    from atomloom.models.chebyshev import torch_features
+
+    double, single = Problem("float64"), Problem("float32")
+    torch = double.torch
+    plain = Plain(double)
+    true = plain.features()
+
+    def ours(problem):
+        with torch.no_grad():
+            return problem.model.features(problem.batch)
+
+    def operations():
+        batch, model = double.batch, double.model
+        with torch.no_grad():
+            neighbour = model.place[batch.numbers[batch.src]]
+            return torch_features(
+                batch.vectors, neighbour, batch.dst, len(batch.numbers), model.basis
+            )
+
+    variants: dict[str, Callable] = {
+        "sums over triplets, torch, float64": plain.features,
+        "harmonics, torch, float64": operations,
+        "atomloom, float64": lambda: ours(double),
+        "atomloom, float32": lambda: ours(single),
+    }
+    errors = {name: _error(run(), true) for name, run in variants.items()}
+    peer = None
+    if options.peer:
+        peer = Peer(options.peer, double)
+        name = "aenet-python, float64"
+        errors[name] = _error(torch.from_numpy(peer.features()), true)
+        variants[name] = peer.seconds
+    times = in_turns(variants)
+    if peer:
+        peer.close()
+    return {
+        **_about(double),
+        "triplets": int(sum(len(part[1]) for part in plain.parts)),
+        "rows": _table(times, errors, len(double.batch.numbers), "largest error of a feature"),
+    }
+
+
+def steps(options) -> dict:
+    """An optimiser step on energies and forces."""
+    double, single = Problem("float64"), Problem("float32")
+    plain = Plain(double)
+    optimizers = {id(p): p.optimizer() for p in (double, single)}
+    variants: dict[str, Callable] = {
+        "triplets, torch, float64, share 1": lambda: plain.step(optimizers[id(double)])
+    }
+    variants["triplets, torch, float64, share 1"]()
+    true = gradients(double.model)
+    errors = {"triplets, torch, float64, share 1": 0.0}
+    for problem, kind in ((double, "float64"), (single, "float32")):
+        for share in (1, 1 / 3, 1 / 10):
+            batch, computed = problem.part(share)
+
+            def run(problem=problem, batch=batch, computed=computed):
+                problem.step(batch, computed, optimizers[id(problem)])
+
+            name = f"atomloom, {kind}, share {share:.1f}".replace(".0", "")
+            variants[name] = run
+            if share == 1:
+                fresh = Problem(kind)
+                fresh.step(batch, computed, fresh.optimizer())
+                found = gradients(fresh.model)
+                errors[name] = float(np.linalg.norm(found - true) / np.linalg.norm(true))
+    times = in_turns(variants)
+    return {
+        **_about(double),
+        "rows": _table(times, errors, len(double.batch.numbers), "relative error of gradients"),
+    }
+
+
+def cached(options) -> dict:
+    """A step on energies, features cached."""
+    rows = {}
+    for kind in ("float64", "float32"):
+        problem = Problem(kind)
+        batch, optimizer = problem.batch, problem.optimizer()
+        batch.extras["features"] = problem.features
+        index, zeros = batch.node_graph, problem.torch.zeros(batch.size, dtype=problem.dtype)
+
+        def step(problem=problem, batch=batch, optimizer=optimizer, index=index, zeros=zeros):
+            energy = zeros.index_add(0, index, problem.model(batch))
+            loss = energy.square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        rows[f"atomloom, {kind}"] = step
+    times = in_turns(rows, 200)
+    return {
+        **_about(problem),
+        "rows": _table(times, {}, len(problem.batch.numbers), ""),
+    }
+
+
+# --- the peer -------------------------------------------------------------------------------------
+
+
+class Peer:
+    """aenet-python in a process of its own, which answers one line to each."""
+
+    def __init__(self, python: str, problem: Problem) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        path = Path(self.folder.name) / "structures.npz"
+        arrays = {}
+        for index, s in enumerate(problem.structures):
+            # Wrapped into the cell: aenet-python counts cells from there.
+            places = np.linalg.solve(s.cell.T, s.positions.T).T % 1.0
+            arrays |= {f"numbers{index}": s.numbers, f"cell{index}": s.cell}
+            arrays[f"positions{index}"] = places @ s.cell
+        np.savez(path, **arrays)
+        self.process = subprocess.Popen(
+            [python, __file__, "--serve", str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def _ask(self, question: str) -> str:
+        self.process.stdin.write(question + "\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def features(self) -> np.ndarray:
+        """[N, F]."""
+        return np.load(self._ask("features"))
+
+    def seconds(self) -> float:
+        """Of one pass."""
+        return float(self._ask("time"))
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.communicate("end\n")
+        self.folder.cleanup()
+
+
+def serve(path: str) -> None:
+    """The peer's side."""
+    import torch
+    from aenet.torch_featurize import ChebyshevDescriptor
+    from aenet.torch_featurize.graph import build_csr_from_neighborlist, build_triplets_from_csr
+
+    torch.set_num_threads(1)
+    content = np.load(path)
+    describe = ChebyshevDescriptor(
+        list(SPECIES), ORDERS[0], CUTOFFS[0], ORDERS[1], CUTOFFS[1], min_cutoff=0.55
+    )
+    inputs = []
+    for index in range(COUNT):
+        positions = torch.tensor(content[f"positions{index}"])
+        cell, pbc = torch.tensor(content[f"cell{index}"]), torch.tensor([True] * 3)
+        graph = build_csr_from_neighborlist(
+            positions, cell, pbc, describe.nbl, 0.55, max(CUTOFFS), dtype=torch.float64
+        )
+        triplets = build_triplets_from_csr(graph, CUTOFFS[1], 0.55)
+        kinds = torch.tensor([0 if z == 22 else 1 for z in content[f"numbers{index}"]])
+        inputs.append((positions, kinds, graph, triplets))
+
+    def run():
+        with torch.no_grad():
+            return torch.cat([describe.forward_with_graph(*item) for item in inputs])
+
+    for line in sys.stdin:
+        if line.strip() == "features":
+            out = Path(path).with_name("features.npy")
+            np.save(out, run().numpy())
+            print(out, flush=True)
+        elif line.strip() == "time":
+            start = time.process_time()
+            run()
+            print(time.process_time() - start, flush=True)
+        else:
+            break
+
+
+# --- printing -------------------------------------------------------------------------------------
+
+
+def _error(found, true) -> float:
+    return float((found.double() - true).abs().max())
+
+
+def _about(problem: Problem) -> dict:
+    return {
+        "data": problem.name,
+        "structures": len(problem.rows),
+        "atoms": len(problem.batch.numbers),
+        "edges": len(problem.batch.src),
+    }
+
+
+def _table(times: dict, errors: dict, atoms: int, what: str) -> list[dict]:
+    first = next(iter(times.values()))
+    print(f"{'':38}{'ms':>10}{'ratio':>9}{'atoms/s':>12}   {what}")
+    rows = []
+    for name, seconds in times.items():
+        row = {"name": name, "ms": seconds * 1e3, "ratio": first / seconds}
+        row["atoms_per_second"] = atoms / seconds
+        if name in errors:
+            row["error"] = errors[name]
+        shown = f"{errors[name]:.1e}" if name in errors else ""
+        print(f"{name:38}{row['ms']:10.2f}{row['ratio']:9.1f}{atoms / seconds:12,.0f}   {shown}")
+        rows.append(row)
+    return rows
+
+
+PARTS = {"descriptor": descriptor, "steps": steps, "cached": cached}
+
+
+def main() -> None:
+    """Run the parts and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=sorted(PARTS))
+    parser.add_argument("--peer", help="interpreter that imports aenet-python")
+    parser.add_argument("--no-write", dest="write", action="store_false", help="only print")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve)
+        return
+    import torch
+
+    torch.set_num_threads(1)
+    results = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    for part in [options.only] if options.only else PARTS:
+        print(f"\n{part}: {PARTS[part].__doc__.splitlines()[0]}")
+        results[part] = PARTS[part](options) | {
+            "threads": 1,
+            "torch": torch.__version__,
+            "processor": _processor(),
+        }
+    if options.write:
+        RESULT.parent.mkdir(exist_ok=True)
+        RESULT.write_text(json.dumps(results, indent=1) + "\n")
+    best = ", ".join(
+        f"{part} {max(row['ratio'] for row in results[part]['rows']):.0f}x"
+        for part in ("descriptor", "steps")
+        if part in results
+    )
+    print(f"\nfastest variant against sums over triplets in torch: {best}")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""What a run leaves behind besides its model: other epochs' models, logs; and who writes it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from atomloom.errors import AtomloomError
+from atomloom.keys import TRAINER
+from atomloom.training import loop
+from atomloom.training.loop import train
+from atomloom.training.predict import load_model, predict_table
+from tests.unit.training.runs import (
+    SumModel,
+    history,
+    small_config,
+    small_data,
+    use_sum_model,
+)
+
+GOLDEN = {1: (0.9951060365837596, 2.705964328144167)}
+"""TRAINER -> last training loss and last validation MAE of the run below."""
+
+
+def quiet(_):
+    """Take no notice."""
+
+
+def test_a_training_ends_as_this_version_of_the_trainer_ends(tmp_path):
+    """Results changed: raise TRAINER in keys.py, so that old runs are not taken for new ones, and write
+    the new figures above."""
+    options = {"precision": "64", "ema_decay": 0.9, "clip_norm": 1.0, "accumulate": 2}
+    train(small_data(40), small_config(epochs=3, **options), tmp_path, quiet)
+    last = history(tmp_path)[-1]
+    assert (last["train_loss"], last["val_mae"]) == pytest.approx(GOLDEN[TRAINER], rel=1e-6)
+
+
+def test_gradient_checkpointing_changes_no_bit_of_a_run(tmp_path):
+    data = small_data(40)
+    for on in (False, True):
+        train(data, small_config(gradient_checkpointing=on), tmp_path / str(on), quiet)
+    one, other = (load_file(tmp_path / str(on) / "model.safetensors") for on in (False, True))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert history(tmp_path / "False") == history(tmp_path / "True")
+
+
+def test_a_model_that_cannot_be_computed_again_is_named(tmp_path, monkeypatch):
+    use_sum_model(monkeypatch)
+    with pytest.raises(AtomloomError, match="no layers that are computed again"):
+        train(small_data(), small_config(gradient_checkpointing=True), tmp_path, quiet)
+
+
+@pytest.mark.parametrize("average", [None, 0.8])
+def test_models_of_every_so_many_epochs_and_of_the_last_are_kept(tmp_path, monkeypatch, average):
+    use_sum_model(monkeypatch)
+    data = small_data()
+    config = small_config(epochs=5, keep_every=2, ema_decay=average, learning_rate=0.03)
+    train(data, config, tmp_path, quiet)
+    kept = {path.stem: path for path in (tmp_path / "checkpoints").iterdir()}
+    assert set(kept) == {"epoch-0002", "epoch-0004", "last"}
+    rows, errors = data.split("val"), history(tmp_path)
+    for name, epoch in (("epoch-0002", 2), ("epoch-0004", 4), ("last", 5)):
+        model = load_model(kept[name])
+        assert model.card.facts["epoch"] == epoch
+        error = np.abs(predict_table(model, data.table, rows) - data.targets[rows]).mean()
+        assert error == pytest.approx(errors[epoch - 1]["val_mae"], rel=1e-6)
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard would show."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {
+        name: [(event.step, event.value) for event in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
+    }
+
+
+def test_tensorboard_has_each_epoch_once_after_a_stop_too(tmp_path, monkeypatch):
+    use_sum_model(monkeypatch)
+    config = small_config(epochs=4, loggers=["tensorboard"], checkpoint_minutes=1e-9)
+    genuine, calls = loop.write_model, []
+
+    def stop(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        genuine(*arguments)
+
+    monkeypatch.setattr(loop, "write_model", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(small_data(), config, tmp_path, quiet)
+    train(small_data(), config, tmp_path, quiet)
+    rows, shown = history(tmp_path), scalars(tmp_path / "tensorboard")
+    for tag, column in (("error/val_mae", "val_mae"), ("loss/train", "train_loss")):
+        assert [step for step, _ in shown[tag]] == [1, 2, 3, 4], tag
+        np.testing.assert_allclose([v for _, v in shown[tag]], [r[column] for r in rows], rtol=1e-6)
+    assert {"loss/val", "learning_rate", "time/data_seconds"} <= set(shown)
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_a_logger_that_is_not_installed_is_named(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(AtomloomError, match=f"{name} is not installed"):
+        train(small_data(), small_config(loggers=[name]), tmp_path, quiet)
+
+
+def test_mlflow_and_wandb_are_told_each_epoch(tmp_path, monkeypatch):
+    use_sum_model(monkeypatch)
+    seen = {"mlflow": [], "wandb": []}
+
+    class Info:
+        run_id = "1234"
+
+    class Run:
+        info = Info()
+
+        def log(self, values, step):
+            seen["wandb"].append((step, values["error/val_mae"]))
+
+        def finish(self):
+            seen["wandb"].append("end")
+
+    mlflow, wandb = ModuleType("mlflow"), ModuleType("wandb")
+    mlflow.start_run = lambda **options: Run()
+    mlflow.log_params = lambda values: seen.update(parameters=values)
+    mlflow.log_metrics = lambda values, step: seen["mlflow"].append((step, values["error/val_mae"]))
+    mlflow.end_run = lambda: seen["mlflow"].append("end")
+    wandb.init = lambda **options: Run()
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    train(small_data(), small_config(loggers=["mlflow", "wandb"]), tmp_path, quiet)
+    expected = [(int(row["epoch"]), row["val_mae"]) for row in history(tmp_path)] + ["end"]
+    assert seen["mlflow"] == seen["wandb"] == expected
+    assert seen["parameters"]["training.epochs"] == 3
+
+
+class Broken(SumModel):
+    """Asks for a number in the middle, which no compiled graph can hold."""
+
+    def forward(self, batch):
+        if float(batch.positions.sum()) > 1e9:
+            return super().forward(batch) * 0
+        return super().forward(batch)
+
+
+@pytest.mark.slow
+# The compiler imports a module of torch that is written in torch's older way.
+@pytest.mark.filterwarnings("ignore:.*script_method.* is deprecated:DeprecationWarning")
+def test_a_broken_graph_is_said_so(tmp_path, monkeypatch):
+    use_sum_model(monkeypatch, Broken)
+    lines = []
+    train(small_data(), small_config(epochs=1, compile=True), tmp_path, lines.append)
+    assert any("the graph is broken" in line for line in lines), lines
