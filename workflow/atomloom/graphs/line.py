@@ -1,6 +1,6 @@
 """The line graph of a neighbour graph, as ALIGNN uses it: edges become nodes, angles its edges.
 
-It knows one graph at a time and nothing of models. E edges of the graph, L edges of the line graph.
+It knows graphs as arrays and nothing of models. E edges of the graph, L edges of the line graph.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numba import njit
 
 from atomloom.graphs.graph import Graph
 
@@ -75,3 +76,28 @@ def line_edges(src: np.ndarray, dst: np.ndarray, atoms: int) -> tuple[np.ndarray
         first != second
     )  # an edge from an atom to its own image follows itself, but for this
     return first[different], second[different]
+
+
+@njit(nogil=True, cache=True)
+def line_pairs(src, dst_ptr):
+    """All pairs (a, b) of edges with dst[a] == src[b], by b, then a; an edge that follows itself, too.
+
+    For batches: what models weigh by copies of edges starts from it. Takes no lock of the interpreter.
+
+    Args:
+        src: [E] int64, through the batch.
+        dst_ptr: [N+1] int64, first edge that arrives at each atom.
+
+    Returns:
+        a and b, [L] int64 each.
+    """
+    pairs = 0
+    for j in src:
+        pairs += dst_ptr[j + 1] - dst_ptr[j]
+    first, second = np.empty(pairs, dtype=np.int64), np.empty(pairs, dtype=np.int64)
+    pair = 0
+    for b in range(len(src)):
+        for a in range(dst_ptr[src[b]], dst_ptr[src[b] + 1]):
+            first[pair], second[pair] = a, b
+            pair += 1
+    return first, second

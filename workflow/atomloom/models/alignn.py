@@ -1,0 +1,842 @@
+"""ALIGNN: gated graph convolutions on a crystal graph and, in turns, on its line graph.
+
+Choudhary and DeCost, npj Comput. Mater. 7, 185 (2021). The numbers are those of the published model,
+whose parameter names this module keeps so that its checkpoints load; the algebra is rearranged:
+
+- In a symmetric crystal, atoms and edges with equals are computed once (see atomloom.graphs.folding).
+- Edges between an atom and its own images, which the published graph holds twice, stand here once
+  and count twice, in sums and in batch statistics; so do pairs of them, see `LineEdges`.
+- The four Linears of a convolution's nodes are one product.
+- Angle features are interpolated from a table (see BasisTable), and so is the first product that is
+  made of them; the statistics of their batch norms are sums over the table.
+- Angle features after the last line graph are not computed: nothing reads them.
+- On a CPU the line graph is worked through in blocks that stay in its cache, without an index: at
+  an atom every arriving edge meets every leaving one (see `LineBlocks`, `_GatedPairs`).
+
+It knows nothing of training.
+
+Legend: B structures, N atoms, E edges, L edges of the line graph (pairs), D = width, T table rows;
+after folding, N and E count classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atomloom.config.model import ALIGNNConfig
+from atomloom.data.batch import GraphBatch
+from atomloom.graphs.folding import Folding, fold
+from atomloom.models.features import (
+    CGCNN_FEATURES,
+    cgcnn_features,
+    require_cgcnn_features,
+)
+from atomloom.models.layers import (
+    BasisTable,
+    GaussianBasis,
+    WeightedBatchNorm,
+    at_least_single,
+    full_precision,
+    gather,
+    product,
+    product_dtype,
+    read_out,
+    rounded,
+)
+from atomloom.models.message_passing import Backend, Messages, messages
+
+LONGEST = 8.0
+"""A, centre of the last Gaussian of lengths."""
+EPS = 1e-6
+"""Added to the sum of an atom's gates."""
+SHORTEST = 1e-6
+"""A, least length that a vector is divided by."""
+
+
+# --- the line graph -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class LineEdges:
+    """Pairs (a, b) of edges such that b leaves the atom at which a arrives, by b, then a.
+
+    Where edges stand for several copies, a pair is counted as in the line graph of the copies, where
+    no edge follows itself but any edge follows the others: each copy of b follows `weights` copies
+    of a, that is mult(a), less one where a is b; and there are mult(b) times as many pairs.
+    """
+
+    src: Tensor
+    """[L] int64, a."""
+    dst: Tensor
+    """[L] int64, b, ascending."""
+    dst_ptr: Tensor
+    """[E+1] int64, first pair of each b."""
+    cosine: Tensor
+    """[L], cosine of the angle at the common atom between the two far ends."""
+    weights: Tensor
+    """[L], how many copies of a each copy of b follows."""
+    counts: Tensor
+    """[L], how many pairs of copies there are."""
+
+
+def multiplicities(batch: GraphBatch) -> Tensor:
+    """[E], how often published graphs hold each edge: twice from an atom to its own image."""
+    return 1.0 + (batch.src == batch.dst).to(batch.positions.dtype)
+
+
+def line_edges_of_batch(batch: GraphBatch, vectors: Tensor, copies: Tensor) -> LineEdges:
+    """The line graph of a batch, on its device.
+
+    Args:
+        batch: if its extras have `line_src` and `line_dst` [L], as `atomloom.graphs.line.line_pairs`
+            makes them, they are taken; otherwise their number is asked of the device.
+        vectors: [E, 3], A; cosines are differentiable in them.
+        copies: [E], how often each edge counts.
+    """
+    arriving = batch.dst_ptr.diff()
+    per_edge = gather(arriving, batch.src)
+    ends = per_edge.cumsum(0)
+    dst_ptr = torch.cat((ends.new_zeros(1), ends))
+    if "line_src" in batch.extras:
+        first, second = batch.extras["line_src"], batch.extras["line_dst"]
+    else:
+        second = torch.repeat_interleave(per_edge)
+        offset = gather(batch.dst_ptr, batch.src) - dst_ptr[:-1]
+        first = torch.arange(len(second), device=second.device) + gather(offset, second)
+    unit = vectors / _norm(vectors).unsqueeze(1)
+    # `vectors` point from dst to src's image: the first edge's from j to i, the second's from k to j.
+    cosine = -(gather(unit, first) * gather(unit, second)).sum(dim=1)
+    weights = gather(copies, first) - (first == second).to(copies.dtype)
+    counts = weights * gather(copies, second)
+    return LineEdges(first, second, dst_ptr, cosine.clamp(-1.0, 1.0), weights, counts)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Pairs at a few atoms at which equally many edges arrive (P) and equally many leave (Q)."""
+
+    shape: tuple[int, int, int]
+    """Atoms, Q, P; pairs stand in this order."""
+    pairs: slice
+    arriving: slice
+    leaving: slice
+
+    @property
+    def rows(self) -> int:
+        """Number of pairs."""
+        return self.pairs.stop - self.pairs.start
+
+
+class LineBlocks:
+    """The same pairs in another order: by atoms, where they are tables of all leaving by all arriving.
+
+    An edge arrives at one atom and leaves one, so that along each side of such a table sums and
+    sources are plain. Atoms are sorted by the numbers of their edges. Of equal atoms and of equal
+    leaving edges, one is taken.
+
+    Args:
+        batch: on a CPU.
+        vectors: [E, 3], A, of all edges of the batch.
+        copies: [E], how often each edge of the batch counts.
+        folding: classes of its atoms and edges.
+        order: [F], the order in which classes of edges are used.
+    """
+
+    ROWS = 1024
+    """Pairs of a block, if an atom does not have more: they should stay in the processor's cache."""
+
+    def __init__(
+        self,
+        batch: GraphBatch,
+        vectors: Tensor,
+        copies: Tensor,
+        folding: Folding,
+        order: np.ndarray,
+    ) -> None:
+        src, dst_ptr = batch.src.numpy(), batch.dst_ptr.numpy()
+        edges = folding.edges[order]
+        start = folding.atom_class[src[edges]]
+        leave = np.bincount(start, minlength=len(folding.atoms))
+        first = dst_ptr[folding.atoms]
+        arrive = dst_ptr[folding.atoms + 1] - first
+        by_size = np.lexsort((arrive, leave))
+        rank = np.empty_like(by_size)
+        rank[by_size] = np.arange(len(by_size))
+        leaving = np.argsort(rank[start], kind="stable")
+        counts, first = arrive[by_size], first[by_size]
+        ends = np.cumsum(counts)
+        self.arriving_edges = np.arange(ends[-1] if len(ends) else 0) + np.repeat(
+            first - ends + counts, counts
+        )
+        self.leaving_edges = edges[leaving]
+        place = np.empty_like(leaving)
+        place[leaving] = np.arange(len(leaving))
+        self.leaving = torch.from_numpy(leaving)
+        """[E], the edges by the atom they leave."""
+        self.place = torch.from_numpy(place)
+        """[E], where each edge stands in `leaving`."""
+        number = np.empty_like(order)
+        number[order] = np.arange(len(order))
+        self.arriving = torch.from_numpy(number[folding.edge_class[self.arriving_edges]])
+        """Which edges arrive, atom by atom; some of them several times."""
+        self.blocks = self._cut(leave[by_size], counts)
+        self.rows = self.blocks[-1].pairs.stop if self.blocks else 0
+        near, far = torch.from_numpy(self.arriving_edges), torch.from_numpy(self.leaving_edges)
+        unit = vectors / _norm(vectors).unsqueeze(1)
+        self.cosine = self._cosines(gather(unit, near), gather(unit, far))
+        """[L], cosines of the angles, as in LineEdges."""
+        self.weights: Tensor | None = None
+        """[L] as in LineEdges; None where all are one."""
+        self.counts: Tensor | None = None
+        """[L] as in LineEdges; None where all are one."""
+        members = torch.from_numpy(folding.edge_counts[order[leaving]]).to(copies.dtype)
+        images = bool((copies != 1).any()) or bool((batch.src == batch.dst).any())
+        if images or len(edges) < len(src):
+            self._weigh(gather(copies, near), members * gather(copies, far), images)
+
+    def _cut(self, leave: np.ndarray, arrive: np.ndarray) -> list[Block]:
+        blocks = []
+        pair = first_in = first_out = atom = 0
+        changes = np.flatnonzero(np.diff(leave) | np.diff(arrive)) + 1
+        for end in [*changes.tolist(), len(leave)]:
+            q, p = int(leave[atom]), int(arrive[atom])
+            while atom < end:
+                many = min(end - atom, max(1, self.ROWS // max(p * q, 1))) if p * q else end - atom
+                stop, last_in, last_out = (
+                    pair + many * p * q,
+                    first_in + many * p,
+                    first_out + many * q,
+                )
+                if p * q:
+                    blocks.append(
+                        Block(
+                            (many, q, p),
+                            slice(pair, stop),
+                            slice(first_in, last_in),
+                            slice(first_out, last_out),
+                        )
+                    )
+                pair, first_in, first_out, atom = stop, last_in, last_out, atom + many
+        return blocks
+
+    def _cosines(self, arriving: Tensor, leaving: Tensor) -> Tensor:
+        cosine = arriving.new_empty(self.rows)
+        for block in self.blocks:
+            atoms, q, p = block.shape
+            near = arriving[block.arriving].view(atoms, p, 3)
+            far = leaving[block.leaving].view(atoms, q, 3)
+            torch.bmm(far, near.transpose(1, 2), out=cosine[block.pairs].view(block.shape))
+        return cosine.neg_().clamp_(-1.0, 1.0)
+
+    def _weigh(self, of_arriving: Tensor, of_leaving: Tensor, images: bool) -> None:
+        counts = of_leaving.new_empty(self.rows)
+        weights = counts.new_empty(self.rows) if images else None
+        near, far = torch.from_numpy(self.arriving_edges), torch.from_numpy(self.leaving_edges)
+        for block in self.blocks:
+            atoms, q, p = block.shape
+            count = of_leaving[block.leaving].view(atoms, q, 1).expand(atoms, q, p)
+            if weights is not None:
+                ends = far[block.leaving].view(atoms, q, 1), near[block.arriving].view(atoms, 1, p)
+                same = (ends[0] == ends[1]).to(count.dtype)
+                weight = of_arriving[block.arriving].view(atoms, 1, p) - same
+                weights[block.pairs] = weight.flatten()
+                count = count * weight
+            counts[block.pairs] = count.flatten()
+        self.weights, self.counts = weights, counts
+
+
+def _norm(vectors: Tensor) -> Tensor:
+    """[E], A, at least SHORTEST; its gradient is never NaN."""
+    return vectors.square().sum(dim=-1).clamp(min=SHORTEST**2).sqrt()
+
+
+# --- layers ---------------------------------------------------------------------------------------
+
+
+class MLPLayer(nn.Module):
+    """Linear, batch norm, SiLU."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(
+            nn.Linear(inputs, outputs), WeightedBatchNorm(outputs), nn.SiLU()
+        )
+
+    def forward(self, values: Tensor, counts: Tensor | None) -> Tensor:
+        """[R, outputs] from [R, inputs], rows counting `counts` [R] times in batch statistics."""
+        linear, norm, activation = self.layer
+        return activation(norm(linear(values), counts))
+
+
+def _embedding(low: float, high: float, centers: int, between: int, width: int) -> nn.Sequential:
+    basis = GaussianBasis(low, high, centers)
+    # Published weights were fitted with a spacing rounded to single precision, off by up to 5e-8.
+    basis.centers = torch.linspace(low, high, centers)
+    basis.gamma = 1.0 / float(np.diff(basis.centers.numpy()).mean())
+    return nn.Sequential(basis, MLPLayer(centers, between), MLPLayer(between, width))
+
+
+def _embed(embedding: nn.Sequential, x: Tensor, counts: Tensor | None) -> Tensor:
+    basis, first, second = embedding
+    return second(first(basis(x), counts), counts)
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted:
+    """The edges of a graph, and how often its edges and nodes count."""
+
+    messages: Messages
+    weights: Tensor | None
+    """[E, 1], in sums at nodes; None for once."""
+    edge_counts: Tensor | None
+    """[E], in batch statistics."""
+    node_counts: Tensor | None
+    """[N], in batch statistics."""
+
+
+class EdgeGatedConv(nn.Module):
+    """Gated graph convolution with residuals (Bresson and Laurent, arXiv:1711.07553).
+
+    m = A x_src + B x_dst + C y; x' = x + SiLU(BN(W x + sum s(m) V x_src / (sum s(m) + EPS)));
+    y' = y + SiLU(BN(m)); s is the sigmoid.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.src_gate = nn.Linear(width, width)
+        self.dst_gate = nn.Linear(width, width)
+        self.edge_gate = nn.Linear(width, width)
+        self.bn_edges = WeightedBatchNorm(width)
+        self.src_update = nn.Linear(width, width)
+        self.dst_update = nn.Linear(width, width)
+        self.bn_nodes = WeightedBatchNorm(width)
+
+    def of_nodes(self, nodes: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, ...]:
+        """A x, V x, B x and W x, [N, D] each; all biases of m are in the first."""
+        linears = (self.src_gate, self.dst_update, self.dst_gate, self.src_update)
+        bias = self.src_gate.bias + self.dst_gate.bias + self.edge_gate.bias
+        biases = (bias, self.dst_update.bias, torch.zeros_like(bias), self.src_update.bias)
+        weight = torch.cat([linear.weight for linear in linears])
+        values = at_least_single(product(nodes, weight, torch.cat(biases), dtype))
+        return values.split(self.width, dim=1)
+
+    def new_nodes(self, nodes: Tensor, own: Tensor, total: Tensor, gates: Tensor, counts) -> Tensor:
+        """x' from x, W x and the two sums, [N, D] each."""
+        return nodes + F.silu(self.bn_nodes(own + total / (gates + EPS), counts))
+
+    def forward(
+        self,
+        nodes: Tensor,
+        edges: Tensor,
+        graph: Weighted,
+        dtype: torch.dtype | None,
+        last: bool = False,
+        part: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """x' [N, D] and y' [E, D] from x and y; y is returned as it is after the last convolution.
+
+        Args:
+            nodes: [N, D].
+            edges: [E, D].
+            graph: where they are.
+            dtype: see `product_dtype`.
+            last: whether y' is not wanted.
+            part: [E, D], C y where that is known.
+        """
+        at_src, carried, at_dst, own = self.of_nodes(nodes, dtype)
+        if part is None:
+            part = product(edges, self.edge_gate.weight, None, dtype)
+        gate = graph.messages.add_ends(at_src, at_dst) + part
+        open_ = torch.sigmoid(gate)
+        if graph.weights is not None:
+            open_ = open_ * graph.weights
+        total = graph.messages.weighted_sum(carried, open_)
+        nodes = self.new_nodes(nodes, own, total, graph.messages.sum(open_), graph.node_counts)
+        if last:
+            return nodes, edges
+        return nodes, edges + F.silu(self.bn_edges(gate, graph.edge_counts))
+
+    def over_blocks(
+        self,
+        nodes: Tensor,
+        pairs: Tensor,
+        part: Tensor | None,
+        blocks: LineBlocks,
+        node_counts: Tensor | None,
+        dtype: torch.dtype | None,
+        last: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """The same on the blocks of a line graph.
+
+        Args:
+            nodes: [E, D].
+            pairs: [L, D], in the order of the blocks.
+            part: [L, D], C y where that is known; it is overwritten.
+            blocks: where they are.
+            node_counts: [E].
+            dtype: see `product_dtype`.
+            last: whether new features of pairs are not wanted.
+        """
+        at_src, carried, at_dst, own = self.of_nodes(nodes, dtype)
+        norm = self.bn_edges
+        total, gates, following, mean, variance = _GatedPairs.apply(
+            pairs,
+            part,
+            self.edge_gate.weight,
+            torch.cat((at_src, carried), dim=1).index_select(0, blocks.arriving),
+            gather(at_dst, blocks.leaving),
+            norm.weight,
+            norm.bias,
+            None if self.training else (norm.running_mean, norm.running_var),
+            norm.eps,
+            blocks,
+            dtype,
+            last,
+        )
+        if self.training and not last:
+            count = mean.new_tensor(
+                float(blocks.rows if blocks.counts is None else blocks.counts.sum())
+            )
+            norm._track(mean, variance, count)
+        total, gates = gather(total, blocks.place), gather(gates, blocks.place)
+        return self.new_nodes(nodes, own, total, gates, node_counts), following
+
+
+class _GatedPairs(torch.autograd.Function):
+    """Gates and sums of an EdgeGatedConv on a line graph, block by block, derivative by hand.
+
+    Written as usual, each of some twenty elementwise steps sends [L, D] through memory, and most of
+    that time goes into pages of fresh arrays. Here only m, and the new features of pairs, are kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, pairs, part, weight, arriving, leaving, scale, shift, moments, eps, blocks, dtype, last
+    ):
+        width = weight.shape[0]
+        at_src, carried = arriving.split(width, dim=1)
+        gate = pairs.new_empty(pairs.shape) if part is None else part
+        total, gates = torch.zeros_like(leaving), torch.zeros_like(leaving)
+        work = _Scratch(blocks, width, pairs.dtype)
+        statistics = None if last or moments is not None else _Moments(width, pairs)
+        low = rounded(weight, dtype)
+        for block in blocks.blocks:
+            m = gate[block.pairs]
+            if part is None:
+                _product_into(pairs[block.pairs], low.t(), m)
+            by = m.view(*block.shape, width)
+            by += _along_arriving(at_src, block)
+            by += _along_leaving(leaving, block)
+            open_ = torch.sigmoid(m, out=work(0, block))
+            if blocks.weights is not None:
+                open_ *= blocks.weights[block.pairs].unsqueeze(1)
+            open_ = open_.view(*block.shape, width)
+            shape = (*block.shape[:2], width)
+            torch.sum(open_, dim=2, out=gates[block.leaving].view(shape))
+            open_ *= _along_arriving(carried, block)
+            torch.sum(open_, dim=2, out=total[block.leaving].view(shape))
+            if statistics is not None:
+                counts = None if blocks.counts is None else blocks.counts[block.pairs]
+                statistics.add(m, counts, work(0, block))
+        if last:
+            mean = variance = following = factor = offset = None
+        else:
+            mean, variance = moments or statistics.result()
+            factor = scale * torch.rsqrt(variance + eps)
+            offset = shift - mean * factor
+            following = torch.empty_like(pairs)
+            for block in blocks.blocks:
+                rows = block.pairs
+                bent = torch.addcmul(offset, gate[rows], factor, out=work(0, block))
+                torch.add(pairs[rows], F.silu(bent, inplace=True), out=following[rows])
+        ctx.blocks, ctx.dtype, ctx.last, ctx.eps = blocks, dtype, last, eps
+        ctx.fixed, ctx.given = moments is not None, part is not None
+        ctx.counted = None if statistics is None else statistics.count
+        ctx.mark_non_differentiable(*(t for t in (mean, variance) if t is not None))
+        ctx.set_materialize_grads(False)
+        kept = None if part is not None else pairs
+        ctx.save_for_backward(kept, weight, arriving, leaving, gate, mean, variance, factor, offset)
+        return total, gates, following, mean, variance
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_total, d_gates, d_following, *_):
+        pairs, weight, arriving, leaving, gate, mean, variance, factor, offset = ctx.saved_tensors
+        blocks, width = ctx.blocks, weight.shape[0]
+        carried = arriving[:, width:]
+        d_total = torch.zeros_like(leaving) if d_total is None else d_total
+        d_gates = torch.zeros_like(leaving) if d_gates is None else d_gates
+        work = _Scratch(blocks, width, gate.dtype)
+        d_arriving, d_leaving = torch.zeros_like(arriving), torch.zeros_like(leaving)
+        d_at_src, d_carried = d_arriving.split(width, dim=1)
+        d_weight = None if ctx.given else torch.zeros_like(weight)
+        # With a given part, `d_m` is its gradient and pairs go through unchanged.
+        d_out = torch.empty_like(gate)
+        low = rounded(weight, ctx.dtype)
+        d_scale = d_shift = None
+        through = d_following is not None
+
+        def normed(block):
+            """Gradient by the normalised m of a block, and that m as it enters the SiLU."""
+            bent = torch.addcmul(offset, gate[block.pairs], factor, out=work(0, block))
+            return torch.ops.aten.silu_backward.grad_input(
+                d_following[block.pairs], bent, grad_input=work(1, block)
+            )
+
+        if through:
+            sums = torch.zeros(2, width, dtype=torch.float64)
+            for block in blocks.blocks:
+                slope = normed(block)
+                sums[0] += slope.sum(dim=0)
+                centred = torch.sub(gate[block.pairs], mean, out=work(0, block))
+                sums[1] += centred.mul_(slope).sum(dim=0)
+            inverse = torch.rsqrt(variance + ctx.eps)
+            d_shift = sums[0].to(gate.dtype)
+            d_scale = sums[1].to(gate.dtype) * inverse
+            if not ctx.fixed:
+                # Of slope * factor, the part that mean and variance take away: constant + linear in m.
+                total_count = max(ctx.counted, 1.0)
+                linear = factor * inverse * d_scale / total_count
+                constant = factor * d_shift / total_count - mean * linear
+
+        for block in blocks.blocks:
+            rows, shape = block.pairs, (*block.shape, width)
+            m = gate[rows]
+            open_ = torch.sigmoid(m, out=work(0, block))
+            slope = work(1, block).view(shape)
+            torch.mul(_along_leaving(d_total, block), _along_arriving(carried, block), out=slope)
+            slope += _along_leaving(d_gates, block)
+            slope = slope.view_as(m)
+            weights = None if blocks.weights is None else blocks.weights[rows].unsqueeze(1)
+            d_m = torch.ops.aten.sigmoid_backward.grad_input(
+                slope, open_, grad_input=work(2, block)
+            )
+            if weights is not None:
+                d_m *= weights
+                open_ *= weights
+            open_ = open_.view(shape)
+            open_ *= _along_leaving(d_total, block)
+            _set_sum(d_carried, block.arriving, open_, 1)
+            if through:
+                d_m.addcmul_(normed(block), factor)
+                if not ctx.fixed:
+                    taken = torch.addcmul(constant, m, linear, out=work(0, block))
+                    if blocks.counts is not None:
+                        taken *= blocks.counts[rows].unsqueeze(1)
+                    d_m -= taken
+            by = d_m.view(shape)
+            _set_sum(d_at_src, block.arriving, by, 1)
+            _set_sum(d_leaving, block.leaving, by, 2)
+            if ctx.given:
+                d_out[rows] = d_m
+                continue
+            d_low = rounded(d_m, ctx.dtype)
+            if ctx.dtype is None:
+                torch.addmm(d_weight, d_m.t(), pairs[rows], out=d_weight)
+                if through:
+                    torch.addmm(d_following[rows], d_m, weight, out=d_out[rows])
+                else:
+                    torch.mm(d_m, weight, out=d_out[rows])
+            else:
+                d_weight += torch.mm(d_low.t(), rounded(pairs[rows], ctx.dtype))
+                d_out[rows] = torch.mm(d_low, low)
+                if through:
+                    d_out[rows] += d_following[rows]
+        d_pairs, d_part = (d_following, d_out) if ctx.given else (d_out, None)
+        return d_pairs, d_part, d_weight, d_arriving, d_leaving, d_scale, d_shift, *[None] * 5
+
+
+class _Scratch:
+    """Three arrays of the largest block's size."""
+
+    def __init__(self, blocks: LineBlocks, width: int, dtype: torch.dtype) -> None:
+        rows = max((block.rows for block in blocks.blocks), default=0)
+        self.arrays = torch.empty(3, rows, width, dtype=dtype)
+
+    def __call__(self, which: int, block: Block) -> Tensor:
+        return self.arrays[which, : block.rows]
+
+
+class _Moments:
+    """Weighted mean and variance of rows that come block by block."""
+
+    def __init__(self, width: int, like: Tensor) -> None:
+        self.count, self.like = 0.0, like
+        self.sums = torch.zeros(2, width, dtype=torch.float64)
+        self.origin: Tensor | None = None
+
+    def add(self, rows: Tensor, counts: Tensor | None, scratch: Tensor) -> None:
+        if self.origin is None:  # near the mean, so that squares do not cancel
+            self.origin = rows.mean(dim=0)
+        apart = torch.sub(rows, self.origin, out=scratch)
+        self.count += float(len(rows) if counts is None else counts.sum())
+        if counts is None:
+            self.sums[0] += apart.sum(dim=0)
+            self.sums[1] += apart.square_().sum(dim=0)
+        else:
+            self.sums[0] += counts @ apart
+            self.sums[1] += counts @ apart.square_()
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        total = max(self.count, 1.0)
+        first, second = self.sums / total
+        variance = (second - first.square()).clamp(min=0.0).to(self.like.dtype)
+        origin = 0.0 if self.origin is None else self.origin
+        return (first + origin).to(self.like.dtype), variance
+
+
+def _along_arriving(values: Tensor, block: Block) -> Tensor:
+    """[atoms, 1, P, D] of values [E, D] by arriving edge."""
+    atoms, _, p = block.shape
+    return values[block.arriving].view(atoms, 1, p, -1)
+
+
+def _along_leaving(values: Tensor, block: Block) -> Tensor:
+    """[atoms, Q, 1, D] of values [E, D] by leaving edge."""
+    atoms, q, _ = block.shape
+    return values[block.leaving].view(atoms, q, 1, -1)
+
+
+def _set_sum(into: Tensor, rows: slice, values: Tensor, dim: int) -> None:
+    torch.sum(values, dim=dim, out=into[rows].view(values.shape[0], -1, values.shape[-1]))
+
+
+def _product_into(values: Tensor, weight: Tensor, out: Tensor) -> None:
+    if values.dtype == weight.dtype:
+        torch.mm(values, weight, out=out)
+    else:
+        out.copy_(torch.mm(values.to(weight.dtype), weight))
+
+
+# --- the model ------------------------------------------------------------------------------------
+
+
+class ALIGNNConv(nn.Module):
+    """A convolution of the crystal graph, then one of its line graph."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.node_update = EdgeGatedConv(width)
+        self.edge_update = EdgeGatedConv(width)
+
+
+class ALIGNN(nn.Module):
+    """Atomistic line graph neural network.
+
+    Under autocast, products over edges and pairs run in the lower precision and nothing else does.
+
+    Args:
+        config: hyper-parameters.
+        outputs: numbers to predict for each structure.
+        global_features: numbers a structure in `batch.extras["globals"]`.
+    """
+
+    def __init__(self, config: ALIGNNConfig, outputs: int, global_features: int = 0) -> None:
+        super().__init__()
+        width, between = config.width, config.embedding
+        self.backend, self.readout = config.backend, config.readout
+        self.global_features = global_features
+        self.atom_embedding = MLPLayer(CGCNN_FEATURES, width)
+        self.edge_embedding = _embedding(0.0, LONGEST, config.edge_bins, between, width)
+        self.angle_embedding = _embedding(-1.0, 1.0, config.angle_bins, between, width)
+        self.angle_table = BasisTable(self.angle_embedding[0], -1.0, 1.0)
+        self.alignn_layers = nn.ModuleList(ALIGNNConv(width) for _ in range(config.alignn_layers))
+        self.gcn_layers = nn.ModuleList(EdgeGatedConv(width) for _ in range(config.gcn_layers))
+        self.fc = nn.Linear(width + global_features, outputs)
+        elements = torch.tensor(cgcnn_features(), dtype=torch.float32)
+        self.register_buffer("elements", elements, persistent=False)
+
+    def forward(self, batch: GraphBatch) -> Tensor:
+        """Predictions [B, outputs]."""
+        dtype = product_dtype(batch.positions)
+        with full_precision(batch.positions):
+            return self.predict(batch, multiplicities(batch), dtype)
+
+    def require_elements(self, numbers: np.ndarray) -> None:
+        """Raise AtomloomError unless the model knows every atomic number in `numbers`."""
+        require_cgcnn_features(numbers, where="model")
+
+    def predict(self, batch: GraphBatch, copies: Tensor, dtype: torch.dtype | None) -> Tensor:
+        """Predictions [B, outputs].
+
+        Args:
+            batch: the batch.
+            copies: [E], how often each edge counts.
+            dtype: see `product_dtype`.
+        """
+        vectors = batch.edge_vectors()
+        if self._blockwise(vectors):
+            view, blocks = _folded(batch, vectors, copies, self.backend)
+            line: _Line = _BlockLine(self, blocks, view.edge_counts)
+        else:
+            view = _as_it_stands(batch, vectors, copies, self.backend)
+            line = _IndexedLine(self, line_edges_of_batch(batch, vectors, copies), copies)
+        graph = view.graph
+        nodes = self.atom_embedding(gather(self.elements, view.numbers), graph.node_counts)
+        edges = _embed(self.edge_embedding, view.lengths, graph.edge_counts)
+        for number, layer in enumerate(self.alignn_layers, start=1):
+            nodes, edges = layer.node_update(nodes, edges, graph, dtype)
+            edges = line.update(layer.edge_update, edges, dtype, number == len(self.alignn_layers))
+        for number, layer in enumerate(self.gcn_layers, start=1):
+            nodes, edges = layer(nodes, edges, graph, dtype, number == len(self.gcn_layers))
+        return self._read_out(nodes, view, batch) + self._carried()
+
+    def _read_out(self, nodes: Tensor, view: _View, batch: GraphBatch) -> Tensor:
+        head: Callable[[Tensor], Tensor] = self.fc
+        if view.graph.node_counts is not None:
+            counts = view.graph.node_counts.unsqueeze(1)
+            if self.readout == "mean":
+                nodes = nodes * counts
+            else:
+                head = lambda values: self.fc(values) * counts  # noqa: E731
+        given = batch.extras["globals"] if self.global_features else None
+        return read_out(nodes, view.node_graph, batch.node_ptr, self.readout, head, given)
+
+    def _blockwise(self, vectors: Tensor) -> bool:
+        plain = vectors.requires_grad or torch.compiler.is_compiling()
+        return self.backend == "auto" and vectors.device.type == "cpu" and not plain
+
+    def _carried(self) -> Tensor:
+        """Zero, as a function of the weights that take no part.
+
+        Added to the output it gives them a gradient, zero, without which data-parallel training
+        waits for one or refuses to run.
+        """
+        unused = (self.alignn_layers[-1].edge_update.bn_edges, self.gcn_layers[-1].bn_edges)
+        return 0.0 * sum(norm.weight.sum() + norm.bias.sum() for norm in unused)
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """A crystal graph as the layers see it."""
+
+    numbers: Tensor
+    """[N] int64."""
+    node_graph: Tensor
+    """[N] int64, the structure of each atom."""
+    lengths: Tensor
+    """[E], A."""
+    graph: Weighted
+
+    @property
+    def edge_counts(self) -> Tensor:
+        """[E], how often each edge counts."""
+        return self.graph.edge_counts
+
+
+def _as_it_stands(batch: GraphBatch, vectors: Tensor, copies: Tensor, backend: Backend) -> _View:
+    carrier = messages(
+        batch.src, batch.dst, len(batch.numbers), dst_ptr=batch.dst_ptr, backend=backend
+    )
+    graph = Weighted(carrier, copies.unsqueeze(1), copies, None)
+    return _View(batch.numbers, batch.node_graph, _norm(vectors), graph)
+
+
+def _folded(
+    batch: GraphBatch, vectors: Tensor, copies: Tensor, backend: Backend
+) -> tuple[_View, LineBlocks]:
+    """Classes of atoms and edges in place of all of them, and the line graph of those classes."""
+    arrays = (batch.numbers, batch.src, batch.dst, batch.node_ptr, batch.dst_ptr, vectors)
+    folding = fold(*(array.numpy() for array in arrays))
+    start, stop = (folding.atom_class[end.numpy()[folding.edges]] for end in (batch.src, batch.dst))
+    order = np.argsort(stop, kind="stable")
+    edges = torch.from_numpy(folding.edges[order])
+    start, stop = start[order], stop[order]
+    atoms = torch.from_numpy(folding.atoms)
+    node_counts = torch.from_numpy(folding.atom_counts).to(copies.dtype)
+    members = torch.from_numpy(folding.edge_counts[order]).to(copies.dtype)
+    edge_counts = members * gather(copies, edges)
+    stop_tensor = torch.from_numpy(stop)
+    # So many edges of a class arrive at each atom of a class.
+    weights = edge_counts / gather(node_counts, stop_tensor)
+    dst_ptr = np.concatenate(([0], np.cumsum(np.bincount(stop, minlength=len(folding.atoms)))))
+    carrier = messages(
+        torch.from_numpy(start),
+        stop_tensor,
+        len(atoms),
+        dst_ptr=torch.from_numpy(dst_ptr),
+        backend=backend,
+    )
+    view = _View(
+        gather(batch.numbers, atoms),
+        gather(batch.node_graph, atoms),
+        gather(_norm(vectors), edges),
+        Weighted(carrier, weights.unsqueeze(1), edge_counts, node_counts),
+    )
+    return view, LineBlocks(batch, vectors, copies, folding, order)
+
+
+class _Line:
+    """The line graph, and the features of its edges while the layers go over it."""
+
+    def __init__(
+        self, model: ALIGNN, cosine: Tensor, counts: Tensor | None, copies: Tensor
+    ) -> None:
+        self.copies = copies
+        self.pairs, self.part = self._embedded(model, cosine, counts)
+
+    def _embedded(
+        self, model: ALIGNN, cosine: Tensor, counts: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Features of angles [L, D], and their product in the first layer where that costs little."""
+        embedding, table = model.angle_embedding, model.angle_table
+        exact = cosine.dtype == torch.float64 or cosine.requires_grad
+        if exact or torch.compiler.is_compiling() or not table.pays(len(cosine)):
+            return _embed(embedding, cosine, counts), None
+        rows = _embed(embedding, table.grid(cosine), _shares(table, cosine, counts))
+        first = model.alignn_layers[0].edge_update.edge_gate
+        part = F.linear(rows, first.weight)
+        return table.interpolate(rows, cosine), table.interpolate(part, cosine)
+
+    def update(
+        self, layer: EdgeGatedConv, edges: Tensor, dtype: torch.dtype | None, last: bool
+    ) -> Tensor:
+        """Features of edges [E, D] from [E, D]; new features of angles are kept here."""
+        part, self.part = self.part, None
+        edges, self.pairs = self._convolve(layer, edges, part, dtype, last)
+        return edges
+
+
+def _shares(table: BasisTable, x: Tensor, counts: Tensor | None) -> Tensor:
+    """[T], how much each row of a table counts in the sum of what is interpolated at `x` [L].
+
+    A sum over interpolated values is one over the table's rows; so are mean and variance, because
+    the square of a function so smooth is interpolated as well as itself.
+    """
+    with torch.enable_grad():
+        probe = x.new_zeros((table.rows, 1)).requires_grad_()
+        found = table.interpolate(probe, x)[:, 0]
+        total = found.sum() if counts is None else found @ counts
+        return torch.autograd.grad(total, probe)[0][:, 0]
+
+
+class _IndexedLine(_Line):
+    """As any graph, by the interface for messages."""
+
+    def __init__(self, model: ALIGNN, line: LineEdges, copies: Tensor) -> None:
+        super().__init__(model, line.cosine, line.counts, copies)
+        carrier = messages(
+            line.src, line.dst, len(copies), dst_ptr=line.dst_ptr, backend=model.backend
+        )
+        self.graph = Weighted(carrier, line.weights.unsqueeze(1), line.counts, copies)
+
+    def _convolve(self, layer, edges, part, dtype, last):
+        return layer(edges, self.pairs, self.graph, dtype, last, part)
+
+
+class _BlockLine(_Line):
+    """In blocks."""
+
+    def __init__(self, model: ALIGNN, blocks: LineBlocks, copies: Tensor) -> None:
+        super().__init__(model, blocks.cosine, blocks.counts, copies)
+        self.blocks = blocks
+
+    def _convolve(self, layer, edges, part, dtype, last):
+        return layer.over_blocks(edges, self.pairs, part, self.blocks, self.copies, dtype, last)
