@@ -11,6 +11,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _PLACES = {
+    "AtomloomCalculator": "atomloom.potentials.calculator",
     "AtomloomError": "atomloom.errors",
     "Graph": "atomloom.graphs.graph",
     "GraphSpec": "atomloom.config",
@@ -21,6 +22,7 @@ _PLACES = {
     "load_model": "atomloom.training.predict",
     "read": "atomloom.structures",
     "structure_hash": "atomloom.structures",
+    "train": "atomloom.notebook",
 }
 
 __all__ = ["__version__", *_PLACES]

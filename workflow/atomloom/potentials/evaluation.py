@@ -1,58 +1,31 @@
-"""Energies, forces and stress of many structures by a trained potential, batch by batch.
+"""Energies, forces and stress of many structures by trained potentials, batch by batch.
 
-It knows graphs and model files, nothing of where structures come from.
+Structures become graphs here and are forgotten; for the same structure over and over, as in
+dynamics, `skin` keeps its neighbours. It knows graphs and model files, nothing of where structures
+come from.
 
 Legend: S structures, A atoms of all of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import torch
 
 from atomloom.config.training import Batching
 from atomloom.data.loader import GraphLoader
-from atomloom.errors import AtomloomError
+from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
-from atomloom.models.derivatives import evaluate_potential
-from atomloom.models.registry import require_elements
-from atomloom.training.devices import choose_device
-from atomloom.training.predict import LoadedModel
-from atomloom.training.references import EnergyReference
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """What a potential says of a table of graphs."""
-
-    energy: np.ndarray
-    """[S] float64, eV."""
-    atom_energies: np.ndarray
-    """[A] float64, eV; their sums are the energies."""
-    forces: np.ndarray | None = None
-    """[A, 3] float64, eV/A; None where not asked for."""
-    stress: np.ndarray | None = None
-    """[S, 3, 3] float64, eV/A^3, dE/dstrain / volume; zeros where the cell has no volume."""
-
-
-def reference_of(loaded: LoadedModel) -> EnergyReference:
-    """The energy reference of a loaded potential.
-
-    Raises:
-        AtomloomError: when the model is no potential.
-    """
-    if not isinstance(loaded.card.standardizer, EnergyReference):
-        raise AtomloomError(
-            f"{loaded.card.model.name} predicts {', '.join(loaded.card.targets)} and has no forces",
-            todo="use a model trained as a potential, or `predict`",
-        )
-    return loaded.card.standardizer
+from atomloom.keys import HASH_BYTES
+from atomloom.potentials.committee import Committee, Evaluation, Source
+from atomloom.structures.structure import Structure
+from atomloom.structures.table import StructureTable
 
 
 def evaluate_table(
-    loaded: LoadedModel,
+    potential: Source | Sequence[Source] | Committee,
     table: GraphTable,
     *,
     forces: bool = True,
@@ -60,41 +33,106 @@ def evaluate_table(
     bounds: Batching | None = None,
     device: str = "auto",
 ) -> Evaluation:
-    """Evaluate graphs built by the potential's own spec (`loaded.card.graph`), in their order.
+    """Evaluate graphs built by the potential's own spec, in their order.
 
     Args:
-        loaded: the potential.
+        potential: a potential or a committee.
         table: the graphs.
         forces: whether to compute forces.
         stress: whether to compute stresses.
-        bounds: most structures, atoms, edges and triplets of a batch.
-        device: `auto`, `cpu` or `cuda`.
+        bounds: most structures, atoms, edges and triplets of a batch; nothing waits for the device
+            before the last batch is under way.
+        device: `auto`, `cpu` or `cuda`; `auto` leaves a committee where it is.
 
     Raises:
         AtomloomError: when the model is no potential, or was not trained on some element.
     """
-    reference = reference_of(loaded)
-    reference.require_elements(table.numbers)
-    require_elements(loaded.model, table.numbers)
-    device = choose_device(device)
-    model = loaded.model.to(device)
-    loader = GraphLoader(
-        table, np.arange(len(table)), bounds=bounds, dtype=loaded.dtype, device=device
-    )
-    parts: dict[str, list[torch.Tensor]] = {"atom_energies": [], "forces": [], "stress": []}
-    with torch.no_grad():
-        for batch in loader:
-            output = evaluate_potential(model, batch, forces=forces, stress=stress)
-            for name, found in parts.items():
-                if (value := getattr(output, name)) is not None:
-                    found.append(value.double())
-    whole = {n: torch.cat(p).cpu().numpy() * reference.scale for n, p in parts.items() if p}
+    committee = Committee.open(potential, device)
     if not len(table):
-        whole = {"atom_energies": np.zeros(0)}
-    atom_energies = whole["atom_energies"] + reference.atom_offsets(table.numbers)
+        return _nothing(forces, stress)
+    committee.require_elements(table.numbers)
+    loader = GraphLoader(
+        table,
+        np.arange(len(table)),
+        bounds=bounds,
+        dtype=committee.dtype,
+        device=committee.device,
+    )
+    outputs = [committee.ask(batch, forces=forces, stress=stress) for batch in loader]
+    return committee.read(outputs, table.numbers, table.node_ptr)
+
+
+def calculate_batch(
+    potential: Source | Sequence[Source] | Committee,
+    structures: Sequence[Any],
+    *,
+    forces: bool = True,
+    stress: bool = False,
+    device: str = "auto",
+    dtype: str | None = None,
+) -> Evaluation:
+    """Evaluate structures of any sizes at once: one pass forward, one backward.
+
+    Args:
+        potential: a model file, several, or what has been made of them; who calls often opens a
+            `Committee` once.
+        structures: ours, or of pymatgen, ASE or jarvis-tools. Memory grows with their edges; for
+            lists without end see `atomloom predict`.
+        forces: whether to compute forces.
+        stress: whether to compute stresses.
+        device: `auto`, `cpu` or `cuda`.
+        dtype: `float32` or `float64`; that of the file unless given.
+
+    Raises:
+        AtomloomError: when a structure is nothing of the kind, or has an element that the potential
+            was not trained on.
+    """
+    committee = Committee.open(potential, device, dtype)
+    if not len(structures):
+        return _nothing(forces, stress)
+    table = structure_table([plain_structure(item) for item in structures])
+    committee.require_elements(table.numbers)
+    graphs = build_graphs(table, committee.graph)
+    rows = np.arange(len(table))
+    loader = GraphLoader(graphs, rows, dtype=committee.dtype, device=committee.device)
+    output = committee.ask(loader.slice(rows), forces=forces, stress=stress)
+    return committee.read([output], table.numbers, table.node_ptr)
+
+
+def plain_structure(item: Any) -> Structure:
+    """Atoms in a cell, without properties; ours, or of pymatgen, ASE or jarvis-tools.
+
+    Raises:
+        AtomloomError: when it is nothing of the kind, or a coordinate is not finite.
+    """
+    if isinstance(item, Structure):
+        return item
+    if type(item).__module__.startswith("ase."):
+        # The adapter would collect labels too, which takes longer than a small molecule's graph.
+        return Structure(item.numbers, item.positions, item.cell.array, item.pbc)
+    from atomloom.structures.adapters import to_structure
+
+    return to_structure(item)
+
+
+def structure_table(structures: Sequence[Structure]) -> StructureTable:
+    """The structures side by side; their hashes, which evaluation never looks at, are zeros."""
+    counts = [len(structure) for structure in structures]
+    return StructureTable(
+        hash=np.zeros((len(structures), HASH_BYTES), dtype=np.uint8),
+        node_ptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        numbers=np.concatenate([s.numbers for s in structures]),
+        positions=np.concatenate([s.positions for s in structures]),
+        cell=np.stack([s.cell for s in structures]),
+        pbc=np.stack([s.pbc for s in structures]),
+    )
+
+
+def _nothing(forces: bool, stress: bool) -> Evaluation:
     return Evaluation(
-        energy=np.add.reduceat(atom_energies, table.node_ptr[:-1]) if len(table) else np.zeros(0),
-        atom_energies=atom_energies,
-        forces=whole.get("forces", np.zeros((0, 3)) if forces else None),
-        stress=whole.get("stress", np.zeros((0, 3, 3)) if stress else None),
+        node_ptr=np.zeros(1, dtype=np.int64),
+        energy=np.zeros(0),
+        atom_energies=np.zeros(0),
+        forces=np.zeros((0, 3)) if forces else None,
+        stress=np.zeros((0, 3, 3)) if stress else None,
     )

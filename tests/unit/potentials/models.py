@@ -1,0 +1,130 @@
+"""Small random potentials as model files, for the tests of what uses them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase.build import bulk
+from ase.calculators.emt import EMT
+
+from atomloom.config.graph import GraphSpec
+from atomloom.config.model import ChebyshevConfig, IComFormerConfig, PaiNNConfig
+from atomloom.data.loader import GraphLoader
+from atomloom.graphs.build import build_graphs
+from atomloom.models import build_model
+from atomloom.models.derivatives import evaluate_potential
+from atomloom.potentials.evaluation import plain_structure, structure_table
+from atomloom.structures.elements import atomic_number
+from atomloom.training.modelfile import ModelCard, write_model
+from atomloom.training.references import EnergyReference
+from atomloom.training.targets import Standardizer
+
+
+def write_potential(
+    path: Path,
+    elements: tuple[str, ...] = ("Cu",),
+    *,
+    kind: str = "chebyshev",
+    seed: int = 0,
+    scale: float = 0.3,
+    cutoff: float = 4.5,
+    least_distance: float = 0.3,
+) -> Path:
+    """A potential with random weights: smooth, and as good as a trained one for what is tested."""
+    if kind == "chebyshev":
+        config = ChebyshevConfig(
+            species=elements,
+            radial_order=6,
+            radial_cutoff=cutoff,
+            angular_order=3,
+            angular_cutoff=cutoff - 1.0,
+            least_distance=least_distance,
+        )
+    else:
+        config = PaiNNConfig(width=16, layers=2, cutoff=cutoff)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_model(config, 1)
+    energies = np.full(119, np.nan)
+    for place, element in enumerate(elements):
+        energies[atomic_number(element)] = -3.0 - place
+    card = ModelCard(
+        config,
+        GraphSpec(neighbors="radius", cutoff=cutoff),
+        ("energy", "forces", "stress"),
+        "eV",
+        EnergyReference(energies, 0.1, scale),
+        {"epoch": 0},
+    )
+    write_model(path, model.state_dict(), card)
+    return path
+
+
+def write_property_model(path: Path, seed: int = 0) -> Path:
+    """A property model with random weights, of one target."""
+    config = IComFormerConfig(width=8, layers=2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_model(config, 1)
+    card = ModelCard(
+        config,
+        GraphSpec(**config.graph_needs(), max_neighbors=6),
+        ("gap",),
+        "eV",
+        Standardizer(np.array([1.0]), np.array([2.0]), np.array([False])),
+        {"epoch": 0},
+    )
+    write_model(path, model.state_dict(), card)
+    return path
+
+
+def fit_copper(path: Path, steps: int = 120) -> Path:
+    """A potential fitted to a few strained and displaced crystals of ASE's EMT: bound, with a minimum."""
+    config = ChebyshevConfig(
+        species=("Cu",),
+        radial_order=4,
+        radial_cutoff=5.0,
+        angular_order=1,
+        angular_cutoff=4.0,
+        hidden=(5,),
+    )
+    draw = np.random.default_rng(0)
+    crystals = []
+    for place in range(32):
+        crystal = bulk("Cu", cubic=True)
+        strain = np.eye(3) * draw.uniform(0.93, 1.08) + draw.normal(scale=0.02, size=(3, 3))
+        crystal.set_cell(crystal.cell.array @ strain, scale_atoms=True)
+        crystal.rattle(0.05 * (place % 5), seed=place)
+        crystal.calc = EMT()
+        crystals.append(crystal)
+    spec = GraphSpec(neighbors="radius", cutoff=5.0)
+    table = build_graphs(structure_table([plain_structure(c) for c in crystals]), spec)
+    rows = np.arange(len(table))
+    batch = GraphLoader(table, rows, dtype=torch.float64).slice(rows)
+    energies = torch.tensor([c.get_potential_energy() / 4 for c in crystals])
+    forces = torch.tensor(np.concatenate([c.get_forces() for c in crystals]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_model(config, 1).double()
+    with torch.no_grad():
+        model.fit_features(model.features(batch), batch.numbers)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=steps, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        said = evaluate_potential(model, batch, forces=True, create_graph=True)
+        loss = (said.energy / 4 - energies).square().mean() * 20
+        loss = loss + (said.forces - forces).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    zero = np.full(119, np.nan)
+    zero[29] = 0.0
+    reference = EnergyReference(zero, 0.0, 1.0)
+    write_model(
+        path, model.state_dict(), ModelCard(config, spec, ("energy", "forces"), "eV", reference, {})
+    )
+    return path

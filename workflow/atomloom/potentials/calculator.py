@@ -1,0 +1,159 @@
+"""AtomloomCalculator: trained potentials as a calculator of ASE.
+
+It translates between ASE's names, orders and signs and ours, and keeps neighbours while atoms move;
+what a potential says is `committee`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+from ase.outputs import Properties, all_outputs
+
+from atomloom.potentials.committee import Committee, Evaluation, Source
+from atomloom.potentials.evaluation import calculate_batch, plain_structure
+from atomloom.potentials.skin import SkinGraphs
+
+VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))
+"""xx, yy, zz, yz, xz, xy."""
+
+
+class AtomloomCalculator(Calculator):
+    """Energies, forces, stress and energies of atoms by a potential, or by a committee.
+
+    Results are those of ASE (eV, eV/A, eV/A^3; stress in Voigt order, positive under tension). With
+    several potentials they are means, and `results` also has the standard deviations `energy_std`,
+    `forces_std` and `stress_std`. Neighbours are kept while atoms move less than half the skin
+    beside the deformation of their cell, so that dynamics and relaxations, also of cells, seldom
+    search.
+
+    Args:
+        potential: a model file, or several: a committee.
+        device: `auto`, `cpu` or `cuda`.
+        dtype: `float32` or `float64`; that of the file unless given. Choose `float64` where rounding
+            counts, as in long dynamics at constant energy and in tight relaxations.
+        skin: A, by which neighbours are searched beyond the cutoff; 0 to search at every step.
+        options: those of ASE's calculators, such as `directory` and `label`.
+
+    Raises:
+        AtomloomError: when a file is no potential, or potentials do not fit together.
+    """
+
+    name = "atomloom"
+    implemented_properties: ClassVar[list[str]] = [
+        "energy",
+        "free_energy",
+        "energies",
+        "forces",
+        "stress",
+        "energy_std",
+        "forces_std",
+        "stress_std",
+    ]
+    discard_results_on_any_change = True
+
+    def __init__(
+        self,
+        potential: Source | Sequence[Source] | Committee,
+        device: str = "auto",
+        *,
+        dtype: str | None = None,
+        skin: float = 0.5,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.committee = Committee.open(potential, device, dtype)
+        self.skin = float(skin)
+        self._graphs: SkinGraphs | None = None
+
+    @property
+    def searches(self) -> int:
+        """How often the neighbours of the present atoms have been searched."""
+        return 0 if self._graphs is None else int(self._graphs.searches.sum())
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """All results at once, whatever is asked: forces and stress are one derivative.
+
+        Raises:
+            AtomloomError: when the potential was not trained on some element, a coordinate is not
+                finite, or the cell has collapsed.
+        """
+        super().calculate(atoms, properties, system_changes)
+        atoms = self.atoms
+        graphs = self._graphs_of(atoms)
+        batch = graphs.batch(atoms.positions, atoms.cell.array[None])
+        output = self.committee.ask(batch, forces=True, stress=atoms.cell.rank == 3)
+        found = self.committee.read([output], graphs.numbers, graphs.node_ptr)
+        self.results = _results(found, 0, stress=atoms.cell.rank == 3)
+
+    def calculate_batch(self, structures: Sequence[Any]) -> list[dict[str, Any]]:
+        """Results of structures of any sizes, by one pass forward and one backward for all.
+
+        The calculator's own results and neighbours are left alone.
+
+        Args:
+            structures: ASE's, ours, or of pymatgen or jarvis-tools.
+
+        Returns:
+            What `results` would be, for each.
+
+        Raises:
+            AtomloomError: as `calculate`.
+        """
+        own = [plain_structure(item) for item in structures]
+        crystals = [bool(structure.volume) for structure in own]
+        found = calculate_batch(self.committee, own, forces=True, stress=any(crystals))
+        return [_results(found, place, stress) for place, stress in enumerate(crystals)]
+
+    def export_properties(self) -> Properties:
+        """Those of the results that ASE knows."""
+        return Properties({n: value for n, value in self.results.items() if n in all_outputs})
+
+    def _graphs_of(self, atoms: Atoms) -> SkinGraphs:
+        """The graphs of these atoms; those of the last call where only positions or cell differ."""
+        graphs = self._graphs
+        if graphs is None or not (
+            np.array_equal(graphs.numbers, atoms.numbers)
+            and np.array_equal(graphs.pbc[0], atoms.pbc)
+        ):
+            self.committee.require_elements(atoms.numbers)
+            graphs = self._graphs = SkinGraphs(
+                self.committee.graph,
+                np.array([0, len(atoms)]),
+                atoms.numbers,
+                atoms.pbc,
+                self.skin,
+                self.committee.dtype,
+                self.committee.device,
+            )
+        return graphs
+
+
+def _results(found: Evaluation, structure: int, stress: bool) -> dict[str, Any]:
+    """ASE's results of one structure, which has a stress if its cell has a volume."""
+    atoms = found.atoms(structure)
+    energy = float(found.energy[structure])
+    results: dict[str, Any] = {
+        "energy": energy,
+        "free_energy": energy,
+        "energies": found.atom_energies[atoms],
+        "forces": found.forces[atoms],
+    }
+    if stress:
+        results["stress"] = found.stress[structure][VOIGT]
+    deviation = found.deviation
+    if deviation is not None:
+        results["energy_std"] = float(deviation.energy[structure])
+        results["forces_std"] = deviation.forces[atoms]
+        if stress:
+            results["stress_std"] = deviation.stress[structure][VOIGT]
+    return results

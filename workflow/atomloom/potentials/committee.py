@@ -1,0 +1,251 @@
+"""Committee: one trained potential, or several that are asked together and so know their doubt.
+
+All members see the same graph, built once. What they say of a batch stays on the device until it is
+read out. It knows nothing of where structures come from, nor of ASE.
+
+Legend: S structures, A atoms of all of them, M members.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atomloom.config.graph import GraphSpec
+from atomloom.data.batch import GraphBatch
+from atomloom.errors import AtomloomError
+from atomloom.models.derivatives import PotentialOutput, evaluate_potential
+from atomloom.models.registry import require_elements
+from atomloom.training.devices import choose_device
+from atomloom.training.predict import LoadedModel, load_model
+from atomloom.training.references import EnergyReference
+
+Source = str | Path | LoadedModel
+"""A potential: its file, or what `load_model` made of it."""
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True, eq=False)
+class Deviation:
+    """How far the members of a committee are apart: standard deviations, by M - 1."""
+
+    energy: np.ndarray
+    """[S] eV."""
+    forces: np.ndarray | None
+    """[A, 3] eV/A; None where not asked for."""
+    stress: np.ndarray | None
+    """[S, 3, 3] eV/A^3; None where not asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a potential says of some structures; of a committee, the mean of its members."""
+
+    node_ptr: np.ndarray
+    """[S+1] int64, first atom of each structure."""
+    energy: np.ndarray
+    """[S] float64, eV."""
+    atom_energies: np.ndarray
+    """[A] float64, eV; their sums are the energies."""
+    forces: np.ndarray | None = None
+    """[A, 3] float64, eV/A; None where not asked for."""
+    stress: np.ndarray | None = None
+    """[S, 3, 3] float64, eV/A^3, dE/dstrain / volume; zeros where the cell has no volume."""
+    deviation: Deviation | None = None
+    """None with one member."""
+
+    def __len__(self) -> int:
+        return len(self.energy)
+
+    def atoms(self, structure: int) -> slice:
+        """Where the atoms of a structure stand."""
+        return slice(int(self.node_ptr[structure]), int(self.node_ptr[structure + 1]))
+
+
+@dataclass(frozen=True, eq=False)
+class Committee:
+    """Potentials on one device, ready to be asked."""
+
+    members: tuple[LoadedModel, ...]
+    device: str
+    dtype: torch.dtype
+    """Precision of weights, edge vectors and forces; energies of atoms are added up in float64."""
+
+    @classmethod
+    def open(
+        cls,
+        potentials: Source | Sequence[Source] | Committee,
+        device: str = "auto",
+        dtype: str | torch.dtype | None = None,
+    ) -> Committee:
+        """Load potentials.
+
+        Args:
+            potentials: a model file or a loaded model, or several of them; or a committee.
+            device: `auto`, `cpu` or `cuda`; `auto` leaves a committee where it is.
+            dtype: `float32` or `float64`; that of the first file unless given.
+
+        Raises:
+            AtomloomError: when one cannot be read or is no potential on radius graphs, or when their
+                graphs differ.
+        """
+        if isinstance(potentials, Committee):
+            place = potentials.device if device == "auto" else choose_device(device)
+            wanted = potentials.dtype if dtype is None else read_dtype(dtype)
+            if (place, wanted) == (potentials.device, potentials.dtype):
+                return potentials
+            return cls(tuple(_placed(m, place, wanted) for m in potentials.members), place, wanted)
+        single = isinstance(potentials, str | Path | LoadedModel)
+        sources = [potentials] if single else list(potentials)
+        if not sources:
+            raise AtomloomError("a committee needs at least one potential")
+        loaded = [s if isinstance(s, LoadedModel) else load_model(s) for s in sources]
+        for model in loaded:
+            reference_of(model)
+            _require_plain_graph(model.card.graph)
+            if model.card.graph != loaded[0].card.graph:
+                raise AtomloomError(
+                    "the members of a committee want different graphs",
+                    todo="use potentials that were trained with the same `graph` section",
+                )
+        device = choose_device(device)
+        wanted = loaded[0].dtype if dtype is None else read_dtype(dtype)
+        return cls(tuple(_placed(model, device, wanted) for model in loaded), device, wanted)
+
+    @property
+    def graph(self) -> GraphSpec:
+        """The graphs its members want."""
+        return self.members[0].card.graph
+
+    @property
+    def cutoff(self) -> float:
+        """A, reach of an atom's energy within the graph."""
+        return float(self.graph.cutoff)
+
+    def require_elements(self, numbers: np.ndarray) -> None:
+        """Raise AtomloomError where some member was not trained on an element."""
+        present = np.unique(numbers)
+        for member in self.members:
+            reference_of(member).require_elements(present)
+            require_elements(member.model, present)
+
+    def ask(
+        self, batch: GraphBatch, *, forces: bool = True, stress: bool = False
+    ) -> tuple[PotentialOutput, ...]:
+        """What each member says of a batch, in its own unit, on the device."""
+        with torch.no_grad():
+            return tuple(
+                evaluate_potential(member.model, batch, forces=forces, stress=stress)
+                for member in self.members
+            )
+
+    def read(
+        self,
+        outputs: Sequence[tuple[PotentialOutput, ...]],
+        numbers: np.ndarray,
+        node_ptr: np.ndarray,
+    ) -> Evaluation:
+        """Answers to some batches, one after the other, in real units.
+
+        Args:
+            outputs: what `ask` gave for each batch; at least one.
+            numbers: [A] atomic numbers of all their atoms.
+            node_ptr: [S+1] first atom of each of their structures.
+        """
+        of_members = [
+            self._real(member, [output[place] for output in outputs], numbers, node_ptr)
+            for place, member in enumerate(self.members)
+        ]
+        if len(of_members) == 1:
+            return of_members[0]
+        values = {
+            name: None if getattr(of_members[0], name) is None else _stack(of_members, name)
+            for name in ("energy", "atom_energies", "forces", "stress")
+        }
+        means = {name: None if v is None else v.mean(axis=0) for name, v in values.items()}
+        spread = {name: None if v is None else v.std(axis=0, ddof=1) for name, v in values.items()}
+        return Evaluation(
+            node_ptr,
+            **means,
+            deviation=Deviation(spread["energy"], spread["forces"], spread["stress"]),
+        )
+
+    @staticmethod
+    def _real(
+        member: LoadedModel,
+        outputs: Sequence[PotentialOutput],
+        numbers: np.ndarray,
+        node_ptr: np.ndarray,
+    ) -> Evaluation:
+        reference = reference_of(member)
+
+        def joined(name: str) -> np.ndarray | None:
+            parts = [getattr(output, name) for output in outputs]
+            if parts[0] is None:
+                return None
+            whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+            return _doubles(whole) * reference.scale
+
+        atom_energies = joined("atom_energies") + reference.atom_offsets(numbers)
+        return Evaluation(
+            node_ptr=node_ptr,
+            energy=np.add.reduceat(atom_energies, node_ptr[:-1]),
+            atom_energies=atom_energies,
+            forces=joined("forces"),
+            stress=joined("stress"),
+        )
+
+
+def reference_of(loaded: LoadedModel) -> EnergyReference:
+    """The energy reference of a loaded potential.
+
+    Raises:
+        AtomloomError: when the model is no potential.
+    """
+    if not isinstance(loaded.card.standardizer, EnergyReference):
+        raise AtomloomError(
+            f"{loaded.card.model.name} predicts {', '.join(loaded.card.targets)} and has no forces",
+            todo="use a model trained as a potential, or `predict`",
+        )
+    return loaded.card.standardizer
+
+
+def _require_plain_graph(spec: GraphSpec) -> None:
+    """Refuse graphs on which energies are no smooth function of the positions given."""
+    if spec.neighbors != "radius" or spec.primitive:
+        kind = "primitive cells" if spec.primitive else "the nearest neighbours"
+        raise AtomloomError(
+            f"the potential was trained on graphs of {kind}: it has no smooth forces",
+            where="graph",
+            todo="train it with `neighbors: radius` and without `primitive`",
+        )
+
+
+def read_dtype(wanted: str | torch.dtype) -> torch.dtype:
+    """`float32` or `float64` as torch's; AtomloomError for anything else."""
+    found = DTYPES.get(str(wanted).removeprefix("torch."))
+    if found is None:
+        raise AtomloomError(f"{wanted} is no precision", where="dtype", todo="float32 or float64")
+    return found
+
+
+def _placed(loaded: LoadedModel, device: str, dtype: torch.dtype) -> LoadedModel:
+    """The model on a device in a precision; the one given keeps its own."""
+    model = loaded.model
+    if loaded.dtype != dtype:
+        model = copy.deepcopy(model).to(dtype)
+    return LoadedModel(model.to(device), loaded.card, dtype)
+
+
+def _doubles(values: Tensor) -> np.ndarray:
+    return values.detach().cpu().double().numpy()
+
+
+def _stack(evaluations: Sequence[Evaluation], name: str) -> np.ndarray:
+    return np.stack([getattr(evaluation, name) for evaluation in evaluations])

@@ -1,0 +1,310 @@
+"""Molecular dynamics of many replicas in one call: each step asks the potential about all at once.
+
+Velocity Verlet (Swope et al., J. Chem. Phys. 76, 637 (1982)), in ASE's order of operations, and
+Langevin dynamics by the BAOAB splitting (Leimkuhler and Matthews, Appl. Math. Res. Express 2013, 34),
+whose averages over configurations are good at long time steps. Replicas may differ in everything and
+know nothing of each other: one moves the same alone and in company. Units are ASE's: give time steps
+as `1.0 * ase.units.fs`.
+
+Legend: S replicas, A atoms of all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
+
+from atomloom.errors import AtomloomError
+from atomloom.potentials.committee import Committee, Evaluation, Source
+from atomloom.potentials.skin import SkinGraphs
+
+NOISE_STREAM = 0x6E6F6973  # keeps the draws of noise apart from other uses of the same seed
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """All replicas at one time. Arrays are the run's own: copy what shall stay."""
+
+    step: int
+    """Steps since the beginning."""
+    time: float
+    """In ASE's unit; divide by `ase.units.fs` for fs."""
+    node_ptr: np.ndarray
+    """[S+1], first atom of each replica."""
+    positions: np.ndarray
+    """[A, 3] A, never wrapped."""
+    momenta: np.ndarray
+    """[A, 3], ASE's unit."""
+    evaluation: Evaluation
+    """Energies [S] and forces [A, 3]; of a committee, deviations."""
+    kinetic: np.ndarray
+    """[S] eV."""
+    temperature: np.ndarray
+    """[S] K, by the degrees of freedom that are not fixed."""
+
+    @property
+    def total(self) -> np.ndarray:
+        """[S] eV, potential and kinetic energy."""
+        return self.evaluation.energy + self.kinetic
+
+
+Observer = Callable[[Frame], object]
+
+
+class VelocityVerlet:
+    """Replicas at constant energy.
+
+    Atoms fixed by ASE's `FixAtoms` stay where they are; other constraints are refused.
+
+    Args:
+        potential: a model file, several, or a committee.
+        replicas: where they start, with momenta; they are left as they are.
+        timestep: in ASE's unit.
+        skin: A, by which neighbours are searched beyond the cutoff.
+        device: `auto`, `cpu` or `cuda`.
+        dtype: `float32` or `float64`; that of the file unless given.
+
+    Raises:
+        AtomloomError: without replicas, for other constraints than `FixAtoms`, or when the potential
+            was not trained on some element.
+    """
+
+    def __init__(
+        self,
+        potential: Source | Sequence[Source] | Committee,
+        replicas: Sequence[Atoms],
+        timestep: float,
+        *,
+        skin: float = 0.5,
+        device: str = "auto",
+        dtype: str | None = None,
+    ) -> None:
+        if not len(replicas):
+            raise AtomloomError("no replicas", where="dynamics")
+        if not timestep > 0:
+            raise AtomloomError(f"a time step of {timestep}", where="dynamics", todo="give above 0")
+        self.committee = Committee.open(potential, device, dtype)
+        self.timestep = float(timestep)
+        self.step = 0
+        self._templates = [atoms.copy() for atoms in replicas]
+        self.node_ptr = np.cumsum([0, *(len(atoms) for atoms in replicas)])
+        self.positions = np.concatenate([atoms.positions for atoms in replicas])
+        self.masses = np.concatenate([atoms.get_masses() for atoms in replicas])[:, None]
+        self.cell = np.stack([atoms.cell.array for atoms in replicas])
+        numbers = np.concatenate([atoms.numbers for atoms in replicas])
+        self.committee.require_elements(numbers)
+        self._fixed = np.concatenate([_fixed_atoms(atoms) for atoms in replicas])
+        self._free = np.add.reduceat(3 * ~self._fixed, self.node_ptr[:-1])
+        self.momenta = np.concatenate([atoms.get_momenta() for atoms in replicas])
+        self.momenta[self._fixed] = 0.0
+        self.graphs = SkinGraphs(
+            self.committee.graph,
+            self.node_ptr,
+            numbers,
+            np.stack([atoms.pbc for atoms in replicas]),
+            skin,
+            self.committee.dtype,
+            self.committee.device,
+        )
+        self._observers: list[tuple[Observer, int]] = []
+        self.evaluation = self._evaluate()
+
+    def __len__(self) -> int:
+        return len(self.node_ptr) - 1
+
+    def attach(self, observer: Observer, every: int = 1) -> None:
+        """Show the observer the frame at steps divisible by `every`, the present one included."""
+        self._observers.append((observer, every))
+
+    def run(self, steps: int) -> None:
+        """Take some steps.
+
+        Raises:
+            AtomloomError: naming the replica, when one has blown up.
+        """
+        if self.step == 0:
+            self._show()
+        for _ in range(steps):
+            self._advance()
+            self.step += 1
+            self._show()
+
+    def frame(self) -> Frame:
+        """The replicas as they are now."""
+        of_atoms = (self.momenta**2 / (2.0 * self.masses)).sum(axis=1)
+        kinetic = np.add.reduceat(of_atoms, self.node_ptr[:-1])
+        temperature = 2.0 * kinetic / (np.maximum(self._free, 1) * units.kB)
+        return Frame(
+            self.step,
+            self.step * self.timestep,
+            self.node_ptr,
+            self.positions,
+            self.momenta,
+            self.evaluation,
+            kinetic,
+            temperature,
+        )
+
+    def atoms(self) -> list[Atoms]:
+        """The replicas as ASE's atoms, with momenta, energies and forces."""
+        found = []
+        for place, template in enumerate(self._templates):
+            own = self.evaluation.atoms(place)
+            atoms = template.copy()
+            atoms.positions = self.positions[own]
+            atoms.set_momenta(self.momenta[own], apply_constraint=False)
+            atoms.calc = SinglePointCalculator(
+                atoms,
+                energy=float(self.evaluation.energy[place]),
+                forces=self.evaluation.forces[own].copy(),
+            )
+            found.append(atoms)
+        return found
+
+    def _advance(self) -> None:
+        self._kick()
+        self._drift(self.timestep)
+        self.evaluation = self._evaluate()
+        self._kick()
+
+    def _kick(self) -> None:
+        self.momenta += 0.5 * self.timestep * self._forces
+
+    def _drift(self, time: float) -> None:
+        self.positions = self.positions + time * self.momenta / self.masses
+
+    def _evaluate(self) -> Evaluation:
+        self._require_finite(self.positions)
+        output = self.committee.ask(self.graphs.batch(self.positions, self.cell))
+        found = self.committee.read([output], self.graphs.numbers, self.node_ptr)
+        self._require_finite(found.forces)
+        self._forces = found.forces
+        if self._fixed.any():
+            self._forces = np.where(self._fixed[:, None], 0.0, found.forces)
+        return found
+
+    def _require_finite(self, values: np.ndarray) -> None:
+        if not np.isfinite(values).all():
+            atom = np.flatnonzero(~np.isfinite(values).all(axis=1))[0]
+            replica = int(np.searchsorted(self.node_ptr, atom, side="right")) - 1
+            raise AtomloomError(
+                f"replica {replica} has blown up in step {self.step + 1}",
+                where="dynamics",
+                todo="take a shorter time step, or look whether it starts from overlapping atoms",
+            )
+
+    def _show(self) -> None:
+        wanted = [observer for observer, every in self._observers if self.step % every == 0]
+        if wanted:
+            frame = self.frame()
+            for observer in wanted:
+                observer(frame)
+
+
+class Langevin(VelocityVerlet):
+    """Replicas at constant temperature, each with its own noise.
+
+    A step is B A O A B: half a kick, half a drift, friction and noise, half a drift, half a kick.
+    Without friction it is a step of velocity Verlet.
+
+    Args:
+        potential: a model file, several, or a committee.
+        replicas: where they start, with momenta.
+        timestep: in ASE's unit.
+        temperature_K: K, of all or of each.
+        friction: in ASE's unit, as `0.01 / ase.units.fs`, of all or of each.
+        seeds: of the noise, one a replica; those from 0 on unless given.
+        options: those of `VelocityVerlet`.
+
+    Raises:
+        AtomloomError: as `VelocityVerlet`, or when there are not as many values as replicas.
+    """
+
+    def __init__(
+        self,
+        potential: Source | Sequence[Source] | Committee,
+        replicas: Sequence[Atoms],
+        timestep: float,
+        *,
+        temperature_K: float | Sequence[float],
+        friction: float | Sequence[float],
+        seeds: Sequence[int] | None = None,
+        **options,
+    ) -> None:
+        super().__init__(potential, replicas, timestep, **options)
+        temperature = self._of_replicas(temperature_K, "temperature_K")
+        friction = self._of_replicas(friction, "friction")
+        seeds = range(len(self)) if seeds is None else seeds
+        if len(seeds) != len(self):
+            raise AtomloomError(f"{len(seeds)} seeds for {len(self)} replicas", where="seeds")
+        self._noise = [np.random.Generator(np.random.PCG64([NOISE_STREAM, s])) for s in seeds]
+        counts = np.diff(self.node_ptr)
+        kept = np.repeat(np.exp(-friction * self.timestep), counts)[:, None]
+        thermal = np.repeat(units.kB * temperature, counts)[:, None] * self.masses
+        self._kept = kept
+        self._width = np.where(self._fixed[:, None], 0.0, np.sqrt((1.0 - kept**2) * thermal))
+        self._draw = np.empty_like(self.momenta)
+
+    def _of_replicas(self, value: float | Sequence[float], name: str) -> np.ndarray:
+        values = np.atleast_1d(np.asarray(value, dtype=np.float64))
+        if len(values) not in (1, len(self)) or not (values >= 0).all():
+            raise AtomloomError(
+                f"{value} is not one number of at least 0, nor one for each of {len(self)} replicas",
+                where=name,
+            )
+        return np.broadcast_to(values, len(self))
+
+    def _advance(self) -> None:
+        self._kick()
+        self._drift(0.5 * self.timestep)
+        for place, noise in enumerate(self._noise):
+            noise.standard_normal(out=self._draw[self.node_ptr[place] : self.node_ptr[place + 1]])
+        self.momenta = self._kept * self.momenta + self._width * self._draw
+        self._drift(0.5 * self.timestep)
+        self.evaluation = self._evaluate()
+        self._kick()
+
+
+class TrajectoryFiles:
+    """An observer that appends each replica to an extended XYZ file of its own.
+
+    Args:
+        dynamics: whose replicas they are.
+        paths: one a replica; files that are there are begun anew.
+    """
+
+    def __init__(self, dynamics: VelocityVerlet, paths: Sequence[str | Path]) -> None:
+        if len(paths) != len(dynamics):
+            raise AtomloomError(f"{len(paths)} files for {len(dynamics)} replicas", where="paths")
+        self._dynamics, self._paths = dynamics, [Path(path) for path in paths]
+        for path in self._paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+
+    def __call__(self, frame: Frame) -> None:
+        """Append the frame."""
+        from ase.io import write
+
+        for path, atoms in zip(self._paths, self._dynamics.atoms(), strict=True):
+            atoms.info["step"] = frame.step
+            write(path, atoms, format="extxyz", append=True)
+
+
+def _fixed_atoms(atoms: Atoms) -> np.ndarray:
+    """[N] whether each atom is fixed."""
+    fixed = np.zeros(len(atoms), dtype=bool)
+    for constraint in atoms.constraints:
+        if not isinstance(constraint, FixAtoms):
+            raise AtomloomError(
+                f"cannot keep a {type(constraint).__name__}",
+                where="dynamics",
+                todo="use ASE's dynamics with AtomloomCalculator, which keep all constraints",
+            )
+        fixed[constraint.index] = True
+    return fixed

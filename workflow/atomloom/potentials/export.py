@@ -1,0 +1,355 @@
+"""Export: a trained model as one program of torch, which runs without atomloom.
+
+The program takes the arrays of neighbour graphs side by side, of any number of structures, atoms and
+edges. A potential's returns energies, forces and stress in real units: its derivative is traced with
+it. A property model's returns what its network says; the card in the file holds the scale. Two kinds
+of file (`.pt2`): a torch.export program, which runs wherever torch does, and a library that
+AOTInductor compiled for this kind of machine. It knows nothing of training.
+
+Legend: B structures, N atoms, E edges.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import platform
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from atomloom import __version__
+from atomloom.config.graph import GraphSpec
+from atomloom.data.batch import GraphBatch
+from atomloom.data.loader import GraphLoader
+from atomloom.errors import AtomloomError
+from atomloom.files import write_atomically
+from atomloom.graphs.build import build_graphs
+from atomloom.models.derivatives import evaluate_potential
+from atomloom.models.layers import BasisTable
+from atomloom.potentials.committee import Source, read_dtype, reference_of
+from atomloom.potentials.evaluation import plain_structure, structure_table
+from atomloom.structures.structure import Structure
+from atomloom.training.predict import LoadedModel, load_model
+from atomloom.training.references import EnergyReference
+
+FORMAT = 1
+CARD = "atomloom.json"
+PLAIN_INPUTS = ("numbers", "positions", "cell", "node_graph", "src", "dst", "shift")
+"""Inputs of every program, in order, as `GraphBatch` has them."""
+POTENTIAL_OUTPUTS = ("energy", "atom_energies", "forces", "stress")
+"""[B] eV, [N] eV, both float64; [N, 3] eV/A, [B, 3, 3] eV/A^3 in the model's precision."""
+DIMENSIONS = {
+    "numbers": "atoms",
+    "positions": "atoms",
+    "cell": "structures",
+    "node_graph": "atoms",
+    "src": "edges",
+    "dst": "edges",
+    "shift": "edges",
+    "multiplicity": "edges",
+    "lattice": "structures",
+}
+"""What the first axis of each input counts."""
+
+
+class _Program(nn.Module):
+    """A model as a function of plain tensors."""
+
+    def __init__(self, loaded: LoadedModel, inputs: Sequence[str]) -> None:
+        super().__init__()
+        self.model = loaded.model
+        self.inputs = tuple(inputs)
+
+    def batch(self, arrays: Sequence[Tensor]) -> GraphBatch:
+        given = dict(zip(self.inputs, arrays, strict=True))
+        positions, cell, shift = given["positions"], given["cell"], given["shift"]
+        src, dst, node_graph = given["src"], given["dst"], given["node_graph"]
+        offsets = (shift.unsqueeze(2) * cell.index_select(0, node_graph).index_select(0, dst)).sum(
+            1
+        )
+        vectors = positions.index_select(0, src) + offsets - positions.index_select(0, dst)
+        return GraphBatch(
+            **given,
+            node_ptr=_pointers(node_graph, cell.shape[0]),
+            dst_ptr=_pointers(dst, positions.shape[0]),
+            vectors=vectors,
+        )
+
+
+class _Potential(_Program):
+    def __init__(self, loaded: LoadedModel, inputs: Sequence[str]) -> None:
+        super().__init__(loaded, inputs)
+        reference = reference_of(loaded)
+        self.scale = float(reference.scale)
+        offsets = reference.atom_offsets(np.arange(len(reference.element_energies)))
+        self.register_buffer("offsets", torch.from_numpy(offsets))
+
+    def forward(self, *arrays: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        batch = self.batch(arrays)
+        said = evaluate_potential(self.model, batch, forces=True, stress=True)
+        own = said.atom_energies.double() * self.scale
+        own = own + self.offsets.index_select(0, batch.numbers)
+        energy = own.new_zeros(batch.size).index_add(0, batch.node_graph, own)
+        return energy, own, said.forces * self.scale, said.stress * self.scale
+
+
+class _Property(_Program):
+    def forward(self, *arrays: Tensor) -> tuple[Tensor]:
+        return (self.model(self.batch(arrays)),)
+
+
+def export_model(
+    model: Source,
+    path: str | Path,
+    *,
+    compiled: bool = False,
+    dtype: str | torch.dtype | None = None,
+    device: str = "cpu",
+) -> Path:
+    """Write a model as a program of torch.
+
+    Args:
+        model: a model file or a loaded model.
+        path: where to, `NAME.pt2`.
+        compiled: compile it by AOTInductor for this kind of machine (needs a C++ compiler; a minute);
+            otherwise write a torch.export program.
+        dtype: `float32` or `float64`; that of the file unless given.
+        device: `cpu` or `cuda`, where the program will run.
+
+    Raises:
+        AtomloomError: when the model uses what a program cannot take (triplets, global features), or
+            cannot be traced or compiled.
+    """
+    path = Path(path)
+    if path.suffix != ".pt2":
+        raise AtomloomError(
+            "a program is a .pt2 file", where=path, todo="give a name ending in .pt2"
+        )
+    if isinstance(model, LoadedModel):
+        loaded = replace(model, model=copy.deepcopy(model.model))  # it is moved and changed here
+    else:
+        loaded = load_model(model)
+    potential = isinstance(loaded.card.standardizer, EnergyReference)
+    _require_exportable(loaded)
+    if dtype is not None:
+        wanted = read_dtype(dtype)
+        loaded = LoadedModel(loaded.model.to(wanted), loaded.card, wanted)
+    program_class = _Potential if potential else _Property
+    example = _example(loaded)
+    inputs = [*PLAIN_INPUTS, *(n for n in ("multiplicity", "lattice") if n in example)]
+    arrays = tuple(example[name].to(device) for name in inputs)
+    program = program_class(loaded, inputs).to(device).eval()
+    dims = {name: Dim(name, min=1) for name in ("structures", "atoms", "edges")}
+    shapes = tuple({0: dims[DIMENSIONS[name]]} for name in inputs)
+    try:
+        exported = _traced(program, arrays, shapes)
+    except Exception as error:  # torch has a hundred kinds of them
+        raise AtomloomError(
+            f"{loaded.card.model.name} cannot be traced: {_first_line(error)}",
+            todo="use the model file itself, which needs atomloom",
+        ) from error
+    card = {
+        "format": FORMAT,
+        "kind": "potential" if potential else "property",
+        "compiled": platform.machine() if compiled else "",
+        "device": device,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "inputs": inputs,
+        "outputs": list(POTENTIAL_OUTPUTS) if potential else ["outputs"],
+        "model": loaded.card.model.model_dump(mode="json"),
+        "graph": loaded.card.graph.model_dump(mode="json"),
+        "targets": list(loaded.card.targets),
+        "unit": loaded.card.unit,
+        "scale": loaded.card.standardizer.content(),
+        "torch": torch.__version__,
+        "atomloom": __version__,
+    }
+    write_atomically(path, lambda temporary: _write(exported, card, compiled, temporary))
+    return path
+
+
+@dataclass(frozen=True, eq=False)
+class ExportedModel:
+    """A program read back, with what it says of itself."""
+
+    run: Any
+    """The program: takes tensors, gives tensors."""
+    card: Mapping[str, Any]
+    """Its card."""
+
+    @property
+    def graph(self) -> GraphSpec:
+        """The graphs it wants."""
+        return GraphSpec.model_validate(self.card["graph"])
+
+    def calculate(self, structures: Sequence[Any]) -> dict[str, np.ndarray]:
+        """Outputs by their names (`card["outputs"]`) for some structures, in one call.
+
+        Raises:
+            AtomloomError: when a structure is nothing of the kind, or none has a neighbour.
+        """
+        own = [plain_structure(item) for item in structures]
+        dtype, device = read_dtype(self.card["dtype"]), self.card["device"]
+        graphs = build_graphs(structure_table(own), self.graph)
+        if not len(graphs.src):
+            raise AtomloomError("a program needs at least one edge", where="structures")
+        rows = np.arange(len(graphs))
+        batch = GraphLoader(graphs, rows, dtype=dtype, device=device).slice(rows)
+        # Compiled programs count on memory that begins where an allocation does.
+        arrays = [getattr(batch, name).clone() for name in self.card["inputs"]]
+        with torch.no_grad():
+            said = self.run(*arrays)
+        return {
+            name: value.cpu().numpy()
+            for name, value in zip(self.card["outputs"], said, strict=True)
+        }
+
+
+def load_exported(path: str | Path) -> ExportedModel:
+    """Read a program that `export_model` wrote.
+
+    Raises:
+        AtomloomError: when it is missing, none of ours, of a newer format, or compiled for another
+            kind of machine.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise AtomloomError("no program here", where=path)
+    card = _card_of(path)
+    if card["format"] != FORMAT:
+        raise AtomloomError(
+            f"has format {card['format']}, this atomloom reads {FORMAT}", where=path
+        )
+    if not card["compiled"]:
+        with _quiet():
+            return ExportedModel(torch.export.load(path).module(), card)
+    if card["compiled"] != platform.machine():
+        raise AtomloomError(f"was compiled for {card['compiled']}", where=path,
+                            todo="export it again on this machine")  # fmt: skip
+    with _quiet():
+        return ExportedModel(torch._inductor.aoti_load_package(str(path)), card)
+
+
+def _require_exportable(loaded: LoadedModel) -> None:
+    spec = loaded.card.graph
+    if spec.triplets is not None:
+        raise AtomloomError("programs have no triplets", where=loaded.card.model.name)
+    if getattr(loaded.card, "given", None) is not None:
+        raise AtomloomError("programs have no global features", where=loaded.card.model.name)
+
+
+def _example(loaded: LoadedModel) -> dict[str, Tensor]:
+    """Tensors of five small crystals of an element that the model knows. Neither 0, 1 nor 3, which
+    tracing would take for constants, and no number twice: it would take them for the same."""
+    number = 8
+    if isinstance(loaded.card.standardizer, EnergyReference):
+        number = int(np.flatnonzero(np.isfinite(loaded.card.standardizer.element_energies))[0])
+    draw = np.random.default_rng(0)
+    pitch = max(2.5, 0.4 * float(loaded.card.graph.cutoff))
+    structures = []
+    for count in (2, 3, 4, 2, 3):
+        cell = np.diag([pitch, pitch, pitch * count]) + draw.normal(scale=0.05, size=(3, 3))
+        height = (np.arange(count) + 0.5) / count
+        positions = np.column_stack([np.full((count, 2), 0.5), height]) @ cell
+        positions += draw.normal(scale=0.1, size=positions.shape)
+        structures.append(
+            Structure(np.full(count, number, np.uint8), positions, cell, np.ones(3, dtype=bool))
+        )
+    graphs = build_graphs(structure_table(structures), loaded.card.graph)
+    rows = np.arange(len(graphs))
+    batch = GraphLoader(graphs, rows, dtype=loaded.dtype).slice(rows)
+    # Clones, as the loader's tensors are parts of one: a program must not count on that.
+    return {n: t.clone() for n in DIMENSIONS if (t := getattr(batch, n)) is not None}
+
+
+def _traced(
+    program: nn.Module, arrays: tuple[Tensor, ...], shapes: tuple[dict[int, Any], ...]
+) -> torch.export.ExportedProgram:
+    """The program and its derivative as one graph of plain operations.
+
+    torch.export alone does not see through a derivative taken inside (torch 2.13 loses constants
+    there): it is made plain by make_fx first.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with ExitStack() as changed:
+        # Compiled passes and interpolation that pays above some size cannot be traced; models leave
+        # them out where they are being compiled.
+        changed.enter_context(mock.patch.object(torch.compiler, "is_compiling", return_value=True))
+        changed.enter_context(mock.patch.object(BasisTable, "pays", return_value=False))
+        changed.enter_context(_quiet())
+        plain = make_fx(program, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*arrays)
+        exported = torch.export.export(plain, arrays, dynamic_shapes=shapes, strict=False)
+    return exported
+
+
+def _write(
+    exported: torch.export.ExportedProgram, card: Mapping[str, Any], compiled: bool, path: Path
+) -> None:
+    with _quiet(), tempfile.TemporaryDirectory(prefix="atomloom-") as folder:
+        # torch insists on the ending.
+        made = Path(folder) / "program.pt2"
+        if not compiled:
+            exported.example_inputs = None
+            torch.export.save(exported, made, extra_files={CARD: json.dumps(card)})
+        else:
+            try:
+                torch._inductor.aoti_compile_and_package(
+                    exported,
+                    package_path=str(made),
+                    inductor_configs={"aot_inductor.metadata": {CARD: json.dumps(card)}},
+                )
+            except Exception as error:
+                raise AtomloomError(
+                    f"AOTInductor cannot compile it: {_first_line(error)}",
+                    todo="export without compiling",
+                ) from error
+        shutil.copyfile(made, path)
+
+
+def _card_of(path: Path) -> dict[str, Any]:
+    """The card in a program's file, which is a zip."""
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith(f"/extra/{CARD}"):
+                    return json.loads(archive.read(name))
+                if name.endswith("metadata.json"):
+                    found = json.loads(archive.read(name))
+                    if CARD in found:
+                        return json.loads(found[CARD])
+    except (OSError, zipfile.BadZipFile, ValueError) as error:
+        raise AtomloomError(f"cannot be read: {error}", where=path) from None
+    raise AtomloomError("is no program of atomloom", where=path)
+
+
+def _pointers(index: Tensor, size: int) -> Tensor:
+    """[size+1] where runs of an ascending index begin."""
+    counts = index.new_zeros(size).index_add(0, index, torch.ones_like(index))
+    return torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _quiet():
+    """Torch warns of its own business while it traces and compiles."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
