@@ -621,3 +621,35 @@ def test_the_graph_is_what_the_model_needs():
     assert config.graph.neighbors == "radius"
     assert config.graph.cutoff == 7.0
     assert config.model.kind == "potential"
+
+
+@pytest.mark.parametrize("hidden", [(4, 3), {"Ti": (4, 3), "O": (5,), "Sr": (2, 2)}])
+def test_decorrelated_features_vary_independently(mixed_batch, hidden):
+    model = small_model(decorrelate=True, hidden=hidden)
+    rng = torch.Generator().manual_seed(1)
+    numbers = torch.tensor([22, 8, 38]).repeat(200)
+    count = model.basis.features
+    mixing = torch.randn(count, count, generator=rng, dtype=torch.float64)
+    features = torch.randn(600, count, generator=rng, dtype=torch.float64) @ mixing + 3.0
+    model.fit_features(features, numbers)
+    element = model.place[numbers]
+    for index in range(3):
+        z = (features - model.feature_mean[index]) * model.feature_scale[index]
+        own = z[element == index]
+        mixed = own @ model.networks.mixing[index]
+        before = torch.linalg.eigvalsh(own.T @ own / len(own))
+        after = torch.linalg.eigvalsh(mixed.T @ mixed / len(mixed))
+        expected = before / (before + 1e-3 * before[-1])
+        torch.testing.assert_close(after, expected.sort().values, rtol=1e-8, atol=1e-10)
+        assert before[-1] / before[0] > 100
+        assert after[-1] / after[-len(after) // 2] < 1.1
+        # What a network of torch makes of the mixed features is what ours makes of the plain ones.
+        values = mixed
+        sizes = model.networks.sizes[index]
+        for place, (weight, bias) in enumerate(model.networks.layers(index)):
+            if place == 0:
+                weight = torch.linalg.solve(model.networks.mixing[index], weight.T).T
+            values = values @ weight.T + bias
+            values = torch.tanh(values) if place < len(sizes) - 2 else values
+        ours = model.energies(features, numbers)[element == index]
+        torch.testing.assert_close(values[:, 0], ours, rtol=1e-8, atol=1e-8)

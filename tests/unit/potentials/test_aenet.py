@@ -84,6 +84,14 @@ def test_what_is_written_is_read(tmp_path, batch):
     torch.testing.assert_close(twin.feature_atoms, model.feature_atoms)
 
 
+@pytest.mark.parametrize("changes", [{}, {"hidden": (4, 4), "activation": "tanh"}])
+def test_decorrelated_features_are_written_into_the_first_layer(tmp_path, batch, changes):
+    model = trained(batch, decorrelate=True, **changes)
+    paths = write_aenet(model, ENERGIES, tmp_path / "new")
+    again, _ = read_aenet(paths)
+    torch.testing.assert_close(again(batch), model(batch), rtol=1e-9, atol=1e-9)
+
+
 def test_networks_of_one_shape_and_single_precision(tmp_path, batch):
     model = trained(batch, hidden=(5, 5), activation="tanh")
     single = Chebyshev(

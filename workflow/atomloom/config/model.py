@@ -124,6 +124,9 @@ class ChebyshevConfig(ModelSection):
     activation: ActivationName | dict[Symbol, ActivationName] = "tanh"
     """Of the hidden layers, for all networks or by element. Names are aenet's; it does not have
     `silu` and `relu`."""
+    decorrelate: bool = False
+    """Mix the standardised features so that they vary independently over the training atoms. The
+    networks can say no more and no less, but are learnt faster."""
     least_distance: float = Field(default=0.55, gt=0)
     """A; structures with atoms closer than this are refused."""
 

@@ -28,6 +28,8 @@ from atomloom.models.chebyshev_kernels import Basis
 from atomloom.models.layers import at_least_single, full_precision, segment_sum
 from atomloom.structures.elements import SYMBOLS, atomic_number
 
+LEAST_SPREAD = 1e-3
+"""Share of the largest variance that every direction of decorrelated features is taken to have."""
 NO_VARIATION = 1e-5
 """A feature whose standard deviation is below this share of its size may be rounding of float32."""
 TOGETHER = 2e7
@@ -65,6 +67,7 @@ class Chebyshev(nn.Module):
             self.basis.features,
             hidden,
             [(name,) * len(sizes) for name, sizes in zip(activation, hidden, strict=True)],
+            config.decorrelate,
         )
         place = torch.full((len(SYMBOLS),), -1)
         place[list(self.numbers)] = torch.arange(len(self.numbers))
@@ -135,6 +138,9 @@ class Chebyshev(nn.Module):
             self.feature_scale[index] = torch.where(varies, 1.0 / deviation, 0.0)
             self.feature_least[index] = own.amin(dim=0)
             self.feature_most[index] = own.amax(dim=0)
+            if self.networks.mixing is not None:
+                z = (own - mean) * self.feature_scale[index].double()
+                self.networks.mixing[index] = _decorrelation(z)
 
     def require_elements(self, numbers: np.ndarray) -> None:
         """Raise AtomloomError where there is no network for some element."""
@@ -198,6 +204,16 @@ def _of_species(setting, species: Sequence[str], key: str) -> list:
 # --- networks ---
 
 
+def _decorrelation(z: Tensor) -> Tensor:
+    """[F, F] symmetric: what makes the covariance of rows [N, F] about that of independent numbers.
+
+    Directions in which they hardly vary are not blown up to noise.
+    """
+    values, vectors = torch.linalg.eigh(z.T @ z / len(z))
+    scale = (values.clamp(min=0.0) + LEAST_SPREAD * values[-1]).rsqrt()
+    return (vectors * scale) @ vectors.T
+
+
 def _mtanh(x: Tensor) -> Tensor:
     return 1.7159 * torch.tanh(x * (2.0 / 3.0))
 
@@ -225,13 +241,17 @@ class ElementNetworks(nn.Module):
         features: int,
         hidden: Sequence[Sequence[int]],
         activations: Sequence[Sequence[str]],
+        decorrelate: bool = False,
     ) -> None:
         """Args:
         features: F.
         hidden: sizes of the hidden layers of each element.
         activations: names of their activations, likewise.
+        decorrelate: whether features are mixed by `mixing` first.
         """
         super().__init__()
+        eye = torch.eye(features).repeat(len(hidden), 1, 1) if decorrelate else None
+        self.register_buffer("mixing", eye)
         self.sizes = [(features, *layers, 1) for layers in hidden]
         self.activations = [tuple(names) for names in activations]
         self.alike = len(set(self.sizes)) == len(set(self.activations)) == 1
@@ -245,14 +265,19 @@ class ElementNetworks(nn.Module):
                 self.biases.append(nn.Parameter(torch.zeros(*stack, out)))
 
     def layers(self, element: int) -> list[tuple[Tensor, Tensor]]:
-        """Weight [out, in] and bias [out] of each layer of an element's network."""
+        """Weight [out, in] and bias [out] of each layer of an element's network, the mixing of
+        features taken into the first."""
         depth = len(self.sizes[element]) - 1
         if self.alike:
             pairs = zip(self.weights, self.biases, strict=True)
-            return [(weight[element], bias[element]) for weight, bias in pairs]
-        start = sum(len(sizes) - 1 for sizes in self.sizes[:element])
-        places = range(start, start + depth)
-        return [(self.weights[place], self.biases[place]) for place in places]
+            found = [(weight[element], bias[element]) for weight, bias in pairs]
+        else:
+            start = sum(len(sizes) - 1 for sizes in self.sizes[:element])
+            places = range(start, start + depth)
+            found = [(self.weights[place], self.biases[place]) for place in places]
+        if self.mixing is not None:
+            found[0] = (found[0][0] @ self.mixing[element], found[0][1])
+        return found
 
     def forward(self, features: Tensor, element: Tensor) -> Tensor:
         """[N] outputs of the networks of the elements [N] on features [N, F]."""
@@ -276,7 +301,10 @@ class ElementNetworks(nn.Module):
         """Every network on every atom, [S, N, H] at a time; then each atom takes its own."""
         values = features.unsqueeze(0).expand(len(self.sizes), -1, -1)
         names = (*self.activations[0], "linear")
-        for weight, bias, name in zip(self.weights, self.biases, names, strict=True):
+        weights = list(self.weights)
+        if self.mixing is not None:  # once a network, not once an atom
+            weights[0] = weights[0] @ self.mixing
+        for weight, bias, name in zip(weights, self.biases, names, strict=True):
             product = torch.baddbmm(bias.unsqueeze(1), values, weight.transpose(1, 2))
             values = ACTIVATIONS[name](product)
         return values.squeeze(2).gather(0, element.unsqueeze(0)).squeeze(0)
