@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from atomloom import __version__
@@ -19,6 +19,7 @@ from atomloom.config import Config, load_config
 from atomloom.errors import AtomloomError
 from atomloom.layout import Layout, PlannedLayout
 from atomloom.plan import Plan
+from atomloom.progress import Progress
 
 Log = Callable[[str], None]
 
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, run, text in (
         ("convert", _convert, "convert raw records to structures"),
+        ("label", _label, "let the teacher compute energies, forces and stress"),
         ("graphs", _graphs, "build neighbour graphs"),
     ):
         sub = command(name, run, text)
@@ -99,6 +101,23 @@ def _parser() -> argparse.ArgumentParser:
         "--threads", type=int, metavar="N", help="CPU threads"
     )
     command("report", _report, "write the report")
+    sub = command("bench", _bench, "measure on this data and machine what training can do")
+    sub.add_argument(
+        "what",
+        choices=("batch", "precision"),
+        help="batch: the largest that fits into memory. precision: errors, losses and speed of each",
+    )
+    sub.add_argument(
+        "--memory", type=float, metavar="GB", help="batch: limit; what is free unless given"
+    )
+    sub.add_argument(
+        "--steps", type=int, default=300, metavar="N", help="precision: steps of each (300)"
+    )
+    sub.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    sub.add_argument("--trials", help=argparse.SUPPRESS)
+
+    _add_predict(commands)
+    _add_export(commands)
 
     sub = commands.add_parser("inspect", help="say what is in a shard, an index or raw files")
     sub.add_argument("path", type=Path, help="a shard, a folder of graphs, an index or raw files")
@@ -145,6 +164,77 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_predict(commands: argparse._SubParsersAction) -> None:
+    text = "predict structures with a trained model: energies and forces, or properties"
+    sub = commands.add_parser("predict", help=text, description=text)
+    sub.add_argument(
+        "--model",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="model.safetensors of a run; several: their mean, and a standard deviation",
+    )
+    sub.add_argument(
+        "--source",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="files, folders or archives with structures",
+    )
+    sub.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="the table, NAME.parquet"
+    )
+    sub.add_argument(
+        "--forces", action="store_true", help="potentials: also write NAME.forces.parquet"
+    )
+    sub.add_argument(
+        "--chunk", type=int, default=1000, metavar="N", help="records done at a time (1000)"
+    )
+    for name, most in (("structures", 256), ("atoms", 4096), ("edges", 200_000)):
+        sub.add_argument(
+            f"--batch-{name}", type=int, default=most, metavar="N", help=f"most in a batch ({most})"
+        )
+    sub.add_argument("--format", default="auto", help="format of the records (auto)")
+    sub.add_argument("--pattern", metavar="GLOB", help="take only files or members that match")
+    sub.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="option of the format's reader; may be repeated",
+    )
+    sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    sub.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    sub.add_argument("--log", type=Path, metavar="FILE", help="also append messages to this file")
+    sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    sub.set_defaults(run=_predict)
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    text = "write a trained model as a program of torch, which runs without atomloom"
+    sub = commands.add_parser("export", help=text, description=text)
+    sub.add_argument(
+        "--model", type=Path, required=True, metavar="FILE", help="model.safetensors of a run"
+    )
+    sub.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="the program, NAME.pt2"
+    )
+    sub.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile it by AOTInductor for this kind of machine (needs a C++ compiler)",
+    )
+    sub.add_argument(
+        "--dtype", choices=("float32", "float64"), help="precision (that of the model)"
+    )
+    sub.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where it will run (cpu)"
+    )
+    sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    sub.set_defaults(run=_export, log=None)
+
+
 # --- stages: modules are imported where they are used, so that a command starts fast ---
 
 
@@ -164,6 +254,10 @@ def _convert(options: argparse.Namespace) -> None:
     _each_chunk(options, _convert_one, Layout.structures)
 
 
+def _label(options: argparse.Namespace) -> None:
+    _each_chunk(options, _label_one, Layout.labels)
+
+
 def _graphs(options: argparse.Namespace) -> None:
     _each_chunk(options, _build_one, Layout.graphs)
 
@@ -172,6 +266,12 @@ def _convert_one(layout: Layout, plan: Plan, key: str, log: Log) -> None:
     from atomloom.stages.convert import convert_chunk
 
     convert_chunk(layout, plan, key, log)
+
+
+def _label_one(layout: Layout, plan: Plan, key: str, log: Log) -> None:
+    from atomloom.stages.label import label_chunk
+
+    label_chunk(layout, key, log)
 
 
 def _build_one(layout: Layout, plan: Plan, key: str, log: Log) -> None:
@@ -192,18 +292,22 @@ def _each_chunk(
         return
     missing = [key for key in plan.chunk_keys if not output(layout, key).exists()]
     log(f"{len(missing)} of {len(plan.chunk_keys)} chunks to do")
+    size = {chunk.key: chunk.count for chunk in plan.chunks}
+    progress = Progress(log, len(missing), sum(size[key] for key in missing))
     if options.workers <= 1 or len(missing) <= 1:
         for key in missing:
             one(layout, plan, key, log)
+            progress.add(size[key])
         return
-    started = time.monotonic()
     with ProcessPoolExecutor(min(options.workers, len(missing))) as pool:
-        jobs = [pool.submit(one, layout, plan, key, _silent) for key in missing]
-        for done, job in enumerate(jobs, 1):
-            job.result()
-            if done % 10 == 0 or done == len(jobs):
-                left = (time.monotonic() - started) / done * (len(jobs) - done)
-                log(f"{done}/{len(jobs)} chunks, {left:.0f} s left")
+        jobs = {pool.submit(one, layout, plan, key, _silent): key for key in missing}
+        try:
+            for job in as_completed(jobs):
+                job.result()
+                progress.add(size[jobs[job]])
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # what failed for one chunk would fail for others
+            raise
 
 
 def _silent(message: str) -> None:
@@ -234,10 +338,73 @@ def _evaluate(options: argparse.Namespace) -> None:
     evaluate_run(PlannedLayout(*_planned(options)), _log_to(options))
 
 
+def _bench(options: argparse.Namespace) -> None:
+    from atomloom.stages.bench import bench_batch, bench_precision, run_trials
+
+    places = PlannedLayout(*_planned(options))
+    if options.trials:
+        run_trials(places, [int(size) for size in options.trials.split(",")])
+    elif options.what == "batch":
+        limit = None if options.memory is None else int(options.memory * 1e9)
+        bench_batch(places, limit, _log_to(options))
+    else:
+        bench_precision(places, options.steps, _log_to(options))
+
+
 def _report(options: argparse.Namespace) -> None:
     from atomloom.stages.report import report_run
 
     report_run(PlannedLayout(*_planned(options)), _log_to(options))
+
+
+def _predict(options: argparse.Namespace) -> None:
+    import torch
+    import yaml
+
+    from atomloom.config.training import Batching
+    from atomloom.stages.predict import Prediction, predict_files
+
+    readers = {}
+    for item in options.option:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise AtomloomError(f"`{item}` is not NAME=VALUE", where="--option")
+        readers[name] = yaml.safe_load(value)
+    for name in ("chunk", "batch_structures", "batch_atoms", "batch_edges", "threads"):
+        if (given := getattr(options, name)) is not None and given < 1:
+            raise AtomloomError("must be at least 1", where=f"--{name.replace('_', '-')}")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    request = Prediction(
+        models=tuple(options.model),
+        sources=tuple(options.source),
+        output=options.output,
+        forces=options.forces,
+        chunk=options.chunk,
+        bounds=Batching(
+            structures=options.batch_structures,
+            atoms=options.batch_atoms,
+            edges=options.batch_edges,
+        ),
+        device=options.device,
+        format=options.format,
+        pattern=options.pattern,
+        options=readers,
+    )
+    predict_files(request, _log_to(options))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from atomloom.potentials.export import export_model
+
+    path = export_model(
+        options.model,
+        options.output,
+        compiled=options.compile,
+        dtype=options.dtype,
+        device=options.device,
+    )
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
 def _inspect(options: argparse.Namespace) -> None:

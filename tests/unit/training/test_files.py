@@ -142,6 +142,19 @@ def test_mlflow_and_wandb_are_told_each_epoch(tmp_path, monkeypatch):
     assert seen["parameters"]["training.epochs"] == 3
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strategy": "fsdp"}, "several devices; there is 1"),
+        ({"strategy": "fsdp", "devices": 2, "compile": True}, "neither with compile"),
+        ({"compile": True, "gradient_checkpointing": True}, "exclude each other"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, message):
+    with pytest.raises(AtomloomError, match=message):
+        small_config(**options)
+
+
 class Broken(SumModel):
     """Asks for a number in the middle, which no compiled graph can hold."""
 

@@ -226,3 +226,96 @@ def test_targets_that_no_potential_learns_are_refused(target, training, message)
                 "training": training,
             }
         )
+
+
+# --- L-BFGS ---
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_lbfgs_learns_a_pair_potential_in_few_epochs(tmp_path, monkeypatch, threads):
+    use_pair_model(monkeypatch)
+    data = pair_data()
+    config = pair_config(epochs=12, optimizer="lbfgs", batch={"structures": 5}, threads=threads)
+    result = train(data, config, tmp_path, quiet)
+    assert result.best_val_mae["forces"] < 1e-3 * np.abs(data.forces).mean()
+
+
+def test_lbfgs_gives_the_same_bits_by_any_number_of_threads_and_when_resumed(tmp_path, monkeypatch):
+    use_pair_model(monkeypatch)
+    data = pair_data(24)
+    options = {"optimizer": "lbfgs", "epochs": 4, "batch": {"structures": 4}}
+    options |= {
+        "checkpoint_minutes": 1e-9,
+        "potential": {"force_fraction": 0.5, "force_every": None},
+    }
+    train(data, pair_config(threads=1, **options), tmp_path / "one", quiet)
+    config = pair_config(threads=2, **options)
+    train(data, config, tmp_path / "two", quiet)
+    for call in (2, 3):
+        with monkeypatch.context() as patch:
+            kill_at(patch, "progress_line", call)
+            with pytest.raises(Killed):
+                train(data, config, tmp_path / "parts", quiet)
+    train(data, config, tmp_path / "parts", quiet)
+    assert_equal_runs(tmp_path / "one", tmp_path / "two")
+    assert_equal_runs(tmp_path / "one", tmp_path / "parts")
+
+
+# --- which structures come how often ---
+
+
+def rows_seen(monkeypatch, data, config, folder) -> list[int]:
+    """Rows of all batches of a training, in order."""
+    seen = []
+    genuine = PotentialObjective.sums
+
+    def noting(self, output, batch):
+        seen.extend(batch.rows.tolist())
+        return genuine(self, output, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PotentialObjective, "sums", noting)
+        train(data, config, folder, quiet)
+    return seen
+
+
+def test_structures_of_low_energy_come_more_often(tmp_path, monkeypatch):
+    use_pair_model(monkeypatch)
+    data = pair_data(40)
+    options = {"sampling": "energy", "sampling_temperature": 0.3}
+    seen = rows_seen(monkeypatch, data, pair_config(epochs=20, potential=options), tmp_path)
+    rows = data.split("train")
+    counts = np.bincount(seen, minlength=40)[rows]
+    config = pair_config(potential=options)
+    objective = PotentialObjective(data, config, rows, data.split("val"))
+    chances = objective._chances(0)[rows]
+    expected = 20 * len(rows) * chances / chances.sum()
+    assert counts.sum() == 20 * len(rows)
+    assert np.abs(counts - expected).max() <= 20
+    assert counts[chances.argmax()] > 2 * counts[chances.argmin()]
+
+
+def test_structures_with_large_errors_come_more_often(tmp_path, monkeypatch):
+    use_pair_model(monkeypatch)
+    data = pair_data(40)
+    odd = int(data.split("train")[3])
+    data.targets[odd] += 30.0 * len(data.table[odd].numbers)  # never learnt
+    config = pair_config(epochs=6, potential={"sampling": "error"})
+    seen = rows_seen(monkeypatch, data, config, tmp_path)
+    counts = np.bincount(seen, minlength=40)
+    assert counts[odd] == counts.max() > 3 * np.median(counts[data.split("train")])
+
+
+def test_sampling_by_errors_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    use_pair_model(monkeypatch)
+    data = pair_data(24)
+    options = {"batch": {"structures": 4}, "checkpoint_minutes": 1e-9}
+    config = pair_config(epochs=4, potential={"sampling": "error"}, **options)
+    train(data, config, tmp_path / "whole", quiet)
+    for step in (7, 4):
+        with monkeypatch.context() as patch:
+            kill_at(patch, "_seed_noise", step)
+            with pytest.raises(Killed):
+                train(data, config, tmp_path / "parts", quiet)
+    train(data, config, tmp_path / "parts", quiet)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")

@@ -53,11 +53,12 @@ def launch(folder: Path, options: dict, kill_at: int = 0) -> subprocess.Complete
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_equal_one(tmp_path, monkeypatch, strategy):
     """Batches of 3 shared by two, the last of one structure: a process then has nothing to do."""
     options = {"precision": "64", "batch": {"structures": 3}, "accumulate": 2, "clip_norm": 0.5}
     options |= {"ema_decay": 0.9, "epochs": 2}
-    done = launch(tmp_path, {**options, "devices": 2, "sums": True})
+    done = launch(tmp_path, {**options, "devices": 2, "strategy": strategy, "sums": True})
     assert done.returncode == 0, done.stderr
     assert sum(line.startswith("epoch") for line in done.stdout.splitlines()) == 2
     use_sum_model(monkeypatch)
@@ -70,16 +71,19 @@ def test_two_processes_equal_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_resume_to_the_same_bits(tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_resume_to_the_same_bits(tmp_path, strategy):
     options = {"devices": 2, "sums": False, "epochs": 2, "checkpoint_minutes": 1e-9}
+    options |= {"strategy": strategy, "ema_decay": 0.9, "accumulate": 2}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
-    assert launch(whole, options).returncode == 0
+    done = launch(whole, options)
+    assert done.returncode == 0, done.stderr
     assert launch(parts, options, kill_at=4).returncode != 0
     done = launch(parts, options)
     assert done.returncode == 0, done.stderr
-    assert "going on at epoch 1, batch 4" in done.stdout
+    assert "going on at epoch 1, batch 3" in done.stdout
     assert history(whole / "run") == history(parts / "run")
     one, other = (load_file(folder / "run" / "model.safetensors") for folder in (whole, parts))
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -51,6 +51,11 @@ class PotentialTraining(Section):
     """Other structures are drawn for `force_fraction` every so many epochs; null: never."""
     force_least: int = Field(default=1, ge=1)
     """At least so many structures are drawn."""
+    sampling: Literal["uniform", "energy", "error"] = "uniform"
+    """How often structures come in an epoch: each once; in proportion to exp(-E/T), where E is the energy
+    an atom above the lowest; or in proportion to the error of the energy an atom when last seen."""
+    sampling_temperature: float = Field(default=0.1, gt=0)
+    """T of `sampling: energy`, in eV/atom."""
     cache_features: Literal["auto", True, False] = unkeyed("auto")
     """Chebyshev: compute the descriptors of structures whose forces are not used once, and keep them.
     `auto`: if they take less than a quarter of the free memory."""
@@ -65,18 +70,22 @@ class Training(Section):
     """Seed of initial weights and of the order of batches."""
     batch: Batching = Batching()
     """What goes into one optimiser step."""
-    loss: Literal["mse", "mae", "huber", "bce", "rmse"] = "mse"
+    loss: Literal["mse", "mae", "huber", "bce", "cross_entropy", "rmse"] = "mse"
     """Loss on standardised targets; unknown targets count nothing. `bce`, binary cross entropy, is for
-    targets that are classes, 0 or 1; predictions are then probabilities of 1. `rmse`, for potentials,
-    adds up root mean square errors of a batch, as aenet does."""
+    targets that are classes, 0 or 1; predictions are then probabilities of 1. `cross_entropy` is for
+    one target that is the number of a class, 0, 1, 2, ...; predictions are then the most likely class
+    and the probabilities of all. `rmse`, for potentials, adds up root mean square errors of a batch, as
+    aenet does."""
     huber_delta: float = Field(default=1.0, gt=0)
     """For `huber`: where the loss turns from quadratic to linear, in standard deviations."""
     log_targets: list[str] = Field(default=[])
     """Targets whose natural logarithm is learnt; all their values must be positive."""
     potential: PotentialTraining = PotentialTraining()
     """Energies, forces and stress."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """AdamW (Loshchilov and Hutter, 2019) or SGD with Nesterov momentum 0.9."""
+    optimizer: Literal["adamw", "sgd", "lbfgs"] = "adamw"
+    """AdamW (Loshchilov and Hutter, 2019), SGD with Nesterov momentum 0.9, or L-BFGS: 20 second-order
+    steps an epoch on the whole training set, which is held in memory. That is for small potentials;
+    learning rate, weight decay and scheduler are not used then."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(default=1e-5, ge=0)
@@ -104,12 +113,21 @@ class Training(Section):
     precision: Literal["64", "32", "tf32", "bf16-mixed", "fp16-mixed"] = "32"
     """Arithmetic of the training step. Weights, graphs and losses stay in 32 bits (64 for 64)."""
     compile: bool = unkeyed(False)
-    """torch.compile the model; falls back, saying so, where that fails."""
+    """torch.compile the model; falls back, saying so, where that fails, and says where the compiled
+    graph is broken. Potentials whose forces are learnt run without: what is compiled cannot be
+    differentiated twice."""
+    gradient_checkpointing: bool = unkeyed(False)
+    """Keep only the layers' inputs and compute the rest again on the way back: the same numbers for
+    less memory and more time. Not for all models, and not together with `compile`."""
     device: Literal["auto", "cpu", "cuda"] = unkeyed("auto")
     """Where to train; `auto` takes CUDA if there is one."""
     devices: int = Field(default=1, ge=1)
     """Processes that share every batch, on as many GPUs, or on the threads of the CPU. The step is that
     of the whole batch, but for batch norms, which see a process's part: hence it is in the key."""
+    strategy: Literal["auto", "ddp", "fsdp"] = unkeyed("auto")
+    """How several processes share the work. `ddp` (and `auto`): each has the whole network. `fsdp`: each
+    keeps its part of weights, gradients and optimiser's state, and puts weights together only while a
+    batch passes; the same numbers to rounding. Not with `compile` and mixed precision in 16 bits."""
     threads: int | None = unkeyed(None, ge=1)
     """CPU threads of the training job; all that the workflow was given unless set."""
     prefetch: int | None = unkeyed(None, ge=0)
@@ -118,11 +136,52 @@ class Training(Section):
     checkpoint_minutes: float = unkeyed(5.0, gt=0)
     """The state for resuming is saved at least this often, and at ends of epochs as often as it costs
     no more than some 2 % of the time."""
+    keep_every: int | None = unkeyed(None, ge=1)
+    """Keep a model file of every so many epochs, `checkpoints/epoch-0010.safetensors`, with the weights
+    that were validated; null: none. The best (`model.safetensors`) and the last
+    (`checkpoints/last.safetensors`) are always kept."""
+    loggers: list[Literal["tensorboard", "mlflow", "wandb"]] = unkeyed([])
+    """Where else the history of epochs goes; `history.csv` is always written. `tensorboard`: event files
+    in the run's folder `tensorboard/`. `mlflow`, `wandb`: as their own environment variables say, if
+    these packages are installed."""
+
+    @property
+    def classes(self) -> bool:
+        """Whether targets are classes."""
+        return self.loss in ("bce", "cross_entropy")
 
     @model_validator(mode="after")
-    def _classes_have_no_logarithm(self) -> Training:
-        if self.loss == "bce" and self.log_targets:
-            raise ValueError("log_targets and loss: bce exclude each other")
+    def _options_go_together(self) -> Training:
+        if self.classes and self.log_targets:
+            raise ValueError(f"log_targets and loss: {self.loss} exclude each other")
+        if self.strategy == "fsdp" and self.devices == 1:
+            raise ValueError("strategy: fsdp shares weights out among several devices; there is 1")
+        if self.strategy == "fsdp" and (self.compile or self.precision == "fp16-mixed"):
+            raise ValueError("strategy: fsdp goes neither with compile nor with fp16-mixed")
+        if self.compile and self.gradient_checkpointing:
+            raise ValueError(
+                "compile and gradient_checkpointing exclude each other: "
+                "the compiler decides by itself what to compute again"
+            )
+        if self.potential.sampling == "error" and self.devices > 1:
+            raise ValueError("potential.sampling: error works on one device")
+        if self.optimizer == "lbfgs" and self.potential.sampling != "uniform":
+            raise ValueError(
+                "optimizer: lbfgs takes every structure once: potential.sampling uniform"
+            )
+        if self.optimizer == "lbfgs":
+            mixed = self.precision not in ("64", "32")
+            drawn = self.potential.force_fraction < 1.0 and self.potential.force_every is not None
+            if mixed or self.accumulate > 1 or self.devices > 1 or self.clip_norm is not None:
+                raise ValueError(
+                    "optimizer: lbfgs takes the whole training set in precision 32 or 64, on one "
+                    "device, without accumulate and clip_norm"
+                )
+            if drawn or self.loss == "rmse":
+                raise ValueError(
+                    "optimizer: lbfgs needs one smooth loss: potential.force_every null where "
+                    "force_fraction is below 1, and another loss than rmse"
+                )
         if self.loss == "rmse" and (self.accumulate > 1 or self.devices > 1):
             raise ValueError("loss: rmse is of one whole batch: accumulate and devices must be 1")
         return self

@@ -27,8 +27,8 @@ from atomloom.data.batching import (
     Sizes,
     Windows,
     check_rows,
-    oversize,
     draw_rows,
+    oversize,
     plan_epoch,
     share,
 )

@@ -21,6 +21,8 @@ Legend: B structures, N atoms, E edges, D = width, V = 64 scalars of the equivar
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -43,12 +45,14 @@ from atomloom.models.layers import (
     centred_product,
     full_precision,
     gather,
-    mean_over_structures,
     product,
     product_dtype,
+    read_out,
+    recomputed,
     rounded,
     segment_sum,
     tabulated,
+    tabulated_parts,
 )
 
 LENGTH_SCALE = -0.75
@@ -246,15 +250,26 @@ class _ComFormer(nn.Module):
     Under autocast, products over edges run in the lower precision and nothing else does.
     """
 
-    def __init__(self, width: int, centers: int, layers: int, outputs: int) -> None:
+    gradient_checkpointing = False
+    """Compute what happens over edges again on the way back, instead of keeping it."""
+
+    def __init__(
+        self,
+        width: int,
+        centers: int,
+        layers: int,
+        outputs: int,
+        readout: str,
+        global_features: int,
+    ) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.readout, self.global_features = width, readout, global_features
         self.atom_embedding = nn.Linear(CGCNN_FEATURES, width)
         self.rbf = _embedding_mlp(-4.0, 0.0, centers, width)
         reach = BasisTable.REACH * self.rbf[0].width
         self.length_table = BasisTable(self.rbf[0], -4.0 - reach, 0.0)
         self.att_layers = nn.ModuleList(NodeLayer(width) for _ in range(layers))
-        self.fc = nn.Sequential(nn.Linear(width, width), nn.SiLU())
+        self.fc = nn.Sequential(nn.Linear(width + global_features, width), nn.SiLU())
         self.fc_out = nn.Linear(width, outputs)
         elements = torch.tensor(cgcnn_features(), dtype=torch.float32)
         self.register_buffer("elements", elements, persistent=False)
@@ -273,7 +288,36 @@ class _ComFormer(nn.Module):
         return self.atom_embedding(gather(self.elements, batch.numbers))
 
     def read_out(self, nodes: Tensor, batch: GraphBatch) -> Tensor:
-        return self.fc_out(self.fc(mean_over_structures(nodes, batch.node_graph, batch.node_ptr)))
+        given = batch.extras["globals"] if self.global_features else None
+        return read_out(
+            nodes,
+            batch.node_graph,
+            batch.node_ptr,
+            self.readout,
+            lambda values: self.fc_out(self.fc(values)),
+            given,
+        )
+
+    def node_layer(
+        self,
+        place: int,
+        nodes: Tensor,
+        part: Callable[[], Tensor],
+        batch: GraphBatch,
+        dtype: torch.dtype | None,
+    ) -> Tensor:
+        """A node layer; `part` gives its [E, 2 D] of edges."""
+        layer = self.att_layers[place]
+        return self.over_edges(lambda values: layer(values, part(), batch, dtype), nodes)
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether this pass keeps no more than it must."""
+        return self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+
+    def over_edges(self, function, *inputs):
+        """A part of the network that holds much more than it is given."""
+        return recomputed(function, *inputs) if self.recomputes else function(*inputs)
 
 
 class IComFormer(_ComFormer):
@@ -282,11 +326,14 @@ class IComFormer(_ComFormer):
     Args:
         config: hyper-parameters.
         outputs: numbers to predict for each structure.
+        global_features: numbers a structure in `batch.extras["globals"]`.
     """
 
-    def __init__(self, config: IComFormerConfig, outputs: int) -> None:
+    def __init__(self, config: IComFormerConfig, outputs: int, global_features: int = 0) -> None:
         centers = config.rbf_centers or config.width
-        super().__init__(config.width, centers, config.layers, outputs)
+        super().__init__(
+            config.width, centers, config.layers, outputs, config.readout, global_features
+        )
         self.rbf_angle = _embedding_mlp(-1.0, 1.0, centers, config.width)
         self.angle_table = BasisTable(self.rbf_angle[0], -1.0, 1.0)
         self.edge_update_layer = EdgeLayer(config.width)
@@ -301,6 +348,27 @@ class IComFormer(_ComFormer):
         """[R, 2 D] of the cosine [R] between an edge and a lattice vector."""
         return self.edge_update_layer.angle_part(self.rbf_angle(cosine))
 
+    def _update_edges(
+        self,
+        edges: Tensor,
+        own_part: Callable[[], Tensor],
+        cosines: Tensor,
+        lattice_part: Tensor,
+        edge_graph: Tensor,
+        multiplicity: Tensor | None,
+        dtype: torch.dtype | None,
+    ) -> Tensor:
+        angle_part = tabulated(self._of_angle, self.angle_table, cosines)
+        return self.edge_update_layer(
+            edges,
+            own_part(),
+            angle_part.view(-1, 3, 2 * self.width),
+            lattice_part,
+            edge_graph,
+            multiplicity,
+            dtype,
+        )
+
     def predict(self, batch: GraphBatch, dtype: torch.dtype | None) -> Tensor:
         """Predictions [B, outputs]; products over edges in `dtype`."""
         if batch.lattice is None:
@@ -314,20 +382,30 @@ class IComFormer(_ComFormer):
         triads = gather(batch.lattice / lattice_lengths.unsqueeze(-1), edge_graph)
         # The published vectors point from the neighbour to the atom it sends to; ours point back.
         cosines = -(triads * (vectors / lengths.unsqueeze(1)).unsqueeze(1)).sum(dim=-1)
-        angle_part = tabulated(
-            self._of_angle, self.angle_table, cosines.clamp(-1.0, 1.0).flatten()
-        ).view(-1, 3, 2 * self.width)
+        cosines = cosines.clamp(-1.0, 1.0).flatten()
         lattice_part = self.edge_update_layer.lattice_part(self.rbf(LENGTH_SCALE / lattice_lengths))
-        edges, first_part, own_part = tabulated(
-            self._of_length, self.length_table, LENGTH_SCALE / lengths
-        ).split((self.width, 2 * self.width, 3 * self.width), dim=1)
-
-        nodes = self.att_layers[0](self.embed_atoms(batch), first_part, batch, dtype)
-        edges = self.edge_update_layer(
-            edges, own_part, angle_part, lattice_part, edge_graph, batch.multiplicity, dtype
+        edges, first_part, own_part = tabulated_parts(
+            self._of_length,
+            self.length_table,
+            LENGTH_SCALE / lengths,
+            (self.width, 2 * self.width, 3 * self.width),
+            keep=not self.recomputes,
         )
-        for layer in self.att_layers[1:]:
-            nodes = layer(nodes, layer.edge_part(edges, dtype), batch, dtype)
+
+        nodes = self.node_layer(0, self.embed_atoms(batch), first_part, batch, dtype)
+        edges = self.over_edges(
+            self._update_edges,
+            edges(),
+            own_part,
+            cosines,
+            lattice_part,
+            edge_graph,
+            batch.multiplicity,
+            dtype,
+        )
+        for place, layer in enumerate(self.att_layers[1:], start=1):
+            part = partial(layer.edge_part, edges, dtype)
+            nodes = self.node_layer(place, nodes, part, batch, dtype)
         return self.read_out(nodes, batch) + self.edge_update_layer.carried()
 
 
@@ -478,10 +556,14 @@ class EComFormer(_ComFormer):
     Args:
         config: hyper-parameters.
         outputs: numbers to predict for each structure.
+        global_features: numbers a structure in `batch.extras["globals"]`.
     """
 
-    def __init__(self, config: EComFormerConfig, outputs: int) -> None:
-        super().__init__(config.width, config.rbf_centers or config.width, config.layers, outputs)
+    def __init__(self, config: EComFormerConfig, outputs: int, global_features: int = 0) -> None:
+        centers = config.rbf_centers or config.width
+        super().__init__(
+            config.width, centers, config.layers, outputs, config.readout, global_features
+        )
         self.equi_update = EquivariantLayer(config.width)
 
     def _of_length(self, x: Tensor) -> Tensor:
@@ -495,13 +577,20 @@ class EComFormer(_ComFormer):
         """Predictions [B, outputs]; products over edges in `dtype`."""
         vectors = batch.edge_vectors()
         widths = [self.width] * 2 + [2 * self.width] * len(self.att_layers)
-        radial_1, radial_2, *parts = tabulated(
-            self._of_length, self.length_table, LENGTH_SCALE / _norm(vectors)
-        ).split(widths, dim=1)
-        nodes = self.att_layers[0](self.embed_atoms(batch), parts[0], batch, dtype)
-        nodes = self.equi_update(nodes, radial_1, radial_2, vectors, batch, dtype)
-        for layer, part in zip(self.att_layers[1:], parts[1:], strict=True):
-            nodes = layer(nodes, part, batch, dtype)
+        radial_1, radial_2, *parts = tabulated_parts(
+            self._of_length,
+            self.length_table,
+            LENGTH_SCALE / _norm(vectors),
+            widths,
+            keep=not self.recomputes,
+        )
+        nodes = self.node_layer(0, self.embed_atoms(batch), parts[0], batch, dtype)
+        nodes = self.over_edges(
+            lambda values: self.equi_update(values, radial_1(), radial_2(), vectors, batch, dtype),
+            nodes,
+        )
+        for place, part in enumerate(parts[1:], start=1):
+            nodes = self.node_layer(place, nodes, part, batch, dtype)
         return self.read_out(nodes, batch)
 
 

@@ -9,11 +9,15 @@ Legend: B structures, N atoms, E edges, D features.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def full_precision(reference: Tensor) -> torch.autocast:
@@ -90,6 +94,67 @@ def mean_over_structures(values: Tensor, node_graph: Tensor, node_ptr: Tensor) -
         return sums / node_ptr.diff().clamp(min=1).to(sums.dtype).unsqueeze(1)
 
 
+def pool(values: Tensor, node_graph: Tensor, node_ptr: Tensor, how: str) -> Tensor:
+    """`mean` or `sum` of the atoms' features [N, D] for each structure: [B, D]."""
+    if how == "mean":
+        return mean_over_structures(values, node_graph, node_ptr)
+    with full_precision(values):
+        return segment_sum(values, node_graph, node_ptr.shape[0] - 1)
+
+
+def read_out(
+    nodes: Tensor,
+    node_graph: Tensor,
+    node_ptr: Tensor,
+    how: str,
+    head: Callable[[Tensor], Tensor],
+    given: Tensor | None = None,
+) -> Tensor:
+    """Predictions [B, outputs] of atoms' features [N, D].
+
+    `mean`: the head of the mean over atoms. `sum`: the sum over atoms of the head of each, so that a
+    structure twice as large has exactly twice the value.
+
+    Args:
+        nodes: [N, D].
+        node_graph: [N], the structure of each atom.
+        node_ptr: [B+1], the first atom of each structure.
+        how: `mean` or `sum`.
+        head: from [R, D + G] to [R, outputs].
+        given: [B, G], global features, joined to what the head is given.
+    """
+    if how == "mean":
+        pooled = pool(nodes, node_graph, node_ptr, "mean")
+        return head(pooled if given is None else torch.cat((pooled, given.to(pooled.dtype)), dim=1))
+    if given is not None:
+        nodes = torch.cat((nodes, gather(given, node_graph).to(nodes.dtype)), dim=1)
+    return pool(head(nodes), node_graph, node_ptr, "sum")
+
+
+_recomputing: ContextVar[bool] = ContextVar("recomputing", default=False)
+
+
+@contextmanager
+def _second_time() -> Iterator[None]:
+    token = _recomputing.set(True)
+    try:
+        yield
+    finally:
+        _recomputing.reset(token)
+
+
+def recomputed(function: Callable[..., Any], *inputs: Any) -> Any:
+    """function(*inputs), of which only the inputs are kept, and which is computed again on the way
+    back (gradient checkpointing, Chen et al., arXiv:1604.06174).
+
+    The numbers are those of the plain call: `WeightedBatchNorm` sees a batch once only, and random
+    numbers are drawn again.
+    """
+    return checkpoint(
+        function, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _second_time())
+    )
+
+
 class _Normalised(torch.autograd.Function):
     """Batch norm of weighted rows with the derivative written by hand: half the memory traffic."""
 
@@ -162,6 +227,8 @@ class WeightedBatchNorm(nn.BatchNorm1d):
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        if not torch.compiler.is_compiling() and _recomputing.get():
+            return
         seen = (count > 0).to(mean.dtype)
         momentum = self.momentum * seen
         unbiased = variance * (count / (count - 1.0).clamp(min=1.0))
@@ -254,10 +321,39 @@ def tabulated(function: Callable[[Tensor], Tensor], table: BasisTable | None, x:
 
     In float64, and where `x` itself must be differentiated, it is evaluated as it stands.
     """
-    exact = x.dtype == torch.float64 or x.requires_grad
-    if table is None or exact or not table.pays(x.shape[0]):
+    if not tabulates(table, x):
         return function(x)
     return table.interpolate(at_least_single(function(table.grid(x))), x)
+
+
+def tabulates(table: BasisTable | None, x: Tensor) -> bool:
+    """Whether `tabulated` interpolates."""
+    exact = x.dtype == torch.float64 or x.requires_grad
+    return table is not None and not exact and table.pays(x.shape[0])
+
+
+def tabulated_parts(
+    function: Callable[[Tensor], Tensor],
+    table: BasisTable,
+    x: Tensor,
+    widths: Sequence[int],
+    keep: bool = True,
+) -> list[Callable[[], Tensor]]:
+    """`tabulated` in parts of so many columns, each to be called for.
+
+    Args:
+        function: [R] -> [R, sum of widths].
+        table: see `tabulated`.
+        x: [R].
+        widths: columns of each part.
+        keep: False: a part that is interpolated is so each time that it is called for, inside what is
+            `recomputed`.
+    """
+    if keep or not tabulates(table, x):
+        whole = tabulated(function, table, x).split(list(widths), dim=1)
+        return [lambda part=part: part for part in whole]
+    rows = at_least_single(function(table.grid(x))).split(list(widths), dim=1)
+    return [lambda part=part: table.interpolate(part.contiguous(), x) for part in rows]
 
 
 class EdgeBlocks:

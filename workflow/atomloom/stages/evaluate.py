@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ from atomloom.files import write_atomically, write_json
 from atomloom.graphs.graph import GraphTable
 from atomloom.layout import PlannedLayout
 from atomloom.potentials.evaluation import evaluate_table
+from atomloom.potentials.students import TIMED, compare_with_teacher
 from atomloom.reports.figures import parity_figure
+from atomloom.stages.label import read_labels_of
 from atomloom.stages.train import load_labelled
 from atomloom.structures.elements import SYMBOLS
+from atomloom.structures.structure import Structure
 from atomloom.training.data import LabelledGraphs
 from atomloom.training.metrics import split_metrics
 from atomloom.training.potential import REPORTED
@@ -25,6 +29,9 @@ DESCRIPTION = ["id", "split", "formula", "elements", "n_atoms"]
 
 def evaluate_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     """Write `predictions.parquet` and `.csv`, `metrics.json` and `parity.png`; return the run's folder.
+
+    Of several classes the most likely is predicted, and columns `NAME_p0`, `NAME_p1`, ... hold the
+    probabilities.
 
     For a potential, `forces.parquet` and `stress.parquet` hold their components, a row each.
 
@@ -37,19 +44,21 @@ def evaluate_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     frame = pd.read_parquet(places.split / "dataset.parquet")
     index = pd.read_parquet(places.index / "index.parquet", columns=["record"])
     frame = frame[frame["record"].isin(index["record"])].reset_index(drop=True)
+    index = index[index["record"].isin(frame["record"])].reset_index(drop=True)
     rows = index.reset_index().set_index("record")["index"].loc[frame["record"]].to_numpy()
     if config.model.kind == "potential":
         tables = _evaluate_potential(places, model, data, frame, rows)
         units = dict(REPORTED[name] for name in config.dataset.target)
     else:
         tables = _predict_properties(places, model, data, frame, rows)
-        units = dict.fromkeys(config.dataset.target, config.dataset.unit)
+        unit = "" if config.training.classes else config.dataset.unit
+        units = dict.fromkeys(config.dataset.target, unit)
     table = tables["predictions"]
     for name, content in tables.items():
         write_parquet(run / f"{name}.parquet", content)
     write_atomically(run / "predictions.csv", lambda path: table.to_csv(path, index=False))
     metrics = {
-        name: split_metrics(tables.get(name, table), name, config.training.loss == "bce")
+        name: split_metrics(tables.get(name, table), name, config.training.classes)
         for name in units
     }
     write_json(run / "metrics.json", metrics)
@@ -59,8 +68,47 @@ def evaluate_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     )
     for name, unit in units.items():
         for split, values in metrics[name].items():
-            log(f"{split:5s} {name}: MAE {values['mae']:.4g} {unit} over {values['count']:,}")
+            log(f"{split:5s} {name}: {_headline(values, unit)} over {values['count']:,}")
+    if config.teacher is not None and config.model.kind == "potential":
+        _compare_with_teacher(places, data, log)
     return run
+
+
+def _compare_with_teacher(
+    places: PlannedLayout, data: LabelledGraphs, log: Callable[[str], None]
+) -> None:
+    """Write `student.json`: time of student and teacher, and their agreement in a short dynamics."""
+    teacher, run = places.config.teacher, places.run
+    seconds = [read_labels_of(places.layout, key).seconds for key in places.plan.chunk_keys]
+    unseen = next(rows for name in ("test", "val", "train") if len(rows := data.split(name)))
+    structures = [_structure_of(data.table, row) for row in unseen[:TIMED]]
+    found = compare_with_teacher(
+        teacher, run / "model.safetensors", structures, float(np.median(np.concatenate(seconds)))
+    )
+    write_json(run / "student.json", {"teacher": teacher.calculator, **asdict(found)})
+    log(
+        f"{found.teacher_seconds / found.student_seconds:.3g} times as fast as {teacher.calculator}, "
+        f"{found.teacher_seconds / found.student_batch_seconds:.3g} in batches"
+    )
+    if found.steps:
+        log(
+            f"over {found.steps} steps of dynamics: forces {found.force_rmse:.3g} eV/A, energies "
+            f"{1e3 * found.energy_rmse:.3g} meV/atom beside it; drift {1e3 * found.drift:.2g} meV/atom"
+        )
+
+
+def _structure_of(table: GraphTable, row: int) -> Structure:
+    graph = table[int(row)]
+    return Structure(graph.numbers, graph.positions, graph.cell, graph.pbc)
+
+
+def _headline(values: dict[str, float | int | None], unit: str) -> str:
+    """The figures that matter most of one split."""
+    if "accuracy" not in values:
+        return f"MAE {values['mae']:.4g} {unit}".rstrip()
+    named = {"accuracy": "accuracy", "F1": "f1", "AUC": "auc", "calibration error": "calibration"}
+    known = [f"{n} {values[k]:.4g}" for n, k in named.items() if values[k] is not None]
+    return ", ".join(known)
 
 
 def write_parquet(path: Path, table: pd.DataFrame) -> None:
@@ -76,8 +124,14 @@ def _predict_properties(
     rows: np.ndarray,
 ) -> dict[str, pd.DataFrame]:
     names = places.config.dataset.target
-    predicted = predict_table(model, data.table, rows, places.config.training.batch)
+    predicted = predict_table(
+        model, data.table, rows, places.config.training.batch, globals=data.globals
+    )
     table = frame[[*DESCRIPTION, *names]].copy()
+    if model.card.columns != model.card.targets:  # several classes
+        table[f"{names[0]}_predicted"] = predicted.argmax(axis=1)
+        columns = dict(zip(model.card.columns, predicted.T, strict=True))
+        return {"predictions": table.assign(**columns)}
     for column, name in enumerate(names):
         table[f"{name}_predicted"] = predicted[:, column]
     return {"predictions": table}

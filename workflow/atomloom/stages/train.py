@@ -15,7 +15,7 @@ from atomloom.graphs.graph import GraphTable
 from atomloom.graphs.store import GraphStore
 from atomloom.layout import PlannedLayout
 from atomloom.runcard import environment, now
-from atomloom.stages.convert import read_chunk
+from atomloom.stages.label import labelled_chunk
 from atomloom.stages.split import array_targets, read_split_counts
 from atomloom.training.data import LabelledGraphs
 from atomloom.training.loop import train
@@ -35,6 +35,8 @@ def train_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     data = load_labelled(places)
     result = train(data, places.config, run, log)
     config = places.config
+    if result.rank > 0:
+        return run  # one of several processes reports
     write_json(
         run / "run.json",
         {
@@ -70,21 +72,32 @@ def _reported(config: Config) -> dict[str, Any]:
 
 
 def load_labelled(places: PlannedLayout) -> LabelledGraphs:
-    """All graphs of the data set with their targets, and which rows belong to which split."""
+    """All labelled graphs with their targets, in the order of the index, and the rows of each split."""
     index = pd.read_parquet(places.index / "index.parquet", columns=["record"])
     dataset = pd.read_parquet(places.split / "dataset.parquet")
+    labelled = index["record"].isin(dataset["record"]).to_numpy()
+    index = index[labelled]
     row_of = pd.Series(np.arange(len(index)), index=index["record"])
     known = dataset[dataset["record"].isin(row_of.index)]
     table: GraphTable = GraphStore(places.index).load()
+    if not labelled.all():
+        table = table.take(np.flatnonzero(labelled))
     arrays = array_targets(places.config)
     columns = [name for name in places.config.dataset.target if name not in arrays]
-    targets = np.full((len(index), len(columns)), np.nan)
     rows = row_of[known["record"]].to_numpy()
-    targets[rows] = known[columns].to_numpy(np.float64)
+
+    def by_graph(names: list[str]) -> np.ndarray:
+        """[S, len(names)] columns of the data set, NaN where a graph has no row in it."""
+        values = np.full((len(index), len(names)), np.nan)
+        values[rows] = known[names].to_numpy(np.float64)
+        return values
+
+    given = places.config.dataset.global_features
     return LabelledGraphs(
         table=table,
-        targets=targets,
+        targets=by_graph(columns),
         rows={name: rows[(known["split"] == name).to_numpy()] for name in ("train", "val", "test")},
+        globals=by_graph(given) if given else None,
         **{name: _array_target(places, table, row_of, name) for name in arrays},
     )
 
@@ -103,7 +116,7 @@ def _array_target(
     shape = (len(table.numbers), 3) if name == "forces" else (len(table), 3, 3)
     values = np.full(shape, np.nan)
     for chunk in places.plan.chunks:
-        converted = read_chunk(places.layout.structures(chunk.key))
+        converted, _ = labelled_chunk(places.layout, chunk.key)
         own = converted.table.properties.get(name)
         if own is None:
             continue

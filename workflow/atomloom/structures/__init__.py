@@ -24,10 +24,20 @@ __all__ = [
     "list_files",
     "parse_record",
     "read",
+    "structure_hash",
     "to_ase",
     "to_pymatgen",
     "to_structure",
 ]
+
+
+def structure_hash(structure: Any) -> bytes:
+    """32 bytes that name elements, geometry and periodicity of a structure, of any library.
+
+    Raises:
+        AtomloomError: when it is no structure.
+    """
+    return to_structure(structure).hash
 
 
 def read(path: str | Path, format: str = "auto", **options: Any) -> list[Structure]:

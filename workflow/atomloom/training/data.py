@@ -1,6 +1,6 @@
 """LabelledGraphs: what training is given, graphs in memory with their targets and splits.
 
-S structures, A atoms, K targets. It knows nothing of files and of devices.
+S structures, A atoms, K targets, G global features. It knows nothing of files and of devices.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class LabelledGraphs:
     """[A, 3] float64, eV/A, of all atoms of the table; NaN where unknown; None where not learnt."""
     stress: np.ndarray | None = None
     """[S, 3, 3] float64, eV/A^3; likewise."""
+    globals: np.ndarray | None = None
+    """[S, G] float64, global features; NaN where unknown; None without any."""
 
     def __post_init__(self) -> None:
         atoms, structures = len(self.table.numbers), len(self.table)
@@ -45,6 +47,10 @@ class LabelledGraphs:
         if self.targets.ndim != 2 or len(self.targets) != len(self.table):
             raise AtomloomError(
                 f"targets of shape {self.targets.shape} for {len(self.table)} structures"
+            )
+        if self.globals is not None and self.globals.shape[:1] != (structures,):
+            raise AtomloomError(
+                f"global features of shape {self.globals.shape} for {structures} structures"
             )
         splits = {n: check_rows(r, len(self.table), f"split {n}") for n, r in self.rows.items()}
         together = np.concatenate([np.zeros(0, dtype=np.int64), *splits.values()])
@@ -60,10 +66,9 @@ class LabelledGraphs:
         """Names the content: structures, sizes, targets and splits."""
         sizes = (self.table.node_ptr, self.table.edge_ptr)
         parts = [np.ascontiguousarray(array).tobytes() for array in (self.table.hash, *sizes)]
-        known = [
-            values for values in (self.targets, self.forces, self.stress) if values is not None
-        ]
-        parts += [np.ascontiguousarray(values).tobytes() for values in known]
+        values = (self.targets, self.forces, self.stress, self.globals)
+        known = [array for array in values if array is not None]
+        parts += [np.ascontiguousarray(array).tobytes() for array in known]
         for name in sorted(self.rows):
             parts += [name.encode(), self.rows[name].tobytes()]
         return chain_hash(parts)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment
+from lightning_fabric.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 
 from atomloom.config.training import Training
@@ -106,18 +107,34 @@ def open_fabric(settings: Training, log: Callable[[str], None]) -> Fabric:
             f"there are {torch.cuda.device_count()} CUDA devices here, not {settings.devices}",
             where="training.devices",
         )
+    shared_64 = settings.strategy == "fsdp" and settings.precision == "64"
     with _quiet_fabric():
         fabric = Fabric(
             accelerator=device,
             devices=settings.devices,
-            strategy="ddp" if settings.devices > 1 else "auto",
-            precision=FABRIC_PRECISION[settings.precision],
+            strategy=_strategy(settings),
+            # Fabric's words for weights that stay as they are: `sharding` makes them of 64 bits.
+            precision="32-true" if shared_64 else FABRIC_PRECISION[settings.precision],
             # The environment of a lone process is named, so that inside a Slurm allocation it is
             # not taken for a part of a distributed job.
             plugins=[LightningEnvironment()] if settings.devices == 1 else None,
         )
         fabric.launch()
     return fabric
+
+
+def _strategy(settings: Training) -> Strategy | str:
+    if settings.devices == 1:
+        return "auto"
+    if settings.strategy != "fsdp":
+        return "ddp"
+    # Which weights are shared out is said where the network is made (see `sharding`): before its
+    # optimiser, and under the module that Fabric is given.
+    return ModelParallelStrategy(
+        parallelize_fn=lambda module, _: module,
+        data_parallel_size=settings.devices,
+        tensor_parallel_size=1,
+    )
 
 
 def share_from_first(fabric: Fabric, tensors: Iterable[Tensor]) -> None:

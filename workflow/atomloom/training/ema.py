@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from atomloom.training.sharding import own_part
+
 
 class MovingAverage:
     """average <- average + (1 - d) (weights - average), with d = min(decay, (1 + t) / (10 + t)).
@@ -23,7 +25,7 @@ class MovingAverage:
         self.decay = decay
         live = model.state_dict(keep_vars=True)
         self._names = list(live)
-        self._live = [tensor.detach() for tensor in live.values()]
+        self._live = [own_part(tensor.detach()) for tensor in live.values()]
         self._average = [tensor.clone() for tensor in self._live]
         self._float = [i for i, tensor in enumerate(self._live) if tensor.is_floating_point()]
         self._other = [i for i, tensor in enumerate(self._live) if not tensor.is_floating_point()]
@@ -49,12 +51,13 @@ class MovingAverage:
             self._copy(kept, self._live)
 
     def state(self) -> dict[str, Tensor]:
-        """The averages by the names of the model's state dict."""
+        """The averages (of weights that are shared out, this process's part) by the names of the
+        model's state dict."""
         return dict(zip(self._names, self._average, strict=True))
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Continue from `state()`."""
-        self._copy([state[name] for name in self._names], self._average)
+    def take(self) -> None:
+        """Let the averages be the present weights."""
+        self._copy(self._live, self._average)
 
     @torch.no_grad()
     def _copy(self, sources: list[Tensor], targets: list[Tensor]) -> None:

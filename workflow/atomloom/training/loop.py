@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from atomloom.config.root import Config
-from atomloom.config.training import Training
+from atomloom.config.training import Batching, Training
 from atomloom.data.batch import GraphBatch
 from atomloom.data.loader import GraphLoader
 from atomloom.errors import AtomloomError
 from atomloom.files import read_json, write_json
-from atomloom.keys import short_hash
+from atomloom.keys import TRAINER, short_hash
 from atomloom.models.registry import build_model, require_elements
 from atomloom.training.clock import Clock
 from atomloom.training.data import LabelledGraphs
@@ -42,12 +42,21 @@ from atomloom.training.devices import (
 )
 from atomloom.training.ema import MovingAverage
 from atomloom.training.history import History, progress_line
+from atomloom.training.loggers import open_loggers
 from atomloom.training.modelfile import ModelCard, write_model
 from atomloom.training.norms import statistics_of_this_batch
-from atomloom.training.objectives import build_objective, step_shares
+from atomloom.training.objectives import Objective, build_objective, step_shares
 from atomloom.training.optimizers import build_optimizer, set_rate
 from atomloom.training.schedules import Schedule
+from atomloom.training.sharding import (
+    load_optimizer,
+    load_weights,
+    put_together,
+    share_out,
+    whole,
+)
 from atomloom.training.state import SaveTimer, load_state, save_state, termination_noticed
+from atomloom.training.wholeset import WholeSet
 
 Log = Callable[[str], None]
 
@@ -77,6 +86,8 @@ class TrainResult:
     """`cpu`, or the GPU's name."""
     threads: int
     """CPU threads of the last call."""
+    rank: int = 0
+    """Which of the processes this is; the first reports."""
 
 
 @dataclass
@@ -101,8 +112,9 @@ def train(
 ) -> TrainResult:
     """Train the config's model, or go on with it where it was; a finished run only says so.
 
-    Writes `model.safetensors` (the best epoch by validation error), `history.csv` and the state for
-    resuming under `state/` into the run's folder, each in one step.
+    Writes `model.safetensors` (the best epoch by validation error), `history.csv`, the state for
+    resuming under `state/`, and model files of the last and other epochs under `checkpoints/` into the
+    run's folder, each in one step.
 
     Args:
         data: graphs, targets in real units, splits.
@@ -133,7 +145,94 @@ def train(
     if fabric.is_global_zero:
         write_json(finished, {"key": key, "result": asdict(result)})
     close_fabric(fabric)
-    return result
+    return replace(result, rank=fabric.global_rank)
+
+
+@dataclass(eq=False)
+class Bench:
+    """What a training step needs, set up on a device."""
+
+    fabric: Fabric
+    objective: Objective
+    model: nn.Module
+    step_network: Network
+    """Around what a step calls: the model, or the model with its derivatives."""
+    network: nn.Module
+    """The same as Fabric has it."""
+    optimizer: torch.optim.Optimizer
+    stepper: Any
+    """The same as Fabric has it."""
+    average: MovingAverage | None
+    data: LabelledGraphs
+    settings: Training
+
+    @classmethod
+    def set_up(
+        cls,
+        data: LabelledGraphs,
+        config: Config,
+        fabric: Fabric,
+        train_rows: np.ndarray,
+        val_rows: np.ndarray,
+        log: Log,
+    ) -> Bench:
+        """A new network with its optimiser.
+
+        Raises:
+            AtomloomError: when a target cannot be learnt, or the model cannot do what it should.
+        """
+        settings = config.training
+        objective = build_objective(data, config, train_rows, val_rows)
+        given = (len(objective.given.names),) if objective.given else ()
+        torch.manual_seed(settings.seed)
+        model = build_model(config.model, objective.outputs, *given)
+        require_elements(model, data.table.numbers)
+        if settings.gradient_checkpointing:
+            if not hasattr(model, "gradient_checkpointing"):
+                raise AtomloomError(
+                    f"model {config.model.name} has no layers that are computed again",
+                    where="training.gradient_checkpointing",
+                )
+            model.gradient_checkpointing = True
+        if settings.strategy == "fsdp":
+            share_out(model.double() if settings.precision == "64" else model, fabric)
+        optimizer = build_optimizer(model, settings, fused=settings.precision != "fp16-mixed")
+        step_network = Network(objective.step_network(model))
+        network, stepper = fabric.setup(step_network, optimizer)
+        objective.prepare(model, fabric.device, log)
+        average = MovingAverage(model, settings.ema_decay) if settings.ema_decay else None
+        return cls(
+            fabric,
+            objective,
+            model,
+            step_network,
+            network,
+            optimizer,
+            stepper,
+            average,
+            data,
+            settings,
+        )
+
+    def loader(
+        self, rows: np.ndarray, bounds: Batching | None = None, **options: Any
+    ) -> GraphLoader:
+        """Batches of some rows, as the config says; with `shuffle`, for training."""
+        carried = self.objective.carried(training="shuffle" in options)
+        return GraphLoader(
+            self.data.table,
+            rows,
+            carried.targets,
+            bounds=bounds or self.settings.batch,
+            dtype=torch.float64 if self.settings.precision == "64" else torch.float32,
+            prefetch=self.settings.prefetch,
+            device=self.fabric.device,
+            of_atoms=carried.of_atoms,
+            of_structures=carried.of_structures,
+            with_edges=carried.with_edges,
+            chances=carried.chances,
+            **options,
+        )
 
 
 def _train(
@@ -151,47 +250,28 @@ def _train(
     state_file = run_dir / "state" / "last.ckpt"
 
     # --- data ---
-    train_rows = _with_targets(data, "train", log)
-    val_rows = _with_targets(data, "val", log)
+    train_rows = rows_with_targets(data, "train", log)
+    val_rows = rows_with_targets(data, "val", log)
     _check_validation(settings, len(val_rows))
-    objective = build_objective(data, config, train_rows, val_rows)
+
+    # --- model and batches ---
+    bench = Bench.set_up(data, config, fabric, train_rows, val_rows, log)
+    objective, model, average = bench.objective, bench.model, bench.average
+    network, optimizer, stepper = bench.network, bench.optimizer, bench.stepper
     names = objective.names
-
-    # --- model ---
-    torch.manual_seed(settings.seed)
-    model = build_model(config.model, objective.outputs)
-    require_elements(model, data.table.numbers)
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    optimizer = build_optimizer(model, settings, fused=settings.precision != "fp16-mixed")
-    step_network = Network(objective.step_network(model))
-    network, stepper = fabric.setup(step_network, optimizer)
-    objective.prepare(model, device, log)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = sum(parameter.numel() for parameter in trained)
     forward: Callable[[GraphBatch], Tensor] = model
-    average = MovingAverage(model, settings.ema_decay) if settings.ema_decay else None
     schedule = Schedule(settings)
-
-    # --- batches ---
-    def loader_of(rows: np.ndarray, **options: Any) -> GraphLoader:
-        carried = objective.carried(training="shuffle" in options)
-        return GraphLoader(
-            data.table,
-            rows,
-            carried.targets,
-            bounds=settings.batch,
-            dtype=torch.float64 if settings.precision == "64" else torch.float32,
-            prefetch=settings.prefetch,
-            device=device,
-            of_atoms=carried.of_atoms,
-            of_structures=carried.of_structures,
-            with_edges=carried.with_edges,
-            **options,
+    loader = bench.loader(train_rows, seed=settings.seed, shuffle=True, rank=rank, ranks=ranks)
+    val_loader = bench.loader(val_rows[rank::ranks])
+    if settings.compile and config.model.kind == "potential" and len(names) > 1:
+        log(
+            "warning: no torch.compile: what it makes cannot be differentiated twice, as forces ask"
         )
-
-    loader = loader_of(train_rows, seed=settings.seed, shuffle=True, rank=rank, ranks=ranks)
-    val_loader = loader_of(val_rows[rank::ranks])
-    if settings.compile:
+    elif settings.compile:
         forward = _compiled(model, loader, fabric, log)
-        step_network.model = objective.step_network(forward)
+        bench.step_network.model = objective.step_network(forward)
     # --- where the run is ---
     epoch = position = step = waited = 0
     seconds = 0.0
@@ -201,19 +281,24 @@ def _train(
         epoch, position, step = state["epoch"], state["position"], state["step"]
         waited, seconds = state["waited"], state["seconds"]
         errors = state["errors"] if rank == 0 else torch.zeros_like(state["errors"])
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        if average is not None:
+            load_weights(model, state["average"])
+            average.take()
+        load_weights(model, state["model"])
+        load_optimizer(optimizer, state["optimizer"])
         fabric.strategy.precision.load_state_dict(state["scaler"])
         schedule.plateau.restore(state["plateau"])
+        objective.restore(state["objective"])
         best, history = Best(**state["best"]), History(names, state["history"])
-        if average is not None:
-            average.restore(state["average"])
         log(f"going on at epoch {epoch + 1}, batch {position + 1}")
     else:
         log(
             f"{config.model.name}: {parameters:,} parameters; {len(train_rows):,} structures to train, "
             f"{len(val_rows):,} to validate; {device}, precision {settings.precision}"
         )
+    loggers = []
+    if rank == 0:
+        loggers = open_loggers(settings.loggers, run_dir, config.model_dump(mode="json"), epoch)
     timer = SaveTimer(settings.checkpoint_minutes)
     clock = Clock(device)
     resumed_seconds, begun = seconds, time.perf_counter()
@@ -227,9 +312,13 @@ def _train(
         """Write what a killed run needs, and what a person may look at meanwhile."""
         started = time.monotonic()
         sums = fabric.all_reduce(errors.clone(), reduce_op="sum")  # it works in place
+        weights, moments = whole(model.state_dict()), whole(optimizer.state_dict())
+        with average.applied() if average else nullcontext():
+            averages = whole(model.state_dict()) if average else {}
+            averages = {name: tensor.clone() for name, tensor in averages.items()}
         if rank > 0:
             return
-        if not all(torch.isfinite(p).all() for p in model.parameters()):
+        if not all(torch.isfinite(weights[name]).all() for name, _ in model.named_parameters()):
             raise _diverged(run_dir, epoch, step)
         content = {
             "epoch": epoch,
@@ -238,13 +327,14 @@ def _train(
             "waited": waited,
             "seconds": resumed_seconds + time.perf_counter() - begun,
             "errors": sums,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
+            "model": weights,
+            "optimizer": moments,
             "scaler": fabric.strategy.precision.state_dict(),
             "plateau": schedule.plateau.state(),
+            "objective": objective.state(),
             "best": best.state(),
             "history": history.rows,
-            "average": average.state() if average else {},
+            "average": averages,
         }
         save_state(state_file, key, content)
         publish()
@@ -256,10 +346,28 @@ def _train(
         history.write(run_dir / "history.csv")
         if best.weights is not None:
             facts = {"epoch": best.epoch, "step": best.step, "val_mae": list(best.maes)}
-            card = ModelCard.of(config, objective.scale, facts)
+            card = ModelCard.of(config, objective.scale, facts, objective.given)
             write_model(run_dir / "model.safetensors", best.weights, card)
 
+    def keep(name: str, maes: tuple[float, ...]) -> None:
+        """Write the weights just validated as a model file of their own."""
+        weights = whole(model.state_dict())
+        if rank == 0:
+            facts = {"epoch": epoch + 1, "step": step, "val_mae": list(maes)}
+            card = ModelCard.of(config, objective.scale, facts, objective.given)
+            write_model(run_dir / "checkpoints" / f"{name}.safetensors", weights, card)
+
     # --- epochs ---
+    whole_set = None
+    if settings.optimizer == "lbfgs":
+        objective.begin(0, device)
+        of_all = step_shares(objective.counts(loader, 0), len(loader), ranks)
+        whole_set = WholeSet(
+            bench.step_network.model,
+            objective,
+            list(loader.batches(0)),
+            torch.from_numpy(of_all).to(device),
+        )
     patience = settings.early_stopping or math.inf
     stopped_early = (
         waited >= patience
@@ -274,11 +382,19 @@ def _train(
             errors = torch.zeros(counts.shape, dtype=torch.float64)
         errors = errors.to(device)
         objective.begin(epoch, device)
-        loss_scale = _loss_scale(fabric)
+        scale_before = loss_scale(fabric)
         clock.start()
         epoch_begun = time.perf_counter()
 
-        for batch in loader.batches(epoch, position):
+        if whole_set is not None and position == 0:
+            errors[:] = whole_set.step(optimizer)
+            clock.mark("optimizer")
+            rate, position, step = settings.learning_rate, batches, step + 1
+            _check_finite(errors, position, run_dir, epoch)
+            if average is not None:
+                average.update(step)
+
+        for batch in loader.batches(epoch, position) if whole_set is None else ():
             clock.mark("data")
 
             if position % settings.accumulate == 0:
@@ -295,7 +411,9 @@ def _train(
             ):
                 sums = objective.sums(network(Sealed(batch)).content, batch)
                 clock.mark("forward")
-                fabric.backward(objective.loss(sums, shares[position]))
+                # Derivatives by what is no weight would cost another pass where forces are learnt.
+                only = {} if ranks > 1 else {"inputs": trained}
+                fabric.backward(objective.loss(sums, shares[position]), **only)
             errors[position] = sums.detach()
             clock.mark("backward")
             position += 1
@@ -326,14 +444,15 @@ def _train(
         parts = clock.seconds()
         validation_begun = time.perf_counter()
         errors = fabric.all_reduce(errors, reduce_op="sum")
-        whole = torch.from_numpy(1.0 / np.maximum(counts.sum(axis=0), 1.0)).to(device)
-        train_loss = float(objective.loss(errors.sum(dim=0), whole))
+        of_epoch = torch.from_numpy(1.0 / np.maximum(counts.sum(axis=0), 1.0)).to(device)
+        train_loss = float(objective.loss(errors.sum(dim=0), of_epoch))
         # Statistics of batch norms are each process's own: all evaluate with those of the first.
         share_from_first(fabric, model.buffers())
-        share_from_first(fabric, average.state().values() if average else ())
+        averages = average.state() if average else {}
+        share_from_first(fabric, [averages[n] for n, _ in model.named_buffers() if n in averages])
         model.eval()
         with average.applied() if average else nullcontext():
-            with fabric.autocast():
+            with fabric.autocast(), put_together(model):
                 scores = objective.validate(forward, val_loader, fabric)
             if len(val_rows) and not math.isfinite(scores.error):
                 raise AtomloomError(
@@ -343,11 +462,16 @@ def _train(
                 )
             better = scores.error < best.error or not len(val_rows)
             if better:
-                weights = {n: t.detach().clone() for n, t in model.state_dict().items()}
+                weights = {n: t.detach().clone() for n, t in whole(model.state_dict()).items()}
                 best = Best(scores.error, epoch + 1, step, scores.maes, weights)
-        waited = 0 if better else waited + 1
+            waited = 0 if better else waited + 1
+            stopped_early = waited >= patience
+            last = epoch + 1 == settings.epochs or stopped_early
+            if settings.keep_every and (epoch + 1) % settings.keep_every == 0:
+                keep(f"epoch-{epoch + 1:04d}", scores.maes)
+            if last:
+                keep("last", scores.maes)
         schedule.plateau.see(scores.error)
-        stopped_early = waited >= patience
 
         now = time.perf_counter()
         seconds = resumed_seconds + now - begun
@@ -361,21 +485,24 @@ def _train(
             seconds=now - epoch_begun,
             parts={**parts, "validation": now - validation_begun},
         )
+        for logger in loggers:
+            logger.write(history.rows[-1])
         epoch, position = epoch + 1, 0
         speed = (now - begun) / (epoch - begun_epochs)
-        if _loss_scale(fabric) < loss_scale:
+        if loss_scale(fabric) < scale_before:
             log(
                 f"fp16: gradients overflowed and their steps were left out; the loss scale fell from "
-                f"{loss_scale:g} to {_loss_scale(fabric):g}"
+                f"{scale_before:g} to {loss_scale(fabric):g}"
             )
         log(progress_line(history, best.maes, settings.epochs, names, objective.units, speed))
-        last = epoch == settings.epochs or stopped_early
         stop, due = agreed(asked_to_stop(), timer.due(end_of_epoch=True))
         if last or stop or due:
             save()
         if stop and not last:
             raise _stopped(run_dir)
 
+    for logger in loggers:
+        logger.close()
     if stopped_early:
         log(f"stopped: no lower validation error for {waited} epochs")
     if not history.rows or best.weights is None:
@@ -394,7 +521,7 @@ def _train(
     )
 
 
-def _loss_scale(fabric: Fabric) -> float:
+def loss_scale(fabric: Fabric) -> float:
     """What gradients of fp16 are multiplied by, to keep them from underflow; 1 in other precisions."""
     scaler = getattr(fabric.strategy.precision, "scaler", None)
     return 1.0 if scaler is None else scaler.get_scale()
@@ -413,11 +540,13 @@ def _run_digest(data: LabelledGraphs, config: Config) -> str:
             "model": config.model.key_content(),
             "training": config.training.key_content(),
             "target": config.dataset.target,
+            "globals": config.dataset.global_features,
+            "trainer": TRAINER,
         }
     )
 
 
-def _with_targets(data: LabelledGraphs, split: str, log: Log) -> np.ndarray:
+def rows_with_targets(data: LabelledGraphs, split: str, log: Log) -> np.ndarray:
     """Rows of a split of which at least one target is known."""
     rows = data.split(split)
     known = np.isfinite(data.targets[rows]).any(axis=1)
@@ -441,7 +570,7 @@ def _check_validation(settings: Training, rows: int) -> None:
 
 
 def _check_finite(
-    errors: Tensor, position: int, run_dir: Path, epoch: int, batch: GraphBatch
+    errors: Tensor, position: int, run_dir: Path, epoch: int, batch: GraphBatch | None = None
 ) -> None:
     """Stop where the loss of a batch up to `position` is no finite number."""
     if errors.device.type == "cpu" and bool(torch.isfinite(errors[position - 1]).all()):
@@ -451,7 +580,7 @@ def _check_finite(
         first = int(bad[0])
         raise AtomloomError(
             f"the loss is not a finite number at epoch {epoch + 1}, batch {first + 1}"
-            + (f" (rows {batch.rows[:8].tolist()} ...)" if first == position - 1 else ""),
+            + (f" (rows {batch.rows[:8].tolist()} ...)" if batch and first == position - 1 else ""),
             where=run_dir,
             todo="lower training.learning_rate, set training.clip_norm, or look at these structures",
         )
@@ -485,14 +614,22 @@ def _compiled(model: nn.Module, loader: GraphLoader, fabric: Fabric, log: Log) -
     """The compiled model, tried on one batch; the model itself, saying why, where that fails."""
     batch = loader.slice(loader.plan(0)[0])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    try:
-        compiled = torch.compile(model, dynamic=True)
-        with fabric.autocast():
-            compiled(batch).float().sum().backward()
-    except Exception as error:  # whatever the compiler does not like
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        log(f"warning: torch.compile failed, going on without: {reason}")
-        compiled = model
+    compiled, reason = model, None
+    for unbroken in (True, False):
+        try:
+            attempt = torch.compile(model, dynamic=True, fullgraph=unbroken)
+            with fabric.autocast():
+                attempt(batch).float().sum().backward()
+        except Exception as error:  # whatever the compiler does not like
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            torch._dynamo.reset()
+            continue
+        compiled = attempt
+        break
+    if compiled is model:
+        log(f"warning: torch.compile failed, going on without: {reason[0]}")
+    elif reason is not None:
+        log(f"warning: torch.compile: the graph is broken, which costs speed: {reason[0]}")
     model.zero_grad(set_to_none=True)
     model.load_state_dict(before)
     return compiled

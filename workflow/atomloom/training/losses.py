@@ -17,12 +17,18 @@ def loss_sum(kind: str, prediction: Tensor, target: Tensor, delta: float = 1.0) 
     """Sum of the loss over all known targets; a scalar.
 
     Args:
-        kind: `mse`, `mae`, `huber` or `bce`.
-        prediction: [B, K] standardised; for `bce` the logarithm of the odds.
-        target: [B, K] standardised, NaN where unknown.
+        kind: `mse`, `mae`, `huber`, `bce` or `cross_entropy`.
+        prediction: [B, K] standardised; for `bce` the logarithm of the odds; for `cross_entropy`
+            [B, C], logarithms of the C classes' probabilities up to a constant.
+        target: [B, K] standardised, NaN where unknown; for `cross_entropy` [B, 1], the class.
         delta: for `huber`, where it turns from quadratic to linear.
     """
     known = ~torch.isnan(target)
+    if kind == "cross_entropy":
+        classes = torch.where(known, target, 0.0).long()
+        chosen = F.log_softmax(prediction, dim=1).gather(1, classes)
+        # Not a product with `known`: a prediction that is not a number must not hide behind a zero.
+        return -torch.where(known, chosen, 0.0 * chosen.detach()).sum()
     # An unknown target becomes the prediction itself: no error and no gradient.
     target = torch.where(known, target, prediction.detach())
     if kind == "mse":

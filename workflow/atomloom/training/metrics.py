@@ -1,5 +1,5 @@
 """Errors of predictions in real units: MAE, RMSE, R2, greatest error, and what to compare them with;
-for classes also accuracy, F1 and the area under the ROC curve.
+for classes also accuracy, F1, the area under the ROC curve and the calibration of probabilities.
 
 It knows nothing of models; unknown targets (NaN) are left out.
 """
@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
+
+CALIBRATION_BINS = 15
 
 
 def error_metrics(targets: np.ndarray, predictions: np.ndarray) -> dict[str, float | int | None]:
@@ -46,6 +48,7 @@ def class_metrics(targets: np.ndarray, predictions: np.ndarray) -> dict[str, flo
 
     Accuracy and F1 are those of deciding at a probability of 0.5. `auc` is the probability that a
     structure of class 1 gets the higher prediction of two of different classes (ties count half).
+    `calibration` is the expected calibration error, see `calibration_error`.
 
     Args:
         targets: [R], 0 or 1, NaN where unknown.
@@ -56,14 +59,73 @@ def class_metrics(targets: np.ndarray, predictions: np.ndarray) -> dict[str, flo
     chosen = predicted > 0.5
     ones, zeros = int(truth.sum()), int((~truth).sum())
     hits = int((truth & chosen).sum())
-    # Mann and Whitney: the sum of the ranks of class 1, less what it would be at the very least.
-    ranks = rankdata(predicted)[truth].sum() if ones else 0.0
     return {
         "accuracy": float((truth == chosen).mean()) if len(truth) else None,
         "f1": 2 * hits / (ones + int(chosen.sum())) if ones + int(chosen.sum()) else None,
-        "auc": float((ranks - ones * (ones + 1) / 2) / (ones * zeros)) if ones and zeros else None,
+        "auc": _area(truth, predicted) if ones and zeros else None,
+        "calibration": calibration_error(truth == chosen, np.maximum(predicted, 1.0 - predicted)),
         "ones": ones,
     }
+
+
+def many_class_metrics(
+    targets: np.ndarray, probabilities: np.ndarray
+) -> dict[str, float | int | None]:
+    """How well one of C classes is told; None where that is not defined.
+
+    `mae`, `rmse` and `max_error` are of one minus the probability of the true class; for two classes
+    that is the error of the probability of class 1. `f1` is the mean over classes that stand in the
+    truth or among the predictions; `auc` the mean, over classes that are there and not alone, of that
+    class against all others.
+
+    Args:
+        targets: [R], numbers of classes, NaN where unknown.
+        probabilities: [R, C].
+    """
+    known = np.isfinite(targets)
+    truth, predicted = targets[known].astype(np.int64), probabilities[known]
+    errors = error_metrics(
+        np.ones(len(truth)), np.take_along_axis(predicted, truth[:, None], axis=1)[:, 0]
+    )
+    errors |= {"r2": None, "mad": None}
+    chosen = predicted.argmax(axis=1)
+    scores, areas = [], []
+    for number in range(predicted.shape[1]):
+        own, taken = truth == number, chosen == number
+        if own.any() or taken.any():
+            scores.append(2 * (own & taken).sum() / (own.sum() + taken.sum()))
+        if own.any() and not own.all():
+            areas.append(_area(own, predicted[:, number]))
+    return errors | {
+        "accuracy": float((truth == chosen).mean()) if len(truth) else None,
+        "f1": float(np.mean(scores)) if scores else None,
+        "auc": float(np.mean(areas)) if areas else None,
+        "calibration": calibration_error(truth == chosen, predicted.max(axis=1)),
+        "classes": predicted.shape[1],
+    }
+
+
+def calibration_error(right: np.ndarray, confidence: np.ndarray) -> float | None:
+    """Expected calibration error (Guo et al., ICML 2017): the mean difference between the confidence in
+    a decision and how often it is right, over 15 equal intervals of confidence; None without rows.
+
+    Args:
+        right: [R] bool, whether each decision was right.
+        confidence: [R], the probability given to what was decided.
+    """
+    if not len(right):
+        return None
+    inside = np.ceil(confidence * CALIBRATION_BINS).clip(1, CALIBRATION_BINS).astype(np.int64)
+    gaps = np.bincount(inside, weights=confidence - right)
+    return float(np.abs(gaps).sum() / len(right))
+
+
+def _area(own: np.ndarray, predicted: np.ndarray) -> float:
+    """Area under the ROC curve of rows that are of a class (`own`) against the others."""
+    ones, zeros = int(own.sum()), int((~own).sum())
+    # Mann and Whitney: the sum of the ranks of the class, less what it would be at the very least.
+    ranks = rankdata(predicted)[own].sum()
+    return float((ranks - ones * (ones + 1) / 2) / (ones * zeros))
 
 
 def split_metrics(
@@ -72,17 +134,31 @@ def split_metrics(
     """`error_metrics` of each split, and `class_metrics` with them where wanted.
 
     Args:
-        table: columns `split`, the target's name, and that with `_predicted` behind.
+        table: columns `split`, the target's name, and that with `_predicted` behind; for several
+            classes, those with `_p0`, `_p1`, ... behind: their probabilities.
         target: name of the target.
-        classes: whether targets are 0 and 1, and predictions probabilities.
+        classes: whether targets are classes; 0 and 1, with predictions the probabilities of 1, unless
+            there are probabilities of several.
     """
     metrics = {}
+    many = probability_columns(table, target)
     for split in ("train", "val", "test"):
         part = table[table["split"] == split]
         if len(part):
             truth = part[target].to_numpy(np.float64)
             predicted = part[f"{target}_predicted"].to_numpy(np.float64)
+            if classes and many:
+                metrics[split] = many_class_metrics(truth, part[many].to_numpy(np.float64))
+                continue
             metrics[split] = error_metrics(truth, predicted)
             if classes:
                 metrics[split] |= class_metrics(truth, predicted)
     return metrics
+
+
+def probability_columns(table: pd.DataFrame, target: str) -> list[str]:
+    """Columns of a table with the probabilities of a target's classes, in their order."""
+    names = []
+    while f"{target}_p{len(names)}" in table:
+        names.append(f"{target}_p{len(names)}")
+    return names

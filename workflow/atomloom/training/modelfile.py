@@ -24,6 +24,7 @@ from atomloom.config.model import ModelConfig
 from atomloom.config.root import Config
 from atomloom.errors import AtomloomError
 from atomloom.files import write_atomically
+from atomloom.training.globals import GlobalFeatures
 from atomloom.training.references import EnergyReference
 from atomloom.training.targets import Standardizer
 
@@ -39,18 +40,27 @@ class ModelCard:
     graph: GraphSpec
     """The graphs the model expects."""
     targets: tuple[str, ...]
-    """Names of the outputs."""
+    """What is predicted: names of the outputs, or of the target that has several classes."""
     unit: str
     """Their unit."""
     standardizer: Standardizer | EnergyReference
     """Outputs to real units; of a potential, its reference energies and scale."""
     facts: Mapping[str, Any]
     """Where the model comes from: epoch, step, validation error, version of atomloom."""
+    given: GlobalFeatures | None = None
+    """What the model must be told of a structure besides its atoms."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of what is predicted: the targets, or `NAME_p0`, `NAME_p1`, ... for the probabilities of
+        several classes."""
+        count = getattr(self.standardizer, "class_count", 0)
+        return tuple(f"{self.targets[0]}_p{i}" for i in range(count)) or self.targets
 
     @property
     def outputs(self) -> int:
         """Numbers that the network predicts: of a potential, the energy alone."""
-        return len(self.targets) if self.model.kind == "property" else 1
+        return len(self.columns) if self.model.kind == "property" else 1
 
     @classmethod
     def of(
@@ -58,12 +68,12 @@ class ModelCard:
         config: Config,
         standardizer: Standardizer | EnergyReference,
         facts: Mapping[str, Any],
+        given: GlobalFeatures | None = None,
     ) -> ModelCard:
         """The card of a run."""
         dataset = config.dataset
-        return cls(
-            config.model, config.graph, tuple(dataset.target), dataset.unit, standardizer, facts
-        )
+        targets = tuple(dataset.target)
+        return cls(config.model, config.graph, targets, dataset.unit, standardizer, facts, given)
 
 
 def write_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> None:
@@ -77,6 +87,8 @@ def write_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> N
         "scale": card.standardizer.content(),
         "facts": {**card.facts, "atomloom": __version__},
     }
+    if card.given is not None:
+        content["globals"] = card.given.content()
     # Copies: two names may share memory, which the format has no way to say.
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     metadata = {"atomloom": json.dumps(content, sort_keys=True)}
@@ -117,6 +129,7 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
                 EnergyReference if model.kind == "potential" else Standardizer
             ).of_content(content["scale"]),
             facts=content["facts"],
+            given=GlobalFeatures.of_content(content["globals"]) if "globals" in content else None,
         )
     except (ValidationError, KeyError) as error:
         raise AtomloomError(

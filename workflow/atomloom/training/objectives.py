@@ -25,7 +25,9 @@ from atomloom.config.root import Config
 from atomloom.config.training import Training
 from atomloom.data.batch import GraphBatch
 from atomloom.data.loader import GraphLoader
+from atomloom.errors import AtomloomError
 from atomloom.training.data import LabelledGraphs
+from atomloom.training.globals import GLOBALS, GlobalFeatures
 from atomloom.training.losses import loss_sum
 from atomloom.training.predict import predict_batches
 from atomloom.training.references import EnergyReference
@@ -44,7 +46,7 @@ class Scores:
     """What is minimised: the mean over the targets of MAE / standard deviation; for classes and
     potentials the loss."""
     maes: tuple[float, ...]
-    """Of each target in real units."""
+    """Of each target in real units; for classes, of one less the true class's probability."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,7 @@ class Carried:
     of_atoms: Mapping[str, np.ndarray] = field(default_factory=dict)
     of_structures: Mapping[str, np.ndarray] = field(default_factory=dict)
     with_edges: Callable[[int], np.ndarray] | None = None
+    chances: Callable[[int], np.ndarray] | None = None
 
 
 class Objective(Protocol):
@@ -68,6 +71,8 @@ class Objective(Protocol):
     """Numbers that the network is built to predict."""
     scale: Standardizer | EnergyReference
     """From the network's units to real ones; goes into the model file."""
+    given: GlobalFeatures | None
+    """What the network is told of a structure besides its graph; goes there too."""
 
     def prepare(self, model: nn.Module, device: torch.device, log: Log) -> None:
         """Set what a new network must know of the training data, before the first step."""
@@ -87,6 +92,12 @@ class Objective(Protocol):
 
     def sums(self, output: Any, batch: GraphBatch) -> Tensor:
         """[L] sums of the loss terms over a batch."""
+
+    def state(self) -> dict[str, Any]:
+        """What it has learnt of the data in training, to be saved with a run's state."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`."""
 
     def loss(self, sums: Tensor, shares: Tensor) -> Tensor:
         """What is differentiated: a scalar of sums [L] and one over their counts [L]."""
@@ -114,23 +125,44 @@ class PropertyObjective:
         """
         self.settings: Training = config.training
         self.names = tuple(config.dataset.target)
-        self.units = (config.dataset.unit,) * len(self.names)
-        self.outputs = len(self.names)
+        self.units = ("" if self.settings.classes else config.dataset.unit,) * len(self.names)
         self._real, self._val_rows = data.targets, val_rows
-        if self.settings.loss == "bce":
+        self._atoms = np.diff(data.table.node_ptr)
+        extensive = getattr(config.model, "readout", "mean") == "sum"
+        if self.settings.loss == "cross_entropy":
+            self.scale = Standardizer.for_many_classes(data.targets, train_rows, self.names[0])
+        elif self.settings.loss == "bce":
             self.scale = Standardizer.for_classes(data.targets, train_rows, self.names)
         else:
             self.scale = Standardizer.fit(
-                data.targets, train_rows, self.names, self.settings.log_targets
+                data.targets,
+                train_rows,
+                self.names,
+                self.settings.log_targets,
+                self._atoms if extensive else None,
             )
-        self._targets = self.scale.standardize(data.targets)
+        self.outputs = self.scale.outputs
+        self._targets = self.scale.standardize(data.targets, self._atoms)
+        self.given, self._given = None, {}
+        if config.dataset.global_features:
+            if data.globals is None:
+                raise AtomloomError("the data set has none", where="dataset.global_features")
+            rows = np.concatenate([train_rows, val_rows])
+            self.given = GlobalFeatures.fit(
+                data.globals, train_rows, config.dataset.global_features
+            )
+            if not np.isfinite(data.globals[rows]).all():
+                raise AtomloomError(
+                    "unknown for a validation structure", where="dataset.global_features"
+                )
+            self._given = {GLOBALS: self.given.standardize(data.globals)}
 
     def prepare(self, model: nn.Module, device: torch.device, log: Log) -> None:
         """Nothing: means and deviations are all."""
 
     def carried(self, training: bool) -> Carried:
         """Standardised targets."""
-        return Carried(self._targets)
+        return Carried(self._targets, of_structures=self._given)
 
     def step_network(self, model: nn.Module) -> nn.Module:
         """The model itself."""
@@ -143,9 +175,16 @@ class PropertyObjective:
     def begin(self, epoch: int, device: torch.device) -> None:
         """All epochs are alike."""
 
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing."""
+
     def sums(self, output: Tensor, batch: GraphBatch) -> Tensor:
         """[1] the loss."""
-        prediction = output.reshape(batch.targets.shape)
+        prediction = output.reshape(batch.size, self.outputs)
         prediction = prediction.to(batch.targets.dtype)  # losses are never taken in 16 bits
         return loss_sum(
             self.settings.loss, prediction, batch.targets, self.settings.huber_delta
@@ -173,12 +212,18 @@ class PropertyObjective:
         )
         loss = float(loss) / int(known.sum())
         counts = known.sum(axis=0)
-        scaled = np.where(known, np.abs(outputs - wanted), 0.0).sum(axis=0)
-        differences = np.abs(self.scale.restore(outputs) - self._real[rows])
+        restored = self.scale.restore(outputs, self._atoms[rows])
+        if self.scale.class_count:
+            classes = np.where(known, wanted, 0.0).astype(np.int64)
+            differences = 1.0 - np.take_along_axis(restored, classes, axis=1)
+            error = 0.0
+        else:
+            differences = np.abs(restored - self._real[rows])
+            scaled = np.where(known, np.abs(outputs - wanted), 0.0).sum(axis=0)
+            error = float((scaled[counts > 0] / counts[counts > 0]).mean())
         errors = np.where(known, differences, 0.0).sum(axis=0)
         with np.errstate(invalid="ignore", divide="ignore"):
             maes = tuple((errors / counts).tolist())
-        error = float((scaled[counts > 0] / counts[counts > 0]).mean())
         return Scores(loss=loss, error=loss if self.scale.classes else error, maes=maes)
 
 

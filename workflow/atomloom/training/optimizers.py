@@ -1,4 +1,4 @@
-"""Optimisers: AdamW or SGD, with norms and biases exempt from weight decay.
+"""Optimisers: AdamW, SGD or L-BFGS, with norms and biases exempt from weight decay.
 
 Knows nothing of the loop.
 """
@@ -9,12 +9,13 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from atomloom.config.training import Training
+from atomloom.training.wholeset import build_lbfgs
 
 MOMENTUM = 0.9
 
 
 def build_optimizer(model: nn.Module, settings: Training, fused: bool = True) -> Optimizer:
-    """The optimiser of the config, one group with weight decay and one without.
+    """The optimiser of the config; but for L-BFGS, one group with weight decay and one without.
 
     Args:
         model: the model.
@@ -28,6 +29,8 @@ def build_optimizer(model: nn.Module, settings: Training, fused: bool = True) ->
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    if settings.optimizer == "lbfgs":
+        return build_lbfgs(trained)
     rate = settings.learning_rate
     if settings.optimizer == "sgd":
         return SGD(groups, lr=rate, momentum=MOMENTUM, nesterov=True, fused=fused)

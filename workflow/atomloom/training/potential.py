@@ -11,7 +11,7 @@ Legend: S structures, A atoms, B structures and N atoms of a batch, F features.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,8 @@ REPORTED = {
     "stress": ("stress", "eV/A^3"),
 }
 """Target -> name and unit of the errors that are reported of it."""
+LEAST_CHANCE = 0.1
+"""Of the mean error, that counts for a structure without any."""
 CACHE_SHARE = 0.25
 """Of the free memory, that `auto` gives to cached features."""
 
@@ -75,6 +77,7 @@ class PotentialObjective:
         self.names = tuple(REPORTED[name][0] for name in self.terms)
         self.units = tuple(REPORTED[name][1] for name in self.terms)
         self.outputs = 1
+        self.given = None
         self._data, self._train_rows, self._val_rows = data, train_rows, val_rows
         table, energies = data.table, data.targets[:, 0]
         forces = data.forces if "forces" in self.terms else None
@@ -98,6 +101,8 @@ class PotentialObjective:
         self._partial = bool(self._derived) and options.force_fraction < 1.0
         self._features: np.ndarray | None = None
         self._chosen: Tensor | None = None
+        self._seen = torch.full((len(table),), torch.nan, dtype=torch.float64)
+        self._drawn_by, self._epoch = torch.ones(len(table), dtype=torch.float64), -1
 
     # --- before the first step ---
 
@@ -128,10 +133,11 @@ class PotentialObjective:
             of_atoms["forces"] = self._forces
         if self._stress is not None:
             of_structures["stress"] = self._stress
+        chances = self._chances if training and self.options.sampling != "uniform" else None
         if self._features is None or (self._derived and not training):
-            return Carried(self._targets, of_atoms, of_structures)
+            return Carried(self._targets, of_atoms, of_structures, chances=chances)
         of_atoms["features"] = self._features
-        return Carried(self._targets, of_atoms, of_structures, self._with_edges)
+        return Carried(self._targets, of_atoms, of_structures, self._with_edges, chances)
 
     def step_network(self, model: nn.Module) -> nn.Module:
         """The model with its derivatives."""
@@ -162,6 +168,8 @@ class PotentialObjective:
 
     def sums(self, output: PotentialOutput, batch: GraphBatch) -> Tensor:
         """[L] sums of the loss terms over a batch."""
+        if self.options.sampling == "error":
+            self._remember(output, batch)
         return self._sums(output, batch, self._chosen)
 
     def loss(self, sums: Tensor, shares: Tensor) -> Tensor:
@@ -185,6 +193,41 @@ class PotentialObjective:
                 wanted = torch.where(chosen[of].unsqueeze(1), wanted, torch.nan)
             sums.append(loss_sum(kind, predicted, wanted, self.settings.huber_delta))
         return torch.stack(sums)
+
+    # --- how often structures come ---
+
+    def state(self) -> dict[str, Any]:
+        """Errors of structures when last seen, and the chances of the epoch under way."""
+        if self.options.sampling != "error":
+            return {}
+        return {"seen": self._seen, "epoch": self._epoch, "drawn_by": self._drawn_by}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`."""
+        if state:
+            self._seen, self._epoch = state["seen"].clone(), state["epoch"]
+            self._drawn_by = state["drawn_by"].clone()
+
+    @torch.no_grad()
+    def _remember(self, output: PotentialOutput, batch: GraphBatch) -> None:
+        """Errors of energies an atom; unknown ones are taken for none."""
+        wrong = (output.energy.detach() - batch.targets[:, 0]) / batch.node_ptr.diff()
+        self._seen[batch.rows.cpu()] = wrong.abs().nan_to_num(0.0).double().cpu()
+
+    def _chances(self, epoch: int) -> np.ndarray:
+        """[S] what structures are drawn in proportion to."""
+        if self.options.sampling == "energy":
+            each = self._targets[:, 0] * self.scale.scale / self._atoms
+            above = each - np.nanmin(each[self._train_rows])
+            return np.nan_to_num(
+                np.exp(-np.maximum(above, 0.0) / self.options.sampling_temperature)
+            )
+        if epoch != self._epoch:  # errors go on changing; those at its start count for an epoch
+            known = self._seen[torch.isfinite(self._seen)]
+            mean = float(known.mean()) if len(known) else 1.0
+            self._drawn_by = self._seen.nan_to_num(mean) + LEAST_CHANCE * mean
+            self._epoch = epoch
+        return self._drawn_by.numpy()
 
     # --- validation ---
 

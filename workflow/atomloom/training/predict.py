@@ -5,7 +5,7 @@ It knows nothing of how the model was trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from atomloom.config.training import Batching
 from atomloom.data.batch import GraphBatch
 from atomloom.data.loader import GraphLoader
+from atomloom.errors import AtomloomError
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
 from atomloom.models.layers import segment_sum
@@ -24,6 +25,7 @@ from atomloom.models.registry import build_model, require_elements
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 from atomloom.training.devices import choose_device
+from atomloom.training.globals import GLOBALS
 from atomloom.training.modelfile import ModelCard, read_model, working_dtype
 from atomloom.training.references import EnergyReference
 
@@ -40,21 +42,28 @@ class LoadedModel:
     """Precision of its weights."""
 
     def predict(
-        self, structures: Sequence[Any], bounds: Batching | None = None, device: str = "auto"
+        self,
+        structures: Sequence[Any],
+        bounds: Batching | None = None,
+        device: str = "auto",
+        globals: Mapping[str, Any] | np.ndarray | None = None,
     ) -> np.ndarray:
-        """[len(structures), K] float64 predictions in real units; of a potential, energies [.., 1].
+        """[len(structures), K] float64 predictions in real units; of a potential, energies [.., 1]; of
+        classes probabilities, of class 1 of each target or, where one has C classes, [.., C].
 
         Args:
             structures: ours, or of pymatgen, ASE or jarvis-tools.
             bounds: most structures, atoms, edges and triplets of a batch.
             device: `auto`, `cpu` or `cuda`.
+            globals: where the model was trained with global features: by name, a number or one for
+                each structure; or an array of one column each.
 
         Raises:
             AtomloomError: when a structure is nothing of the kind or cannot have the model's graph.
         """
         own = [item if isinstance(item, Structure) else _adapted(item) for item in structures]
         table = build_graphs(StructureTable.from_structures(own), self.card.graph)
-        return predict_table(self, table, bounds=bounds, device=device)
+        return predict_table(self, table, bounds=bounds, device=device, globals=globals)
 
 
 def load_model(path: str | Path) -> LoadedModel:
@@ -66,7 +75,8 @@ def load_model(path: str | Path) -> LoadedModel:
     tensors, card = read_model(Path(path))
     dtype = working_dtype(tensors)
     with torch.random.fork_rng(devices=[]):
-        model = build_model(card.model, card.outputs)
+        given = (len(card.given.names),) if card.given else ()
+        model = build_model(card.model, card.outputs, *given)
     model.to(dtype)
     model.load_state_dict(tensors)
     return LoadedModel(model.eval().requires_grad_(False), card, dtype)
@@ -78,9 +88,10 @@ def predict_table(
     rows: np.ndarray | None = None,
     bounds: Batching | None = None,
     device: str = "auto",
+    globals: Mapping[str, Any] | np.ndarray | None = None,
 ) -> np.ndarray:
-    """[len(rows), K] float64 predictions in real units, in the order of `rows`; of a potential,
-    energies [len(rows), 1] (forces and stress: `atomloom.potentials`).
+    """[len(rows), K] float64 predictions as of `LoadedModel.predict`, in the order of `rows` (forces
+    and stress of potentials: `atomloom.potentials`).
 
     Args:
         loaded: the model.
@@ -88,18 +99,27 @@ def predict_table(
         rows: which of them; all unless given.
         bounds: most structures, atoms, edges and triplets of a batch.
         device: `auto`, `cpu` or `cuda`.
+        globals: global features of the table's structures.
     """
     rows = np.arange(len(table)) if rows is None else np.asarray(rows)
     require_elements(loaded.model, table.numbers)
     device = choose_device(device)
     # Rows may repeat or be in any order: each structure is predicted once.
     unique, place = np.unique(rows, return_inverse=True)
-    loader = GraphLoader(table, unique, bounds=bounds, dtype=loaded.dtype, device=device)
+    given = {}
+    if loaded.card.given is not None:
+        given = {GLOBALS: loaded.card.given.read(globals, len(table), unique)}
+    elif globals is not None:
+        raise AtomloomError("the model was trained without global features", where="globals")
+    loader = GraphLoader(
+        table, unique, bounds=bounds, dtype=loaded.dtype, device=device, of_structures=given
+    )
     model = loaded.model.to(device)
     if isinstance(loaded.card.standardizer, EnergyReference):
         return _energies(model, loader, loaded.card.standardizer, table)[unique][place, None]
-    outputs = predict_batches(model, loader, len(loaded.card.targets))
-    return loaded.card.standardizer.restore(outputs)[place]
+    outputs = predict_batches(model, loader, loaded.card.outputs)
+    atoms = np.diff(table.node_ptr)[unique]
+    return loaded.card.standardizer.restore(outputs, atoms)[place]
 
 
 def _energies(

@@ -1,6 +1,7 @@
 """Standardizer: targets in real units to the numbers a network learns, and back.
 
-Mean and standard deviation are those of the training rows. It knows nothing of torch.
+Mean and standard deviation are those of the training rows; of targets that grow with the number of
+atoms, the mean is that of an atom. It knows nothing of torch.
 """
 
 from __future__ import annotations
@@ -26,8 +27,15 @@ class Standardizer:
     log: np.ndarray
     """[K] bool, whether f is the natural logarithm."""
     classes: bool = False
-    """Whether targets are 0 and 1, which are left as they are, and a network gives the logarithm of
-    the odds of 1, of which `restore` makes a probability."""
+    """Whether targets are numbers of classes, which are left as they are: 0 and 1, of which a network
+    gives the logarithm of the odds of 1; or 0 to `class_count` - 1. `restore` makes probabilities."""
+    class_count: int = 0
+    """Classes of the one target that has several, for each of which a network has an output; 0
+    otherwise."""
+    extensive: bool = False
+    """Whether targets grow with the number of atoms n: z = (y - n mean) / std, where `mean` is that of
+    an atom and `std` that of y - n mean. A network that adds up z_i over atoms thus predicts
+    y = sum_i (std z_i + mean), which doubles with the cell."""
 
     @classmethod
     def for_classes(
@@ -61,8 +69,53 @@ class Standardizer:
         return cls(np.zeros(count), np.ones(count), np.zeros(count, dtype=bool), classes=True)
 
     @classmethod
+    def for_many_classes(cls, targets: np.ndarray, rows: np.ndarray, name: str) -> Standardizer:
+        """For one target that is a whole number from 0 on: the number of a class.
+
+        Args:
+            targets: [S, 1], NaN where unknown.
+            rows: rows of the training set.
+            name: the target's name.
+
+        Raises:
+            AtomloomError: when a target is anything else, or a class below the highest number is in
+                no training row.
+        """
+        values = targets[:, 0]
+        with np.errstate(invalid="ignore"):
+            other = np.isinf(values) | (values < 0) | (np.isfinite(values) & (values % 1 != 0))
+        if other.any():
+            row = int(np.flatnonzero(other)[0])
+            raise AtomloomError(
+                f"{name} of row {row} is {values[row]:g}, no number of a class (0, 1, 2, ...)",
+                where="training.loss",
+                todo="cross_entropy is for classes: use mse, mae or huber, or number the classes",
+            )
+        known = values[np.isfinite(values)].astype(np.int64)
+        count = int(known.max(initial=0)) + 1
+        trained = values[rows]
+        seen = np.unique(trained[np.isfinite(trained)]).astype(np.int64)
+        missing = np.setdiff1d(np.arange(count), seen)
+        if count < 2 or len(missing):
+            what = (
+                f"no training structure is of class {', '.join(map(str, missing[:8]))} of {name}"
+                if count > 1
+                else f"all structures are of one class of {name}"
+            )
+            raise AtomloomError(
+                what, where="targets", todo="number classes from 0 without gaps, or split otherwise"
+            )
+        zero = np.zeros(1)
+        return cls(zero, np.ones(1), zero.astype(bool), classes=True, class_count=count)
+
+    @classmethod
     def fit(
-        cls, targets: np.ndarray, rows: np.ndarray, names: Sequence[str], logs: Sequence[str] = ()
+        cls,
+        targets: np.ndarray,
+        rows: np.ndarray,
+        names: Sequence[str],
+        logs: Sequence[str] = (),
+        atoms: np.ndarray | None = None,
     ) -> Standardizer:
         """Take mean and standard deviation over the training rows.
 
@@ -71,6 +124,7 @@ class Standardizer:
             rows: rows of the training set.
             names: the K targets' names.
             logs: names of those whose logarithm is learnt.
+            atoms: [S], number of atoms of each structure, where targets grow with it.
 
         Raises:
             AtomloomError: when a target is unknown in all training rows, is infinite, has a
@@ -100,34 +154,72 @@ class Standardizer:
             known = values[np.isfinite(values[:, column]), column]
             if not len(known):
                 raise AtomloomError(f"no training structure has a value of {name}", where="targets")
-            mean[column], std[column] = known.mean(), known.std()
+            scale = np.abs(known).max()
+            if atoms is None:
+                mean[column] = known.mean()
+            else:
+                counts = atoms[rows][np.isfinite(values[:, column])]
+                mean[column] = known.sum() / counts.sum()
+                known = known - counts * mean[column]
+            std[column] = known.std()
             # Equal values differ by rounding of their mean; that is no scale to divide by.
-            if std[column] <= 1e-12 * max(abs(mean[column]), 1e-300):
+            if std[column] <= 1e-12 * max(scale, 1e-300):
                 std[column] = 1.0
-        return cls(mean, std, log)
+        return cls(mean, std, log, extensive=atoms is not None)
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that a network gives."""
+        return self.class_count or len(self.mean)
 
     def content(self) -> dict[str, Any]:
         """What a model file holds of it."""
         columns = {name: getattr(self, name).tolist() for name in ("mean", "std", "log")}
-        return {**columns, "classes": self.classes}
+        content = {**columns, "classes": self.classes}
+        if self.class_count:
+            content["class_count"] = self.class_count
+        return content | {"extensive": True} if self.extensive else content
 
     @classmethod
     def of_content(cls, content: Mapping[str, Any]) -> Standardizer:
         """The inverse of `content`."""
         mean, std = np.array(content["mean"]), np.array(content["std"])
-        return cls(mean, std, np.array(content["log"], dtype=bool), content["classes"])
+        return cls(
+            mean,
+            std,
+            np.array(content["log"], dtype=bool),
+            content["classes"],
+            content.get("class_count", 0),
+            content.get("extensive", False),
+        )
 
-    def standardize(self, targets: np.ndarray) -> np.ndarray:
-        """[..., K] real units to standard deviations from the mean."""
-        return (_transform(targets, self.log) - self.mean) / self.std
+    def standardize(self, targets: np.ndarray, atoms: np.ndarray | None = None) -> np.ndarray:
+        """[S, K] real units to standard deviations from the mean.
 
-    def restore(self, standardized: np.ndarray) -> np.ndarray:
-        """[..., K] a network's outputs in real units (probabilities for classes), in float64."""
+        Args:
+            targets: [S, K].
+            atoms: [S], number of atoms; needed where targets are extensive.
+        """
+        return (_transform(targets, self.log) - self._means(atoms)) / self.std
+
+    def restore(self, standardized: np.ndarray, atoms: np.ndarray | None = None) -> np.ndarray:
+        """A network's outputs [S, K] in real units, in float64; for classes probabilities, of class 1
+        of each target or [S, class_count] of each class. `atoms` as of `standardize`."""
+        outputs = np.asarray(standardized, dtype=np.float64)
+        if self.class_count:
+            return special.softmax(outputs, axis=-1)
         if self.classes:
-            return special.expit(np.asarray(standardized, dtype=np.float64))
-        values = np.asarray(standardized, dtype=np.float64) * self.std + self.mean
+            return special.expit(outputs)
+        values = outputs * self.std + self._means(atoms)
         values[..., self.log] = np.exp(values[..., self.log])
         return values
+
+    def _means(self, atoms: np.ndarray | None) -> np.ndarray:
+        if not self.extensive:
+            return self.mean
+        if atoms is None:
+            raise ValueError("extensive targets need numbers of atoms")
+        return self.mean * np.asarray(atoms, dtype=np.float64)[:, None]
 
 
 def _transform(targets: np.ndarray, log: np.ndarray) -> np.ndarray:

@@ -1,0 +1,67 @@
+"""Gradient checkpointing: the same numbers, from far less memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from atomloom.config.model import EComFormerConfig, IComFormerConfig
+from atomloom.models import build_model
+from atomloom.models.layers import WeightedBatchNorm, recomputed
+from tests.unit.models.batches import batch_from_graphs, random_crystal
+from tests.unit.models.memory import LiveBytes
+
+FAMILIES = {"icomformer": IComFormerConfig, "ecomformer": EComFormerConfig}
+LESS = 0.3
+
+
+def step(config, batch, checkpointing: bool, autocast: bool = False):
+    """Outputs, gradients and statistics of a training step; bytes held at its middle, and the most."""
+    torch.manual_seed(0)
+    model = build_model(config, 2).to(batch.positions.dtype).train()
+    model.gradient_checkpointing = checkpointing
+    with LiveBytes() as memory:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output = model(batch)
+        held = memory.live
+        output.square().sum().backward()
+    numbers = {"output": output, **{f"grad {n}": p.grad for n, p in model.named_parameters()}}
+    return numbers | model.state_dict(), held, memory.peak
+
+
+def crystals(count: int, atoms: int, dtype=torch.float32):
+    rng = np.random.default_rng(0)
+    return batch_from_graphs([random_crystal(rng, atoms, 24) for _ in range(count)], dtype)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_takes_at_least_30_percent_less_memory_for_the_same_bits(family):
+    config, batch = FAMILIES[family](width=96), crystals(8, 12)
+    plain, held, peak = step(config, batch, False)
+    saving, held_less, peak_less = step(config, batch, True)
+    assert plain.keys() == saving.keys()
+    for name, values in plain.items():
+        assert torch.equal(values, saving[name]), name
+    assert peak_less < (1 - LESS) * peak
+    assert held_less < 0.25 * held
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["float64", "bf16"])
+def test_the_bits_are_the_same_in_other_precisions(family, kind):
+    batch = crystals(2, 5, torch.float64 if kind == "float64" else torch.float32)
+    config = FAMILIES[family](width=16, layers=2)
+    plain, *_ = step(config, batch, False, autocast=kind == "bf16")
+    saving, *_ = step(config, batch, True, autocast=kind == "bf16")
+    for name, values in plain.items():
+        assert torch.equal(values, saving[name]), name
+
+
+def test_batch_norms_see_a_recomputed_batch_once():
+    norm, values = WeightedBatchNorm(3).train(), torch.randn(5, 3, requires_grad=True)
+    recomputed(lambda x: norm(x).square(), values).sum().backward()
+    assert norm.num_batches_tracked == 1
+    torch.testing.assert_close(norm.running_mean, 0.1 * values.detach().mean(dim=0))
+    norm(values)
+    assert norm.num_batches_tracked == 2

@@ -1,0 +1,101 @@
+"""GlobalFeatures: numbers that belong to a structure as a whole, as a model is given them.
+
+Temperature, pressure and the like, standardised by mean and deviation of the training rows. It knows
+nothing of torch.
+
+S structures, G features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from atomloom.errors import AtomloomError
+
+GLOBALS = "globals"
+"""Their name in `batch.extras`."""
+WHERE = "dataset.global_features"
+
+
+@dataclass(frozen=True, eq=False)
+class GlobalFeatures:
+    """Names and scales of a model's global features."""
+
+    names: tuple[str, ...]
+    mean: np.ndarray
+    """[G] float64."""
+    std: np.ndarray
+    """[G] float64; 1 where all training values are equal."""
+
+    @classmethod
+    def fit(cls, values: np.ndarray, rows: np.ndarray, names: Sequence[str]) -> GlobalFeatures:
+        """Take mean and deviation of [S, G] over the training rows.
+
+        Raises:
+            AtomloomError: when one is not a finite number.
+        """
+        known = values[rows]
+        if not np.isfinite(known).all():
+            row, column = np.argwhere(~np.isfinite(known))[0]
+            raise AtomloomError(
+                f"{names[column]} of row {rows[row]} is {known[row, column]:g}", where=WHERE
+            )
+        mean, std = known.mean(axis=0), known.std(axis=0)
+        std[std <= 1e-12 * np.abs(known).max(axis=0)] = 1.0  # equal but for rounding
+        return cls(tuple(names), mean, std)
+
+    def standardize(self, values: np.ndarray) -> np.ndarray:
+        """[S, G] in deviations from the mean."""
+        return (values - self.mean) / self.std
+
+    def read(
+        self,
+        given: Mapping[str, Any] | np.ndarray | None,
+        count: int,
+        rows: np.ndarray | slice = slice(None),
+    ) -> np.ndarray:
+        """[count, G] standardised, of what a user gives for `count` structures.
+
+        Args:
+            given: for each name one number, or one for each structure; or an array [count, G] in the
+                order of `names`.
+            count: number of structures.
+            rows: those that matter; of others it may be unknown.
+
+        Raises:
+            AtomloomError: when something is missing, too much or not finite.
+        """
+        wanted = ", ".join(self.names)
+        todo = f"give globals={{...}} with {wanted}"
+        if given is None:
+            raise AtomloomError(f"the model needs {wanted} of every structure", todo=todo)
+        if isinstance(given, Mapping):
+            if set(given) != set(self.names):
+                raise AtomloomError(f"globals are {', '.join(given)}, not {wanted}", todo=todo)
+            columns = [np.asarray(given[name], dtype=np.float64) for name in self.names]
+            if any(column.shape not in ((), (count,)) for column in columns):
+                raise AtomloomError(f"globals are not one number for each of {count} structures")
+            values = np.stack([np.broadcast_to(column, (count,)) for column in columns], axis=1)
+        else:
+            values = np.asarray(given, dtype=np.float64)
+            if values.shape != (count, len(self.names)):
+                raise AtomloomError(
+                    f"globals of shape {values.shape}, not {(count, len(self.names))}", todo=todo
+                )
+        if not np.isfinite(values[rows]).all():
+            raise AtomloomError("a global feature is not a finite number", todo=todo)
+        return self.standardize(values)
+
+    def content(self) -> dict[str, Any]:
+        """What a model file holds of them."""
+        return {"names": list(self.names), "mean": self.mean.tolist(), "std": self.std.tolist()}
+
+    @classmethod
+    def of_content(cls, content: Mapping[str, Any]) -> GlobalFeatures:
+        """The inverse of `content`."""
+        mean, std = np.array(content["mean"]), np.array(content["std"])
+        return cls(tuple(content["names"]), mean, std)

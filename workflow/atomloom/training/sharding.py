@@ -1,0 +1,88 @@
+"""Weights, gradients and optimiser's state shared out among processes (FSDP), and put together again.
+
+Every process holds its part of each weight, and all of them only while a batch passes the network.
+What is whole (in files, in a state) is the same as without. Functions that say so must be called by
+all processes; where nothing is shared out they hand back what they are given. It knows nothing of the
+loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+
+def share_out(model: nn.Module, fabric: Fabric) -> None:
+    """Leave each process its part of the weights; before an optimiser is told of them."""
+    fully_shard(model, mesh=fabric.strategy.device_mesh["data_parallel"])
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor, in the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(content: Any) -> Any:
+    """The same dicts and lists with whole tensors; to be called by all processes."""
+    if isinstance(content, DTensor):
+        return content.full_tensor()
+    if isinstance(content, Mapping):
+        return {key: whole(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return type(content)(whole(value) for value in content)
+    return content
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Set weights and buffers from whole tensors; to be called by all processes."""
+    if not isinstance(model, FSDPModule):
+        model.load_state_dict(weights)
+        return
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        own_part(tensor.detach()).copy_(_part_of(weights[name], tensor))
+
+
+def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Set an optimiser's state from a whole one; to be called by all processes."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    own = {
+        index: {
+            name: _shared_like(value, parameters[index]) if isinstance(value, Tensor) else value
+            for name, value in values.items()
+        }
+        for index, values in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": own})
+
+
+@contextmanager
+def put_together(model: nn.Module) -> Iterator[None]:
+    """Inside, the whole network is here, and may be called as often as each process likes."""
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    model.unshard()
+    try:
+        yield
+    finally:
+        model.reshard()
+
+
+def _shared_like(value: Tensor, parameter: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+        return value
+    value = value.to(parameter.device)
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements)
+
+
+def _part_of(value: Tensor, like: Tensor) -> Tensor:
+    return own_part(_shared_like(value, like))
