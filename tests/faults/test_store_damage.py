@@ -131,16 +131,31 @@ def test_gc_without_any_data_set_refuses(project, tmp_path):
 
 
 def test_a_read_only_store_with_everything_present_just_works(project):
-    if os.geteuid() == 0:
-        pytest.skip("root writes everywhere; permissions mean nothing to it")
+    """Root writes everywhere, so where root runs the tests, the stages run without that right."""
+    bound = ["setpriv", "--bounding-set=-dac_override"] if os.geteuid() == 0 else []
     store = project.folder / "store"
-    for path in [store, *store.rglob("*")]:
+    shutil.rmtree(project.folder / "results")
+    before = {path: path.stat().st_mtime_ns for path in [store, *store.rglob("*")]}
+    for path in before:
         path.chmod(0o555 if path.is_dir() else 0o444)
     try:
-        shutil.rmtree(project.folder / "results")
-        through_index(project)
+        try:
+            refused = subprocess.run([*bound, "touch", str(store / "x")], capture_output=True)
+        except FileNotFoundError:
+            pytest.skip("no setpriv here to take root's rights away")
+        if refused.returncode == 0:
+            pytest.skip("nothing here keeps root from writing")
+        for stage in ("plan", "convert", "graphs", "index", "split"):
+            done = subprocess.run(
+                [*bound, sys.executable, "-m", "atomloom", stage, "--config", "my.yaml"],
+                cwd=project.folder,
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stderr
+        assert {path: path.stat().st_mtime_ns for path in [store, *store.rglob("*")]} == before
     finally:
-        for path in [store, *store.rglob("*")]:
+        for path in before:
             path.chmod(0o755 if path.is_dir() else 0o644)
 
 

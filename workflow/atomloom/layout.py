@@ -13,7 +13,7 @@ from typing import Any
 from atomloom.config import Config, expand_variables
 from atomloom.errors import AtomloomError
 from atomloom.files import file_digest
-from atomloom.keys import BUILDER, CONVERTER, LABELLER, short_hash
+from atomloom.keys import BUILDER, CONVERTER, LABELLER, TRAINER, short_hash
 from atomloom.plan import Plan
 
 
@@ -212,6 +212,7 @@ class PlannedLayout:
             "graph": self.layout.graph_key,
             "model": self.config.model.key_content(),
             "training": self.config.training.key_content(),
+            "trainer": TRAINER,
         }
 
     @property

@@ -1,7 +1,8 @@
 """Care of a store: find damaged shards, remove them, and clear away what nothing names any more.
 
 Shards are made again by the next run from what determines them, so removing one loses nothing but
-time. It knows shards and the two kinds of places that name them, indexes and plans.
+time (a download, the net). It knows shards and the two kinds of places that name them, indexes and
+plans.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from atomloom.errors import AtomloomError
 from atomloom.files import TEMPORARY_SUFFIX, read_json
 from atomloom.keys import short_hash
 from atomloom.shards import SUFFIX, verify_shard
+from atomloom.structures.downloads import damaged_downloads
 
 UNFINISHED_AFTER = 24 * 3600.0
 """Seconds after which a temporary file is taken for the leftover of a killed job."""
@@ -41,13 +43,15 @@ def shards_in(store: Path) -> list[Path]:
 
 
 def verify_store(store: Path, workers: int = 1) -> Iterator[Damage]:
-    """Recompute every digest and every folder's key; yields what is damaged."""
+    """Recompute every digest, of downloads too, and every folder's key; yields what is damaged."""
     for spec in sorted(store.glob("graphs/*/spec.json")):
         try:
             if short_hash(read_json(spec)) != spec.parent.name:
                 yield Damage(spec, "is not the spec that its folder is named by")
         except AtomloomError as error:
             yield Damage(spec, error.what)
+    for path in damaged_downloads(store / "downloads"):
+        yield Damage(path, "is not what was downloaded")
     paths = shards_in(store)
     if workers > 1 and len(paths) > 1:
         with ProcessPoolExecutor(workers) as pool:
@@ -72,8 +76,8 @@ def repair_store(store: Path, workers: int, log: Callable[[str], None]) -> int:
 
 
 def named_shards(results: Sequence[Path]) -> set[str]:
-    """Names `structures/<chunk>` and `graphs/<graph>/<chunk>` of all shards that any index or plan
-    below these results folders stands for.
+    """Names `structures/<chunk>`, `labels/<chunk>` and `graphs/<graph>/<chunk>` of all shards that any
+    index or plan below these results folders stands for.
 
     Raises:
         AtomloomError: when a folder holds no data set, or an index or plan cannot be read: then
@@ -89,11 +93,17 @@ def named_shards(results: Sequence[Path]) -> set[str]:
                 todo="name the results folders of all projects on this store",
             )
         for plan in plans:
-            named |= {f"structures/{key}{SUFFIX}" for key, _, _ in read_json(plan)["chunks"]}
+            keys = [key for key, _, _ in read_json(plan)["chunks"]]
+            named |= {f"{kind}/{key}{SUFFIX}" for kind in ("structures", "labels") for key in keys}
         for index in folder.glob("*/index/*/index.json"):
             content = read_json(index)
             named |= {f"graphs/{content['graph_key']}/{shard}" for shard in content["shards"]}
     return named
+
+
+def _name_of(path: Path) -> str:
+    """A shard's name as plans and indexes give it; labels of any teacher go by their chunk."""
+    return f"labels/{path.name}" if path.parts[0] == "labels" else path.as_posix()
 
 
 def unused_files(store: Path, results: Sequence[Path], min_age: float) -> list[Path]:
@@ -110,7 +120,7 @@ def unused_files(store: Path, results: Sequence[Path], min_age: float) -> list[P
     unused = [
         path
         for path in shards_in(store)
-        if path.relative_to(store).as_posix() not in named and old(path, min_age)
+        if _name_of(path.relative_to(store)) not in named and old(path, min_age)
     ]
     parts = sorted(store.rglob(f".*{TEMPORARY_SUFFIX}"))
     return unused + [path for path in parts if old(path, max(min_age, UNFINISHED_AFTER))]

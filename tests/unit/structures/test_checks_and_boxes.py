@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -35,6 +36,35 @@ def brute_force(s: Structure, images: int = 5) -> float:
     distances = np.linalg.norm(apart, axis=-1)
     distances[np.arange(len(s)), np.arange(len(s)), len(shifts) // 2] = np.inf
     return float(distances.min())
+
+
+@pytest.mark.parametrize("tiny", [1e-320, 1e-200, 1e-6, 1e-3])
+@pytest.mark.parametrize("pbc", [(True, True, True), (False, True, True), (False, True, False)])
+def test_a_cell_thinner_than_anything_is_refused_at_once(tiny, pbc):
+    cell = np.array([[4.0, 0, 0], [0, tiny, 0], [0.5, 0, 6.0]])
+    atoms = [[0, 0, 0], [1, 2, 3], [2.5, 0.5, 1]] * 10
+    try:
+        made = structure([1] * 30, atoms, cell, pbc)
+    except AtomloomError:
+        return  # where even the constructor sees no span
+    start = time.process_time()
+    with pytest.raises(AtomloomError, match="own periodic image"):
+        check_structure(made, Checks(max_volume_per_atom=1e9))
+    assert time.process_time() - start < 5
+
+
+def test_a_thin_skewed_cell_of_a_roomy_lattice_passes_as_its_compact_cell_does():
+    """(1, 0, 0) and (1000, 0.5, 0) span the plane lattice of (1, 0) and (0, 0.5): no vector is short."""
+    compact = np.array([[3.0, 0, 0], [0, 2.0, 0], [0, 0, 5.0]])
+    skewed = np.array([[1, 0, 0], [700, 1, 0], [0, 900, 1]]) @ compact
+    rng = np.random.default_rng(0)
+    atoms = [[0.1, 0.2, 0.3], [1.5, 0.5, 0.6]]  # 1.46 A apart
+    for within in (1.0, 1.9):
+        expected = closest_pair(structure([1, 2], atoms, compact), within)
+        moved = np.array(atoms) + rng.integers(-3, 4, (2, 3)) @ skewed
+        found = closest_pair(structure([1, 2], moved, skewed), within)
+        assert found[:2] == expected[:2]
+        assert found[2] == pytest.approx(expected[2], abs=1e-6)
 
 
 @settings(max_examples=150, deadline=None)

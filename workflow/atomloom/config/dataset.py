@@ -56,7 +56,9 @@ class Dataset(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     """Name of the data set; results go to `results/<name>/`."""
     source: list[str] = Field(min_length=1)
-    """Files, folders or archives with structures, in this order; a single path may be given bare."""
+    """Files, folders or archives with structures, in this order; a single path may be given bare.
+    `jarvis:NAME` (a data set of JARVIS, such as `jarvis:dft_3d`) and `mp:IDS` or `mp:FILTERS` (Materials
+    Project) are downloaded once."""
     format: str = "auto"
     """Format of the records (docs/reading-data.md lists them), or `auto` to go by name and content."""
     pattern: str | None = None

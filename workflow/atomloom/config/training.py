@@ -23,6 +23,17 @@ class Batching(Section):
     """Most triplets in a batch."""
 
 
+class LoaderOptions(Section):
+    """Where graphs are held while a model is trained."""
+
+    mode: Literal["auto", "memory", "disk"] = "auto"
+    """`auto`: in memory if they take less than the budget, else on disk, a window of shards at a time.
+    What was chosen, and why, is in the log and in the run card."""
+    memory_gb: float | None = Field(default=None, gt=0)
+    """Memory in GB that graphs may take in each process; half of what is free unless given. Out of core,
+    orders mix within windows of somewhat less than half of it."""
+
+
 class PotentialTraining(Section):
     """Training on energies, forces and stress, for models that are potentials. Errors are counted in
     units of the energy scale, so that weights mean the same for every data set."""
@@ -80,6 +91,8 @@ class Training(Section):
     """For `huber`: where the loss turns from quadratic to linear, in standard deviations."""
     log_targets: list[str] = Field(default=[])
     """Targets whose natural logarithm is learnt; all their values must be positive."""
+    loader: LoaderOptions = LoaderOptions()
+    """Where graphs are held."""
     potential: PotentialTraining = PotentialTraining()
     """Energies, forces and stress."""
     optimizer: Literal["adamw", "sgd", "lbfgs"] = "adamw"

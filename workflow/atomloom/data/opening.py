@@ -125,7 +125,7 @@ def open_loader(
     targets: np.ndarray | None = None,
     bounds: Batching | None = None,
     *,
-    choice: LoaderChoice,
+    choice: LoaderChoice | None = None,
     **options: Any,
 ) -> Loader:
     """The loader of the choice; for the other arguments see `Loader`.
@@ -135,12 +135,12 @@ def open_loader(
         rows: rows to go through.
         targets: [S, K] float64.
         bounds: of batches.
-        choice: of `choose_loader`.
+        choice: of `choose_loader`; a table in memory needs none.
         options: all else.
     """
     if isinstance(source, GraphTable):
         return GraphLoader(source, rows, targets, bounds, **options)
-    if choice.window is None:
+    if choice is None or choice.window is None:
         raise ValueError("the choice is to hold the graphs: open what `load_graphs` returns")
     windows = Windows(source.shard, source.weights, choice.window)
     return ShardLoader(source, rows, targets, bounds, windows=windows, **options)

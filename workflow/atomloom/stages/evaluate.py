@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from atomloom.data.sharded import ShardedGraphs
 from atomloom.files import write_atomically, write_json
-from atomloom.graphs.graph import GraphTable
+from atomloom.graphs.graph import Graph, GraphTable
 from atomloom.layout import PlannedLayout
+from atomloom.potentials.committee import Evaluation
 from atomloom.potentials.evaluation import evaluate_table
 from atomloom.potentials.students import TIMED, compare_with_teacher
 from atomloom.reports.figures import parity_figure
@@ -24,6 +26,8 @@ from atomloom.training.metrics import split_metrics
 from atomloom.training.potential import REPORTED
 from atomloom.training.predict import LoadedModel, load_model, predict_table
 
+BLOCK = 10_000
+"""Structures whose graphs are held at a time."""
 DESCRIPTION = ["id", "split", "formula", "elements", "n_atoms"]
 
 
@@ -44,7 +48,8 @@ def evaluate_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     frame = pd.read_parquet(places.split / "dataset.parquet")
     index = pd.read_parquet(places.index / "index.parquet", columns=["record"])
     frame = frame[frame["record"].isin(index["record"])].reset_index(drop=True)
-    index = index[index["record"].isin(frame["record"])].reset_index(drop=True)
+    if len(data.table) < len(index):  # in memory, only labelled graphs are held
+        index = index[index["record"].isin(frame["record"])].reset_index(drop=True)
     rows = index.reset_index().set_index("record")["index"].loc[frame["record"]].to_numpy()
     if config.model.kind == "potential":
         tables = _evaluate_potential(places, model, data, frame, rows)
@@ -81,7 +86,8 @@ def _compare_with_teacher(
     teacher, run = places.config.teacher, places.run
     seconds = [read_labels_of(places.layout, key).seconds for key in places.plan.chunk_keys]
     unseen = next(rows for name in ("test", "val", "train") if len(rows := data.split(name)))
-    structures = [_structure_of(data.table, row) for row in unseen[:TIMED]]
+    graphs = _graphs_of(data, unseen[:TIMED])
+    structures = [_structure(graphs[place]) for place in range(len(graphs))]
     found = compare_with_teacher(
         teacher, run / "model.safetensors", structures, float(np.median(np.concatenate(seconds)))
     )
@@ -97,8 +103,13 @@ def _compare_with_teacher(
         )
 
 
-def _structure_of(table: GraphTable, row: int) -> Structure:
-    graph = table[int(row)]
+def _graphs_of(data: LabelledGraphs, rows: np.ndarray) -> GraphTable:
+    """Some graphs of a data set, in memory."""
+    table = data.table
+    return table.read(rows) if isinstance(table, ShardedGraphs) else table.take(rows)
+
+
+def _structure(graph: Graph) -> Structure:
     return Structure(graph.numbers, graph.positions, graph.cell, graph.pbc)
 
 
@@ -125,7 +136,12 @@ def _predict_properties(
 ) -> dict[str, pd.DataFrame]:
     names = places.config.dataset.target
     predicted = predict_table(
-        model, data.table, rows, places.config.training.batch, globals=data.globals
+        model,
+        data.table,
+        rows,
+        places.config.training.batch,
+        globals=data.globals,
+        choice=data.choice,
     )
     table = frame[[*DESCRIPTION, *names]].copy()
     if model.card.columns != model.card.targets:  # several classes
@@ -145,14 +161,7 @@ def _evaluate_potential(
     rows: np.ndarray,
 ) -> dict[str, pd.DataFrame]:
     """Energies as one table; forces and stress as one each, by components."""
-    graphs = data.table.take(rows)
-    found = evaluate_table(
-        model,
-        graphs,
-        forces=data.forces is not None,
-        stress=data.stress is not None,
-        bounds=places.config.training.batch,
-    )
+    found, numbers = _evaluate_in_blocks(places, model, data, rows)
     table = frame[DESCRIPTION].copy()
     atoms = frame["n_atoms"].to_numpy()
     for name, values in (("", data.targets[rows, 0]), ("_predicted", found.energy)):
@@ -160,10 +169,10 @@ def _evaluate_potential(
         table[f"energy_per_atom{name}"] = values / atoms
     tables: dict[str, pd.DataFrame] = {"predictions": table}
     if data.forces is not None:
-        structure = np.repeat(np.arange(len(rows)), np.diff(graphs.node_ptr))
+        structure = np.repeat(np.arange(len(rows)), atoms)
         own = frame[DESCRIPTION].iloc[structure].reset_index(drop=True)
-        own["elements"] = np.array(SYMBOLS, dtype=object)[graphs.numbers]
-        own["atom"] = np.arange(len(structure)) - graphs.node_ptr[structure]
+        own["elements"] = np.array(SYMBOLS, dtype=object)[numbers]
+        own["atom"] = np.arange(len(structure)) - (np.cumsum(atoms) - atoms)[structure]
         wanted = data.forces[_atoms_of(data.table, rows)]
         tables["forces"] = _components(own, "forces", wanted, found.forces)
     if data.stress is not None:
@@ -173,6 +182,32 @@ def _evaluate_potential(
         )
         tables["stress"] = _components(frame[DESCRIPTION], "stress", wanted, predicted)
     return tables
+
+
+def _evaluate_in_blocks(
+    places: PlannedLayout, model: LoadedModel, data: LabelledGraphs, rows: np.ndarray
+) -> tuple[Evaluation, np.ndarray]:
+    """Energies and derivatives of some structures, and their atomic numbers."""
+    parts, numbers = [], []
+    for start in range(0, len(rows), BLOCK):
+        graphs = _graphs_of(data, rows[start : start + BLOCK])
+        numbers.append(graphs.numbers)
+        parts.append(
+            evaluate_table(
+                model,
+                graphs,
+                forces=data.forces is not None,
+                stress=data.stress is not None,
+                bounds=places.config.training.batch,
+            )
+        )
+
+    def whole(name: str) -> np.ndarray | None:
+        found = [getattr(part, name) for part in parts]
+        return None if found[0] is None else np.concatenate(found)
+
+    names = ("energy", "atom_energies", "forces", "stress")
+    return Evaluation(**{name: whole(name) for name in names}), np.concatenate(numbers)
 
 
 def _components(
@@ -186,6 +221,6 @@ def _components(
     return table[np.isfinite(table[name])].reset_index(drop=True)
 
 
-def _atoms_of(table: GraphTable, rows: np.ndarray) -> np.ndarray:
+def _atoms_of(table: GraphTable | ShardedGraphs, rows: np.ndarray) -> np.ndarray:
     """Atoms of some structures of a table, in their order."""
     return np.concatenate([np.arange(*table.node_ptr[row : row + 2]) for row in rows])

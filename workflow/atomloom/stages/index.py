@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from atomloom.errors import AtomloomError
 from atomloom.files import write_atomically, write_json, write_spec
 from atomloom.graphs.store import read_graphs
 from atomloom.keys import BUILDER
@@ -94,7 +95,12 @@ def write_index(places: PlannedLayout, log: Callable[[str], None]) -> Path:
             "neighbors_histogram": neighbors.tolist(),
         },
     )
-    _remember_donors(layout.graph_folder, frame)
+    try:
+        _remember_donors(layout.graph_folder, frame)
+    except (
+        AtomloomError
+    ) as error:  # a shortcut for later builds, which a read-only store can do without
+        log(f"known graphs are not remembered: {error}")
     log(
         f"{len(frame):,} graphs of {plan.records:,} records, {int(frame['n_edges'].sum()):,} edges, "
         f"{len(quarantine)} in quarantine"

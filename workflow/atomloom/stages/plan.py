@@ -24,11 +24,14 @@ from atomloom.keys import canonical_json, chain_hash, fingerprint
 from atomloom.layout import Layout
 from atomloom.plan import Chunk, Plan, cut_chunks
 from atomloom.stages.labels import read_labels, rows_of_records, to_number
+from atomloom.stages.naming import tell_apart
 from atomloom.stages.sources import refresh_sources
 from atomloom.structures.sources import RawRecord, enumerate_records
 
 SPOOL = -1
 """File number of a record whose bytes are in the spool."""
+ROW_GROUP = 4000
+"""Rows of `members.parquet` that are read together: a chunk's job looks at one or two such groups."""
 _NO_LABELS: dict[str, float | str] = {}  # one for all: of millions of records each byte counts
 
 
@@ -73,6 +76,7 @@ def make_plan(layout: Layout, log: Callable[[str], None]) -> Plan:
     if not members.id:
         raise AtomloomError("no record found", where=", ".join(dataset.source))
 
+    members.id, members.name = tell_apart(members.id, members.name, members.source)
     labels, unclaimed = _join_labels(layout, members)
     reader = canonical_json(layout.reader_spec)
     bounds = dataset.chunks.bounds
@@ -105,7 +109,10 @@ def make_plan(layout: Layout, log: Callable[[str], None]) -> Plan:
         }
     )
     write_atomically(folder / "labels.parquet", lambda path: labels.to_parquet(path, index=False))
-    write_atomically(folder / "members.parquet", lambda path: frame.to_parquet(path, index=False))
+    write_atomically(
+        folder / "members.parquet",
+        lambda path: frame.to_parquet(path, index=False, row_group_size=ROW_GROUP),
+    )
     write_spec(folder, layout.plan_spec)
     plan.write(folder / "plan.json")
     log(f"{plan.records:,} records in {len(chunks)} chunks")
@@ -154,11 +161,12 @@ def _join_labels(layout: Layout, members: _Members) -> tuple[pd.DataFrame, int]:
     """
     config = layout.config
     texts = [c for c in (config.split.column, config.split.group) if c and c != "formula"]
+    wanted = [*config.dataset.target, *config.dataset.global_features]
     problem = [""] * len(members.id)
     if config.dataset.labels.file is None:
         known = {key for labels in members.labels for key in labels}
         get = lambda column: [labels.get(column) for labels in members.labels]  # noqa: E731
-        targets = [target for target in config.dataset.target if target in known]
+        targets = [name for name in wanted if name in known]
         unclaimed = 0
     else:
         table = read_labels(config.dataset.labels)
@@ -166,9 +174,11 @@ def _join_labels(layout: Layout, members: _Members) -> tuple[pd.DataFrame, int]:
         get = lambda column: [  # noqa: E731
             values[row] if row >= 0 else None for values in [table.column(column)] for row in rows
         ]
-        # Energies, forces and stress may stand in the records beside a table of other columns.
-        own = POTENTIAL_TARGETS if config.model.kind == "potential" else ()
-        targets = [t for t in config.dataset.target if t in table.columns or t not in own]
+        # Energies, forces and stress may stand in the records beside a table of other columns, as
+        # may global features.
+        own = set(config.dataset.global_features)
+        own |= set(POTENTIAL_TARGETS if config.model.kind == "potential" else ())
+        targets = [name for name in wanted if name in table.columns or name not in own]
         for position, (name, row) in enumerate(zip(members.id, rows, strict=True)):
             if row < 0:
                 problem[position] = f"no label: `{name}` is not in {table.file}"

@@ -3,12 +3,14 @@
 The workflow compares time stamps; people touch, move and copy files. So the plan does not depend
 on the raw files themselves but on this list, which is rewritten only when a file's content, name
 or place in the order changed. It is refreshed whenever the workflow is parsed, at the cost of one
-stat call a file; what is read again is only what has another time stamp than last time.
+stat call a file; what is read again is only what has another time stamp than last time. A source
+that is downloaded (`jarvis:dft_3d`) is fetched by the plan, never while the workflow is parsed.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from atomloom.config import expand_variables
 from atomloom.errors import AtomloomError
 from atomloom.files import file_digest, read_json, write_json
 from atomloom.layout import Layout
+from atomloom.structures.downloads import Download, is_download
 from atomloom.structures.sources import list_files
 
 HASHED_UP_TO = 64 << 20
@@ -24,25 +27,37 @@ HASHED_UP_TO = 64 << 20
 at it stays cheap. Touching such a file repeats the plan, which finds the same records."""
 
 
-def refresh_sources(layout: Layout) -> Path:
+def refresh_sources(layout: Layout, fetch: Callable[[str], None] | None = None) -> Path:
     """Bring `sources.json` up to date and return its path.
 
+    Args:
+        layout: where things are.
+        fetch: download what is to be downloaded and not there yet, telling this function. Without,
+            such a file stands in the list without a digest, so that the plan is asked for.
+
     Raises:
-        AtomloomError: when a source is missing or holds no file.
+        AtomloomError: when a source is missing, holds no file or cannot be downloaded.
     """
     folder = layout.plan_folder
     manifest, cache = folder / "sources.json", folder / ".seen.json"
     known = read_json(cache) if cache.exists() else {}
+    downloads = {str(item.path): item for item in downloads_of(layout)}
+    if fetch is not None:
+        for item in downloads.values():
+            item.fetch(fetch)
     paths = [str(path) for path in source_files(layout)]
+    local = [path for path in paths if path not in downloads]
     with ThreadPoolExecutor(8) as pool:
         seen = dict(
-            zip(paths, pool.map(lambda path: _look(path, known.get(path)), paths), strict=True)
+            zip(local, pool.map(lambda path: _look(path, known.get(path)), local), strict=True)
         )
     tables = [str(path) for path in table_files(layout)]
     seen |= {path: _look(path, known.get(path)) for path in tables}
+    digests = {path: row[2] for path, row in seen.items()}
+    digests |= {path: item.digest() for path, item in downloads.items()}
     content = {
-        "files": [[path, seen[path][2]] for path in paths],
-        "tables": [[path, seen[path][2]] for path in tables],
+        "files": [[path, digests[path]] for path in paths],
+        "tables": [[path, digests[path]] for path in tables],
     }
     if not manifest.exists() or read_json(manifest) != content:
         write_json(manifest, content)
@@ -51,15 +66,22 @@ def refresh_sources(layout: Layout) -> Path:
     return manifest
 
 
+def downloads_of(layout: Layout) -> list[Download]:
+    """The sources that are downloaded."""
+    sources = map(expand_variables, layout.config.dataset.source)
+    return [Download(source, layout.downloads) for source in sources if is_download(source)]
+
+
 def source_files(layout: Layout) -> list[Path]:
-    """The raw files, in the order in which their records count."""
+    """The raw files, in the order in which their records count; downloads may still be missing."""
     dataset = layout.config.dataset
     given = None if dataset.format == "auto" else dataset.format
-    files = [
-        path
-        for source in dataset.source
-        for path in list_files(expand_variables(source), dataset.pattern, given)
-    ]
+    files: list[Path] = []
+    for source in map(expand_variables, dataset.source):
+        if is_download(source):
+            files.append(Download(source, layout.downloads).path)
+        else:
+            files += list_files(source, dataset.pattern, given)
     if not files:
         raise AtomloomError("no structure files found", where=", ".join(dataset.source))
     return files

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import numpy as np
 import pandas as pd
 
 from atomloom.config import Config
-from atomloom.files import write_json, write_spec
+from atomloom.data.opening import LoaderChoice, choose_loader
+from atomloom.data.sharded import ShardedGraphs
+from atomloom.files import read_json, write_json, write_spec
 from atomloom.graphs.graph import GraphTable
 from atomloom.graphs.store import GraphStore
 from atomloom.layout import PlannedLayout
@@ -33,6 +37,7 @@ def train_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     run.mkdir(parents=True, exist_ok=True)
     write_spec(run, places.run_spec)
     data = load_labelled(places)
+    log(data.choice.text)
     result = train(data, places.config, run, log)
     config = places.config
     if result.rank > 0:
@@ -55,6 +60,7 @@ def train_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
             "epochs_run": result.epochs_run,
             "best_epoch": result.best_epoch,
             "seconds": result.seconds,
+            "loader": asdict(data.choice),
             "started": started,
             "finished": now(),
             **environment(result.device, result.threads),
@@ -75,13 +81,16 @@ def load_labelled(places: PlannedLayout) -> LabelledGraphs:
     """All labelled graphs with their targets, in the order of the index, and the rows of each split."""
     index = pd.read_parquet(places.index / "index.parquet", columns=["record"])
     dataset = pd.read_parquet(places.split / "dataset.parquet")
-    labelled = index["record"].isin(dataset["record"]).to_numpy()
-    index = index[labelled]
+    source = ShardedGraphs(GraphStore(places.index))
+    choice = _choice_of_loader(places, source)
+    table: GraphTable | ShardedGraphs = source
+    if choice.window is None:
+        table = GraphStore(places.index).load()
+        labelled = index["record"].isin(dataset["record"]).to_numpy()
+        if not labelled.all():
+            table, index = table.take(np.flatnonzero(labelled)), index[labelled]
     row_of = pd.Series(np.arange(len(index)), index=index["record"])
     known = dataset[dataset["record"].isin(row_of.index)]
-    table: GraphTable = GraphStore(places.index).load()
-    if not labelled.all():
-        table = table.take(np.flatnonzero(labelled))
     arrays = array_targets(places.config)
     columns = [name for name in places.config.dataset.target if name not in arrays]
     rows = row_of[known["record"]].to_numpy()
@@ -98,12 +107,42 @@ def load_labelled(places: PlannedLayout) -> LabelledGraphs:
         targets=by_graph(columns),
         rows={name: rows[(known["split"] == name).to_numpy()] for name in ("train", "val", "test")},
         globals=by_graph(given) if given else None,
+        choice=choice,
         **{name: _array_target(places, table, row_of, name) for name in arrays},
     )
 
 
+def _choice_of_loader(places: PlannedLayout, source: ShardedGraphs) -> LoaderChoice:
+    """Where the graphs are held; as written down when the run began, by whichever process was first.
+
+    The order of batches depends on it, so that a run that goes on, and all processes of one, keep it.
+    """
+    settings = places.config.training
+    path = places.run / "state" / "loader.json"
+    begun = LoaderChoice(**read_json(path)) if path.exists() else None
+    gigabytes = settings.loader.memory_gb
+    choice = choose_loader(
+        source,
+        settings.batch,
+        mode=settings.loader.mode,
+        budget=None if gigabytes is None else int(1e9 * gigabytes),
+        processes=settings.devices,
+        begun=begun,
+    )
+    if begun is None:
+        own = path.with_name(f"loader-{os.getpid()}.json")
+        write_json(own, asdict(choice))
+        try:
+            os.link(own, path)
+        except FileExistsError:
+            return _choice_of_loader(places, source)
+        finally:
+            own.unlink()
+    return choice
+
+
 def _array_target(
-    places: PlannedLayout, table: GraphTable, row_of: pd.Series, name: str
+    places: PlannedLayout, table: GraphTable | ShardedGraphs, row_of: pd.Series, name: str
 ) -> np.ndarray:
     """Forces [A, 3] or stress [S, 3, 3] of the graphs of a table, from the shards of structures.
 

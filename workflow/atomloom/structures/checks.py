@@ -7,6 +7,7 @@ than the distance looked for, and for skewed ones.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,9 @@ from atomloom.structures.structure import Structure
 
 if TYPE_CHECKING:
     from atomloom.config import Checks
+
+_THIN = 20
+"""A cell thinner than the distance looked for by this factor is made compact first."""
 
 
 def check_structure(structure: Structure, checks: Checks) -> None:
@@ -52,10 +56,22 @@ def closest_pair(structure: Structure, within: float) -> tuple[int, int, float]:
 
     Returns:
         (i, j, distance) with i <= j, i == j for an atom and its own image; (-1, -1, inf) if no pair
-        is that close.
+        is that close. Where a cell is so thin that its images would be too many to look at, and the
+        lattice has a vector shorter than `within`, atom 0 and that image stand for all pairs.
     """
-    box, fractional, heights = _frame(structure)
     pbc = structure.pbc
+    shortest = _shortest(structure.cell, pbc)
+    if shortest < within / _THIN:
+        return 0, 0, shortest
+    box, fractional, heights = _frame(structure)
+    if any(p and within > _THIN * h for h, p in zip(heights, pbc, strict=True)):
+        from ase.geometry import minkowski_reduce
+
+        cell = np.ascontiguousarray(minkowski_reduce(structure.cell, pbc)[0])
+        shortest = _shortest(cell, pbc)
+        if shortest < within:
+            return 0, 0, shortest
+        box, fractional, heights = _frame(replace(structure, cell=cell))
     if len(structure) > 16:
         spread = fractional.max(axis=0) - fractional.min(axis=0)
         lengths = np.where(pbc, heights, spread * heights)
@@ -78,6 +94,12 @@ def closest_pair(structure: Structure, within: float) -> tuple[int, int, float]:
         within * within,
     )
     return int(first), int(second), math.sqrt(squared) if first >= 0 else math.inf
+
+
+def _shortest(cell: np.ndarray, pbc: np.ndarray) -> float:
+    """Length of the shortest periodic vector of a cell, as it is given; infinite where there is none."""
+    lengths = [math.hypot(*row) for row, p in zip(cell.tolist(), pbc.tolist(), strict=True) if p]
+    return min(lengths, default=math.inf)
 
 
 def _frame(structure: Structure) -> tuple[np.ndarray, np.ndarray, list[float]]:

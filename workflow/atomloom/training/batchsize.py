@@ -20,7 +20,7 @@ import torch
 
 from atomloom.config.root import Config
 from atomloom.data.batching import plan_epoch
-from atomloom.data.loader import AHEAD, GraphLoader
+from atomloom.data.loader import AHEAD, Loader
 from atomloom.training.data import LabelledGraphs
 from atomloom.training.devices import Sealed, arithmetic, open_fabric
 from atomloom.training.loop import Bench, rows_with_targets
@@ -149,7 +149,7 @@ def peak_memory(device: torch.device) -> int:
     )
 
 
-def _heaviest(loader: GraphLoader) -> dict[str, np.ndarray]:
+def _heaviest(loader: Loader) -> dict[str, np.ndarray]:
     """Rows of the batches with most atoms, edges and triplets that the bounds allow."""
     found = {}
     for name in ("atoms", "edges", "triplets"):

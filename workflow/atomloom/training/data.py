@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from atomloom.config.training import Batching
 from atomloom.data.batching import check_rows
+from atomloom.data.loader import Loader
+from atomloom.data.opening import LoaderChoice, open_loader
+from atomloom.data.sharded import ShardedGraphs
 from atomloom.errors import AtomloomError
 from atomloom.graphs.graph import GraphTable
 from atomloom.keys import chain_hash
@@ -25,8 +30,8 @@ class LabelledGraphs:
             beyond them, twice, or in common with another split.
     """
 
-    table: GraphTable
-    """Graphs of all S structures."""
+    table: GraphTable | ShardedGraphs
+    """Graphs of all S structures, in memory or on disk."""
     targets: np.ndarray
     """[S, K] float64 in real units; NaN where unknown. Of a potential, [S, 1] energies in eV."""
     rows: Mapping[str, np.ndarray]
@@ -37,6 +42,8 @@ class LabelledGraphs:
     """[S, 3, 3] float64, eV/A^3; likewise."""
     globals: np.ndarray | None = None
     """[S, G] float64, global features; NaN where unknown; None without any."""
+    choice: LoaderChoice | None = None
+    """How graphs on disk are gone through; None in memory."""
 
     def __post_init__(self) -> None:
         atoms, structures = len(self.table.numbers), len(self.table)
@@ -57,6 +64,16 @@ class LabelledGraphs:
         if len(np.unique(together)) != len(together):
             raise AtomloomError("a structure is in two splits")
         object.__setattr__(self, "rows", splits)
+
+    def loader(
+        self,
+        rows: np.ndarray,
+        targets: np.ndarray | None = None,
+        bounds: Batching | None = None,
+        **options: Any,
+    ) -> Loader:
+        """Batches of some rows, wherever the graphs are; for the arguments see `Loader`."""
+        return open_loader(self.table, rows, targets, bounds, choice=self.choice, **options)
 
     def split(self, name: str) -> np.ndarray:
         """Rows of a split; none where there is no such split."""

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from atomloom.config.root import Config
 from atomloom.config.training import Batching, Training
 from atomloom.data.batch import GraphBatch
-from atomloom.data.loader import GraphLoader
+from atomloom.data.loader import Loader
 from atomloom.errors import AtomloomError
 from atomloom.files import read_json, write_json
 from atomloom.keys import TRAINER, short_hash
@@ -214,13 +214,10 @@ class Bench:
             settings,
         )
 
-    def loader(
-        self, rows: np.ndarray, bounds: Batching | None = None, **options: Any
-    ) -> GraphLoader:
+    def loader(self, rows: np.ndarray, bounds: Batching | None = None, **options: Any) -> Loader:
         """Batches of some rows, as the config says; with `shuffle`, for training."""
         carried = self.objective.carried(training="shuffle" in options)
-        return GraphLoader(
-            self.data.table,
+        return self.data.loader(
             rows,
             carried.targets,
             bounds=bounds or self.settings.batch,
@@ -610,7 +607,7 @@ def _seed_noise(seed: int, epoch: int, position: int, cuda: bool) -> None:
         torch.cuda.manual_seed(mixed)
 
 
-def _compiled(model: nn.Module, loader: GraphLoader, fabric: Fabric, log: Log) -> nn.Module:
+def _compiled(model: nn.Module, loader: Loader, fabric: Fabric, log: Log) -> nn.Module:
     """The compiled model, tried on one batch; the model itself, saying why, where that fails."""
     batch = loader.slice(loader.plan(0)[0])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from atomloom.config.root import Config
 from atomloom.config.training import Training
 from atomloom.data.batch import GraphBatch
-from atomloom.data.loader import GraphLoader
+from atomloom.data.loader import Loader
 from atomloom.errors import AtomloomError
 from atomloom.training.data import LabelledGraphs
 from atomloom.training.globals import GLOBALS, GlobalFeatures
@@ -51,7 +51,7 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Carried:
-    """What batches carry of the labels, in the network's units; see `GraphLoader`."""
+    """What batches carry of the labels, in the network's units; see `Loader`."""
 
     targets: np.ndarray
     of_atoms: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Objective(Protocol):
     def step_network(self, model: nn.Module) -> nn.Module:
         """The module a training step calls with a batch, around (or being) the model."""
 
-    def counts(self, loader: GraphLoader, epoch: int) -> np.ndarray:
+    def counts(self, loader: Loader, epoch: int) -> np.ndarray:
         """[batches, L] float64, how many numbers each term of each batch is a sum over, all ranks'
         parts together."""
 
@@ -103,7 +103,7 @@ class Objective(Protocol):
         """What is differentiated: a scalar of sums [L] and one over their counts [L]."""
 
     def validate(
-        self, forward: Callable[[GraphBatch], Tensor], loader: GraphLoader, fabric: Fabric
+        self, forward: Callable[[GraphBatch], Tensor], loader: Loader, fabric: Fabric
     ) -> Scores:
         """Errors over the validation rows, of which each process's loader has its share."""
 
@@ -168,7 +168,7 @@ class PropertyObjective:
         """The model itself."""
         return model
 
-    def counts(self, loader: GraphLoader, epoch: int) -> np.ndarray:
+    def counts(self, loader: Loader, epoch: int) -> np.ndarray:
         """[batches, 1] known targets."""
         return loader.known(epoch).astype(np.float64)[:, None]
 
@@ -195,7 +195,7 @@ class PropertyObjective:
         return (sums * shares).sum()
 
     def validate(
-        self, forward: Callable[[GraphBatch], Tensor], loader: GraphLoader, fabric: Fabric
+        self, forward: Callable[[GraphBatch], Tensor], loader: Loader, fabric: Fabric
     ) -> Scores:
         """Compare standardised outputs with their targets."""
         rows = self._val_rows

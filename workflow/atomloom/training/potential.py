@@ -20,8 +20,10 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from atomloom.config.root import Config
+from atomloom.config.training import Batching
 from atomloom.data.batch import GraphBatch
-from atomloom.data.loader import GraphLoader
+from atomloom.data.loader import Loader
+from atomloom.data.memory import free_memory
 from atomloom.errors import AtomloomError
 from atomloom.models.derivatives import PotentialOutput, evaluate_potential
 from atomloom.training.data import LabelledGraphs
@@ -112,7 +114,7 @@ class PotentialObjective:
         if describe is None:
             return
         table = self._data.table
-        features = all_features(model, table, device)
+        features = all_features(model, self._data, device)
         atoms = _atoms_of(table.node_ptr, self._train_rows)
         species = torch.from_numpy(table.numbers[atoms].astype(np.int64)).to(device)
         describe(torch.from_numpy(features[atoms]).to(device), species)
@@ -124,7 +126,7 @@ class PotentialObjective:
         wanted = self.options.cache_features
         if self._derived and not self._partial:
             return False  # every step needs every edge
-        return size < CACHE_SHARE * free_memory() if wanted == "auto" else wanted
+        return size < CACHE_SHARE * free_memory().size if wanted == "auto" else wanted
 
     def carried(self, training: bool) -> Carried:
         """Energies that the network must reach, forces, stress; cached features."""
@@ -145,7 +147,7 @@ class PotentialObjective:
 
     # --- the step ---
 
-    def counts(self, loader: GraphLoader, epoch: int) -> np.ndarray:
+    def counts(self, loader: Loader, epoch: int) -> np.ndarray:
         """[batches, L]; where only some structures' forces count, the number to be expected, so that
         the mean over an epoch's draws is that over all forces."""
         plan = loader.plan(epoch)
@@ -232,7 +234,7 @@ class PotentialObjective:
     # --- validation ---
 
     def validate(
-        self, forward: Callable[[GraphBatch], Tensor], loader: GraphLoader, fabric: Fabric
+        self, forward: Callable[[GraphBatch], Tensor], loader: Loader, fabric: Fabric
     ) -> Scores:
         """Loss and mean absolute errors: energies an atom, force components, stress components."""
         rows = self._val_rows
@@ -306,25 +308,14 @@ class PotentialObjective:
 
 
 def all_features(
-    model: nn.Module, table: Any, device: torch.device, structures: int = 256
+    model: nn.Module, data: LabelledGraphs, device: torch.device, structures: int = 256
 ) -> np.ndarray:
-    """[A, F] descriptors of all atoms of a table, in the precision of the model."""
+    """[A, F] descriptors of all atoms of a data set, in the precision of the model."""
     dtype = next(model.parameters()).dtype
-    loader = GraphLoader(table, np.arange(len(table)), dtype=dtype, device=device)
-    rows = np.arange(len(table))
-    parts = []
+    rows, bounds = np.arange(len(data.table)), Batching(structures=structures)
     with torch.no_grad():
-        for start in range(0, len(rows), structures):
-            batch = loader.slice(rows[start : start + structures])
-            parts.append(model.features(batch).cpu().numpy())
-    return np.concatenate(parts)
-
-
-def free_memory() -> int:
-    """Bytes of main memory that nobody uses."""
-    import psutil
-
-    return psutil.virtual_memory().available
+        batches = data.loader(rows, bounds=bounds, dtype=dtype, device=device)
+        return np.concatenate([model.features(batch).cpu().numpy() for batch in batches])
 
 
 def _compared(

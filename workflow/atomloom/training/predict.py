@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from atomloom.config.training import Batching
 from atomloom.data.batch import GraphBatch
-from atomloom.data.loader import GraphLoader
+from atomloom.data.loader import Loader
+from atomloom.data.opening import LoaderChoice, open_loader
+from atomloom.data.sharded import ShardedGraphs
 from atomloom.errors import AtomloomError
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
@@ -84,11 +86,12 @@ def load_model(path: str | Path) -> LoadedModel:
 
 def predict_table(
     loaded: LoadedModel,
-    table: GraphTable,
+    table: GraphTable | ShardedGraphs,
     rows: np.ndarray | None = None,
     bounds: Batching | None = None,
     device: str = "auto",
     globals: Mapping[str, Any] | np.ndarray | None = None,
+    choice: LoaderChoice | None = None,
 ) -> np.ndarray:
     """[len(rows), K] float64 predictions as of `LoadedModel.predict`, in the order of `rows` (forces
     and stress of potentials: `atomloom.potentials`).
@@ -100,6 +103,7 @@ def predict_table(
         bounds: most structures, atoms, edges and triplets of a batch.
         device: `auto`, `cpu` or `cuda`.
         globals: global features of the table's structures.
+        choice: how graphs on disk are gone through.
     """
     rows = np.arange(len(table)) if rows is None else np.asarray(rows)
     require_elements(loaded.model, table.numbers)
@@ -111,9 +115,8 @@ def predict_table(
         given = {GLOBALS: loaded.card.given.read(globals, len(table), unique)}
     elif globals is not None:
         raise AtomloomError("the model was trained without global features", where="globals")
-    loader = GraphLoader(
-        table, unique, bounds=bounds, dtype=loaded.dtype, device=device, of_structures=given
-    )
+    options = {"dtype": loaded.dtype, "device": device, "of_structures": given}
+    loader = open_loader(table, unique, bounds=bounds, choice=choice, **options)
     model = loaded.model.to(device)
     if isinstance(loaded.card.standardizer, EnergyReference):
         return _energies(model, loader, loaded.card.standardizer, table)[unique][place, None]
@@ -123,7 +126,10 @@ def predict_table(
 
 
 def _energies(
-    model: nn.Module, loader: GraphLoader, reference: EnergyReference, table: GraphTable
+    model: nn.Module,
+    loader: Loader,
+    reference: EnergyReference,
+    table: GraphTable | ShardedGraphs,
 ) -> np.ndarray:
     """[S] eV, energies of those structures of a table that a loader goes through; NaN of others."""
     energies = np.full(len(table), np.nan)
@@ -140,7 +146,7 @@ def _energies(
 
 
 def predict_batches(
-    forward: Callable[[GraphBatch], Tensor], loader: GraphLoader, outputs: int
+    forward: Callable[[GraphBatch], Tensor], loader: Loader, outputs: int
 ) -> np.ndarray:
     """[R, outputs] float64, standardised predictions in the order of the loader's rows.
 

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from atomloom.errors import AtomloomError
 from atomloom.structures.readers import plain_json
+from atomloom.structures.readers.ase_json import CALCULATED
 from atomloom.structures.readers.base import Piece, scalar_labels, stress_matrix, unreadable
 from atomloom.structures.structure import Structure
 
@@ -20,8 +21,6 @@ ABOUT = "ASE database"
 PATTERNS = ("*.db", "*.aselmdb")
 HINTS: tuple[str, ...] = ()
 OPTIONS: dict[str, str] = {}
-
-_CALCULATED = ("energy", "free_energy", "forces", "charges", "magmoms", "magmom", "dipole")
 
 
 def sniff(head: bytes) -> bool:
@@ -61,7 +60,7 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
 def _piece(row: Any) -> Piece:
     name = f"-{row.id:06d}"
     try:
-        properties = {key: row[key] for key in _CALCULATED if row.get(key) is not None}
+        properties = {key: row[key] for key in CALCULATED if row.get(key) is not None}
         if row.get("stress") is not None:
             properties["stress"] = stress_matrix(row.stress)
         payload = plain_json.dump(row.numbers, row.positions, row.cell, row.pbc, properties)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from atomloom.errors import AtomloomError
-from atomloom.structures.readers import cif, extxyz, poscar, xsf
+from atomloom.structures.readers import ase_json, cif, extxyz, poscar, xsf
 from atomloom.structures.readers.base import Piece, dump_json, scalar_labels, unreadable
 
 STRUCTURE_KEYS = (
@@ -66,6 +66,9 @@ def entry(value: Any, options: Mapping[str, Any], id: str = "", **labels: str) -
             id=id
         )
         return
+    if ase_json.is_row(value):
+        yield ase_json.row(value, id)
+        return
     kind = kind_of(value)
     if kind:
         yield Piece(dump_json(value), id=id, labels=labels, format=kind)
@@ -81,6 +84,37 @@ def entry(value: Any, options: Mapping[str, Any], id: str = "", **labels: str) -
         return
     keys = ", ".join(list(value)[:12])
     yield unreadable(f"no structure in this entry (keys: {keys or 'none'})")._replace(id=id)
+
+
+def is_entry(value: Any, options: Mapping[str, Any], groups: bool = True) -> bool:
+    """Whether a value looks like an entry, or like a group of entries by name."""
+    if isinstance(value, str):
+        return "\n" in value.replace("\\n", "\n")
+    if not isinstance(value, dict):
+        return False
+    if kind_of(value) or ase_json.is_row(value) or options.get("structure_column") in value:
+        return True
+    column = find_column(value, None, STRUCTURE_KEYS)
+    if column is not None and isinstance(value[column], (dict, str)):
+        return True
+    return groups and any(is_entry(member, options, groups=False) for member in value.values())
+
+
+def columns(values: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[Piece] | None:
+    """The records of a table given column by column, each a dict by index, as pandas writes it
+    unless told otherwise; None where the values are no such table."""
+    column = find_column(values, options.get("structure_column"), STRUCTURE_KEYS)
+    structures = values[column] if column is not None else None
+    if not isinstance(structures, dict) or kind_of(structures) or ase_json.is_row(structures):
+        return None
+    others = {name: by for name, by in values.items() if isinstance(by, dict)}
+    if any(by.keys() != structures.keys() for by in others.values()) or not structures:
+        return None
+    named = not all(index.isdecimal() for index in structures)
+    return (
+        row({name: by[i] for name, by in others.items()}, str(column), options, i if named else "")
+        for i in structures
+    )
 
 
 def row(

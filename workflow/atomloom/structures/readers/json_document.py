@@ -1,7 +1,8 @@
 """JSON documents of structures, whoever wrote them: one record an entry, read as a stream.
 
 Understood are a list of entries, a dict of entries by name, a single entry, one entry a line,
-pandas' orientations `split` (Matbench) and `records`, and groups of entries (`{"train": {...}}`).
+pandas' orientations `split` (Matbench), `records`, `index`, `table` and `columns` (its default, which
+is read whole), ASE's JSON databases, and groups of entries (`{"train": {...}}`).
 An entry is a pymatgen Structure or Molecule, a JARVIS atoms dict, the text of a CIF or POSCAR, or a
 row that holds one of them beside labels.
 """
@@ -71,31 +72,32 @@ def _object(scanner: _Scanner, options: Mapping[str, Any]) -> Iterator[Piece]:
     """A top-level object: a single entry, entries by name, or a table in pandas' form `split`."""
     others: dict[str, Any] = {}
     single = found = False
+    usual = _SINGLE | {str(options.get("structure_column"))}
     for key in scanner.object_keys():
         if key == "data" and "columns" in others and scanner.peek() == "[":
             yield from _table(scanner, others["columns"], others.get("index"), options)
             found = True
-        elif single or key in _SINGLE or key in ("columns", "index"):
-            single = single or key in _SINGLE
+        elif single or key in usual or key in ("columns", "index"):
+            single = single or key in usual
             others[key] = scanner.value()
         elif scanner.peek() == "[" and not found and key not in entries.ID_KEYS:
             others[key] = scanner.value()
         else:
             value = scanner.value()
-            if isinstance(value, dict) or (
-                isinstance(value, str) and "\n" in value.replace("\\n", "\n")
-            ):
+            if entries.is_entry(value, options):
                 yield from entries.entry(value, options, key)
                 found = True
             else:
-                others[key] = value
+                others[key] = value  # a column beside that of structures, or an entry without one
     if single:
-        yield from entries.entry(others, options)
-        return
-    if found:
+        yield from entries.columns(others, options) or entries.entry(others, options)
         return
     lists = [value for value in others.values() if _is_list_of_entries(value)]
-    if "data" in others and "columns" in others:  # the columns stood behind the data
+    strange = {key: value for key, value in others.items() if isinstance(value, dict)}
+    if found or (strange and not lists):
+        for key, value in strange.items():
+            yield from entries.entry(value, options, key)
+    elif "data" in others and "columns" in others:  # the columns stood behind the data
         yield from _rows(others["data"], others["columns"], others.get("index"), options)
     elif lists:
         for value in lists:

@@ -1,0 +1,188 @@
+"""What converting and building cost as a function of size: CPU time and bytes.
+
+    python benchmarks/cost.py
+
+Random crystals of 15 A^3 an atom in extxyz files go through plan, convert and graphs (the stages'
+own functions, in one process, shards on disk; seconds are those of the processor). First 100 to 100,000 structures of 12 atoms, then 1 to
+1,000 atoms a cell; k-nearest graphs (8 A, k = 12) and radius graphs (5 A). Writes
+benchmarks/results/cost.json and the figure benchmarks/results/cost.svg.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_plane import random_crystals
+
+from atomloom.config import GraphSpec, parse_config
+from atomloom.layout import Layout
+from atomloom.shards import read_attributes
+from atomloom.stages.convert import convert_chunk
+from atomloom.stages.graphs import build_chunk
+from atomloom.stages.plan import make_plan
+from atomloom.structures.elements import SYMBOLS
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "cost.json"
+FIGURE = RESULT.with_suffix(".svg")
+COUNTS = (100, 1000, 10_000, 100_000)
+ATOMS = 12
+SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+ATOMS_IN_ALL = 100_000
+MOST, LEAST = 5000, 100
+GRAPHS = {
+    "knn": {"neighbors": "knn", "cutoff": 8.0, "max_neighbors": 12},
+    "radius": {"neighbors": "radius", "cutoff": 5.0},
+}
+
+
+def main() -> None:
+    """Measure, print, write table and figure."""
+    measure(200, ATOMS)  # compiles and imports what the others would pay for
+    by_count = [measure(count, ATOMS) for count in COUNTS]
+    by_atoms = [measure(min(MOST, max(LEAST, ATOMS_IN_ALL // n)), n) for n in SIZES]
+    print(f"{'structures':>10} {'atoms':>6} {'plan':>8} {'convert':>8} {'knn':>8} {'radius':>8}"
+          f" {'structure':>10} {'knn':>8} {'radius':>8}")  # fmt: skip
+    print(f"{'':>10} {'each':>6} {'us each, of a structure':>35} {'bytes each':>28}")
+    for row in (*by_count, *by_atoms):
+        us = [
+            1e6 * row["seconds"][k] / row["structures"]
+            for k in ("plan", "convert", "knn", "radius")
+        ]
+        sizes = [row["bytes"][k] / row["structures"] for k in ("structures", "knn", "radius")]
+        print(f"{row['structures']:>10,} {row['atoms']:>6,} " + " ".join(f"{x:>8,.1f}" for x in us)
+              + f" {sizes[0]:>10,.0f} {sizes[1]:>8,.0f} {sizes[2]:>8,.0f}")  # fmt: skip
+    machine = {"python": platform.python_version(), "seconds": "of the processor"}
+    content = {"by_structures": by_count, "by_atoms": by_atoms, "machine": machine}
+    RESULT.write_text(json.dumps(_rounded(content), indent=1, sort_keys=True) + "\n")
+    draw(by_count, by_atoms)
+    few, many = by_count[1], by_count[-1]
+    rates = [row["structures"] / sum(row["seconds"].values()) for row in (few, many)]
+    print(
+        f"{many['structures']:,} structures of {ATOMS} atoms cost {rates[0] / rates[1]:.2f} times as much "
+        f"each as {few['structures']:,}; the figure is {FIGURE.relative_to(ROOT)}"
+    )
+
+
+def measure(count: int, atoms: int) -> dict:
+    """CPU seconds and bytes of each stage."""
+    with tempfile.TemporaryDirectory() as folder, working_in(folder):
+        Path("data").mkdir()
+        for number, first in enumerate(range(0, count, 10_000)):
+            crystals = random_crystals(min(10_000, count - first), atoms, seed=first)
+            Path("data", f"{number:02d}.extxyz").write_text("".join(map(frame, crystals)))
+        layouts = {name: layout_of(graph) for name, graph in GRAPHS.items()}
+        layout = layouts["knn"]
+        seconds = {}
+        start = time.process_time()
+        plan = make_plan(layout, _silent)
+        seconds["plan"] = time.process_time() - start
+        start = time.process_time()
+        for key in plan.chunk_keys:
+            convert_chunk(layout, plan, key, _silent)
+        seconds["convert"] = time.process_time() - start
+        sizes = {"structures": sum(layout.structures(k).stat().st_size for k in plan.chunk_keys)}
+        edges = {}
+        for name, each in layouts.items():
+            start = time.process_time()
+            for key in plan.chunk_keys:
+                build_chunk(each, key, _silent)
+            seconds[name] = time.process_time() - start
+            paths = [each.graphs(key) for key in plan.chunk_keys]
+            sizes[name] = sum(path.stat().st_size for path in paths)
+            edges[name] = sum(read_attributes(path)["counts"]["edges"] for path in paths)
+    return {
+        "structures": count,
+        "atoms": atoms,
+        "chunks": len(plan.chunk_keys),
+        "seconds": seconds,
+        "bytes": sizes,
+        "edges": edges,
+    }
+
+
+def layout_of(graph: dict) -> Layout:
+    """Places of a data set with default chunks."""
+    dataset = {"name": "cost", "source": "data", "target": "energy", "checks": {"min_distance": 0}}
+    config = parse_config({"dataset": dataset})
+    return Layout(
+        config.model_copy(update={"graph": GraphSpec(**graph)})
+    )  # whatever the model needs
+
+
+def frame(crystal) -> str:
+    """One frame of extxyz."""
+    lattice = " ".join(f"{x:.8f}" for x in crystal.cell.ravel())
+    rows = "\n".join(
+        f"{SYMBOLS[z]} {x:.8f} {y:.8f} {w:.8f}"
+        for z, (x, y, w) in zip(crystal.numbers.tolist(), crystal.positions.tolist(), strict=True)
+    )
+    head = f'Lattice="{lattice}" Properties=species:S:1:pos:R:3 energy=0 pbc="T T T"'
+    return f"{len(crystal)}\n{head}\n{rows}\n"
+
+
+def draw(by_count: list[dict], by_atoms: list[dict]) -> None:
+    """Time of each stage and bytes of each kind of shard, against size."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "atomloom"
+    from matplotlib import pyplot
+
+    names = {"plan": "plan", "convert": "convert", "knn": "graphs, k = 12", "radius": "graphs, 5 Å"}
+    colors = {"plan": "C0", "convert": "C1", "structures": "C1", "knn": "C2", "radius": "C3"}
+    kinds = {"structures": "structures", "knn": "graphs, k = 12", "radius": "graphs, 5 Å"}
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    for name, label in names.items():
+        x = [row["structures"] for row in by_count]
+        y = [row["seconds"][name] for row in by_count]
+        left.loglog(x, y, "o-", label=label, ms=4, color=colors[name])
+        x = [row["atoms"] for row in by_atoms]
+        y = [1e3 * row["seconds"][name] / row["structures"] for row in by_atoms]
+        middle.loglog(x, y, "o-", label=label, ms=4, color=colors[name])
+    for name, label in kinds.items():
+        x = [row["atoms"] for row in by_atoms]
+        y = [row["bytes"][name] / row["structures"] for row in by_atoms]
+        right.loglog(x, y, "o-", label=label, ms=4, color=colors[name])
+    left.set(xlabel=f"structures of {ATOMS} atoms", ylabel="CPU seconds")
+    middle.set(xlabel="atoms a cell", ylabel="CPU milliseconds a structure")
+    right.set(xlabel="atoms a cell", ylabel="bytes a structure on disk")
+    for axes in (left, right):
+        axes.legend(frameon=False, fontsize=8)
+    for axes in (left, middle, right):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(FIGURE, metadata={"Date": None})
+
+
+@contextmanager
+def working_in(folder: str):
+    """Relative paths start at `folder`."""
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _silent(message: str) -> None:
+    """Say nothing."""
+
+
+def _rounded(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main()
