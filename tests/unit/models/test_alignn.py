@@ -524,3 +524,18 @@ def test_dgl_line_graph_with_jarvis_cosines_is_ours(copies):
     np.testing.assert_array_equal(first[order], ours.src[own])
     np.testing.assert_array_equal(second[order], ours.dst[own])
     np.testing.assert_allclose(theirs.edata["h"].numpy()[order], ours.cosine[own], atol=1e-12)
+
+
+def test_a_loader_can_prepare_the_pairs_of_edges():
+    model = seeded("torch").double()
+    structures = [perovskite(4.0 + 0.1 * i, 0.01 * i) for i in range(3)]
+    table = StructureTable.from_structures(structures)
+    graphs = build_graphs(table, GraphSpec(cutoff=8.0, max_neighbors=6))
+    rows = np.arange(3)
+    (plain,) = list(GraphLoader(graphs, rows, dtype=torch.float64))
+    passes = model.passes("cpu", compiled=False)
+    (given,) = list(GraphLoader(graphs, rows, dtype=torch.float64, passes=passes))
+    assert {"line_src", "line_dst"} <= set(given.extras)
+    torch.testing.assert_close(model(given), model(plain), rtol=1e-12, atol=1e-12)
+    assert seeded("auto").passes("cpu", compiled=False) == ()
+    assert seeded("auto").passes("cuda", compiled=False)

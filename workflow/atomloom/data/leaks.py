@@ -16,10 +16,13 @@ from scipy.spatial import cKDTree
 
 from atomloom.config import GraphSpec
 from atomloom.graphs.build import build_graphs
-from atomloom.graphs.graph import LISTED_BY_DST, Graph
+from atomloom.graphs.graph import LISTED_BY_DST, GraphTable
 from atomloom.structures.table import StructureTable
 
 NEIGHBORS = 12
+ELEMENTS = 256
+AT_A_TIME = 2000
+"""Structures that are described together."""
 _RANK = {"train": 0, "val": 1, "test": 2}
 
 
@@ -46,12 +49,14 @@ def find_duplicates(
         out.
     """
     pairs: dict[tuple[int, int], str] = {}
-    for _, same in frame.groupby("hash", sort=False):
-        if same["split"].nunique() > 1:
-            _note_pairs(pairs, same.index.to_numpy(), frame, "exact")
+    ranks = frame["split"].map(_RANK).to_numpy()
+    repeated = frame[frame["hash"].duplicated(keep=False)]
+    for _, same in repeated.groupby("hash", sort=False):
+        _note_pairs(pairs, same.index.to_numpy(), ranks, "exact")
     if tolerance > 0:
         for a, b in _near(chunks, frame, tolerance):
-            _note_pairs(pairs, np.array([a, b]), frame, "near")
+            if ranks[a] != ranks[b]:
+                _note_pairs(pairs, np.array([a, b]), ranks, "near")
     rows = [
         {
             "record": frame["record"][a],
@@ -69,12 +74,12 @@ def find_duplicates(
 
 
 def _note_pairs(
-    pairs: dict[tuple[int, int], str], members: np.ndarray, frame: pd.DataFrame, kind: str
+    pairs: dict[tuple[int, int], str], members: np.ndarray, ranks: np.ndarray, kind: str
 ) -> None:
     """Note each pair of members in different splits once, the one farther from the test first."""
-    ranks = frame["split"].map(_RANK).to_numpy()[members]
-    for low, a in zip(ranks, members, strict=True):
-        nearer = members[ranks > low]
+    own = ranks[members]
+    for low, a in zip(own, members, strict=True):
+        nearer = members[own > low]
         if len(nearer):
             pairs.setdefault((int(a), int(nearer[0])), kind)
 
@@ -86,30 +91,59 @@ def _near(
     splits = frame.groupby("formula")["split"].nunique()
     wanted = frame[frame["formula"].isin(splits.index[splits > 1])]
     spec = GraphSpec(neighbors="knn", max_neighbors=NEIGHBORS, shell_tolerance=0.0)
-    described: dict[int, np.ndarray] = {}
+    values, lengths = [np.zeros(0)], [np.zeros(0, dtype=np.int64)]
+    labels = [np.zeros(0, dtype=np.int64)]
     for chunk, rows in wanted.groupby("chunk"):
-        graphs = build_graphs(chunks[chunk].table.take(rows["row"].to_numpy(np.int64)), spec)
-        described |= {index: describe(graphs[i]) for i, index in enumerate(rows.index)}
+        places = rows["row"].to_numpy(np.int64)
+        for start in range(0, len(places), AT_A_TIME):
+            table = chunks[chunk].table.take(places[start : start + AT_A_TIME])
+            described, counts = describe(build_graphs(table, spec))
+            values.append(described)
+            lengths.append(counts)
+        labels.append(rows.index.to_numpy(np.int64))
+    whole, length, label = (np.concatenate(parts) for parts in (values, lengths, labels))
+    first = np.cumsum(length) - length
+    formula = wanted["formula"].loc[label].to_numpy()
     # A description's length depends on elements and neighbours: only equal lengths can be compared.
-    length = wanted.index.map(lambda index: len(described[index]))
-    for _, group in wanted.groupby([wanted["formula"], length]):
-        members = group.index.to_numpy()
-        tree = cKDTree(np.stack([described[index] for index in members]))
-        for a, b in tree.query_pairs(tolerance, p=np.inf):
+    places = pd.DataFrame({"formula": formula, "length": length, "first": first, "label": label})
+    for (_, count), group in places.groupby(["formula", "length"]):
+        if len(group) < 2:
+            continue
+        points = whole[group["first"].to_numpy()[:, None] + np.arange(count)]
+        members = group["label"].to_numpy()
+        for a, b in cKDTree(points).query_pairs(tolerance, p=np.inf):
             yield members[a], members[b]
 
 
-def describe(graph: Graph) -> np.ndarray:
-    """[elements * k] mean distances (A) to the k nearest neighbours, element by element.
+def describe(table: GraphTable) -> tuple[np.ndarray, np.ndarray]:
+    """Mean distances (A) to the k nearest neighbours, element by element, of each structure.
 
     k is twelve, or what the least connected atom of the element has.
+
+    Returns:
+        The descriptions one behind the other, float64, and how many numbers each has, [S] int64.
     """
-    own = (graph.listed & LISTED_BY_DST) > 0
-    dst, distances = graph.dst[own], graph.distances[own]
-    rows = []
-    for element in np.unique(graph.numbers):
-        atoms = np.flatnonzero(graph.numbers == element)
-        nearest = [np.sort(distances[dst == atom])[:NEIGHBORS] for atom in atoms]
-        width = min(len(found) for found in nearest)
-        rows.append(np.mean([found[:width] for found in nearest], axis=0))
-    return np.concatenate(rows)
+    own = (table.listed & LISTED_BY_DST) > 0
+    structure = np.repeat(np.arange(len(table)), np.diff(table.edge_ptr))[own]
+    start = table.node_ptr[structure]
+    dst, src = table.dst[own].astype(np.int64) + start, table.src[own].astype(np.int64) + start
+    offset = np.einsum("ei,eij->ej", table.shift[own].astype(np.float64), table.cell[structure])
+    vectors = table.positions[src] + offset - table.positions[dst]
+    distance = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    order = np.lexsort((distance, dst))
+    degree = np.bincount(dst, minlength=len(table.numbers))
+    rank = np.arange(len(dst)) - np.repeat(np.cumsum(degree) - degree, degree)
+    nearest = np.zeros((len(table.numbers), NEIGHBORS))
+    kept = rank < NEIGHBORS
+    nearest[dst[order][kept], rank[kept]] = distance[order][kept]
+
+    # Groups: the atoms of one element in one structure, structures in order, elements ascending.
+    of_atom = np.repeat(np.arange(len(table)), np.diff(table.node_ptr))
+    group_of, group = np.unique(of_atom * ELEMENTS + table.numbers, return_inverse=True)
+    width = np.full(len(group_of), NEIGHBORS)
+    np.minimum.at(width, group, degree)
+    sums = np.zeros((len(group_of), NEIGHBORS))
+    np.add.at(sums, group, nearest)
+    means = sums / np.bincount(group)[:, None]
+    counts = np.bincount(group_of // ELEMENTS, weights=width, minlength=len(table))
+    return means[np.arange(NEIGHBORS) < width[:, None]], counts.astype(np.int64)

@@ -31,7 +31,9 @@ from torch import Tensor, nn
 
 from atomloom.config.model import ALIGNNConfig
 from atomloom.data.batch import GraphBatch
+from atomloom.data.slabs import Pass
 from atomloom.graphs.folding import Folding, fold
+from atomloom.graphs.line import line_pairs
 from atomloom.models.features import (
     CGCNN_FEATURES,
     cgcnn_features,
@@ -115,6 +117,12 @@ def line_edges_of_batch(batch: GraphBatch, vectors: Tensor, copies: Tensor) -> L
     weights = gather(copies, first) - (first == second).to(copies.dtype)
     counts = weights * gather(copies, second)
     return LineEdges(first, second, dst_ptr, cosine.clamp(-1.0, 1.0), weights, counts)
+
+
+def line_pairs_of(batch: GraphBatch) -> dict[str, Tensor]:
+    """`line_src` and `line_dst` [L] of a batch on the CPU, for its extras."""
+    first, second = line_pairs(batch.src.numpy(), batch.dst_ptr.numpy())
+    return {"line_src": torch.from_numpy(first), "line_dst": torch.from_numpy(second)}
 
 
 @dataclass(frozen=True)
@@ -662,6 +670,12 @@ class ALIGNN(nn.Module):
     def require_elements(self, numbers: np.ndarray) -> None:
         """Raise AtomloomError unless the model knows every atomic number in `numbers`."""
         require_cgcnn_features(numbers, where="model")
+
+    def passes(self, device: str, compiled: bool) -> tuple[Pass, ...]:
+        """What a loader may compute of each batch beside it: pairs of edges, where they are wanted by
+        index, on GPUs and by the plain backends. Without them the device is asked for their number."""
+        by_blocks = self.backend == "auto" and device == "cpu" and not compiled
+        return () if by_blocks else (line_pairs_of,)
 
     def predict(self, batch: GraphBatch, copies: Tensor, dtype: torch.dtype | None) -> Tensor:
         """Predictions [B, outputs].

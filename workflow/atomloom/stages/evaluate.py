@@ -206,8 +206,11 @@ def _evaluate_in_blocks(
         found = [getattr(part, name) for part in parts]
         return None if found[0] is None else np.concatenate(found)
 
+    counts = np.concatenate([np.diff(part.node_ptr) for part in parts])
     names = ("energy", "atom_energies", "forces", "stress")
-    return Evaluation(**{name: whole(name) for name in names}), np.concatenate(numbers)
+    found = {name: whole(name) for name in names}
+    node_ptr = np.concatenate([[0], np.cumsum(counts)])
+    return Evaluation(**found, node_ptr=node_ptr), np.concatenate(numbers)
 
 
 def _components(

@@ -217,6 +217,7 @@ class Bench:
     def loader(self, rows: np.ndarray, bounds: Batching | None = None, **options: Any) -> Loader:
         """Batches of some rows, as the config says; with `shuffle`, for training."""
         carried = self.objective.carried(training="shuffle" in options)
+        beside = getattr(self.model, "passes", lambda *_: ())
         return self.data.loader(
             rows,
             carried.targets,
@@ -228,6 +229,7 @@ class Bench:
             of_structures=carried.of_structures,
             with_edges=carried.with_edges,
             chances=carried.chances,
+            passes=beside(self.fabric.device.type, self.settings.compile),
             **options,
         )
 
