@@ -72,13 +72,12 @@ def model_of(kind: str, name: str, model: str) -> dict[str, Any]:
                 "radial_cutoff": 6.5,
                 "angular_order": 8,
                 "angular_cutoff": 5.0,
-                "hidden": [40, 40],
+                "hidden": [20, 20],
+                "decorrelate": True,
             },
             "training": {
-                "batch": {"structures": 4},
-                "learning_rate": 0.005,
-                "weight_decay": 0.0,
-                "ema_decay": 0.99,
+                "optimizer": "lbfgs",
+                "batch": {"structures": 25},
                 "potential": {"energy_weight": 10.0},
             },
         }
