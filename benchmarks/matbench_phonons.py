@@ -46,6 +46,7 @@ def run_fold(fold: int, folder: Path, threads: int) -> dict[str, Any]:
     """Train, evaluate, and say what is committed of it."""
     outcome = run_pipeline(config_of(fold, threads), folder, print)
     card = outcome.run_card()
+    del card["config"]["paths"]
     return {
         "mae": outcome.error(TARGET, "test", "mae"),
         "rmse": outcome.error(TARGET, "test", "rmse"),
