@@ -10,6 +10,7 @@ from ase.build import bulk
 from ase.io import write
 
 from atomloom.config import parse_config
+from atomloom.keys import LABELLER, chain_hash
 from atomloom.layout import Layout, PlannedLayout
 from atomloom.plan import Plan
 from atomloom.stages import label as stage
@@ -144,3 +145,18 @@ def test_failures_are_kept_with_their_reason(tmp_path):
         reasons |= {chunk.first + row: reason for row, reason in found.items()}
     assert list(reasons) == [2]
     assert reasons[2].startswith("teacher: ")
+
+
+GOLDEN = {1: "5b5ed479bcfb5ae5"}
+"""LABELLER -> digest of the labels below."""
+
+
+def test_labels_change_only_with_the_version_of_the_labeller(tmp_path):
+    layout, plan = project(tmp_path, frames(6))
+    parts = []
+    for chunk in plan.chunks:
+        label_chunk(layout, chunk.key, quiet)
+        labels = read_labels_of(layout, chunk.key)
+        arrays = (labels.energy, labels.forces, labels.stress)
+        parts += [np.rint(values * 1e6).astype(np.int64).tobytes() for values in arrays]
+    assert chain_hash(parts) == GOLDEN[LABELLER]

@@ -20,6 +20,6 @@ class Teacher(Section):
     """Keyword arguments of the calculator."""
     model: str | None = unkeyed(None)
     """For `atomloom`: the model file. Its content, not its name, is in the key."""
-    dynamics_steps: int = Field(default=100, ge=0)
+    dynamics_steps: int = unkeyed(100, ge=0)
     """When a potential learnt from this teacher is evaluated: steps of 1 fs at 300 K in which both are
     compared; 0 for none."""
