@@ -122,3 +122,13 @@ def test_every_key_is_described():
 def test_presets_are_valid(preset, monkeypatch):
     monkeypatch.setenv("ATOMLOOM_DATA", "data")
     assert load_config(preset).dataset.name
+
+
+@pytest.mark.parametrize("model", ["icomformer", "alignn", "painn"])
+def test_a_typo_in_any_model_is_told_what_was_meant(model):
+    content = {
+        "dataset": {"name": "x", "source": "x", "target": "energy"},
+        "model": {"name": model, "widht": 4},
+    }
+    with pytest.raises(AtomloomError, match=f"model.{model}.widht: .*did you mean `width`"):
+        parse_config(content)

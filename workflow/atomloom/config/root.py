@@ -187,23 +187,15 @@ def _reason(error: Any) -> str:
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    model: type[BaseModel] | None = Config
+    """Keys of the section at a place of the config; a part may name a member of a union."""
+    found: list[type[BaseModel]] = [Config]
     for part in location:
-        model = _section_of(model, part)
-        if model is None:
-            return []
-    return list(model.model_fields) if model else []
-
-
-def _section_of(model: type[BaseModel] | None, part: Any) -> type[BaseModel] | None:
-    """The section class that config key `part` of `model` holds (or the union member it names)."""
-    if model is None:
-        return None
-    for candidate in (
-        _classes_in(model.model_fields[part].annotation) if part in model.model_fields else ()
-    ):
-        return candidate
-    return model if _is_tag(model, part) else None
+        named = [model for model in found if _is_tag(model, part)]
+        held = [
+            model.model_fields[part].annotation for model in found if part in model.model_fields
+        ]
+        found = named or [inner for annotation in held for inner in _classes_in(annotation)]
+    return list(found[0].model_fields) if found else []
 
 
 def _classes_in(annotation: Any) -> list[type[BaseModel]]:
