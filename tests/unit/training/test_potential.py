@@ -319,3 +319,13 @@ def test_sampling_by_errors_resumes_to_the_same_bits(tmp_path, monkeypatch):
                 train(data, config, tmp_path / "parts", quiet)
     train(data, config, tmp_path / "parts", quiet)
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_structures_larger_than_a_batch_may_be_are_named(tmp_path, monkeypatch):
+    use_pair_model(monkeypatch)
+    data, lines = pair_data(12), []
+    train(data, pair_config(epochs=1, batch={"atoms": 3}), tmp_path, lines.append)
+    rows = data.split("train")
+    large = int((np.diff(data.table.node_ptr)[rows] > 3).sum())
+    assert 0 < large < len(rows)
+    assert any(line.startswith(f"{large} structures alone exceed") for line in lines)

@@ -264,6 +264,11 @@ def _train(
     schedule = Schedule(settings)
     loader = bench.loader(train_rows, seed=settings.seed, shuffle=True, rank=rank, ranks=ranks)
     val_loader = bench.loader(val_rows[rank::ranks])
+    if len(oversize := loader.oversize):
+        log(
+            f"{len(oversize):,} structures alone exceed training.batch and run alone "
+            f"(rows {oversize[:8].tolist()}{' ...' if len(oversize) > 8 else ''})"
+        )
     if settings.compile and config.model.kind == "potential" and len(names) > 1:
         log(
             "warning: no torch.compile: what it makes cannot be differentiated twice, as forces ask"
