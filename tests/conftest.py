@@ -1,8 +1,15 @@
-"""Where the real data and the reference numbers are; tests skip, saying so, where they are not."""
+"""Where the real data and the reference numbers are; tests skip, saying so, where they are not.
+
+Tests and what they start use one thread: their problems are too small for more, and threads that
+wait by spinning take many times as long beside other work.
+"""
 
 from __future__ import annotations
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+
 from pathlib import Path
 
 import numpy as np

@@ -79,7 +79,7 @@ def test_a_training_killed_at_random_steps_ends_with_the_same_bits(tmp_path, num
     import json
 
     options = {**STEPS, **VARIANTS[number % len(VARIANTS)]}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(tmp_path / "killed"), json.dumps(options), str(number)],
         capture_output=True,

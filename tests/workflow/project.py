@@ -100,7 +100,7 @@ class Project:
                 *arguments,
             ],
             cwd=self.folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            env={**os.environ, **environment},
             capture_output=True,
             text=True,
         )

@@ -1,19 +1,10 @@
-"""Potentials that several tests share, and one thread, so that tests side by side do not wait."""
+"""Potentials that several tests share."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 
 from tests.unit.potentials.models import fit_copper, write_potential
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

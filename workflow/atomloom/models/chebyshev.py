@@ -82,8 +82,8 @@ class Chebyshev(nn.Module):
     def forward(self, batch: GraphBatch) -> Tensor:
         """[N] energies of atoms.
 
-        Where `batch.extras` holds `features` [N, F], edges are used for the atoms of `computed` [N]
-        only, or for none where there is no such entry.
+        Where `batch.extras` holds `features` [N, F], only the atoms of `computed` [N] have edges, or
+        none where there is no such entry.
 
         Raises:
             AtomloomError: on a CPU, for atoms closer than `least_distance`.
@@ -93,8 +93,17 @@ class Chebyshev(nn.Module):
             return self.energies(self._describe(batch, wait=False), batch.numbers)
         if computed is None or batch.src.shape[0] == 0:
             return self.energies(cached, batch.numbers)
-        fresh = self._describe(batch, wait=False)
-        return self.energies(torch.where(computed.unsqueeze(1), fresh, cached), batch.numbers)
+        if not _has_kernels(batch.src):
+            fresh = self._describe(batch, wait=False)
+            return self.energies(torch.where(computed.unsqueeze(1), fresh, cached), batch.numbers)
+        # Only what belongs to atoms with edges is differentiated twice.
+        moving, still = (torch.nonzero(mask).squeeze(1) for mask in (computed, ~computed))
+        others = self.energies(cached.index_select(0, still), batch.numbers.index_select(0, still))
+        starts = torch.cat((batch.dst_ptr.index_select(0, moving), batch.dst_ptr[-1:]))
+        fresh = self._describe(batch, wait=False, starts=starts)
+        own = self.energies(fresh, batch.numbers.index_select(0, moving))
+        energies = own.new_zeros(computed.shape[0])
+        return energies.index_copy(0, moving, own).index_copy(0, still, others.to(own.dtype))
 
     def features(self, batch: GraphBatch) -> Tensor:
         """[N, F] as published: radial, angular, and both again with species weights.
@@ -152,12 +161,15 @@ class Chebyshev(nn.Module):
                 todo="add them to model.species",
             )
 
-    def _describe(self, batch: GraphBatch, wait: bool) -> Tensor:
+    def _describe(self, batch: GraphBatch, wait: bool, starts: Tensor | None = None) -> Tensor:
+        """Features of all atoms; compiled passes can be told `starts`, the `dst_ptr` of those that
+        have edges, to compute these alone."""
         vectors = at_least_single(batch.edge_vectors())
         with full_precision(vectors):
             neighbour = self.place.index_select(0, batch.numbers.index_select(0, batch.src))
-            if vectors.device.type == "cpu" and not torch.compiler.is_compiling():
-                features, least = _Features.apply(vectors, neighbour, batch.dst_ptr, self.basis)
+            if _has_kernels(vectors):
+                starts = batch.dst_ptr if starts is None else starts
+                features, least = _Features.apply(vectors, neighbour, starts, self.basis)
                 self._require_apart(least)
                 return features
             if wait and vectors.shape[0]:
@@ -172,6 +184,11 @@ class Chebyshev(nn.Module):
                 where="structures",
                 todo="leave such structures out, or lower model.least_distance",
             )
+
+
+def _has_kernels(tensor: Tensor) -> bool:
+    """Whether compiled passes work where this tensor is."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def species_weights(count: int) -> tuple[float, ...]:

@@ -1,44 +1,58 @@
-"""The Chebyshev potential beside its published sums over triplets, written plainly in torch.
+"""The Chebyshev potential beside its published sums over triplets in plain torch, and aenet-python.
 
-    python benchmarks/chebyshev.py [--only descriptor | steps | cached] [--peer PYTHON]
+    python benchmarks/aenet.py [--only descriptor | steps | cached | epochs] [--peer PYTHON]
 
 32 structures of the aenet TiO2 set (ATOMLOOM_DATA), or random oxides of the same sizes where it
 is not here; radial order 20 to 6.5 A, angular order 6 to 5.0 A, two hidden layers of 5 tanh
-nodes. All variants take turns on one thread; medians of processor time, so that other work on the
-machine counts little.
+nodes. All variants take turns on one thread. The first three parts give medians of processor time,
+so that other work on the machine counts little.
 
 descriptor: features of all atoms.
 steps: an optimiser step on energies and forces, of all structures and of a share of them, the
 features of the others cached.
-cached: a step on energies with cached features, without loop and loader.
+cached: a step on energies, features computed or cached, without loop and loader.
+epochs: whole epochs of a training, all 32 structures in a batch, as the histories of both programs
+tell their time: features computed each step or cached, forces of all structures or of a share, with
+and without caches, data prepared beside the step or not.
 
-`--peer PYTHON` adds the featurizer of aenet-python, where that interpreter imports `aenet`; it
-works in a process of its own, its neighbours and triplets found beforehand. Updates its part of
-benchmarks/results/chebyshev.json.
+`--peer PYTHON` adds aenet-python, where that interpreter imports `aenet`; it works in a process of
+its own, for `descriptor` with neighbours and triplets found beforehand. Updates its part of
+benchmarks/results/aenet.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import platform
 import statistics
 import subprocess
-import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "chebyshev.json"
+RESULT = ROOT / "benchmarks" / "results" / "aenet.json"
 DATA = Path(os.environ.get("ATOMLOOM_DATA") or ROOT.parent / "shared" / "data")
 COUNT, ROUNDS = 32, 9
-ORDERS, CUTOFFS, SPECIES = (20, 6), (6.5, 5.0), ("Ti", "O")
+ORDERS, CUTOFFS, HIDDEN = (20, 6), (6.5, 5.0), (5, 5)
+SPECIES, NUMBERS = ("Ti", "O"), (22, 8)
+MODEL = {
+    "species": SPECIES,
+    "radial_order": ORDERS[0],
+    "radial_cutoff": CUTOFFS[0],
+    "angular_order": ORDERS[1],
+    "angular_cutoff": CUTOFFS[1],
+    "hidden": HIDDEN,
+}
 
 
 def structures() -> tuple[str, list]:
@@ -103,15 +117,7 @@ class Problem:
         self.loader = GraphLoader(self.table, self.rows, dtype=self.dtype, prefetch=0)
         self.batch = self.loader.slice(self.rows)
         torch.manual_seed(0)
-        config = ChebyshevConfig(
-            species=SPECIES,
-            radial_order=ORDERS[0],
-            radial_cutoff=CUTOFFS[0],
-            angular_order=ORDERS[1],
-            angular_cutoff=CUTOFFS[1],
-            hidden=(5, 5),
-        )
-        self.model = Chebyshev(config).to(self.dtype)
+        self.model = Chebyshev(ChebyshevConfig(**MODEL)).to(self.dtype)
         with torch.no_grad():
             self.features = self.model.features(self.batch)
             self.model.fit_features(self.features, self.batch.numbers)
@@ -121,8 +127,6 @@ class Problem:
 
     def part(self, share: float):
         """The batch with the edges of a share of its structures; which atoms those are."""
-        from dataclasses import replace
-
         torch, batch = self.torch, self.batch
         if share == 1:
             return batch, torch.ones(len(batch.numbers), dtype=torch.bool)
@@ -218,8 +222,6 @@ class Plain:
 
     def step(self, optimizer) -> None:
         """One optimiser step on energies and forces of all structures."""
-        from dataclasses import replace
-
         torch, model = self.torch, self.problem.model
         loss, start = 0.0, 0
         for batch, pairs, weight in self.parts:
@@ -320,27 +322,126 @@ def steps(options) -> dict:
 
 
 def cached(options) -> dict:
-    """A step on energies, features cached."""
-    rows = {}
+    """A step on energies, features computed or cached."""
+    rows: dict[str, Callable] = {}
     for kind in ("float64", "float32"):
         problem = Problem(kind)
         batch, optimizer = problem.batch, problem.optimizer()
-        batch.extras["features"] = problem.features
+        plain = Plain(problem)
         index, zeros = batch.node_graph, problem.torch.zeros(batch.size, dtype=problem.dtype)
 
-        def step(problem=problem, batch=batch, optimizer=optimizer, index=index, zeros=zeros):
-            energy = zeros.index_add(0, index, problem.model(batch))
-            loss = energy.square().mean()
+        def step(of_atoms, index=index, zeros=zeros, optimizer=optimizer):
+            loss = zeros.index_add(0, index, of_atoms).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
 
-        rows[f"atomloom, {kind}"] = step
-    times = in_turns(rows, 200)
-    return {
-        **_about(problem),
-        "rows": _table(times, {}, len(problem.batch.numbers), ""),
-    }
+        def by_triplets(problem=problem, plain=plain, step=step):
+            step(problem.model.energies(plain.features(), problem.batch.numbers))
+
+        def ours(batch, problem=problem, step=step):
+            step(problem.model(batch))
+
+        rows[f"triplets, torch, {kind}, one by one"] = by_triplets
+        rows[f"atomloom, {kind}, computed"] = partial(ours, batch)
+        extras = {"features": problem.features}
+        rows[f"atomloom, {kind}, cached"] = partial(ours, replace(batch, extras=extras))
+    times = in_turns(rows, 40)
+    return {**_about(problem), "rows": _table(times, {}, len(problem.batch.numbers), "")}
+
+
+def epochs(options) -> dict:
+    """Whole epochs of a training, by the programs' own histories."""
+    problem = Problem("float64")
+    modes = list(_modes())
+    peer = Peer(options.peer, problem) if options.peer else None
+    found: dict[str, list[float]] = {name: [] for name, _, _ in modes}
+    for name, who, settings in modes:
+        if who == "atomloom":
+            found[name] += _train(problem, settings)
+        elif peer:
+            found[name] += peer.epochs(settings)[1:]  # the first fills caches
+    if peer:
+        peer.close()
+    times = {name: statistics.median(values) for name, values in found.items() if values}
+    rows = []
+    print(f"{'':64}{'ms':>10}{'of aenet-python':>18}")
+    slower = None
+    for name, who, _ in modes:
+        if name not in times:
+            continue
+        slower = times[name] if who == "aenet-python" and "no caches" in name else slower
+        ratio = None if slower is None else slower / times[name]
+        rows.append({"name": name, "ms": times[name] * 1e3, "ratio": ratio})
+        print(f"{name:64}{times[name] * 1e3:10.2f}{ratio or 0:17.1f}x")
+    return {**_about(problem), "rows": rows}
+
+
+def _modes():
+    """Name, program and settings of each training; the peer's plain one leads those to compare."""
+    for workers in (0, 2):
+        beside = f"{workers} workers"
+        yield (
+            f"aenet-python, energies, no caches, {beside}",
+            "aenet-python",
+            {"epochs": 2, "force_weight": 0.0, "num_workers": workers},
+        )
+        yield (
+            f"aenet-python, energies, cached features, {beside}",
+            "aenet-python",
+            {"epochs": 12, "force_weight": 0.0, "num_workers": workers, "cache_features": True},
+        )
+        for keep, how in ((False, "features each step"), (True, "cached features")):
+            for precision in ("64", "32"):
+                settings = {"precision": precision, "prefetch": workers, "epochs": 60}
+                potential = {"cache_features": keep}
+                name = f"atomloom, energies, {how}, float{precision}, prefetch {workers}"
+                yield name, "atomloom", {**settings, "potential": potential}
+    for share in (1.0, 0.3, 0.1):
+        common = {"epochs": 2, "force_weight": 0.1, "force_fraction": share}
+        common |= {"force_resample_num_epochs": 0, "num_workers": 0}
+        what = f"forces of {share:g}"
+        yield f"aenet-python, {what}, no caches", "aenet-python", common
+        caches = {"cache_features": share < 1, "cache_neighbors": True}
+        yield f"aenet-python, {what}, neighbours cached", "aenet-python", common | caches
+        caches["cache_force_triplets"] = True
+        yield f"aenet-python, {what}, and triplets cached", "aenet-python", common | caches
+        for precision in ("64", "32"):
+            settings = {"precision": precision, "prefetch": 0, "epochs": 30}
+            potential = {"force_fraction": share}
+            name = f"atomloom, {what}, float{precision}"
+            yield name, "atomloom", {**settings, "forces": True, "potential": potential}
+
+
+def _train(problem: Problem, settings: dict) -> list[float]:
+    """Seconds of the epochs of a training, without the first."""
+    from atomloom.config import parse_config
+    from atomloom.training.data import LabelledGraphs
+    from atomloom.training.loop import train
+
+    training = {k: v for k, v in settings.items() if k != "forces"}
+    forces = settings.get("forces", False)
+    config = parse_config(
+        {
+            "dataset": {
+                "name": "aenet",
+                "source": "none",
+                "target": ["energy", "forces"] if forces else ["energy"],
+            },
+            "graph": {"neighbors": "radius", "cutoff": max(CUTOFFS)},
+            "model": {"name": "chebyshev", **MODEL},
+            "training": {"batch": {"structures": COUNT}, "threads": 1, **training},
+        }
+    )
+    energies = np.array([[s.properties["energy"]] for s in problem.structures], dtype=float)
+    given = np.concatenate([s.properties["forces"] for s in problem.structures])
+    data = LabelledGraphs(
+        problem.table, energies, {"train": problem.rows}, forces=given if forces else None
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        train(data, config, scratch, lambda line: None)
+        with open(Path(scratch) / "history.csv") as file:
+            return [float(row["seconds"]) for row in csv.DictReader(file)][1:]
 
 
 # --- the peer -------------------------------------------------------------------------------------
@@ -351,77 +452,59 @@ class Peer:
 
     def __init__(self, python: str, problem: Problem) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        path = Path(self.folder.name) / "structures.npz"
+        folder = Path(self.folder.name)
         arrays = {}
         for index, s in enumerate(problem.structures):
             # Wrapped into the cell: aenet-python counts cells from there.
             places = np.linalg.solve(s.cell.T, s.positions.T).T % 1.0
             arrays |= {f"numbers{index}": s.numbers, f"cell{index}": s.cell}
             arrays[f"positions{index}"] = places @ s.cell
-        np.savez(path, **arrays)
+            arrays |= {f"{name}{index}": s.properties[name] for name in ("energy", "forces")}
+        np.savez(folder / "structures.npz", **arrays)
+        about = {
+            "structures": COUNT,
+            "orders": ORDERS,
+            "cutoffs": CUTOFFS,
+            "species": SPECIES,
+            "numbers": NUMBERS,
+            "hidden": HIDDEN,
+            "least_distance": 0.55,
+        }
+        (folder / "problem.json").write_text(json.dumps(about))
         self.process = subprocess.Popen(
-            [python, __file__, "--serve", str(path)],
+            [python, "-P", str(Path(__file__).with_name("aenet_peer.py")), str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
+        if self.process.stdout.readline().strip() != "ready":
+            raise SystemExit(f"{python} could not start aenet_peer.py")
 
     def _ask(self, question: str) -> str:
         self.process.stdin.write(question + "\n")
         self.process.stdin.flush()
-        return self.process.stdout.readline().strip()
+        answer = self.process.stdout.readline().strip()
+        if not answer:
+            raise SystemExit(f"aenet-python did not answer: {question}")
+        return answer
 
     def features(self) -> np.ndarray:
         """[N, F]."""
-        return np.load(self._ask("features"))
+        self._ask("features")
+        return np.load(Path(self.folder.name) / "features.npy")
 
     def seconds(self) -> float:
-        """Of one pass."""
+        """Processor time of the features of all atoms."""
         return float(self._ask("time"))
+
+    def epochs(self, options: dict) -> list[float]:
+        """Seconds of the epochs of a training."""
+        return json.loads(self._ask("epochs " + json.dumps(options)))
 
     def close(self) -> None:
         """End the process."""
         self.process.communicate("end\n")
         self.folder.cleanup()
-
-
-def serve(path: str) -> None:
-    """The peer's side."""
-    import torch
-    from aenet.torch_featurize import ChebyshevDescriptor
-    from aenet.torch_featurize.graph import build_csr_from_neighborlist, build_triplets_from_csr
-
-    torch.set_num_threads(1)
-    content = np.load(path)
-    describe = ChebyshevDescriptor(
-        list(SPECIES), ORDERS[0], CUTOFFS[0], ORDERS[1], CUTOFFS[1], min_cutoff=0.55
-    )
-    inputs = []
-    for index in range(COUNT):
-        positions = torch.tensor(content[f"positions{index}"])
-        cell, pbc = torch.tensor(content[f"cell{index}"]), torch.tensor([True] * 3)
-        graph = build_csr_from_neighborlist(
-            positions, cell, pbc, describe.nbl, 0.55, max(CUTOFFS), dtype=torch.float64
-        )
-        triplets = build_triplets_from_csr(graph, CUTOFFS[1], 0.55)
-        kinds = torch.tensor([0 if z == 22 else 1 for z in content[f"numbers{index}"]])
-        inputs.append((positions, kinds, graph, triplets))
-
-    def run():
-        with torch.no_grad():
-            return torch.cat([describe.forward_with_graph(*item) for item in inputs])
-
-    for line in sys.stdin:
-        if line.strip() == "features":
-            out = Path(path).with_name("features.npy")
-            np.save(out, run().numpy())
-            print(out, flush=True)
-        elif line.strip() == "time":
-            start = time.process_time()
-            run()
-            print(time.process_time() - start, flush=True)
-        else:
-            break
 
 
 # --- printing -------------------------------------------------------------------------------------
@@ -455,7 +538,7 @@ def _table(times: dict, errors: dict, atoms: int, what: str) -> list[dict]:
     return rows
 
 
-PARTS = {"descriptor": descriptor, "steps": steps, "cached": cached}
+PARTS = {"descriptor": descriptor, "steps": steps, "cached": cached, "epochs": epochs}
 
 
 def main() -> None:
@@ -464,11 +547,7 @@ def main() -> None:
     parser.add_argument("--only", choices=sorted(PARTS))
     parser.add_argument("--peer", help="interpreter that imports aenet-python")
     parser.add_argument("--no-write", dest="write", action="store_false", help="only print")
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve:
-        serve(options.serve)
-        return
     import torch
 
     torch.set_num_threads(1)
