@@ -49,10 +49,9 @@ class ShardedGraphs:
         if not len(store):
             raise AtomloomError("holds no graphs", where=store.path)
         self._store = store
-        # Where graphs are is the store's own knowledge; only here is it used without opening them.
-        self._paths: list[Path] = store._paths
-        self._row: np.ndarray = store._row
-        self.shard: np.ndarray = np.asarray(store._shard, dtype=np.int64)
+        self._paths: list[Path] = store.paths
+        self._row: np.ndarray = store.row
+        self.shard: np.ndarray = np.asarray(store.shard, dtype=np.int64)
         """[S] int64, the shard each structure is in."""
         self._sound: set[int] = set()  # shards whose digests have been looked at
         self.sizes = self._read_sizes()

@@ -71,6 +71,8 @@ def read_graphs(path: str | os.PathLike, *, verify: bool = True) -> GraphTable:
 class GraphStore:
     """Many graphs on disk as one sequence: `len(store)`, `store[i]`, `store[a:b]`.
 
+    Graph i lies in row `row[i]` of the shard `paths[shard[i]]`.
+
     Args:
         path: an index (its folder, or `index.parquet` in it), a folder of shards, which are taken
             in the order of their names, or one shard.
@@ -96,34 +98,34 @@ class GraphStore:
             frame = pd.read_parquet(index, columns=["hash", "shard", "row"])
         except (OSError, ValueError, KeyError) as error:
             raise AtomloomError(f"is no index of graphs: {error}", where=index) from error
-        names, self._shard = np.unique(frame["shard"].to_numpy(str), return_inverse=True)
+        names, self.shard = np.unique(frame["shard"].to_numpy(str), return_inverse=True)
         folder = _folder_of(index, list(names))
-        self._paths = [folder / name for name in names]
-        self._row = frame["row"].to_numpy(np.int64)
+        self.paths = [folder / name for name in names]
+        self.row = frame["row"].to_numpy(np.int64)
         hashes = b"".join(frame["hash"])
         self._hashes = np.frombuffer(hashes, np.uint8).reshape(len(frame), -1)
 
     def _list_shards(self) -> None:
         if self.path.is_dir():
-            self._paths = sorted(self.path.glob(f"*{SUFFIX}"))
+            self.paths = sorted(self.path.glob(f"*{SUFFIX}"))
         else:
-            self._paths = [self.path]
-        if not self._paths or not self._paths[0].exists():
+            self.paths = [self.path]
+        if not self.paths or not self.paths[0].exists():
             raise AtomloomError(
                 "is neither an index, nor a folder of shards, nor a shard",
                 where=self.path,
                 todo="run `atomloom graphs` first",
             )
-        counts = [read_attributes(path).get("counts", {}) for path in self._paths]
-        for path, count in zip(self._paths, counts, strict=True):
+        counts = [read_attributes(path).get("counts", {}) for path in self.paths]
+        for path, count in zip(self.paths, counts, strict=True):
             if "structures" not in count:
                 raise AtomloomError("is a shard, but not of graphs", where=path)
         sizes = [int(count["structures"]) for count in counts]
-        self._shard = np.repeat(np.arange(len(sizes)), sizes)
-        self._row = np.concatenate([np.arange(size) for size in sizes])
+        self.shard = np.repeat(np.arange(len(sizes)), sizes)
+        self.row = np.concatenate([np.arange(size) for size in sizes])
 
     def __len__(self) -> int:
-        return len(self._row)
+        return len(self.row)
 
     @overload
     def __getitem__(self, index: int) -> Graph: ...
@@ -137,20 +139,20 @@ class GraphStore:
         place = int(index)
         if not -len(self) <= place < len(self):
             raise IndexError(f"graph {index} of a store of {len(self)}")
-        return self._table(int(self._shard[place]))[int(self._row[place])]
+        return self._table(int(self.shard[place]))[int(self.row[place])]
 
     @property
     def hashes(self) -> np.ndarray:
         """[S, 32] uint8, structure hashes."""
         if self._hashes is None:
-            parts = [read_shard(path, ["hash"])[0]["hash"] for path in self._paths]
+            parts = [read_shard(path, ["hash"])[0]["hash"] for path in self.paths]
             self._hashes = np.concatenate(parts)
         return self._hashes
 
     @property
     def attributes(self) -> dict[str, Any]:
         """Attributes of the first shard: spec, builder, counts of that shard."""
-        return read_attributes(self._paths[0])
+        return read_attributes(self.paths[0])
 
     def load(self, *, verify: bool = True, threads: int | None = None) -> GraphTable:
         """All graphs as one table, in memory.
@@ -163,14 +165,14 @@ class GraphStore:
             AtomloomError: if a shard is absent or damaged.
         """
         if not len(self):
-            return read_graphs(self._paths[0], verify=verify).take([])
+            return read_graphs(self.paths[0], verify=verify).take([])
         # Runs of rows from one shard: mostly whole shards, in order, which need no gathering.
-        borders = np.flatnonzero(np.diff(self._shard)) + 1
-        runs = [self._row[a:b] for a, b in pairwise([0, *borders, len(self)])]
-        shards = self._shard[[0, *borders]]
+        borders = np.flatnonzero(np.diff(self.shard)) + 1
+        runs = [self.row[a:b] for a, b in pairwise([0, *borders, len(self)])]
+        shards = self.shard[[0, *borders]]
 
         def part(shard: int, rows: np.ndarray) -> GraphTable:
-            table = self._open.get(shard) or read_graphs(self._paths[shard], verify=verify)
+            table = self._open.get(shard) or read_graphs(self.paths[shard], verify=verify)
             whole = len(rows) == len(table) and np.array_equal(rows, np.arange(len(table)))
             return table if whole else table.take(rows)
 
@@ -198,7 +200,7 @@ class GraphStore:
 
     def _table(self, shard: int) -> GraphTable:
         if shard not in self._open:
-            self._open[shard] = read_graphs(self._paths[shard])
+            self._open[shard] = read_graphs(self.paths[shard])
             while len(self._open) > KEPT_SHARDS:
                 self._open.popitem(last=False)
         self._open.move_to_end(shard)

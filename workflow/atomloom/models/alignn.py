@@ -412,7 +412,7 @@ class EdgeGatedConv(nn.Module):
             count = mean.new_tensor(
                 float(blocks.rows if blocks.counts is None else blocks.counts.sum())
             )
-            norm._track(mean, variance, count)
+            norm.track(mean, variance, count)
         total, gates = gather(total, blocks.place), gather(gates, blocks.place)
         return self.new_nodes(nodes, own, total, gates, node_counts), following
 

@@ -222,11 +222,12 @@ class WeightedBatchNorm(nn.BatchNorm1d):
                 normalised, mean, variance = _Normalised.apply(
                     values, weights, total, self.weight, self.bias, self.eps
                 )
-            self._track(mean.detach(), variance.detach(), count)
+            self.track(mean.detach(), variance.detach(), count)
             return normalised
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+    def track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        """Take the statistics of a batch of `count` values into the running ones."""
         if not torch.compiler.is_compiling() and _recomputing.get():
             return
         seen = (count > 0).to(mean.dtype)
