@@ -341,7 +341,7 @@ class _Features(torch.autograd.Function):
         moments = vectors.new_zeros(atoms, basis.sets, 2, int(basis.first[-1]))
         arrays = _arrays(vectors, neighbour, dst_ptr)
         least = kernels.features(
-            *arrays, *basis.constants(arrays[0].dtype), out.numpy(), moments.numpy()
+            *arrays, basis.constants(arrays[0].dtype), out.numpy(), moments.numpy()
         )
         ctx.save_for_backward(vectors, neighbour, dst_ptr, moments)
         ctx.basis = basis
@@ -367,7 +367,7 @@ class _Gradient(torch.autograd.Function):
         arrays = _arrays(vectors, neighbour, dst_ptr)
         kernels.gradient(
             *arrays,
-            *basis.constants(arrays[0].dtype),
+            basis.constants(arrays[0].dtype),
             slopes.detach().contiguous().numpy(),
             moments.numpy(),
             out.numpy(),
@@ -391,11 +391,11 @@ class _Gradient(torch.autograd.Function):
         given, moved = slopes.contiguous().numpy(), changes.contiguous().numpy()
         grad_slopes = torch.zeros_like(slopes) if by_slopes else None
         if by_slopes:
-            kernels.tangent(*arrays, *constants, moved, moments.numpy(), grad_slopes.numpy())
+            kernels.tangent(*arrays, constants, moved, moments.numpy(), grad_slopes.numpy())
         grad_vectors = torch.zeros_like(vectors) if by_vectors else None
         if by_vectors:
             kernels.curvature(
-                *arrays, *constants, given, moved, moments.numpy(), grad_vectors.numpy()
+                *arrays, constants, given, moved, moments.numpy(), grad_vectors.numpy()
             )
         return grad_slopes, grad_vectors, None, None, None, None
 

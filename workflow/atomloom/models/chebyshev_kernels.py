@@ -166,6 +166,17 @@ def _within(collected, cutoff, edges, r, u, to_edges, to_r, to_u):
     return count
 
 
+@njit(**PLAIN)
+def _collect_both(vectors, element, wanted, start, stop, cutoffs, edges, r, u, edges_a, r_a, u_a):
+    """Neighbours of element `wanted` within the radial and within the angular cutoff."""
+    reach = max(cutoffs[0], cutoffs[1])
+    count = _collect(vectors, element, wanted, start, stop, reach, edges, r, u)
+    count_a = _within(count, cutoffs[1], edges, r, u, edges_a, r_a, u_a)
+    if cutoffs[0] < reach:
+        count = _within(count, cutoffs[0], edges, r, u, edges, r, u)
+    return count, count_a
+
+
 @njit(**FAST)
 def _cutoff_function(count, cutoff, r, f, slope):
     """f = (cos(pi r/R) + 1)/2 and its derivative, by series exact to float64 for r <= R."""
@@ -173,75 +184,29 @@ def _cutoff_function(count, cutoff, r, f, slope):
     for j in range(_padded(count)):
         h = 0.5 * half_turn * r[j]
         t = h * h
-        # f = cos(h)^2, f' = -(pi/R) cos(h) sin(h); Taylor, h <= pi/2
-        c = 1.0 - t / 2 * (
-            1.0
-            - t
-            / 12
-            * (
-                1.0
-                - t
-                / 30
-                * (
-                    1.0
-                    - t
-                    / 56
-                    * (
-                        1.0
-                        - t
-                        / 90
-                        * (
-                            1.0
-                            - t
-                            / 132
-                            * (
-                                1.0
-                                - t
-                                / 182
-                                * (
-                                    1.0
-                                    - t / 240 * (1.0 - t / 306 * (1.0 - t / 380 * (1.0 - t / 462)))
-                                )
-                            )
-                        )
-                    )
-                )
-            )
-        )
-        s = h * (
-            1.0
-            - t
-            / 6
-            * (
-                1.0
-                - t
-                / 20
-                * (
-                    1.0
-                    - t
-                    / 42
-                    * (
-                        1.0
-                        - t
-                        / 72
-                        * (
-                            1.0
-                            - t
-                            / 110
-                            * (
-                                1.0
-                                - t
-                                / 156
-                                * (
-                                    1.0
-                                    - t / 210 * (1.0 - t / 272 * (1.0 - t / 342 * (1.0 - t / 420)))
-                                )
-                            )
-                        )
-                    )
-                )
-            )
-        )
+        # f = cos(h)^2, f' = -(pi/R) cos(h) sin(h); Taylor series, from their last terms, h <= pi/2
+        c = 1.0 - t / 462
+        c = 1.0 - t / 380 * c
+        c = 1.0 - t / 306 * c
+        c = 1.0 - t / 240 * c
+        c = 1.0 - t / 182 * c
+        c = 1.0 - t / 132 * c
+        c = 1.0 - t / 90 * c
+        c = 1.0 - t / 56 * c
+        c = 1.0 - t / 30 * c
+        c = 1.0 - t / 12 * c
+        c = 1.0 - t / 2 * c
+        s = 1.0 - t / 420
+        s = 1.0 - t / 342 * s
+        s = 1.0 - t / 272 * s
+        s = 1.0 - t / 210 * s
+        s = 1.0 - t / 156 * s
+        s = 1.0 - t / 110 * s
+        s = 1.0 - t / 72 * s
+        s = 1.0 - t / 42 * s
+        s = 1.0 - t / 20 * s
+        s = 1.0 - t / 6 * s
+        s *= h
         f[j] = c * c
         slope[j] = -half_turn * c * s
     for j in range(count, _padded(count)):
@@ -346,9 +311,7 @@ def _harmonic_sums(count, order, first, harmonics, u, f, q0, q1, c, s, c_next, s
 
 
 @njit(**FAST)
-def features(
-    vectors, element, dst_ptr, cutoffs, orders, set_weights, legendre, first, harmonics, out, sums
-):
+def features(vectors, element, dst_ptr, basis, out, sums):
     """Fill features `out` [N, F] and moments `sums` [N, W, 2, K], zeros on entry.
 
     Returns the least distance of neighbours, infinite where there are none.
@@ -357,9 +320,9 @@ def features(
         vectors: [E, 3], A, sorted by central atom.
         element: [E], place of the neighbour's element.
         dst_ptr: [N+1].
-        the others: `Basis.constants`.
+        basis: `Basis.constants`.
     """
-    radial, angular = orders
+    cutoffs, (radial, angular), set_weights, legendre, first, harmonics = basis
     width = radial + angular + 2
     sets = len(set_weights)
     capacity = _capacity(dst_ptr)
@@ -382,7 +345,6 @@ def features(
     s_next = np.empty(capacity, vectors.dtype)
     radial_sums = np.empty(radial + 2, vectors.dtype)
     harmonic_sums = np.empty((2, first[-1]), vectors.dtype)
-    reach = max(cutoffs[0], cutoffs[1])
     half = out.dtype.type(0.5)
     least = np.inf
     for atom in range(len(dst_ptr) - 1):
@@ -390,14 +352,15 @@ def features(
         if start == stop:
             continue
         for kind in range(set_weights.shape[1]):
-            count = _collect(vectors, element, kind, start, stop, reach, edges, r, u)
-            if count == 0:
+            count, count_a = _collect_both(
+                vectors, element, kind, start, stop, cutoffs, edges, r, u, edges_a, r_a, u_a
+            )
+            if count == count_a == 0:
                 continue
             for j in range(count):
                 least = min(least, r[j])
-            count_a = _within(count, cutoffs[1], edges, r, u, edges_a, r_a, u_a)
-            if cutoffs[0] < reach:
-                count = _within(count, cutoffs[0], edges, r, u, edges, r, u)
+            for j in range(count_a):
+                least = min(least, r_a[j])
             _cutoff_function(count, cutoffs[0], r, f, slope)
             _argument(count, cutoffs[0], r, x, x2)
             _radial_sums(count, radial, x, x2, f, t0, t1, radial_sums)
@@ -518,20 +481,7 @@ def _harmonic_gradient(count, order, first, harmonics, b, q, c, s, parts, total)
 
 
 @njit(**FAST)
-def gradient(
-    vectors,
-    element,
-    dst_ptr,
-    cutoffs,
-    orders,
-    set_weights,
-    legendre,
-    first,
-    harmonics,
-    slopes,
-    sums,
-    out,
-):
+def gradient(vectors, element, dst_ptr, basis, slopes, sums, out):
     """Fill `out` [E, 3] with the gradient of sum(slopes * features) by edge vectors.
 
     Args:
@@ -540,7 +490,7 @@ def gradient(
         out: zeros on entry.
         the others: as for `features`.
     """
-    radial, angular = orders
+    cutoffs, (radial, angular), set_weights, legendre, first, harmonics = basis
     width = radial + angular + 2
     even = (radial + 2) // 2 * 2
     sets = len(set_weights)
@@ -570,7 +520,6 @@ def gradient(
     coefficients = np.zeros(even, dtype)
     derivative = np.zeros(even, dtype)
     of_order = np.empty(angular + 1, dtype)
-    reach = max(cutoffs[0], cutoffs[1])
     stretch = dtype.type(2.0 / cutoffs[0])
     for atom in range(len(dst_ptr) - 1):
         start, stop = dst_ptr[atom], dst_ptr[atom + 1]
@@ -590,12 +539,11 @@ def gradient(
                     moments[which, 0, k] = of_order[el] * sums[atom, which, 0, k]
                     moments[which, 1, k] = of_order[el] * sums[atom, which, 1, k]
         for kind in range(set_weights.shape[1]):
-            count = _collect(vectors, element, kind, start, stop, reach, edges, r, u)
-            if count == 0:
+            count, count_a = _collect_both(
+                vectors, element, kind, start, stop, cutoffs, edges, r, u, edges_a, r_a, u_a
+            )
+            if count == count_a == 0:
                 continue
-            count_a = _within(count, cutoffs[1], edges, r, u, edges_a, r_a, u_a)
-            if cutoffs[0] < reach:
-                count = _within(count, cutoffs[0], edges, r, u, edges, r, u)
             own_weight = dtype.type(0)
             b[:] = 0.0
             coefficients[:] = 0.0
@@ -712,25 +660,12 @@ def _harmonic_tangent(count, order, first, harmonics, q, c, s, f, f_change, u_ch
 
 
 @njit(**FAST)
-def tangent(
-    vectors,
-    element,
-    dst_ptr,
-    cutoffs,
-    orders,
-    set_weights,
-    legendre,
-    first,
-    harmonics,
-    changes,
-    sums,
-    out,
-):
+def tangent(vectors, element, dst_ptr, basis, changes, sums, out):
     """Fill `out` [N, F] with the change of features where edge vectors change by `changes` [E, 3].
 
     It is the transposed of `gradient`, whose arguments it takes; `out` is zeros on entry.
     """
-    radial, angular = orders
+    cutoffs, (radial, angular), set_weights, legendre, first, harmonics = basis
     width = radial + angular + 2
     sets = len(set_weights)
     capacity = _capacity(dst_ptr)
@@ -759,19 +694,17 @@ def tangent(
     parts = np.empty((4, capacity), dtype)
     radial_sums = np.empty(radial + 2, dtype)
     harmonic_sums = np.empty((2, first[-1]), dtype)
-    reach = max(cutoffs[0], cutoffs[1])
     stretch = dtype.type(2.0 / cutoffs[0])
     for atom in range(len(dst_ptr) - 1):
         start, stop = dst_ptr[atom], dst_ptr[atom + 1]
         if start == stop:
             continue
         for kind in range(set_weights.shape[1]):
-            count = _collect(vectors, element, kind, start, stop, reach, edges, r, u)
-            if count == 0:
+            count, count_a = _collect_both(
+                vectors, element, kind, start, stop, cutoffs, edges, r, u, edges_a, r_a, u_a
+            )
+            if count == count_a == 0:
                 continue
-            count_a = _within(count, cutoffs[1], edges, r, u, edges_a, r_a, u_a)
-            if cutoffs[0] < reach:
-                count = _within(count, cutoffs[0], edges, r, u, edges, r, u)
 
             _cutoff_function(count, cutoffs[0], r, f, slope)
             _argument(count, cutoffs[0], r, x, x2)
@@ -892,26 +825,12 @@ def _harmonic_curvature(
 
 
 @njit(**FAST)
-def curvature(
-    vectors,
-    element,
-    dst_ptr,
-    cutoffs,
-    orders,
-    set_weights,
-    legendre,
-    first,
-    harmonics,
-    slopes,
-    changes,
-    sums,
-    out,
-):
+def curvature(vectors, element, dst_ptr, basis, slopes, changes, sums, out):
     """Fill `out` [E, 3] with the change of `gradient` where edge vectors change by `changes`.
 
     Arguments are those of `gradient` and of `tangent`; `out` is zeros on entry.
     """
-    radial, angular = orders
+    cutoffs, (radial, angular), set_weights, legendre, first, harmonics = basis
     width = radial + angular + 2
     even = (radial + 2) // 2 * 2
     sets = len(set_weights)
@@ -935,7 +854,6 @@ def curvature(
     series = np.zeros((3, even), dtype)
     of_order = np.empty((sets, angular + 1), dtype)
     own = np.empty(sets, dtype)
-    reach = max(cutoffs[0], cutoffs[1])
     stretch = 2.0 / cutoffs[0]
     for atom in range(len(dst_ptr) - 1):
         start, stop = dst_ptr[atom], dst_ptr[atom + 1]
@@ -978,12 +896,11 @@ def curvature(
                             set_weights[which, kind] * harmonic_sums[part, k]
                         )
         for kind in range(set_weights.shape[1]):
-            count = _collect(vectors, element, kind, start, stop, reach, edges, r, u)
-            if count == 0:
+            count, count_a = _collect_both(
+                vectors, element, kind, start, stop, cutoffs, edges, r, u, edges_a, r_a, u_a
+            )
+            if count == count_a == 0:
                 continue
-            count_a = _within(count, cutoffs[1], edges, r, u, edges_a, r_a, u_a)
-            if cutoffs[0] < reach:
-                count = _within(count, cutoffs[0], edges, r, u, edges, r, u)
             own_weight = dtype.type(0)
             b[:] = 0.0
             b_change[:] = 0.0
