@@ -1,13 +1,13 @@
 """A training killed at random steps, again and again, ends with the same bits.
 
 Each round is a run of its own, killed with SIGKILL at steps that are drawn, in the middle of writing
-files too, and gone on with until it ends. ATOMLOOM_KILL_ROUNDS sets the number of rounds (3).
+files too, and gone on with until it ends. ATOMLOOM_KILL_ROUNDS sets the number of rounds (20).
 """
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +20,7 @@ from atomloom.training.loop import train
 from tests.unit.training.runs import history, small_config, small_data
 
 ROOT = Path(__file__).resolve().parents[2]
-ROUNDS = int(os.environ.get("ATOMLOOM_KILL_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("ATOMLOOM_KILL_ROUNDS", "20"))
 
 VARIANTS = (
     {"ema_decay": 0.9, "scheduler": "onecycle"},
@@ -39,62 +39,71 @@ from atomloom import files
 from atomloom.training import loop
 from tests.unit.training.runs import small_config, small_data
 
-data = small_data(44)
-config = small_config(**json.loads(sys.argv[2]))
-run, draw = Path(sys.argv[1]), random.Random(int(sys.argv[3]))
+folder, data, kills = Path(sys.argv[1]), small_data(44), []
 warnings.simplefilter("ignore")  # of forks beside threads: the child has none of them
-kills = 0
-while not (run / "state" / "finished.json").exists():
-    # A run makes some 15 steps; each call goes on for 1 to 5 of them.
-    last, moment = draw.randint(1, 5), draw.choice(["step", "write", "replace"])
-    child = os.fork()  # the imports are paid for once
-    if child == 0:
-        calls = 0
+for number, options in enumerate(json.loads(sys.argv[2])):
+    run, config, draw = folder / str(number), small_config(**options), random.Random(number)
+    kills.append(0)
+    while not (run / "state" / "finished.json").exists():
+        # A run makes some 15 steps; each call goes on for 1 to 5 of them.
+        last, moment = draw.randint(1, 5), draw.choice(["step", "write", "replace"])
+        child = os.fork()  # the imports are paid for once
+        if child == 0:
+            calls = 0
 
-        def counted(genuine, where):
-            def call(*arguments, **options):
-                global calls
-                calls += where == "step"
-                if calls >= last and where == moment:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return genuine(*arguments, **options)
-            return call
+            def counted(genuine, where):
+                def call(*arguments, **options):
+                    global calls
+                    calls += where == "step"
+                    if calls >= last and where == moment:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return genuine(*arguments, **options)
+                return call
 
-        loop._seed_noise = counted(loop._seed_noise, "step")
-        os.fsync = counted(os.fsync, "write")
-        os.replace = counted(os.replace, "replace")
-        loop.train(data, config, run, lambda line: None)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        kills += 1
-    elif os.waitstatus_to_exitcode(status):
-        sys.exit("the training failed")
-print(kills)
+            loop._seed_noise = counted(loop._seed_noise, "step")
+            os.fsync = counted(os.fsync, "write")
+            os.replace = counted(os.replace, "replace")
+            loop.train(data, config, run, lambda line: None)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            kills[-1] += 1
+        elif os.waitstatus_to_exitcode(status):
+            sys.exit("the training failed")
+print(json.dumps(kills))
 """
 
 
-@pytest.mark.parametrize("number", range(ROUNDS))
-def test_a_training_killed_at_random_steps_ends_with_the_same_bits(tmp_path, number):
-    import json
+def options_of(number: int) -> dict:
+    return {**STEPS, **VARIANTS[number % len(VARIANTS)]}
 
-    options = {**STEPS, **VARIANTS[number % len(VARIANTS)]}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> tuple[Path, list[int]]:
+    """A folder with a run a round, and how often each was killed."""
+    folder = tmp_path_factory.mktemp("killed")
+    every = json.dumps([options_of(number) for number in range(ROUNDS)])
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(tmp_path / "killed"), json.dumps(options), str(number)],
+        [sys.executable, "-c", CHILD, str(folder), every],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=environment,
-        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=60 + 60 * ROUNDS,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 2
-    train(small_data(44), small_config(**options), tmp_path / "whole", lambda line: None)
-    assert history(tmp_path / "whole") == history(tmp_path / "killed")
-    for one in sorted(tmp_path.glob("whole/**/[!.]*.safetensors")):
+    return folder, json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("number", range(ROUNDS))
+def test_a_training_killed_at_random_steps_ends_with_the_same_bits(killed, tmp_path, number):
+    folder, kills = killed
+    run = folder / str(number)
+    assert kills[number] >= 2
+    train(small_data(44), small_config(**options_of(number)), tmp_path, lambda line: None)
+    assert history(tmp_path) == history(run)
+    for one in sorted(tmp_path.glob("**/[!.]*.safetensors")):
         expected = load_file(one)
-        found = load_file(tmp_path / "killed" / one.relative_to(tmp_path / "whole"))
+        found = load_file(run / one.relative_to(tmp_path))
         assert expected.keys() == found.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items()), one
-    shutil.rmtree(tmp_path)
