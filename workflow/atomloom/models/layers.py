@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-def full_precision(reference: Tensor) -> torch.autocast:
+def full_precision(reference: Tensor) -> AbstractContextManager:
     """A context without autocast on the device of `reference`.
 
     Statistics, sums over many terms and products of two weights belong in it: in bf16 they lose
     what the rest of the step cannot win back.
     """
+    if reference.is_meta:  # shapes alone, of which there is no precision
+        return nullcontext()
     return torch.autocast(device_type=reference.device.type, enabled=False)
 
 
@@ -36,6 +38,8 @@ def product_dtype(reference: Tensor) -> torch.dtype | None:
     rounded: those over edges, which cost the time, and not those over atoms and structures, which
     cost little and whose rounding errors every edge would share.
     """
+    if reference.is_meta:
+        return None
     kind = reference.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
