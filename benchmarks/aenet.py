@@ -26,7 +26,6 @@ import argparse
 import csv
 import json
 import os
-import platform
 import statistics
 import subprocess
 import tarfile
@@ -556,6 +555,8 @@ def main() -> None:
     options = parser.parse_args()
     import torch
 
+    from atomloom.runcard import processor
+
     torch.set_num_threads(1)
     results = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
     for part in [options.only] if options.only else PARTS:
@@ -563,7 +564,7 @@ def main() -> None:
         results[part] = PARTS[part](options) | {
             "threads": 1,
             "torch": torch.__version__,
-            "processor": _processor(),
+            "processor": processor(),
         }
     if options.write:
         RESULT.parent.mkdir(exist_ok=True)
@@ -574,14 +575,6 @@ def main() -> None:
         if part in results
     )
     print(f"\nfastest variant against sums over triplets in torch: {best}")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import tempfile
@@ -40,6 +39,7 @@ from atomloom.graphs.graph import GraphTable
 from atomloom.graphs.line import jarvis_graph, line_graph
 from atomloom.models import build_model
 from atomloom.models.features import cgcnn_features
+from atomloom.runcard import processor
 from atomloom.structures.readers import parse_record
 from atomloom.structures.sources import enumerate_records
 from atomloom.structures.structure import Structure
@@ -391,7 +391,7 @@ def main() -> None:
         results[part] = run(part, options) | {
             "threads": options.threads,
             "torch": torch.__version__,
-            "processor": _processor(),
+            "processor": processor(),
             "peer": _versions(options.peer) if options.peer else None,
         }
     if options.write:
@@ -412,14 +412,6 @@ def _versions(python: str) -> dict[str, str]:
     )
     text = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout
     return json.loads(text)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

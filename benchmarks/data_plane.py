@@ -37,6 +37,7 @@ from atomloom.config.graph import GraphSpec
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
 from atomloom.graphs.store import GraphStore, read_graphs, write_graphs
+from atomloom.runcard import processor
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 
@@ -414,10 +415,7 @@ def main() -> None:
 
 def _machine() -> dict:
     versions = {"python": platform.python_version(), "numpy": np.__version__}
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if os.name == "posix" else []:
-        if line.startswith("model name"):
-            return {"processor": line.partition(":")[2].strip(), **versions}
-    return {"processor": platform.processor(), **versions}
+    return {"processor": processor(), **versions}
 
 
 def _rounded(value):

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import platform
 import statistics
 import subprocess
 import tempfile
@@ -42,6 +41,7 @@ from atomloom.data.sharded import ShardedGraphs
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
 from atomloom.graphs.store import GraphStore, write_graphs
+from atomloom.runcard import processor
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 from atomloom.training import loop
@@ -528,16 +528,6 @@ def _history(data: LabelledGraphs, config) -> list[dict[str, float]]:
             return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", choices=sorted(PARTS), help="one part")
@@ -545,7 +535,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     results = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
-    results["machine"] = {"processor": _processor(), "threads": 1, "torch": torch.__version__}
+    results["machine"] = {"processor": processor(), "threads": 1, "torch": torch.__version__}
     for part in [options.only] if options.only else PARTS:
         results[part] = PARTS[part](options.peer)
     RESULT.parent.mkdir(exist_ok=True)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import tempfile
@@ -36,6 +35,7 @@ from atomloom.data.loader import GraphLoader
 from atomloom.graphs.build import build_graphs
 from atomloom.models import build_model, painn
 from atomloom.models.derivatives import PotentialOutput, evaluate_potential
+from atomloom.runcard import processor
 from atomloom.structures import read
 from atomloom.structures.table import StructureTable
 
@@ -317,7 +317,7 @@ def main() -> None:
                 "width": options.width,
                 "threads": options.threads,
                 "versions": variants[0].versions if options.peer else {"torch": torch.__version__},
-                "processor": _processor(),
+                "processor": processor(),
                 "rows": rows,
             }
         if options.peer:
@@ -333,14 +333,6 @@ def main() -> None:
         "\nour fp32 step against the first row:",
         ", ".join(f"{name} {speed:.1f}x" for name, speed in speeds.items()),
     )
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

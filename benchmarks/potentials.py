@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import tempfile
@@ -44,6 +43,7 @@ from atomloom.potentials.committee import Committee
 from atomloom.potentials.dynamics import VelocityVerlet
 from atomloom.potentials.evaluation import calculate_batch, plain_structure, structure_table
 from atomloom.potentials.export import export_model, load_exported
+from atomloom.runcard import processor
 from atomloom.training.data import LabelledGraphs
 from atomloom.training.loop import train
 from atomloom.training.modelfile import ModelCard, write_model
@@ -379,7 +379,7 @@ def main() -> None:
             found = PARTS[part](options, Path(folder)) | {
                 "threads": options.threads,
                 "torch": torch.__version__,
-                "processor": _processor(),
+                "processor": processor(),
             }
         # What a GPU and a CPU say of the same part stand side by side.
         on_gpu = found.get("device") == "cuda"
@@ -396,16 +396,6 @@ def main() -> None:
             worst = max(abs(row["drift_mev_per_atom"]) for row in found["rows"])
             said.append(f"drift at most {worst:.3f} meV/atom")
     print("\n" + "; ".join(said))
-
-
-def _processor() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import json
 import lzma
 import math
 import os
-import platform
 import statistics
 import sys
 import time
@@ -40,6 +39,7 @@ from atomloom.data.loader import GraphLoader
 from atomloom.graphs.build import build_graphs
 from atomloom.models import build_model
 from atomloom.models.features import cgcnn_features
+from atomloom.runcard import processor
 from atomloom.structures.adapters import to_structure
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
@@ -427,7 +427,7 @@ def main() -> None:
         results[part] = PARTS[part](options) | {
             "threads": options.threads,
             "torch": torch.__version__,
-            "processor": _processor(),
+            "processor": processor(),
         }
     if options.write:
         RESULT.parent.mkdir(exist_ok=True)
@@ -439,14 +439,6 @@ def main() -> None:
         if isinstance(rows, list)
     ]
     print("\nfastest variant against the first row:", ", ".join(fastest))
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def environment(device: str, threads: int) -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: version for name in PACKAGES if (version := _version(name))},
             "platform": platform.platform(),
-            "cpu": _processor(),
+            "cpu": processor(),
             "device": device,
             "threads": threads,
         },
@@ -55,7 +55,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
