@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from atomloom.config.model import EComFormerConfig, IComFormerConfig
+from atomloom.config.model import ALIGNNConfig, EComFormerConfig, IComFormerConfig
 from atomloom.models import build_model
 from atomloom.models.layers import WeightedBatchNorm, recomputed
 from tests.unit.models.batches import batch_from_graphs, random_crystal
 from tests.unit.models.memory import LiveBytes
 
-FAMILIES = {"icomformer": IComFormerConfig, "ecomformer": EComFormerConfig}
+FAMILIES = {"icomformer": IComFormerConfig, "ecomformer": EComFormerConfig, "alignn": ALIGNNConfig}
 LESS = 0.3
+HELD = {"icomformer": 0.25, "ecomformer": 0.25, "alignn": 0.4}
+"""Share of what is held at the middle of a step; ALIGNN's layers hand features of angles on."""
 
 
 def step(config, batch, checkpointing: bool, autocast: bool = False):
@@ -44,14 +46,15 @@ def test_a_step_takes_at_least_30_percent_less_memory_for_the_same_bits(family):
     for name, values in plain.items():
         assert torch.equal(values, saving[name]), name
     assert peak_less < (1 - LESS) * peak
-    assert held_less < 0.25 * held
+    assert held_less < HELD[family] * held
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", ["float64", "bf16"])
 def test_the_bits_are_the_same_in_other_precisions(family, kind):
     batch = crystals(2, 5, torch.float64 if kind == "float64" else torch.float32)
-    config = FAMILIES[family](width=16, layers=2)
+    layers = {"alignn_layers": 2} if family == "alignn" else {"layers": 2}
+    config = FAMILIES[family](width=16, **layers)
     plain, *_ = step(config, batch, False, autocast=kind == "bf16")
     saving, *_ = step(config, batch, True, autocast=kind == "bf16")
     for name, values in plain.items():

@@ -59,7 +59,7 @@ def test_the_stand_in_refuses_what_a_gpu_would():
 
 @pytest.mark.parametrize(
     ("name", "checkpointing"),
-    [*((name, False) for name in PROPERTIES), ("icomformer", True), ("ecomformer", True)],
+    [(name, again) for name in PROPERTIES for again in (False, True)],
 )
 def test_a_step_of_a_property_model_neither_waits_nor_comes_back(name, checkpointing):
     model = build_model(PROPERTIES[name], 2).train()

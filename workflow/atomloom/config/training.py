@@ -131,7 +131,7 @@ class Training(Section):
     differentiated twice."""
     gradient_checkpointing: bool = unkeyed(False)
     """Keep only the layers' inputs and compute the rest again on the way back: the same numbers for
-    less memory and more time. Not for all models, and not together with `compile`."""
+    less memory and more time. For ComFormers and ALIGNN, and not together with `compile`."""
     device: Literal["auto", "cpu", "cuda"] = unkeyed("auto")
     """Where to train; `auto` takes CUDA if there is one."""
     devices: int = Field(default=1, ge=1)

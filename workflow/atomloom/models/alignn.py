@@ -42,6 +42,7 @@ from atomloom.models.features import (
 from atomloom.models.layers import (
     BasisTable,
     GaussianBasis,
+    Recomputing,
     WeightedBatchNorm,
     at_least_single,
     full_precision,
@@ -635,7 +636,7 @@ class ALIGNNConv(nn.Module):
         self.edge_update = EdgeGatedConv(width)
 
 
-class ALIGNN(nn.Module):
+class ALIGNN(Recomputing):
     """Atomistic line graph neural network.
 
     Under autocast, products over edges and pairs run in the lower precision and nothing else does.
@@ -695,11 +696,19 @@ class ALIGNN(nn.Module):
         graph = view.graph
         nodes = self.atom_embedding(gather(self.elements, view.numbers), graph.node_counts)
         edges = _embed(self.edge_embedding, view.lengths, graph.edge_counts)
+        pairs = None
         for number, layer in enumerate(self.alignn_layers, start=1):
-            nodes, edges = layer.node_update(nodes, edges, graph, dtype)
-            edges = line.update(layer.edge_update, edges, dtype, number == len(self.alignn_layers))
+            last = number == len(self.alignn_layers)
+
+            def both(nodes, edges, pairs, layer=layer, last=last):
+                nodes, edges = layer.node_update(nodes, edges, graph, dtype)
+                pairs, part = line.embedded() if pairs is None else (pairs, None)
+                return nodes, *line.update(layer.edge_update, edges, pairs, part, dtype, last)
+
+            nodes, edges, pairs = self.over_edges(both, nodes, edges, pairs)
         for number, layer in enumerate(self.gcn_layers, start=1):
-            nodes, edges = layer(nodes, edges, graph, dtype, number == len(self.gcn_layers))
+            last = number == len(self.gcn_layers)
+            nodes, edges = self.over_edges(layer, nodes, edges, graph, dtype, last)
         return self._read_out(nodes, view, batch) + self._carried()
 
     def _read_out(self, nodes: Tensor, view: _View, batch: GraphBatch) -> Tensor:
@@ -788,34 +797,43 @@ def _folded(
 
 
 class _Line:
-    """The line graph, and the features of its edges while the layers go over it."""
+    """The line graph, its edges as yet without features."""
 
     def __init__(
         self, model: ALIGNN, cosine: Tensor, counts: Tensor | None, copies: Tensor
     ) -> None:
-        self.copies = copies
-        self.pairs, self.part = self._embedded(model, cosine, counts)
-
-    def _embedded(
-        self, model: ALIGNN, cosine: Tensor, counts: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Features of angles [L, D], and their product in the first layer where that costs little."""
-        embedding, table = model.angle_embedding, model.angle_table
+        self.cosine, self.counts, self.copies = cosine, counts, copies
+        self.embedding, self.table = model.angle_embedding, model.angle_table
         exact = cosine.dtype == torch.float64 or cosine.requires_grad
-        if exact or torch.compiler.is_compiling() or not table.pays(len(cosine)):
-            return _embed(embedding, cosine, counts), None
-        rows = _embed(embedding, table.grid(cosine), _shares(table, cosine, counts))
-        first = model.alignn_layers[0].edge_update.edge_gate
-        part = F.linear(rows, first.weight)
-        return table.interpolate(rows, cosine), table.interpolate(part, cosine)
+        self.rows: tuple[Tensor, Tensor] | None = None
+        """Features of the table's angles [T, D], and their product in the first layer."""
+        if not (exact or torch.compiler.is_compiling()) and self.table.pays(len(cosine)):
+            shares = _shares(self.table, cosine, counts)
+            rows = _embed(self.embedding, self.table.grid(cosine), shares)
+            first = model.alignn_layers[0].edge_update.edge_gate
+            self.rows = rows, F.linear(rows, first.weight)
+
+    def embedded(self) -> tuple[Tensor, Tensor | None]:
+        """Features of angles [L, D], and their product in the first layer where that costs little."""
+        if self.rows is None:
+            return _embed(self.embedding, self.cosine, self.counts), None
+        features, part = (self.table.interpolate(rows, self.cosine) for rows in self.rows)
+        return features, part
 
     def update(
-        self, layer: EdgeGatedConv, edges: Tensor, dtype: torch.dtype | None, last: bool
-    ) -> Tensor:
-        """Features of edges [E, D] from [E, D]; new features of angles are kept here."""
-        part, self.part = self.part, None
-        edges, self.pairs = self._convolve(layer, edges, part, dtype, last)
-        return edges
+        self,
+        layer: EdgeGatedConv,
+        edges: Tensor,
+        pairs: Tensor,
+        part: Tensor | None,
+        dtype: torch.dtype | None,
+        last: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Features of edges [E, D] and angles [L, D] from those before a layer.
+
+        Args as of `EdgeGatedConv.over_blocks`.
+        """
+        raise NotImplementedError
 
 
 def _shares(table: BasisTable, x: Tensor, counts: Tensor | None) -> Tensor:
@@ -841,8 +859,8 @@ class _IndexedLine(_Line):
         )
         self.graph = Weighted(carrier, line.weights.unsqueeze(1), line.counts, copies)
 
-    def _convolve(self, layer, edges, part, dtype, last):
-        return layer(edges, self.pairs, self.graph, dtype, last, part)
+    def update(self, layer, edges, pairs, part, dtype, last):
+        return layer(edges, pairs, self.graph, dtype, last, part)
 
 
 class _BlockLine(_Line):
@@ -852,5 +870,5 @@ class _BlockLine(_Line):
         super().__init__(model, blocks.cosine, blocks.counts, copies)
         self.blocks = blocks
 
-    def _convolve(self, layer, edges, part, dtype, last):
-        return layer.over_blocks(edges, self.pairs, part, self.blocks, self.copies, dtype, last)
+    def update(self, layer, edges, pairs, part, dtype, last):
+        return layer.over_blocks(edges, pairs, part, self.blocks, self.copies, dtype, last)

@@ -41,6 +41,7 @@ from atomloom.models.layers import (
     BasisTable,
     EdgeBlocks,
     GaussianBasis,
+    Recomputing,
     WeightedBatchNorm,
     centred_product,
     full_precision,
@@ -48,7 +49,6 @@ from atomloom.models.layers import (
     product,
     product_dtype,
     read_out,
-    recomputed,
     rounded,
     segment_sum,
     tabulated,
@@ -244,14 +244,11 @@ class EdgeLayer(_Gate):
         return F.softplus(edges + self.bn(update, multiplicity))
 
 
-class _ComFormer(nn.Module):
+class _ComFormer(Recomputing):
     """Embeddings and readout, which both models share.
 
     Under autocast, products over edges run in the lower precision and nothing else does.
     """
-
-    gradient_checkpointing = False
-    """Compute what happens over edges again on the way back, instead of keeping it."""
 
     def __init__(
         self,
@@ -309,15 +306,6 @@ class _ComFormer(nn.Module):
         """A node layer; `part` gives its [E, 2 D] of edges."""
         layer = self.att_layers[place]
         return self.over_edges(lambda values: layer(values, part(), batch, dtype), nodes)
-
-    @property
-    def recomputes(self) -> bool:
-        """Whether this pass keeps no more than it must."""
-        return self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-
-    def over_edges(self, function, *inputs):
-        """A part of the network that holds much more than it is given."""
-        return recomputed(function, *inputs) if self.recomputes else function(*inputs)
 
 
 class IComFormer(_ComFormer):

@@ -159,6 +159,22 @@ def recomputed(function: Callable[..., Any], *inputs: Any) -> Any:
     )
 
 
+class Recomputing(nn.Module):
+    """A model whose parts can be computed again on the way back."""
+
+    gradient_checkpointing = False
+    """Compute what happens over edges again on the way back, instead of keeping it."""
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether this pass keeps no more than it must."""
+        return self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+
+    def over_edges(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """function(*inputs), a part of the network that holds much more than it is given."""
+        return recomputed(function, *inputs) if self.recomputes else function(*inputs)
+
+
 class _Normalised(torch.autograd.Function):
     """Batch norm of weighted rows with the derivative written by hand: half the memory traffic."""
 
