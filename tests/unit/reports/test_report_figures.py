@@ -59,6 +59,18 @@ def test_every_axis_has_a_label_and_its_unit(name):
     assert labels(figure) == expected
 
 
+def test_one_slow_epoch_does_not_flatten_the_others():
+    usual = np.full(40, 0.2)
+    assert figures.longest_shown(usual) == 0.2
+    first_compiles = np.concatenate(([14.0], usual))
+    assert 0.2 < figures.longest_shown(first_compiles) < 0.3
+    assert figures.longest_shown(np.concatenate(([0.5], usual))) == 0.5
+    course = figures.Course(np.arange(1.0, 42.0), "epoch", None)
+    (axes,) = figures.epoch_time_figure(course, {"forward": first_compiles}).axes
+    assert axes.get_ylabel() == "time of an epoch (ms)"
+    assert axes.get_ylim()[1] < 400
+
+
 @pytest.mark.parametrize("name", list(all_figures()))
 def test_a_drawing_takes_colours_and_font_from_the_page_and_gives_it_nothing(name):
     figure, _ = all_figures()[name]

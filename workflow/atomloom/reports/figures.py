@@ -586,6 +586,14 @@ def stage_figure(timings: Sequence[StageTiming]) -> Figure:
     return figure
 
 
+def longest_shown(seconds: np.ndarray) -> float:
+    """Up to where times of epochs [points] are shown: one that took many times as long as the others,
+    as the first where it compiles, would flatten them all."""
+    usual = 1.2 * float(np.percentile(seconds, 95))
+    longest = float(seconds.max())
+    return usual if longest > 3.0 * usual > 0.0 else longest
+
+
 @style()
 def epoch_time_figure(course: Course, parts: Mapping[str, np.ndarray]) -> Figure:
     """Where the time of an epoch goes: stacked seconds of each part over the course.
@@ -596,7 +604,8 @@ def epoch_time_figure(course: Course, parts: Mapping[str, np.ndarray]) -> Figure
     """
     figure, axes = _figure()
     stacked = [np.nan_to_num(values) for values in parts.values()]
-    unit, scale = _time_unit(float(np.sum(stacked, axis=0).max()))
+    shown = longest_shown(np.sum(stacked, axis=0))
+    unit, scale = _time_unit(shown)
     axes.stackplot(
         course.x,
         *[values / scale for values in stacked],
@@ -607,7 +616,7 @@ def epoch_time_figure(course: Course, parts: Mapping[str, np.ndarray]) -> Figure
     )
     axes.set_ylabel(f"time of an epoch ({unit})")
     axes.set_xlim(course.x.min() - 0.5, course.x.max() + 0.5)
-    axes.set_ylim(bottom=0, top=axes.get_ylim()[1] * 1.18)
+    axes.set_ylim(bottom=0, top=max(shown / scale, 1e-9) * 1.18)
     _finish_course(axes, Course(course.x, course.x_label, None))
     axes.legend(loc="upper right", ncols=4, handlelength=1, columnspacing=1.2)
     return figure

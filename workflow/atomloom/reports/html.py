@@ -576,6 +576,9 @@ def _epoch_times(history: pd.DataFrame | None, course: Course | None) -> Drawing
         return None
     shares = ", ".join(f"{part} {formats.percent(t / whole)}" for part, t in totals.items())
     caption = f"Where the time of an epoch goes. Over all epochs: {shares}."
+    of_epochs = np.nan_to_num(np.sum(list(parts.values()), axis=0))
+    if of_epochs.max() > figures.longest_shown(of_epochs):
+        caption += f" The longest took {formats.duration(of_epochs.max())}, beyond the figure."
     return _drawing(figures.epoch_time_figure(course, parts), "epoch-times", caption)
 
 
