@@ -21,6 +21,7 @@ after folding, N and E count classes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -796,7 +797,7 @@ def _folded(
     return view, LineBlocks(batch, vectors, copies, folding, order)
 
 
-class _Line:
+class _Line(ABC):
     """The line graph, its edges as yet without features."""
 
     def __init__(
@@ -820,6 +821,7 @@ class _Line:
         features, part = (self.table.interpolate(rows, self.cosine) for rows in self.rows)
         return features, part
 
+    @abstractmethod
     def update(
         self,
         layer: EdgeGatedConv,
@@ -833,7 +835,6 @@ class _Line:
 
         Args as of `EdgeGatedConv.over_blocks`.
         """
-        raise NotImplementedError
 
 
 def _shares(table: BasisTable, x: Tensor, counts: Tensor | None) -> Tensor:

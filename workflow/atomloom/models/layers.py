@@ -26,7 +26,7 @@ def full_precision(reference: Tensor) -> AbstractContextManager:
     Statistics, sums over many terms and products of two weights belong in it: in bf16 they lose
     what the rest of the step cannot win back.
     """
-    if reference.is_meta:  # shapes alone, of which there is no precision
+    if reference.device.type == "meta":  # shapes alone, of which there is no precision
         return nullcontext()
     return torch.autocast(device_type=reference.device.type, enabled=False)
 
@@ -38,9 +38,9 @@ def product_dtype(reference: Tensor) -> torch.dtype | None:
     rounded: those over edges, which cost the time, and not those over atoms and structures, which
     cost little and whose rounding errors every edge would share.
     """
-    if reference.is_meta:
-        return None
     kind = reference.device.type
+    if kind == "meta":
+        return None
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
