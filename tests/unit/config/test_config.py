@@ -40,7 +40,9 @@ def test_a_mistake_gets_one_line_that_names_the_key(content, says):
 
 
 def test_a_data_set_must_be_named():
-    with pytest.raises(AtomloomError, match="dataset: Field required"):
+    with pytest.raises(
+        AtomloomError, match="dataset: is required, and the config has none; config/README"
+    ):
         parse_config({})
 
 

@@ -154,7 +154,9 @@ def parse_config(content: Mapping[str, Any], where: str = "config") -> Config:
         raise AtomloomError(
             f"{key}: {_reason(first)}" if key else _reason(first),
             where=where,
-            todo="config/README.md lists all keys" if first["type"] == "extra_forbidden" else "",
+            todo="config/README.md lists all keys"
+            if first["type"] in ("extra_forbidden", "missing")
+            else "",
         ) from None
     for name in config.files():
         expand_variables(name)
@@ -175,6 +177,8 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
 
 
 def _reason(error: Any) -> str:
+    if error["type"] == "missing":  # what stands around it is no wrong value
+        return "is required, and the config has none"
     if error["type"] != "extra_forbidden":
         message = error["msg"].removeprefix("Value error, ")
         shown = repr(error["input"])
