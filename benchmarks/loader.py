@@ -5,9 +5,10 @@ the model.
 
 slicing: 20,000 crystals of 12 atoms with their 12 nearest neighbours, in random order, from memory and
 out of core (a budget of a third of the graphs; shards of 1,000 crystals, which the system has in its
-file cache); by the clock, and on one core, which is by the processor time of all threads. The peer is torch_geometric's DataLoader over a list of `Data` with
-0 and 2 workers, run by PYTHON, an interpreter that has it; plain collation keeps each graph as ready
-tensors and concatenates them. Both are spared computing edge vectors. balance: spread of the cost of
+file cache); by the clock, and on one core, which is by the processor time of all threads. The peer is
+torch_geometric's DataLoader over a list of `Data` with 0 and 2 workers, run by PYTHON, an interpreter
+that has it; plain collation keeps each graph as ready tensors and concatenates them. Both are spared
+computing edge vectors. balance: spread of the cost of
 batches bounded by edges against batches of a fixed number of structures, and of the parts of several
 ranks. stall: share of a training step of iComFormer in which the model waits for data. overhead: a step
 of a network with two weights in the training loop, beside the same forward, backward and optimiser

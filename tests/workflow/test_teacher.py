@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from ase.build import bulk
 from ase.io import write
 
+from tests.unit.potentials.models import rattled_copper
 from tests.workflow.project import Project
 
 CONFIG = {
@@ -32,19 +32,10 @@ CONFIG = {
 }
 
 
-def frames(count: int) -> list:
-    made = []
-    for seed in range(count):
-        atoms = bulk("Cu", cubic=True)
-        atoms.rattle(0.1, seed=seed)
-        made.append(atoms)
-    return made
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Project:
     project = Project.create(tmp_path_factory.mktemp("taught") / "project", structures=0)
-    write(project.folder / "data" / "copper.extxyz", frames(30))
+    write(project.folder / "data" / "copper.extxyz", rattled_copper(30))
     project.write_config(CONFIG)
     project.snakemake()
     return project
@@ -77,6 +68,6 @@ def test_another_teacher_labels_everything_and_builds_no_graph(finished, tmp_pat
 
 def test_one_more_structure_labels_its_chunk(finished, tmp_path):
     project = finished.copy(tmp_path / "project")
-    write(project.folder / "data" / "copper.extxyz", frames(31))
+    write(project.folder / "data" / "copper.extxyz", rattled_copper(31))
     counted = project.jobs()
     assert 1 <= counted["label"] == counted["convert"] == counted["graphs"] <= 2

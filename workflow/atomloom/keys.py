@@ -3,7 +3,8 @@
 This module turns specs (plain JSON values) and structures (arrays) into keys, and holds the version
 integers that stand for code: raise `CONVERTER` when a converted structure's arrays change, `BUILDER`
 when a graph's arrays change, `LABELLER` when a teacher's do, `TRAINER` when the same training ends
-with other weights; a golden test fails if results change and the integer does not. It knows nothing of files, configs or torch.
+with other weights; a golden test fails if results change and the integer does not. It knows nothing
+of files, configs or torch.
 """
 
 from __future__ import annotations

@@ -22,6 +22,16 @@ from atomloom.training.references import EnergyReference
 from atomloom.training.targets import Standardizer
 
 
+def rattled_copper(count: int) -> list:
+    """Different frames of four atoms."""
+    made = []
+    for seed in range(count):
+        atoms = bulk("Cu", cubic=True)
+        atoms.rattle(0.1, seed=seed)
+        made.append(atoms)
+    return made
+
+
 def write_potential(
     path: Path,
     elements: tuple[str, ...] = ("Cu",),

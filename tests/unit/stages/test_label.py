@@ -17,19 +17,11 @@ from atomloom.stages import label as stage
 from atomloom.stages.convert import convert_chunk
 from atomloom.stages.label import label_chunk, labelled_chunk, read_labels_of
 from atomloom.stages.plan import make_plan
+from tests.unit.potentials.models import rattled_copper
 
 
 def quiet(_):
     """Take no notice."""
-
-
-def frames(count: int = 24) -> list:
-    made = []
-    for seed in range(count):
-        atoms = bulk("Cu", cubic=True)
-        atoms.rattle(0.1, seed=seed)
-        made.append(atoms)
-    return made
 
 
 def project(folder: Path, structures: list, **teacher) -> tuple[Layout, Plan]:
@@ -71,7 +63,7 @@ def asked(monkeypatch) -> list[int]:
 
 
 def test_labels_become_properties_of_the_structures(tmp_path):
-    layout, plan = project(tmp_path, frames())
+    layout, plan = project(tmp_path, rattled_copper(24))
     for chunk in plan.chunks:
         label_chunk(layout, chunk.key, quiet)
         converted, reasons = labelled_chunk(layout, chunk.key)
@@ -82,13 +74,13 @@ def test_labels_become_properties_of_the_structures(tmp_path):
 
 
 def test_a_known_structure_is_not_labelled_again(tmp_path, asked):
-    layout, plan = project(tmp_path, frames())
+    layout, plan = project(tmp_path, rattled_copper(24))
     for chunk in plan.chunks:
         label_chunk(layout, chunk.key, quiet)
     assert sum(asked) == 24
     before = [read_labels_of(layout, chunk.key).energy for chunk in plan.chunks]
     asked.clear()
-    more = frames()
+    more = rattled_copper(24)
     more.insert(5, bulk("Ag", cubic=True))
     layout, plan = project(tmp_path, more)
     for chunk in plan.chunks:
@@ -99,8 +91,8 @@ def test_a_known_structure_is_not_labelled_again(tmp_path, asked):
 
 
 def test_another_teacher_has_labels_of_its_own(tmp_path):
-    one, _ = project(tmp_path, frames(8))
-    other, _ = project(tmp_path, frames(8), options={"asap_cutoff": True})
+    one, _ = project(tmp_path, rattled_copper(8))
+    other, _ = project(tmp_path, rattled_copper(8), options={"asap_cutoff": True})
     assert one.label_folder != other.label_folder
     plans = [
         PlannedLayout(layout, Plan.read(layout.plan_folder / "plan.json"))
@@ -111,7 +103,7 @@ def test_another_teacher_has_labels_of_its_own(tmp_path):
 
 
 def test_a_killed_job_goes_on_where_it_was(tmp_path, monkeypatch, asked):
-    layout, plan = project(tmp_path, frames())
+    layout, plan = project(tmp_path, rattled_copper(24))
     key = max(plan.chunks, key=lambda chunk: chunk.count).key
     monkeypatch.setattr(stage, "KEEP_EVERY", 0.0)
     genuine, written = stage._write, []
@@ -135,7 +127,7 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path, monkeypatch, asked):
 
 
 def test_failures_are_kept_with_their_reason(tmp_path):
-    structures = frames(8)
+    structures = rattled_copper(8)
     structures[2].numbers[0] = 26
     layout, plan = project(tmp_path, structures)
     reasons = {}
@@ -152,7 +144,7 @@ GOLDEN = {1: "5b5ed479bcfb5ae5"}
 
 
 def test_labels_change_only_with_the_version_of_the_labeller(tmp_path):
-    layout, plan = project(tmp_path, frames(6))
+    layout, plan = project(tmp_path, rattled_copper(6))
     parts = []
     for chunk in plan.chunks:
         label_chunk(layout, chunk.key, quiet)
