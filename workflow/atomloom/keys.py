@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-CONVERTER = 1
+CONVERTER = 2
 BUILDER = 1
 TRAINER = 1
 LABELLER = 1

@@ -55,7 +55,7 @@ RECORDS = {
 }
 
 GOLDEN = {
-    1: {
+    2: {
         "cif": "f21fd246b2582abc",
         "poscar": "2ac8323ac17f6f58",
         "extxyz": "afed4ecaea140c25",
