@@ -17,6 +17,7 @@ from atomloom.graphs.graph import GraphTable
 from atomloom.graphs.store import GraphStore
 from atomloom.keys import canonical_json
 from atomloom.shards import SUFFIX, read_attributes, read_shard
+from atomloom.stages.convert import PROPERTY, property_of
 from atomloom.structures.composition import reduced_formula
 from atomloom.structures.elements import SYMBOLS
 from atomloom.structures.readers import parse_record
@@ -49,7 +50,7 @@ def inspect_path(path: Path) -> Iterator[str]:
 
 def _structures(path: Path) -> Iterator[str]:
     arrays, attributes = read_shard(path)
-    names = sorted(name.partition(":")[2] for name in arrays if name.startswith("property:"))
+    names = sorted(property_of(name) for name in arrays if name.startswith(PROPERTY))
     yield f"structures         {len(arrays['hash']):,}"
     yield from _atoms(arrays["numbers"], arrays["node_ptr"])
     yield f"properties         {', '.join(names) or 'none'}"

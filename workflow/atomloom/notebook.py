@@ -279,7 +279,7 @@ def _frame(structure: Structure, wanted: Sequence[str]) -> str:
         if value is None:
             continue
         values = np.asarray(value, dtype=np.float64)
-        if values.shape[:1] == (count,) and name != "stress":
+        if name in structure.per_atom:
             columns.append((name, values.reshape(count, -1)))
         else:
             words.append(f'{name}="{_digits(values)}"')

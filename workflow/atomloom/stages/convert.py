@@ -7,7 +7,8 @@ or moving files rebuilds nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,12 +98,13 @@ def write_structures(path: Path, read: ReadRecords, spec: Mapping[str, object]) 
         "cell": table.cell,
         "pbc": table.pbc,
     }
-    for name, array in _collect_properties(read.structures).items():
-        arrays[PROPERTY + name.replace("/", "_")] = array  # a slash would nest Zarr groups
+    properties, per_atom = collect_properties(read.structures)
+    arrays |= {array_name(name): array for name, array in properties.items()}
     attributes = {
         "kind": "structures",
         "converter": CONVERTER,
         "spec": spec,
+        "per_atom": sorted(per_atom),
         "quarantine": [list(row) for row in read.quarantine],
     }
     write_shard(path, arrays, attributes)
@@ -116,13 +118,15 @@ def read_chunk(path: Path) -> ConvertedChunk:
     """
     arrays, attributes = read_shard(path)
     named = {
-        name.removeprefix(PROPERTY): array
-        for name, array in arrays.items()
-        if name.startswith(PROPERTY)
+        property_of(name): array for name, array in arrays.items() if name.startswith(PROPERTY)
     }
     fields = ("hash", "node_ptr", "numbers", "positions", "cell", "pbc")
     return ConvertedChunk(
-        table=StructureTable(**{name: arrays[name] for name in fields}, properties=named),
+        table=StructureTable(
+            **{name: arrays[name] for name in fields},
+            properties=named,
+            per_atom=frozenset(attributes["per_atom"]),
+        ),
         record=arrays["record"],
         quarantine=tuple((int(place), str(reason)) for place, reason in attributes["quarantine"]),
     )
@@ -165,41 +169,53 @@ def _payloads(layout: Layout, members: pd.DataFrame) -> Iterator[tuple[object, b
             file.close()
 
 
-def _collect_properties(structures: list[Structure]) -> dict[str, np.ndarray]:
-    """Named properties as arrays: one row a structure, or one row an atom; NaN where one has none.
+def array_name(name: str) -> str:
+    """Name of a property's array in the shard; a slash would nest Zarr groups."""
+    return PROPERTY + name.replace("%", "%25").replace("/", "%2F")
 
-    A property whose shape differs from structure to structure other than by the number of atoms is
-    left out.
+
+def property_of(name: str) -> str:
+    """The property that an array of the shard holds."""
+    return name.removeprefix(PROPERTY).replace("%2F", "/").replace("%25", "%")
+
+
+def collect_properties(
+    structures: Sequence[Structure],
+) -> tuple[dict[str, np.ndarray], set[str]]:
+    """Properties as arrays by name, and the names of those that have a row per atom.
+
+    The others have a row per structure; NaN stands where a structure has no such value, or one of
+    another shape than most have.
     """
-    atoms = np.array([len(s) for s in structures], dtype=np.int64)
-    names = sorted({name for s in structures for name in s.properties})
-    collected = {}
-    for name in names:
-        values = [np.asarray(s.properties.get(name, np.nan), dtype=np.float64) for s in structures]
-        present = [i for i, s in enumerate(structures) if name in s.properties]
-        tails = {values[i].shape for i in present}
-        if len(tails) == 1 and not _is_per_atom(values, atoms, present):
-            rows = [
-                v if i in set(present) else np.full(next(iter(tails)), np.nan)
-                for i, v in enumerate(values)
-            ]
-            collected[name] = np.stack(rows)
-        elif _is_per_atom(values, atoms, present):
-            tail = values[present[0]].shape[1:]
-            has = set(present)
-            rows = [
-                v if i in has else np.full((atoms[i], *tail), np.nan) for i, v in enumerate(values)
-            ]
-            collected[name] = np.concatenate(rows)
-    return collected
+    found: dict[str, list[tuple[int, np.ndarray]]] = {}
+    forms: dict[str, Counter[tuple[bool, tuple[int, ...]]]] = {}
+    for place, structure in enumerate(structures):
+        for name, value in structure.properties.items():
+            array = np.asarray(value, dtype=np.float64)
+            found.setdefault(name, []).append((place, array))
+            forms.setdefault(name, Counter())[_form(structure, name, array)] += 1
+    node_ptr = np.concatenate([[0], np.cumsum([len(s) for s in structures])]).astype(np.int64)
+    arrays: dict[str, np.ndarray] = {}
+    per_atom: set[str] = set()
+    for name in sorted(found):
+        form = forms[name].most_common(1)[0][0]
+        of_atoms, tail = form
+        array = np.full((int(node_ptr[-1]) if of_atoms else len(structures), *tail), np.nan)
+        for place, value in found[name]:
+            if _form(structures[place], name, value) == form:
+                rows = slice(node_ptr[place], node_ptr[place + 1]) if of_atoms else place
+                array[rows] = value
+        arrays[name] = array
+        per_atom |= {name} if of_atoms else set()
+    return arrays, per_atom
 
 
-def _is_per_atom(values: list[np.ndarray], atoms: np.ndarray, present: Iterable[int]) -> bool:
-    shapes = [(values[i].shape, atoms[i]) for i in present]
-    tail = shapes[0][0][1:]
-    return all(shape[:1] == (count,) and shape[1:] == tail for shape, count in shapes)
+def _form(structure: Structure, name: str, value: np.ndarray) -> tuple[bool, tuple[int, ...]]:
+    """Whether a property has a row per atom, and the shape of what a row holds."""
+    of_atoms = name in structure.per_atom
+    return of_atoms, value.shape[1:] if of_atoms else value.shape
 
 
 def without_properties(chunk: ConvertedChunk) -> StructureTable:
     """The bare structures of a chunk."""
-    return replace(chunk.table, properties={})
+    return replace(chunk.table, properties={}, per_atom=frozenset())

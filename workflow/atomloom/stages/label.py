@@ -19,7 +19,7 @@ from atomloom.files import write_spec
 from atomloom.layout import Layout
 from atomloom.potentials.teachers import Label, teach
 from atomloom.shards import SUFFIX, read_shard, write_shard
-from atomloom.stages.convert import ConvertedChunk, read_chunk
+from atomloom.stages.convert import ConvertedChunk, read_chunk, without_properties
 from atomloom.structures.table import StructureTable
 
 KEEP_EVERY = 60.0
@@ -53,7 +53,7 @@ def label_chunk(layout: Layout, key: str, log: Callable[[str], None]) -> Path:
     if teacher is None:
         raise AtomloomError("the config names no teacher", where="teacher")
     write_spec(layout.label_folder, layout.teacher_spec)
-    table = replace(read_chunk(layout.structures(key)).table, properties={})
+    table = without_properties(read_chunk(layout.structures(key)))
     path = layout.labels(key)
     partial = path.with_name("partial") / path.name
     done = _known_labels(layout.label_folder, table, partial)
@@ -101,7 +101,8 @@ def labelled_chunk(layout: Layout, key: str) -> tuple[ConvertedChunk, dict[int, 
     labels = read_labels_of(layout, key)
     properties = {name: getattr(labels, name) for name in ("energy", "forces", "stress")}
     reasons = {row: f"teacher: {reason}" for row, reason in labels.failures.items()}
-    return replace(chunk, table=replace(chunk.table, properties=properties)), reasons
+    table = replace(chunk.table, properties=properties, per_atom=frozenset(["forces"]))
+    return replace(chunk, table=table), reasons
 
 
 def _known_labels(folder: Path, table: StructureTable, partial: Path) -> dict[int, Label]:

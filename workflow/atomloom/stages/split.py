@@ -178,7 +178,7 @@ def _from_properties(records: _Records, target: str) -> np.ndarray:
     parts = []
     for chunk in records.chunks:
         values = chunk.table.properties.get(target, np.full(len(chunk.table), np.nan))
-        if values.ndim != 1 or len(values) != len(chunk.table):
+        if values.ndim != 1 or target in chunk.table.per_atom:
             raise AtomloomError(f"`{target}` is not one number a structure", where="dataset.target")
         parts.append(values)
     return np.concatenate(parts)

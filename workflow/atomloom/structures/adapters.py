@@ -13,7 +13,7 @@ import numpy as np
 from atomloom.errors import AtomloomError
 from atomloom.structures.elements import SYMBOLS, atomic_numbers
 from atomloom.structures.readers.base import stress_matrix
-from atomloom.structures.structure import Structure
+from atomloom.structures.structure import Structure, property_name
 
 if TYPE_CHECKING:
     import ase
@@ -68,7 +68,7 @@ def to_ase(structure: Structure) -> ase.Atoms:
             results["stress"] = np.array([xx, yy, zz, yz, xz, xy])
         elif name in ("energy", "free_energy", "forces"):
             results[name] = value
-        elif np.ndim(value) and len(np.asarray(value)) == len(structure):
+        elif name in structure.per_atom:
             atoms.arrays[name] = np.array(value)
         else:
             atoms.info[name] = value
@@ -95,19 +95,27 @@ def _from_ase(atoms: Any) -> Structure:
     properties: dict[str, float | np.ndarray] = {}
     for name, value in atoms.info.items():
         if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
-            properties[str(name)] = float(value)
-    for name, value in atoms.arrays.items():
-        if name not in _ASE_OWN and value.dtype.kind in "fiu":
-            properties[name] = np.asarray(value, dtype=np.float64)
+            properties[property_name(str(name), per_atom=False)] = float(value)
+    columns = {
+        property_name(name, per_atom=True): np.asarray(value, dtype=np.float64)
+        for name, value in atoms.arrays.items()
+        if name not in _ASE_OWN and value.dtype.kind in "fiu"
+    }
+    properties |= columns
     for name in ("energy", "free_energy", "forces", "stress"):
         value = _result(atoms, name)
         if value is not None:
             array = np.asarray(value, dtype=np.float64)
             if name == "stress":
                 array = stress_matrix(array)
-            properties[name] = array if array.ndim else float(array)
+            properties[name] = array if array.size > 1 or name == "forces" else array.item()
     return Structure(
-        atoms.numbers, atoms.positions.copy(), np.array(atoms.cell), np.array(atoms.pbc), properties
+        atoms.numbers,
+        atoms.positions.copy(),
+        np.array(atoms.cell),
+        np.array(atoms.pbc),
+        properties,
+        per_atom=frozenset(columns),
     )
 
 
@@ -129,21 +137,29 @@ def _from_pymatgen(obj: Any) -> Structure:
         (kind,) = species
         symbols.append(getattr(kind, "element", kind).symbol)
     properties: dict[str, float | np.ndarray] = {
-        str(name): float(value)
+        property_name(str(name), per_atom=False): float(value)
         for name, value in (getattr(obj, "properties", None) or {}).items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
+    columns: dict[str, np.ndarray] = {}
     for name, values in obj.site_properties.items():
         try:
             array = np.array(values, dtype=np.float64)
         except (TypeError, ValueError):
             continue
         if array.ndim in (1, 2) and not np.isnan(array).all():
-            properties[name] = array
+            columns[property_name(str(name), per_atom=True)] = array
     lattice = getattr(obj, "lattice", None)
     cell = np.zeros((3, 3)) if lattice is None else np.array(lattice.matrix)
     pbc = np.zeros(3, dtype=bool) if lattice is None else np.array(lattice.pbc)
-    return Structure(atomic_numbers(symbols), np.array(obj.cart_coords), cell, pbc, properties)
+    return Structure(
+        atomic_numbers(symbols),
+        np.array(obj.cart_coords),
+        cell,
+        pbc,
+        properties | columns,
+        per_atom=frozenset(columns),
+    )
 
 
 def _from_jarvis(obj: Any) -> Structure:

@@ -20,6 +20,12 @@ MAX_LENGTH = 1e9
 """A; beyond it positions in units of 1e-8 A, in which they are hashed, leave the range of integers."""
 LEAST_SPAN = 1e-6
 """Periodic vectors that span less than this share of the product of their lengths are dependent."""
+PER_ATOM = frozenset((
+    "forces", "charges", "magmoms", "energies", "stresses", "momenta", "velocities", "masses", "tags",
+    "initial_charges", "initial_magmoms",
+))  # fmt: skip
+"""Properties that have a row per atom whoever gives them; of others, whoever reads them says so."""
+_RENAMED = {"energy": "energies", "free_energy": "free_energies", "stress": "stresses"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +50,8 @@ class Structure:
     eV/A^3, dE/dstrain/volume), and any other by its name in the file."""
     id: str = ""
     """Name of the record within its data set."""
+    per_atom: frozenset[str] = frozenset()
+    """Names of the properties that have a row per atom; those in `PER_ATOM` need not be named."""
 
     def __post_init__(self) -> None:
         numbers = np.asarray(self.numbers)
@@ -70,6 +78,9 @@ class Structure:
         self.__dict__.update(
             numbers=np.ascontiguousarray(numbers), positions=positions, cell=cell, pbc=pbc
         )
+        if self.properties:
+            per_atom = _names_per_atom(self.properties, self.per_atom, count)
+            self.__dict__.update(per_atom=per_atom)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -89,6 +100,28 @@ class Structure:
     def hash(self) -> bytes:
         """32-byte content hash, see `atomloom.keys.structure_digest`."""
         return structure_digest(self.numbers, self.positions, self.cell, self.pbc)
+
+
+def property_name(name: str, per_atom: bool) -> str:
+    """The name under which a value of a file is kept: a column of atoms that is called `energy` is not
+    the structure's energy, nor is a number that is called `forces` a vector per atom."""
+    if per_atom:
+        return _RENAMED.get(name, name)
+    return f"{name}_in_file" if name in ("forces", "stress") else name
+
+
+def _names_per_atom(
+    properties: Mapping[str, float | np.ndarray], declared: frozenset[str], count: int
+) -> frozenset[str]:
+    """The properties with a row per atom; shapes only confirm what names and readers say."""
+    shapes = {name: np.shape(value) for name, value in properties.items()}
+    usual = {n for n in PER_ATOM & shapes.keys() if shapes[n][:1] == (count,)}
+    per_atom = usual | (declared & shapes.keys())
+    wanted = {"energy": (), "forces": (count, 3), "stress": (3, 3)}
+    for name in per_atom | (wanted.keys() & shapes.keys()):
+        if shapes[name] != wanted.get(name, (count, *shapes[name][1:])):
+            raise AtomloomError(f"{name} of shape {shapes[name]} for {count} atoms")
+    return frozenset(per_atom)
 
 
 def _atomic_numbers(numbers: np.ndarray) -> np.ndarray:

@@ -33,6 +33,8 @@ class StructureTable:
     """[S, 3] bool."""
     properties: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Per structure [S, ...] or per atom [A, ...] float64; NaN where a record has no such value."""
+    per_atom: frozenset[str] = frozenset()
+    """Names of the properties that have a row per atom."""
 
     def __len__(self) -> int:
         return len(self.node_ptr) - 1

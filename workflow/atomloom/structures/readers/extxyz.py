@@ -27,7 +27,7 @@ from atomloom.structures.readers.base import (
     stress_of_virial,
     unreadable,
 )
-from atomloom.structures.structure import Structure
+from atomloom.structures.structure import Structure, property_name
 
 NAME = "extxyz"
 ABOUT = "extended and plain XYZ, any number of frames"
@@ -147,7 +147,7 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     properties = _numbers(keys, cell, options)
     for name, values in columns.items():
         properties[name] = np.ascontiguousarray(values if values.shape[1] > 1 else values[:, 0])
-    return Structure(numbers, positions, cell, pbc, properties)
+    return Structure(numbers, positions, cell, pbc, properties, per_atom=frozenset(columns))
 
 
 class _Layout:
@@ -190,7 +190,11 @@ class _Layout:
             raise AtomloomError(f"no column `{forces_key}` in Properties `{text[:80]}`")
         self.columns = [
             (
-                "forces" if name == chosen else "forces_in_file" if name == "forces" else name,
+                "forces"
+                if name == chosen
+                else "forces_in_file"
+                if name == "forces"
+                else property_name(name, per_atom=True),
                 first,
                 size,
             )

@@ -1,7 +1,8 @@
 """atomloom's own JSON of one structure: what binary and database formats are rewritten to.
 
-Keys: `numbers`, `positions`, and optionally `cell`, `pbc`, `properties`. Floats are written with
-all their digits, so nothing is lost on the way.
+Keys: `numbers`, `positions`, and optionally `cell`, `pbc`, `properties` and `per_atom`, which names the
+properties that have a row per atom where that does not go without saying, as of `forces`. Floats are
+written with all their digits, so nothing is lost on the way.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from atomloom.errors import AtomloomError
-from atomloom.structures.readers.base import dump_json
+from atomloom.structures.readers.base import dump_json, stress_matrix
 from atomloom.structures.readers.json_document import load, split
 from atomloom.structures.structure import Structure
 
@@ -59,6 +60,13 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
         name: value if isinstance(value, (int, float)) else np.array(value, dtype=np.float64)
         for name, value in (content.get("properties") or {}).items()
     }
+    if "stress" in properties:
+        properties["stress"] = stress_matrix(np.asarray(properties["stress"]))
     return Structure(
-        numbers, np.array(content["positions"], dtype=np.float64), cell, pbc, properties
+        numbers,
+        np.array(content["positions"], dtype=np.float64),
+        cell,
+        pbc,
+        properties,
+        per_atom=frozenset(map(str, content.get("per_atom") or ())),
     )

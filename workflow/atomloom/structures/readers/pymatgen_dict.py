@@ -13,7 +13,7 @@ from atomloom.errors import AtomloomError
 from atomloom.structures.elements import atomic_number
 from atomloom.structures.readers.json_document import load, split
 from atomloom.structures.readers.ordering import TODO, ordered
-from atomloom.structures.structure import Structure
+from atomloom.structures.structure import Structure, property_name
 
 __all__ = ["ABOUT", "HINTS", "NAME", "OPTIONS", "PATTERNS", "parse", "sniff", "split"]
 
@@ -53,20 +53,32 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
         numbers[place] = _number_of(species[0]["element"])
     if lattice is None:
         positions = np.array([site["xyz"] for site in sites], dtype=np.float64)
-        return Structure(
-            numbers,
-            positions,
-            np.zeros((3, 3)),
-            np.zeros(3, dtype=bool),
-            _properties(content, sites),
-        )
+        return _structure(content, numbers, positions, np.zeros((3, 3)), np.zeros(3, dtype=bool))
     cell = np.array(lattice["matrix"], dtype=np.float64)
     if all("abc" in site for site in sites):
         positions = np.array([site["abc"] for site in sites], dtype=np.float64) @ cell
     else:
         positions = np.array([site["xyz"] for site in sites], dtype=np.float64)
     pbc = np.array(lattice.get("pbc") or (True, True, True), dtype=bool)
-    return Structure(numbers, positions, cell, pbc, _properties(content, sites))
+    return _structure(content, numbers, positions, cell, pbc)
+
+
+def _structure(
+    content: Mapping[str, Any],
+    numbers: np.ndarray,
+    positions: np.ndarray,
+    cell: np.ndarray,
+    pbc: np.ndarray,
+) -> Structure:
+    """The structure with its numbers, and with the numbers or vectors that its sites have."""
+    columns = _columns(content["sites"])
+    properties: dict[str, float | np.ndarray] = {
+        property_name(str(name), per_atom=False): float(value)
+        for name, value in (content.get("properties") or {}).items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    properties.update(columns)
+    return Structure(numbers, positions, cell, pbc, properties, per_atom=frozenset(columns))
 
 
 @lru_cache(maxsize=1024)
@@ -77,12 +89,9 @@ def _number_of(symbol: str) -> int:
     return atomic_number(found.group())
 
 
-def _properties(content: Mapping[str, Any], sites: list[Any]) -> dict[str, float | np.ndarray]:
-    """Numbers of the structure, and numbers or vectors that every site has."""
-    found: dict[str, float | np.ndarray] = {}
-    for name, value in (content.get("properties") or {}).items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            found[name] = float(value)
+def _columns(sites: list[Any]) -> dict[str, np.ndarray]:
+    """Numbers or vectors that every site has."""
+    found: dict[str, np.ndarray] = {}
     first = sites[0].get("properties") if sites else None
     for name in first or ():
         values = [(site.get("properties") or {}).get(name) for site in sites]
@@ -91,5 +100,5 @@ def _properties(content: Mapping[str, Any], sites: list[Any]) -> dict[str, float
         except (TypeError, ValueError):
             continue  # texts, dicts, or a site without it
         if array.ndim <= 2 and not np.isnan(array).all():
-            found[name] = array
+            found[property_name(str(name), per_atom=True)] = array
     return found
