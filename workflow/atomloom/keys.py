@@ -67,6 +67,11 @@ def fingerprint(payload: bytes) -> bytes:
     return hashlib.blake2b(payload, digest_size=FINGERPRINT_BYTES).digest()
 
 
+def fingerprint_record(format: str, payload: bytes) -> bytes:
+    """16 bytes naming what a reader of this format is given."""
+    return fingerprint(format.encode() + b"\0" + payload)
+
+
 def chain_hash(parts: Iterable[bytes | str]) -> str:
     """16 hexadecimal characters naming an ordered sequence of byte strings or texts."""
     digest = hashlib.blake2b(digest_size=8)

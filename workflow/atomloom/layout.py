@@ -48,7 +48,8 @@ class Layout:
         table = dataset.labels.model_dump()
         columns = [split.column, split.group]
         fixed = [split.folds_file, split.test_sources, split.val_sources]
-        return content | {"table": table, "columns": columns, "fixed": fixed}
+        own = {"table": table, "columns": columns, "fixed": fixed, "converter": CONVERTER}
+        return content | own  # chunks are named by the converter too: another one plans anew
 
     @property
     def plan_folder(self) -> Path:

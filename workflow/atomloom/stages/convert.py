@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from atomloom.errors import AtomloomError
-from atomloom.keys import CONVERTER
+from atomloom.keys import CONVERTER, canonical_json, chain_hash, fingerprint_record
 from atomloom.layout import Layout
 from atomloom.plan import Plan
 from atomloom.shards import read_shard, write_shard
@@ -26,7 +27,8 @@ from atomloom.structures.readers import parse_record
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 
-MEMBER_COLUMNS = ["id", "source", "number", "format", "file", "offset", "length"]
+MEMBER_COLUMNS = ["id", "source", "number", "format", "file", "offset", "length", "fingerprint"]
+PLAN_AGAIN = "plan again: `atomloom plan`, or `snakemake --forcerun plan`"
 PROPERTY = "property:"
 """Prefix of property arrays in the shard."""
 
@@ -48,7 +50,14 @@ def convert_chunk(layout: Layout, plan: Plan, key: str, log: Callable[[str], Non
     Raises:
         AtomloomError: when the plan has no such chunk, or raw files changed since the plan was made.
     """
-    read = read_records(layout, _members_of(layout, plan, key))
+    members = _members_of(layout, plan, key)
+    if chain_hash([canonical_json(layout.reader_spec), *members["fingerprint"]]) != key:
+        raise AtomloomError(
+            f"does not hold the records that chunk {key} is named by",
+            where=layout.plan_folder / "members.parquet",
+            todo=PLAN_AGAIN,
+        )
+    read = read_records(layout, members)
     path = layout.structures(key)
     write_structures(path, read, layout.reader_spec)
     log(f"{len(read.structures):,} structures, {len(read.quarantine)} in quarantine")
@@ -70,7 +79,7 @@ def read_records(layout: Layout, members: pd.DataFrame) -> ReadRecords:
     """Parse and check the records of some rows of `members.parquet` (columns MEMBER_COLUMNS).
 
     Raises:
-        AtomloomError: when raw files are gone or shorter than when they were planned.
+        AtomloomError: when raw files are gone, or hold other bytes than when they were planned.
     """
     dataset = layout.config.dataset
     read = ReadRecords([], [], [])
@@ -145,28 +154,47 @@ def _members_of(layout: Layout, plan: Plan, key: str) -> pd.DataFrame:
 
 
 def _payloads(layout: Layout, members: pd.DataFrame) -> Iterator[tuple[object, bytes]]:
-    """Each member with its bytes; files are opened once where records follow each other."""
+    """Each member with its bytes, which are those that were planned; files are opened once where
+    records follow each other."""
     spool = layout.plan_folder / "records.spool"
     name, file = None, None
     try:
         for member in members.itertuples():
-            path = spool if member.file == SPOOL else Path(member.source.split("::")[0])
+            path = spool if member.file == SPOOL else _file_of(member.source)
             if path != name:
                 if file is not None:
                     file.close()
                 name, file = path, open(path, "rb")  # noqa: SIM115 - closed below, or when the next one is opened
             file.seek(member.offset)
             payload = file.read(member.length)
-            if len(payload) != member.length:
-                raise AtomloomError(
-                    "is shorter than when it was planned", where=path, todo="run the plan again"
-                )
+            if fingerprint_record(member.format, payload) != member.fingerprint:
+                raise _changed(path, member, path == spool)
             yield member, payload
     except OSError as error:
-        raise AtomloomError(f"cannot be read: {error.strerror}", where=error.filename) from None
+        raise AtomloomError(
+            f"cannot be read: {error.strerror}", where=error.filename, todo=PLAN_AGAIN
+        ) from None
     finally:
         if file is not None:
             file.close()
+
+
+def _file_of(source: str) -> Path:
+    """The file on disk of a record's source, `file` or `archive::member`; names may hold colons."""
+    parts = source.split("::")
+    ends = range(len(parts), 1, -1)
+    whole = (Path("::".join(parts[:end])) for end in ends)
+    return next((path for path in whole if path.is_file()), Path(parts[0]))
+
+
+def _changed(path: Path, member: Any, spooled: bool) -> AtomloomError:
+    """What is said of bytes that are not those that were planned."""
+    return AtomloomError(
+        f"record {member.number} of {member.source} (`{member.id}`) is not what was planned: "
+        + ("the spool is damaged" if spooled else "the file has changed since"),
+        where=path,
+        todo=PLAN_AGAIN,
+    )
 
 
 def array_name(name: str) -> str:

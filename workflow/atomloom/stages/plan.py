@@ -20,7 +20,7 @@ from atomloom.config.root import POTENTIAL_TARGETS
 from atomloom.data.splits import names_by_source
 from atomloom.errors import AtomloomError
 from atomloom.files import file_digest, read_json, write_atomically, write_spec
-from atomloom.keys import canonical_json, chain_hash, fingerprint
+from atomloom.keys import canonical_json, chain_hash, fingerprint_record
 from atomloom.layout import Layout
 from atomloom.plan import Chunk, Plan, cut_chunks
 from atomloom.stages.labels import read_labels, rows_of_records, to_number
@@ -147,7 +147,7 @@ def _add(members: _Members, record: RawRecord, files: list[Path], spool: BinaryI
     members.file.append(where)
     members.offset.append(offset)
     members.length.append(len(payload))
-    members.fingerprint.append(fingerprint(record.format.encode() + b"\0" + payload))
+    members.fingerprint.append(fingerprint_record(record.format, payload))
     members.name.append(record.member.rpartition("/")[2] if record.member else path.name)
     members.labels.append(record.labels or _NO_LABELS)
 
