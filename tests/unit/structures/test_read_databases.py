@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import ase.db
 import ase.io
 import numpy as np
@@ -122,21 +124,93 @@ def test_deepmd_mixed_types_with_padding(tmp_path):
     np.testing.assert_allclose(ours[0].positions, frames[0].positions[:6])
 
 
+def as_text(folder):
+    """The arrays of a DeePMD folder as .raw, as raw_to_set.sh had them before."""
+    for name in ("coord", "box", "energy", "force", "virial"):
+        parts = [np.load(p).reshape(-1, 1) if name == "energy" else np.load(p)
+                 for p in sorted(folder.glob(f"set.*/{name}.npy"))]  # fmt: skip
+        np.savetxt(folder / f"{name}.raw", np.concatenate(parts), fmt="%.18e")
+    for part in folder.glob("set.*"):
+        shutil.rmtree(part)
+
+
+def test_a_deepmd_folder_of_texts_alone_is_read(tmp_path):
+    frames = frames_of_one_composition(3)
+    deepmd_folder(tmp_path / "binary", frames)
+    shutil.copytree(tmp_path / "binary", tmp_path / "text")
+    as_text(tmp_path / "text")
+    names = {path.name for path in list_files(tmp_path / "text")}
+    assert names == {"type.raw", "type_map.raw", "coord.raw", "box.raw", "energy.raw", "force.raw", "virial.raw"}  # fmt: skip
+    for ours, reference in zip(read(tmp_path / "text"), read(tmp_path / "binary"), strict=True):
+        assert ours.hash == reference.hash
+        for name in ("energy", "forces", "stress"):
+            np.testing.assert_array_equal(ours.properties[name], reference.properties[name])
+
+
+def reasons(source):
+    """Why each record cannot be read; empty where it can."""
+    found = []
+    for record in enumerate_records(list_files(source)):
+        try:
+            parse_record(record.format, record.payload)
+            found.append("")
+        except AtomloomError as error:
+            found.append(str(error))
+    return found
+
+
+@pytest.mark.parametrize("name", ["box", "energy", "force", "virial", "real_atom_types"])
+@pytest.mark.parametrize("change", ["longer", "shorter"])
+def test_deepmd_arrays_of_unequal_length_are_refused_and_both_named(tmp_path, name, change):
+    deepmd_folder(tmp_path / "s", frames_of_one_composition(3))
+    path = tmp_path / "s" / "set.000" / f"{name}.npy"
+    values = np.load(path) if path.exists() else np.tile(np.arange(7) % 6, (2, 1))
+    values = np.concatenate([values, values[:1]]) if change == "longer" else values[:1]
+    np.save(path, values)
+    wrong = f"set.000: coord.npy has 2 frames, {name}.npy {len(values)}"
+    assert reasons(tmp_path / "s") == [wrong, wrong, ""]
+
+
+def test_deepmd_texts_of_unequal_length_are_refused_and_a_bad_line_spoils_its_frame(tmp_path):
+    deepmd_folder(tmp_path / "s", frames_of_one_composition(3))
+    as_text(tmp_path / "s")
+    good = (tmp_path / "s/energy.raw").read_text().splitlines()
+    (tmp_path / "s/energy.raw").write_text("\n".join(["# eV", good[0], "abc", good[2]]))
+    assert reasons(tmp_path / "s") == ["", "frame 1: energy.raw, line 3: not a number: `abc`", ""]
+    (tmp_path / "s/energy.raw").write_text("\n".join(good[:2]))
+    assert reasons(tmp_path / "s") == ["coord.raw has 3 frames, energy.raw 2"] * 3
+
+
+def test_deepmd_coordinates_of_another_number_of_atoms_are_refused(tmp_path):
+    deepmd_folder(tmp_path / "s", frames_of_one_composition(3))
+    (tmp_path / "s/type.raw").write_text(
+        "0 1 2 3 4 5 0 0 0 0 0 0 0 0"
+    )  # twice as many as there are
+    assert (
+        "coord.npy: shape (2, 21) of float64, not 42 numbers a frame" in reasons(tmp_path / "s")[0]
+    )
+
+
+def test_an_element_that_only_unused_types_have_does_not_matter(tmp_path):
+    deepmd_folder(tmp_path / "s", frames_of_one_composition(3))
+    with open(tmp_path / "s/type_map.raw", "a") as file:
+        file.write("Type_6\n")
+    assert reasons(tmp_path / "s") == [""] * 3
+    (tmp_path / "s/type.raw").write_text("6 " * 7)
+    assert reasons(tmp_path / "s")[0] == "set.000: frame 0: unknown element `Type_6`"
+    (tmp_path / "s/type.raw").write_text("-1 " * 7)
+    assert "type.raw: a type is not a count: `-1`" in reasons(tmp_path / "s")[0]
+
+
 def test_what_is_wrong_with_a_deepmd_folder_is_said(tmp_path):
     deepmd_folder(tmp_path / "s", frames_of_one_composition(3))
     np.save(tmp_path / "s/set.000/coord.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     (tmp_path / "s/set.001/box.npy").write_bytes(b"rubbish")
-    outcomes = []
-    for record in enumerate_records(list_files(tmp_path / "s")):
-        with pytest.raises(AtomloomError) as caught:
-            parse_record(record.format, record.payload)
-        outcomes.append(str(caught.value))
-    assert "Python objects" in outcomes[0]
-    assert outcomes[1].startswith("set.001:")
+    first, second = reasons(tmp_path / "s")
+    assert "Python objects" in first
+    assert second.startswith("set.001: box.npy: ")
     (tmp_path / "s/type_map.raw").unlink()
-    (record,) = enumerate_records(list_files(tmp_path / "s"))
-    with pytest.raises(AtomloomError, match=r"no type_map\.raw"):
-        parse_record(record.format, record.payload)
+    assert "no type_map.raw" in reasons(tmp_path / "s")[0]
 
 
 RUNNER = """begin

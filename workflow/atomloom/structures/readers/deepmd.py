@@ -1,7 +1,10 @@
-"""DeePMD-kit's folders of arrays: type.raw, type_map.raw and set.*/{coord,box,energy,force,virial}.npy.
+"""DeePMD-kit's folders of arrays: type.raw, type_map.raw and set.*/{coord,box,energy,force,virial}.npy,
+or, where there are no sets, the same arrays as text: coord.raw, box.raw, energy.raw and so on.
 
 One record a frame, rewritten as atomloom's plain JSON. Lengths in A, energies in eV; DeePMD's virial
 is -dE/dstrain, so stress = -virial / volume. Frames of mixed types (real_atom_types.npy) are read.
+Where an array has more or fewer frames than the coordinates nobody knows what belongs to which frame:
+all of them are refused.
 """
 
 from __future__ import annotations
@@ -14,13 +17,20 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from atomloom.errors import AtomloomError
-from atomloom.structures.elements import atomic_numbers
+from atomloom.structures.elements import atomic_number
 from atomloom.structures.readers import plain_json
-from atomloom.structures.readers.base import Piece, stress_of_virial, unreadable
+from atomloom.structures.readers.base import (
+    Piece,
+    decode,
+    floats,
+    integer,
+    stress_of_virial,
+    unreadable,
+)
 from atomloom.structures.structure import Structure
 
 NAME = "deepmd"
-ABOUT = "DeePMD-kit folder (type.raw, type_map.raw, set.*/*.npy)"
+ABOUT = "DeePMD-kit folder (type.raw, type_map.raw, set.*/*.npy or *.raw)"
 PATTERNS = ("type.raw",)
 HINTS: tuple[str, ...] = ()
 OPTIONS: dict[str, str] = {}
@@ -35,20 +45,16 @@ def sniff(head: bytes) -> bool:
 def companions(path: Path) -> list[Path]:
     """The other files that belong to the system of this type.raw."""
     folder = path.parent
-    return sorted(
-        file
-        for file in [folder / "type_map.raw", folder / "nopbc", *folder.glob("set.*/*.npy")]
-        if file.is_file()
-    )
+    files = [*folder.glob("*.raw"), folder / "nopbc", *folder.glob("set.*/*.npy")]
+    return sorted(file for file in files if is_companion(file) and file.is_file())
 
 
 def is_companion(path: Path) -> bool:
     """Whether a file belongs to the system of some type.raw."""
-    folder = path.parent.parent if path.suffix == ".npy" else path.parent
-    is_part = (path.suffix == ".npy" and path.parent.name.startswith("set.")) or path.name in (
-        "type_map.raw",
-        "nopbc",
-    )
+    folder = path.parent
+    if path.suffix == ".npy" and folder.name.startswith("set."):
+        return (folder.parent / "type.raw").is_file()
+    is_part = path.name == "nopbc" or (path.suffix == ".raw" and path.name != "type.raw")
     return is_part and (folder / "type.raw").is_file()
 
 
@@ -56,45 +62,18 @@ def split_path(path: Path, options: Mapping[str, Any]) -> Iterator[Piece]:
     """One record a frame, set after set.
 
     Raises:
-        AtomloomError: when the system has no element names or no set.
+        AtomloomError: when the system has no atoms or no names of elements, or neither sets nor
+            coord.raw.
     """
-    folder = path.parent
-    types = np.array(_words(path), dtype=np.int64) if _words(path) else np.zeros(0, dtype=np.int64)
-    names = folder / "type_map.raw"
-    if not names.is_file():
-        raise AtomloomError("no type_map.raw beside it: elements are unknown")
-    of_type = atomic_numbers(_words(names))
-    periodic = not (folder / "nopbc").exists()
-    sets = sorted(folder.glob("set.*"), key=_place)
-    if not sets:
-        raise AtomloomError("no set.* beside it")
+    system = _System(path.parent)
+    sets = sorted(path.parent.glob("set.*"), key=_place)
+    if not sets and not (path.parent / "coord.raw").is_file():
+        raise AtomloomError("neither set.* nor coord.raw beside it")
     number = 0
-    for part in sets:
-        try:
-            arrays = {
-                name: np.load(part / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-                for name in ("coord", "box", "energy", "force", "virial", "real_atom_types")
-                if (part / f"{name}.npy").is_file()
-            }
-            coordinates = arrays["coord"].reshape(len(arrays["coord"]), -1)
-        except (OSError, ValueError, EOFError, KeyError) as error:
-            reason = (
-                f"{part.name}: no coord.npy"
-                if isinstance(error, KeyError)
-                else f"{part.name}: {error}"
-            )
-            yield unreadable(reason)._replace(id=f"-{number:06d}")
+    for part in sets or [path.parent]:
+        for piece in system.pieces(part, f"{part.name}: " if sets else ""):
+            yield piece._replace(id=f"-{number:06d}")
             number += 1
-            continue
-        for frame in range(len(coordinates)):
-            name = f"-{number:06d}"
-            number += 1
-            try:
-                payload = _frame(frame, types, of_type, periodic, arrays)
-            except (AtomloomError, ValueError, IndexError) as error:
-                yield unreadable(f"{part.name}, frame {frame}: {error}")._replace(id=name)
-                continue
-            yield Piece(payload, id=name, format=plain_json.NAME)
 
 
 def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
@@ -107,37 +86,128 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     raise AtomloomError("a DeePMD folder is no structure: its frames are")
 
 
-def _frame(
-    frame: int,
-    types: np.ndarray,
-    of_type: np.ndarray,
-    periodic: bool,
-    arrays: Mapping[str, np.ndarray],
-) -> bytes:
-    if "real_atom_types" in arrays:
-        types = np.asarray(arrays["real_atom_types"][frame], dtype=np.int64).reshape(-1)
-    real = types >= 0  # mixed systems of one padded size mark absent atoms by -1
-    positions = np.asarray(arrays["coord"][frame], dtype=np.float64).reshape(len(types), 3)[real]
-    if (types >= len(of_type)).any():
-        raise AtomloomError(f"type {types.max()}, but type_map.raw has {len(of_type)} elements")
-    cell = np.zeros((3, 3))
-    if periodic:
-        if "box" not in arrays:
-            raise AtomloomError("no box.npy, and no file nopbc that says there is none")
-        cell = np.asarray(arrays["box"][frame], dtype=np.float64).reshape(3, 3)
-    properties: dict[str, Any] = {}
-    if "energy" in arrays:
-        properties["energy"] = float(np.asarray(arrays["energy"][frame]).reshape(()))
-    if "force" in arrays:
-        forces = np.asarray(arrays["force"][frame], dtype=np.float64)
-        properties["forces"] = forces.reshape(len(types), 3)[real]
-    if "virial" in arrays and periodic:
-        properties["stress"] = stress_of_virial(np.asarray(arrays["virial"][frame]), cell)
-    return plain_json.dump(of_type[types[real]], positions, cell, [periodic] * 3, properties)
+class _Binary:
+    """Frames of one quantity, `width` numbers each, in an .npy."""
+
+    def __init__(self, path: Path, width: int) -> None:
+        self.name = path.name
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        own = int(np.prod(values.shape[1:])) if values.ndim > 1 else width
+        if values.dtype.kind not in "fiu" or own != width or values.size % width:
+            shape = f"shape {values.shape} of {values.dtype}"
+            raise AtomloomError(f"{shape}, not {width} numbers a frame")
+        self._values = values.reshape(-1, width)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, frame: int) -> np.ndarray:
+        return np.asarray(self._values[frame], dtype=np.float64)
+
+
+class _Text:
+    """Frames of one quantity, a line of `width` numbers each, in a .raw."""
+
+    def __init__(self, path: Path, width: int) -> None:
+        self.name, self._width = path.name, width
+        rows = [line.partition("#")[0].split() for line in decode(path.read_bytes()).splitlines()]
+        self._rows = [(number, row) for number, row in enumerate(rows, start=1) if row]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, frame: int) -> np.ndarray:
+        number, row = self._rows[frame]
+        where = f"{self.name}, line {number}: "
+        if len(row) != self._width:
+            raise AtomloomError(f"{where}{len(row)} numbers, not {self._width}")
+        return floats(row, where)
+
+
+_Arrays = Mapping[str, _Binary | _Text]
+
+
+class _System:
+    """What all frames of a folder share."""
+
+    def __init__(self, folder: Path) -> None:
+        words = _words(folder / "type.raw")
+        self.types = np.array([integer(word, "type.raw: a type") for word in words], dtype=np.int64)
+        if not len(self.types):
+            raise AtomloomError("no atoms")
+        if not (folder / "type_map.raw").is_file():
+            raise AtomloomError("no type_map.raw beside it: elements are unknown")
+        self.names = _words(folder / "type_map.raw")
+        self.periodic = not (folder / "nopbc").exists()
+
+    def pieces(self, folder: Path, where: str) -> Iterator[Piece]:
+        """The frames of a set, or of a folder of texts; where these do not fit together each is refused."""
+        arrays, reason = self._arrays(folder)
+        count = len(arrays["coord"]) if "coord" in arrays else 0
+        if not reason:
+            others = [array for array in arrays.values() if len(array) != count]
+            reason = ", ".join(f"{array.name} {len(array)}" for array in others)
+            reason = reason and f"{arrays['coord'].name} has {count} frames, {reason}"
+        for frame in range(max(count, 1) if reason else count):
+            try:
+                if reason:
+                    raise AtomloomError(reason)
+                payload = self._frame(arrays, frame)
+            except (AtomloomError, ValueError) as error:
+                place = "" if reason else f"frame {frame}: "
+                yield unreadable(f"{where}{place}{error}")
+                continue
+            yield Piece(payload, format=plain_json.NAME)
+
+    def _arrays(self, folder: Path) -> tuple[_Arrays, str]:
+        """The arrays that are there by name, the coordinates first, and why one cannot be read."""
+        atoms = len(self.types)
+        widths = {"coord": 3 * atoms, "box": 9, "energy": 1, "force": 3 * atoms, "virial": 9,
+                  "real_atom_types": atoms}  # fmt: skip
+        binary = folder.name.startswith("set.")
+        ending, kind = (".npy", _Binary) if binary else (".raw", _Text)
+        arrays: dict[str, _Binary | _Text] = {}
+        for name, width in widths.items():
+            path = folder / f"{name}{ending}"
+            if not path.is_file():
+                if name == "coord":
+                    return arrays, f"no {path.name}"
+                continue
+            try:
+                arrays[name] = kind(path, width)
+            except (AtomloomError, OSError, ValueError, EOFError) as error:
+                return arrays, f"{path.name}: {error}"
+        return arrays, ""
+
+    def _frame(self, arrays: _Arrays, frame: int) -> bytes:
+        types = self.types
+        if "real_atom_types" in arrays:
+            types = arrays["real_atom_types"][frame].astype(np.int64)
+        real = types != -1  # mixed systems of one padded size mark absent atoms so
+        numbers = [self._element(kind) for kind in types[real].tolist()]
+        cell = np.zeros((3, 3))
+        if self.periodic:
+            if "box" not in arrays:
+                raise AtomloomError("no box, and no file nopbc that says there is none")
+            cell = arrays["box"][frame].reshape(3, 3)
+        properties: dict[str, Any] = {}
+        if "energy" in arrays:
+            properties["energy"] = float(arrays["energy"][frame][0])
+        if "force" in arrays:
+            properties["forces"] = arrays["force"][frame].reshape(-1, 3)[real]
+        if "virial" in arrays and self.periodic:
+            properties["stress"] = stress_of_virial(arrays["virial"][frame], cell)
+        positions = arrays["coord"][frame].reshape(-1, 3)[real]
+        return plain_json.dump(numbers, positions, cell, [self.periodic] * 3, properties)
+
+    def _element(self, kind: int) -> int:
+        if not 0 <= kind < len(self.names):
+            raise AtomloomError(f"type {kind}, but type_map.raw has {len(self.names)} elements")
+        return atomic_number(self.names[kind])
 
 
 def _words(path: Path) -> list[str]:
-    return path.read_text().split()
+    return decode(path.read_bytes()).split()
 
 
 def _place(folder: Path) -> tuple[int, str]:
