@@ -192,6 +192,24 @@ def test_keys_that_have_no_one_section_are_refused(overrides, message):
 
 
 @pytest.mark.parametrize(
+    ("config", "overrides", "message"),
+    [
+        (None, {"epochs": float("nan")}, "training.epochs: .*finite"),
+        (None, {"epochs": np.int64(10**9)}, "training.epochs: .*not 1000000000"),
+        (None, {"model": ""}, "model.name: .*not ''"),
+        ({"training": 5}, {}, "training: .*mapping of keys"),
+        ({"dataset": "x"}, {}, "dataset: is a mapping of keys"),
+        ({"dataset": {"options": {"a": np.nan}}}, {}, "options: a should be a finite number"),
+        ({"model": "painn"}, {"width": 64}, "model painn learns the targets energy"),
+    ],
+)
+def test_bad_values_are_refused_as_in_a_file(tmp_path, config, overrides, message):
+    with pytest.raises(AtomloomError, match=message) as error:
+        atomloom.train(crystals(3), [1, 2, 3], config, folder=tmp_path, log=quiet, **overrides)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("structures", "labels", "message"),
     [
         (crystals(3), [1.0, 2.0], r"target has shape \(2,\) for 3 structures"),

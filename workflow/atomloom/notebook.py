@@ -8,7 +8,7 @@ second call with another learning rate builds no graph.
 from __future__ import annotations
 
 import difflib
-import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,12 +19,12 @@ from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from atomloom.config import Config, dump_config, parse_config
 from atomloom.config.dataset import Dataset, Split
 from atomloom.config.graph import GraphSpec
 from atomloom.config.model import IComFormerConfig, ModelConfig
+from atomloom.config.reading import read_config_file
 from atomloom.config.training import Training
 from atomloom.errors import AtomloomError
 from atomloom.files import read_json, write_text
@@ -131,11 +131,13 @@ def train(
     """
     folder = Path(folder)
     content = _content(config)
+    if isinstance(content.get("model"), str):
+        content["model"] = {"name": content["model"]}
     content = _merged(content, _placed(overrides, content))
     paths = {"results": str(folder / "results"), "store": str(folder / "store")}
-    content["paths"] = paths | dict(content.get("paths", {}))
+    content["paths"] = paths | _section(content, "paths")
     given = _given(structures, labels, target, global_features, Path(content["paths"]["store"]))
-    dataset = {key: v for key, v in content.get("dataset", {}).items() if key not in OWN}
+    dataset = {key: v for key, v in _section(content, "dataset").items() if key not in OWN}
     content["dataset"] = {**dataset, "name": name, **given}
     return run_pipeline(parse_config(content, where="atomloom.train"), log)
 
@@ -302,6 +304,14 @@ def _digits(values: np.ndarray) -> str:
 # --- the config ---
 
 
+def _section(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A section of a config that is not validated yet; empty where there is none."""
+    found = content.get(name)
+    if not isinstance(found, Mapping | None):
+        raise AtomloomError("is a mapping of keys", where=f"atomloom.train: {name}")
+    return dict(found or {})
+
+
 def _content(config: Config | Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
     """What a config says, as nested dicts."""
     if config is None:
@@ -309,24 +319,28 @@ def _content(config: Config | Mapping[str, Any] | str | Path | None) -> dict[str
     if isinstance(config, Config):
         return config.model_dump(mode="json", exclude_unset=True)
     if isinstance(config, Mapping):
-        return json.loads(json.dumps(config))
-    try:
-        content = yaml.safe_load(Path(config).read_text())
-    except OSError as error:
-        raise AtomloomError("config file cannot be read", where=config, todo=str(error)) from None
-    except yaml.YAMLError as error:
-        raise AtomloomError(f"not valid YAML: {error}", where=config) from None
-    if not isinstance(content, Mapping | None):
-        raise AtomloomError("a config is a mapping of sections", where=config)
-    return dict(content or {})
+        return _plain(config)
+    return read_config_file(config)
+
+
+def _plain(value: Any) -> Any:
+    """Nested values as a config file would have them: paths as text, numbers of numpy as Python's."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
 def _placed(overrides: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
     """Overrides in their sections."""
-    overrides = dict(overrides)
+    overrides = _plain(overrides)
     if isinstance(overrides.get("model"), str):
         overrides["model"] = {"name": overrides["model"]}
-    model = {**content.get("model", {}), **overrides.get("model", {})}
+    model = _merged(content.get("model", {}), overrides.get("model", {}))
+    model = model if isinstance(model, Mapping) else {}
     keys = dict(_keys(model.get("name")))
     placed: dict[str, Any] = {}
     for key, value in overrides.items():

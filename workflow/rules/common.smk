@@ -9,6 +9,7 @@ from pathlib import Path
 
 from atomloom.cli import put_on_path
 from atomloom.config import dump_config, parse_config
+from atomloom.config.reading import read_config_file
 from atomloom.errors import AtomloomError
 from atomloom.files import write_text
 from atomloom.layout import Layout, PlannedLayout, report_key_of
@@ -18,6 +19,10 @@ from atomloom.stages.sources import refresh_sources
 put_on_path()
 
 try:
+    for file in workflow.configfiles if workflow.is_main_process else []:
+        if "__use_yte__" not in Path(file).read_text():
+            # Snakemake has read it, but takes the last of two sections of one name, silently.
+            read_config_file(file)
     layout = Layout(parse_config(config))
     # Jobs on other machines parse this file too; raw files are looked at once, where it starts.
     if workflow.is_main_process:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,10 @@ LEAST = {"dataset": {"name": "x", "source": "here", "target": "y"}}
             {"model": {"name": "icomformer", "widht": 3}},
             "widht: unknown key, did you mean `width`?",
         ),
-        ({"graph": {"cutoff": -1}}, "graph.cutoff: Input should be greater than 0, not -1"),
+        (
+            {"graph": {"cutoff": -1}},
+            "graph.cutoff: Input should be greater than or equal to 0.5, not -1",
+        ),
         ({"model": {"name": "foo"}}, "'icomformer'"),
         ({"split": {"kind": "column"}}, "kind: column needs `column`"),
         ({"split": {"ratios": [0.5, 0.1, 0.1]}}, "ratios must be three shares that add up to 1"),
@@ -106,7 +110,8 @@ def test_generated_files_are_fresh():
 
 
 def test_every_key_is_described():
-    """Each field carries the sentence that becomes its comment, its schema entry and its table row."""
+    """Each field carries the sentence that becomes its comment, its schema entry and its table row, and
+    a number its bounds."""
     rows = (
         (ROOT / "config" / "README.md")
         .read_text()
@@ -115,6 +120,9 @@ def test_every_key_is_described():
     )
     keys = [row.split(" | ") for row in rows if row.startswith("| ") and "|---" not in row]
     assert len(keys) > 40
+    unbounded = [row for row in keys if row[2].startswith(("integer", "number"))]
+    unbounded = [row for row in unbounded if not re.match(r"\w+ (from|above) \S+ to ", row[2])]
+    assert not unbounded
     assert not [row[0] for row in keys if not row[-1].strip(" |")]
 
 
@@ -132,5 +140,5 @@ def test_a_typo_in_any_model_is_told_what_was_meant(model):
         "dataset": {"name": "x", "source": "x", "target": "energy"},
         "model": {"name": model, "widht": 4},
     }
-    with pytest.raises(AtomloomError, match=f"model.{model}.widht: .*did you mean `width`"):
+    with pytest.raises(AtomloomError, match=r"model\.widht: .*did you mean `width`"):
         parse_config(content)

@@ -1,24 +1,40 @@
 """What every config section has in common: strictness, immutability and a keyed dump.
 
 A field whose value changes no result (workers, device, paths) is declared with `unkeyed(...)` and
-stays out of every key.
+stays out of every key. Every number has bounds: beyond them nobody wants it, and what would follow is
+a run without end or an error far from its cause.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from typing import Any
+import unicodedata
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from atomloom.errors import AtomloomError
 
+MOST = 1_000_000_000
+"""Bound of counts that may well be larger than any data set, as "all" is often written."""
+MOST_SEED = 2**32 - 1
+MOST_WIDTH = 4096
+MOST_LAYERS = 100
+DEEPEST = 16
+"""Levels of mappings and lists in a value of no fixed shape."""
+
 
 class Section(BaseModel):
-    """One section of the config: unknown keys are errors, values are frozen after validation."""
+    """One section of the config: unknown keys are errors, values are frozen after validation.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    No number may be NaN or infinite.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     def key_content(self) -> dict[str, Any]:
         """All fields that determine results, defaults filled in, as plain JSON values."""
@@ -29,6 +45,41 @@ class Section(BaseModel):
                 continue
             content[name] = _plain(getattr(self, name))
         return content
+
+
+def _check_plain(options: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what a key cannot hold, or no program that takes options means."""
+
+    def check(value: Any, name: str, depth: int) -> None:
+        if depth > DEEPEST:
+            raise ValueError(f"{name} nests deeper than {DEEPEST} levels")
+        if isinstance(value, dict):
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    raise ValueError(f"{name}: the key {key!r} is not text")
+                check(item, f"{name}.{key}" if name else key, depth + 1)
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                check(item, name, depth + 1)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} should be a finite number")
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError(f"{name} should be a number of at most 63 bits")
+        elif isinstance(value, str) and any(
+            unicodedata.category(character) == "Cs" or character == "\0" for character in value
+        ):
+            raise ValueError(f"{name} should have no null and half characters")
+        elif not isinstance(value, (str, bool, int, float, type(None))):
+            raise ValueError(
+                f"{name} is read as a {type(value).__name__}: put it in quotes if it is text"
+            )
+
+    check(options, "", 0)
+    return options
+
+
+Options = Annotated[dict[str, Any], AfterValidator(_check_plain)]
+"""Keyword arguments for something that has its own names for them: plain values by name."""
 
 
 def unkeyed(default: Any = ..., **options: Any) -> Any:

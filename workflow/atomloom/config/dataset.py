@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from atomloom.config.base import Section, unkeyed
+from atomloom.config.base import MOST, MOST_SEED, Options, Section, unkeyed
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Labels(Section):
@@ -16,7 +18,7 @@ class Labels(Section):
     """CSV (plain, .gz, .xz, .bz2) or parquet table, or `archive::member` for one inside an archive.
     Without one, targets are read from the records themselves (`energy` of an extxyz frame, a
     column beside the structure)."""
-    id_column: str | int = 0
+    id_column: str | Annotated[int, Field(ge=0, le=9999)] = 0
     """Column that holds the record id, by name or position."""
     columns: list[str] | None = None
     """Names of the columns of a CSV that has no header line."""
@@ -25,26 +27,34 @@ class Labels(Section):
 class Chunks(Section):
     """Chunks are cut where a record's fingerprint says so: one changed record changes one chunk."""
 
-    mean: int = Field(default=1000, ge=1)
+    mean: int = Field(default=1000, ge=1, le=MOST)
     """Mean number of records in a chunk, about."""
-    least: int | None = Field(default=None, ge=1)
+    least: int | None = Field(default=None, ge=1, le=MOST)
     """Least number of records in a chunk; a quarter of the mean unless given."""
-    greatest: int | None = Field(default=None, ge=1)
+    greatest: int | None = Field(default=None, ge=1, le=MOST)
     """Greatest number of records in a chunk; four times the mean unless given."""
 
     @property
     def bounds(self) -> tuple[int, int, int]:
         """(mean, least, greatest) with the defaults filled in."""
         least = self.least or max(1, self.mean // 4)
-        return self.mean, least, max(self.greatest or 4 * self.mean, least)
+        return self.mean, least, self.greatest or 4 * self.mean
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Chunks:
+        if (self.least or 1) > self.mean:
+            raise ValueError(f"least {self.least} is above the mean, {self.mean}: give both")
+        if self.greatest is not None and self.greatest < self.mean:
+            raise ValueError(f"greatest {self.greatest} is below the mean, {self.mean}: give both")
+        return self
 
 
 class Checks(Section):
     """What sends a structure to quarantine, and how much quarantine is too much."""
 
-    min_distance: float = Field(default=0.4, ge=0)
+    min_distance: float = Field(default=0.4, ge=0, le=10)
     """Atoms closer than this (A, periodic images included) are taken to overlap. 0 switches off."""
-    max_volume_per_atom: float = Field(default=10_000.0, gt=0)
+    max_volume_per_atom: float = Field(default=10_000.0, gt=0, le=1e9)
     """A three-dimensional cell with more A^3 an atom than this is taken for a mistake."""
     max_fraction: float = unkeyed(0.05, ge=0, le=1)
     """The run stops when more than this fraction of the records is in quarantine."""
@@ -53,7 +63,7 @@ class Checks(Section):
 class Dataset(Section):
     """Raw structures and labels."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
     """Name of the data set; results go to `results/<name>/`."""
     source: list[str] = Field(min_length=1)
     """Files, folders or archives with structures, in this order; a single path may be given bare.
@@ -63,7 +73,7 @@ class Dataset(Section):
     """Format of the records (docs/reading-data.md lists them), or `auto` to go by name and content."""
     pattern: str | None = None
     """In folders and archives, take only members whose name matches this glob."""
-    options: dict[str, Any] = {}
+    options: Options = {}
     """Options of the format's reader, such as `structure_column` for a CSV or `box: molecule`."""
     labels: Labels = Labels()
     """Where labels are, if not in the records themselves."""
@@ -87,7 +97,9 @@ class Dataset(Section):
     @field_validator("target", mode="before")
     @classmethod
     def _columns_by_number(cls, value: object) -> object:
-        return [str(item) for item in value] if isinstance(value, list) else value
+        if not isinstance(value, list):
+            return value
+        return [str(n) if isinstance(n, int) and 0 <= n < 10_000 else n for n in value]
 
     @model_validator(mode="after")
     def _targets_differ(self) -> Dataset:
@@ -107,16 +119,17 @@ class Split(Section):
     """`ratio`: at random by `ratios`. `column`: as a column of the label table says (train, val,
     test). `folds`: the test rows are those of `fold` in the file `folds_file`. `sources`: by the
     files that records are read from."""
-    ratios: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    """Shares of training, validation and test, for `ratio`."""
-    seed: int = Field(default=0, ge=0)
+    ratios: tuple[Share, Share, Share] = (0.8, 0.1, 0.1)
+    """Shares of training, validation and test, for `ratio`. Two are those of training and validation:
+    there is no test set then."""
+    seed: int = Field(default=0, ge=0, le=MOST_SEED)
     """Seed of the random division."""
     column: str | None = None
     """For `column`: the column of the label table that says train, val or test."""
     folds_file: str | None = unkeyed(None)
     """For `folds`: a JSON file {"fold_0": [row, ...], ...} of test rows, counted from 0 in the order
     of the records."""
-    fold: int = Field(default=0, ge=0)
+    fold: int = Field(default=0, ge=0, le=MOST)
     """For `folds`: which fold is the test set."""
     test_sources: list[str] = []
     """For `sources`: records of files whose path matches one of these globs are the test set."""
@@ -130,9 +143,19 @@ class Split(Section):
     duplicates: Literal["remove", "stop", "report"] = "remove"
     """What to do with a training or validation structure that also stands in a split nearer to the
     test: take it out, stop, or only report it. The test set is never changed."""
-    duplicate_tolerance: float = Field(default=1e-3, ge=0)
+    duplicate_tolerance: float = Field(default=1e-3, ge=0, le=1)
     """Structures of one composition are near duplicates when their neighbour distances (mean over
     the atoms of each element, twelve nearest) all agree to this, in A. 0: only exact ones count."""
+
+    @field_validator("ratios", mode="before")
+    @classmethod
+    def _two_leave_no_test(cls, value: object) -> object:
+        return [*value, 0.0] if isinstance(value, (list, tuple)) and len(value) == 2 else value
+
+    @field_validator("test_sources", "val_sources", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _complete(self) -> Split:
@@ -142,8 +165,8 @@ class Split(Section):
             raise ValueError("kind: folds needs `folds_file`")
         if self.kind == "sources" and not self.test_sources:
             raise ValueError("kind: sources needs `test_sources`")
-        if self.kind == "ratio" and (
-            min(self.ratios) < 0 or abs(sum(self.ratios) - 1) > 1e-6 or self.ratios[0] <= 0
-        ):
-            raise ValueError("ratios must be three shares that add up to 1, the first above 0")
+        if self.kind == "ratio" and (abs(sum(self.ratios) - 1) > 1e-6 or self.ratios[0] <= 0):
+            raise ValueError(
+                "ratios must be three shares that add up to 1, the first above 0 (or two: no test)"
+            )
         return self

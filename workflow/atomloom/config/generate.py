@@ -6,13 +6,17 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
 
 from atomloom.config.base import Section
+from atomloom.config.mistakes import sections_of
+from atomloom.config.model import Element
 from atomloom.config.root import Config, parse_config
 
 DEMO: dict[str, Any] = {
@@ -33,6 +37,7 @@ DEMO: dict[str, Any] = {
 }
 """The config of the embedded demo: what `make run` runs."""
 
+QUOTE = "'"
 HEAD = """\
 # The config of the embedded demo, with every key. Generated from the models in
 # workflow/atomloom/config by `make config`; copy it, or write only what differs into a file of your
@@ -53,8 +58,8 @@ def schema_json() -> str:
 
 
 def keys_markdown() -> str:
-    """The table of all keys: name, default, meaning."""
-    lines = ["| key | default | meaning |", "|---|---|---|"]
+    """The table of all keys: name, default, allowed values, meaning."""
+    lines = ["| key | default | allowed | meaning |", "|---|---|---|---|"]
     _write_rows(Config, "", lines)
     return "\n".join(lines) + "\n"
 
@@ -98,15 +103,15 @@ def _flow(value: Any) -> str:
 def _write_rows(model: type[BaseModel], prefix: str, lines: list[str]) -> None:
     for name, field in model.model_fields.items():
         description = " ".join((field.description or "").split()).replace("|", "\\|")
-        sections = _sections(field.annotation)
+        sections = sections_of(field.annotation)
         if sections:
-            lines.append(f"| **{prefix}{name}** | | {description} |")
+            lines.append(f"| **{prefix}{name}** | | | {description} |")
         for section in sections:
             label = f"{prefix}{name}."
             if len(sections) > 1:
                 title = section.model_fields["name"].default
                 lines.append(
-                    f"| **{prefix}{name}** `name: {title}` | | {' '.join((section.__doc__ or '').split())} |"
+                    f"| **{prefix}{name}** `name: {title}` | | | {' '.join((section.__doc__ or '').split())} |"
                 )
             _write_rows(section, label, lines)
         if not sections:
@@ -114,13 +119,56 @@ def _write_rows(model: type[BaseModel], prefix: str, lines: list[str]) -> None:
             extra = field.json_schema_extra
             if isinstance(extra, dict) and extra.get("keyed") is False:
                 description += " *(no key)*"
-            lines.append(f"| {prefix}{name} | {default} | {description} |")
+            values = allowed(field.annotation, field.metadata).replace("|", "\\|")
+            lines.append(f"| {prefix}{name} | {default} | {values} | {description} |")
 
 
-def _sections(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [found for inner in getattr(annotation, "__args__", ()) for found in _sections(inner)]
+def allowed(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """The values that a type takes, in words: choices, or what kind and between which bounds."""
+    origin, members = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return allowed(members[0], members[1:])
+    metadata = [part for item in metadata for part in getattr(item, "metadata", None) or [item]]
+    if Element in metadata:
+        return "symbol of an element"
+    if origin is Literal:
+        return ", ".join(f"`{_flow(value).strip(QUOTE)}`" for value in members)
+    if origin in (Union, UnionType):
+        return ", or ".join(allowed(m, metadata) for m in members if m is not NoneType) + (
+            ", or `null`" if NoneType in members else ""
+        )
+    if annotation in (int, float):
+        return f"{'integer' if annotation is int else 'number'}{_bounds(metadata)}"
+    if annotation is bool:
+        return "`true`, `false`"
+    if annotation is str:
+        pattern = next((p for m in metadata if (p := getattr(m, "pattern", None))), None)
+        return f"text like `{pattern}`" if pattern else "text"
+    if origin is dict and members[1] is Any:
+        return "mapping"
+    if origin is dict:
+        return f"mapping of {allowed(members[0])} to {allowed(members[1])}"
+    items = list(dict.fromkeys(allowed(member) for member in members if member is not Ellipsis))
+    count = f"{len(members)} of" if origin is tuple and Ellipsis not in members else "list of"
+    return f"{count}: {'; '.join(items)}"
+
+
+def _bounds(metadata: Sequence[Any]) -> str:
+    found = {
+        name: value
+        for item in metadata
+        for name in ("ge", "gt", "le", "lt")
+        if (value := getattr(item, name, None)) is not None
+    }
+    low = f" from {_number(found['ge'])}" if "ge" in found else ""
+    low = f" above {_number(found['gt'])}" if "gt" in found else low
+    high = f" to {_number(found['le'])}" if "le" in found else ""
+    return low + (f" to below {_number(found['lt'])}" if "lt" in found else high)
+
+
+def _number(value: float) -> str:
+    whole = value == int(value)
+    return f"{int(value):,}" if whole and abs(value) < 10**13 else f"{value:g}"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ class GraphSpec(Section):
     neighbors: Literal["knn", "radius"] = "knn"
     """`knn`: the nearest `max_neighbors` of each atom with their whole shell, as in CGCNN, ALIGNN and
     ComFormer. `radius`: every pair within `cutoff`, as in PaiNN and the Chebyshev potential."""
-    cutoff: float = Field(default=8.0, gt=0, le=50)
+    cutoff: float = Field(default=8.0, ge=0.5, le=50)
     """Cutoff radius in A."""
     max_neighbors: int = Field(default=12, ge=1, le=512)
     """k-nearest only: number of neighbours of each atom; ties at the k-th distance are all kept."""
@@ -29,7 +29,7 @@ class GraphSpec(Section):
     """Store the lattice triad of each crystal (needed by iComFormer)."""
     lattice_edges: bool = False
     """Add each atom's edges to its own images along the lattice triad, as ComFormer does."""
-    triplets: float | None = Field(default=None, gt=0, le=50)
+    triplets: float | None = Field(default=None, ge=0.5, le=50)
     """Store pairs of edges that meet at an atom, for edges up to this length in A."""
     primitive: bool = False
     """Reduce each crystal to its primitive cell (spglib) before building."""

@@ -6,14 +6,32 @@ networks themselves are in `atomloom.models`, found through its registry.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from atomloom.config.base import Section, unkeyed
+from atomloom.config.base import MOST_LAYERS, MOST_WIDTH, Section, unkeyed
 
-Symbol = Annotated[str, Field(pattern="^[A-Z][a-z]?$")]
-HiddenLayers = tuple[Annotated[int, Field(ge=1)], ...]
+ELEMENT = re.compile(
+    "A[cglmrstu]|B[aehikr]?|C[adeflmnorsu]?|D[bsy]|E[rsu]|F[elmr]?|G[ade]|H[efgos]?|I[nr]?|Kr?|"
+    "L[airuv]|M[cdgnot]|N[abdehiop]?|O[gs]?|P[abdmortu]?|R[abefghnu]|S[bcegimnr]?|T[abcehilms]|"
+    "U|V|W|Xe|Yb?|Z[nr]"
+)
+"""Symbols of the elements."""
+
+
+def _element(symbol: str) -> str:
+    if not ELEMENT.fullmatch(symbol):
+        raise ValueError(f"{symbol!r} is not a chemical element")
+    return symbol
+
+
+Element = AfterValidator(_element)
+Symbol = Annotated[str, Element]
+HiddenLayers = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=MOST_WIDTH)], ...], Field(max_length=MOST_LAYERS)
+]
 Readout = Literal["mean", "sum"]
 ActivationName = Literal["tanh", "sigmoid", "linear", "mtanh", "twist", "silu", "relu"]
 
@@ -34,11 +52,11 @@ class IComFormerConfig(ModelSection):
 
     name: Literal["icomformer"] = "icomformer"
     """Name of the model."""
-    width: int = Field(default=256, ge=4)
+    width: int = Field(default=256, ge=4, le=MOST_WIDTH)
     """Features of nodes and edges."""
-    rbf_centers: int | None = Field(default=None, ge=2)
+    rbf_centers: int | None = Field(default=None, ge=2, le=MOST_WIDTH)
     """Gaussians for -0.75/|r| and for angles; the width unless given."""
-    layers: int = Field(default=4, ge=2)
+    layers: int = Field(default=4, ge=2, le=MOST_LAYERS)
     """Node layers; the one edge layer follows the first of them."""
     readout: Readout = "mean"
     """What makes a structure's value of its atoms'. `mean`: for targets that do not grow with the cell
@@ -55,11 +73,11 @@ class EComFormerConfig(ModelSection):
 
     name: Literal["ecomformer"] = "ecomformer"
     """Name of the model."""
-    width: int = Field(default=256, ge=4)
+    width: int = Field(default=256, ge=4, le=MOST_WIDTH)
     """Features of nodes and edges."""
-    rbf_centers: int | None = Field(default=None, ge=2)
+    rbf_centers: int | None = Field(default=None, ge=2, le=MOST_WIDTH)
     """Gaussians for -0.75/|r|; the width unless given."""
-    layers: int = Field(default=3, ge=2)
+    layers: int = Field(default=3, ge=2, le=MOST_LAYERS)
     """Node layers; the equivariant layer follows the first of them."""
     readout: Readout = "mean"
     """What makes a structure's value of its atoms'. `mean`: for targets that do not grow with the cell
@@ -76,17 +94,17 @@ class ALIGNNConfig(ModelSection):
 
     name: Literal["alignn"] = "alignn"
     """Name of the model."""
-    width: int = Field(default=256, ge=4)
+    width: int = Field(default=256, ge=4, le=MOST_WIDTH)
     """Features of atoms, edges and angles."""
-    alignn_layers: int = Field(default=4, ge=1)
+    alignn_layers: int = Field(default=4, ge=1, le=MOST_LAYERS)
     """Layers that update the crystal graph and its line graph."""
-    gcn_layers: int = Field(default=4, ge=1)
+    gcn_layers: int = Field(default=4, ge=1, le=MOST_LAYERS)
     """Layers after them that update the crystal graph alone."""
-    embedding: int = Field(default=64, ge=1)
+    embedding: int = Field(default=64, ge=1, le=MOST_WIDTH)
     """Features between the Gaussians and the first layer."""
-    edge_bins: int = Field(default=80, ge=2)
+    edge_bins: int = Field(default=80, ge=2, le=MOST_WIDTH)
     """Gaussians for lengths, from 0 to 8 A."""
-    angle_bins: int = Field(default=40, ge=2)
+    angle_bins: int = Field(default=40, ge=2, le=MOST_WIDTH)
     """Gaussians for cosines of angles."""
     readout: Readout = "mean"
     """What makes a structure's value of its atoms'. `mean`: for targets that do not grow with the cell
@@ -113,11 +131,11 @@ class ChebyshevConfig(ModelSection):
     features."""
     radial_order: int = Field(default=20, ge=0, le=100)
     """Highest order of the polynomials of distances."""
-    radial_cutoff: float = Field(default=6.5, gt=0, le=50)
+    radial_cutoff: float = Field(default=6.5, ge=0.5, le=50)
     """Reach of the radial features in A."""
     angular_order: int = Field(default=6, ge=0, le=30)
     """Highest order of the polynomials of cosines."""
-    angular_cutoff: float = Field(default=5.0, gt=0, le=50)
+    angular_cutoff: float = Field(default=5.0, ge=0.5, le=50)
     """Reach of the angular features in A."""
     hidden: HiddenLayers | dict[Symbol, HiddenLayers] = (15, 15)
     """Nodes of the hidden layers: of all networks, or by element."""
@@ -127,7 +145,7 @@ class ChebyshevConfig(ModelSection):
     decorrelate: bool = False
     """Mix the standardised features so that they vary independently over the training atoms. The
     networks can say no more and no less, but are learnt faster."""
-    least_distance: float = Field(default=0.55, gt=0)
+    least_distance: float = Field(default=0.55, gt=0, le=10)
     """A; structures with atoms closer than this are refused."""
 
     @field_validator("species")
@@ -136,6 +154,15 @@ class ChebyshevConfig(ModelSection):
         if len(set(species)) < len(species):
             raise ValueError("an element is named twice")
         return species
+
+    @model_validator(mode="after")
+    def _reaches_beyond_the_least_distance(self) -> ChebyshevConfig:
+        reach = min(self.radial_cutoff, self.angular_cutoff)
+        if self.least_distance >= reach:
+            raise ValueError(
+                f"least_distance {self.least_distance} is not below the cutoff {reach}"
+            )
+        return self
 
     def graph_needs(self) -> dict[str, Any]:
         """All neighbours within the larger cutoff."""
@@ -148,13 +175,13 @@ class PaiNNConfig(ModelSection):
     kind: ClassVar[Literal["property", "potential"]] = "potential"
     name: Literal["painn"] = "painn"
     """Name of the model."""
-    width: int = Field(default=128, ge=2)
+    width: int = Field(default=128, ge=2, le=MOST_WIDTH)
     """Features of an atom: scalars, and as many vectors."""
-    layers: int = Field(default=3, ge=1)
+    layers: int = Field(default=3, ge=1, le=MOST_LAYERS)
     """Interactions, each a message and an update."""
-    rbf: int = Field(default=20, ge=2)
+    rbf: int = Field(default=20, ge=2, le=MOST_WIDTH)
     """Gaussians of the distance, from 0 to the cutoff."""
-    cutoff: float = Field(default=5.0, gt=0, le=50)
+    cutoff: float = Field(default=5.0, ge=0.5, le=50)
     """Reach of messages in A."""
     shared_filters: bool = False
     """Use the same filters of the distance in all interactions."""

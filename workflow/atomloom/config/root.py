@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, TypeAdapter, ValidationError, model_validator
+from pydantic import TypeAdapter, ValidationError, model_validator
 
 from atomloom.config.base import Section, expand_variables, unkeyed
 from atomloom.config.dataset import Dataset, Split
 from atomloom.config.graph import GraphSpec
+from atomloom.config.mistakes import check_values, mistake, without_empty
 from atomloom.config.model import IComFormerConfig, ModelConfig
+from atomloom.config.reading import read_config_file
 from atomloom.config.teacher import Teacher
 from atomloom.config.training import Training
-from atomloom.errors import AtomloomError
 
 POTENTIAL_TARGETS = ("energy", "forces", "stress")
 """What a potential can learn: properties of records by these names, in eV, eV/A and eV/A^3."""
@@ -45,7 +45,8 @@ class Config(Section):
     split: Split = Split()
     """Training, validation and test."""
     model: ModelConfig = IComFormerConfig()
-    """The network."""
+    """The network; its name alone stands for its defaults, and keys without a name for those of
+    `icomformer`."""
     training: Training = Training()
     """How it is trained."""
     paths: Paths = unkeyed(Paths())
@@ -65,23 +66,26 @@ class Config(Section):
         if not isinstance(data, dict):
             return data
         model, graph = data.get("model"), data.get("graph")
-        if isinstance(model, Mapping):
-            model = {"name": IComFormerConfig.model_fields["name"].default, **model}
+        if isinstance(model, str):
+            model = {"name": model}
+        if model is None or isinstance(model, Mapping):
+            model = {"name": IComFormerConfig.model_fields["name"].default, **(model or {})}
+        data = data | {"model": model}
         try:
-            section = _MODEL.validate_python(IComFormerConfig() if model is None else model)
+            section = _MODEL.validate_python(model)
         except ValidationError:
             return data  # which is reported with the model's section, in the words meant for it
-        if isinstance(graph, GraphSpec):
-            graph = graph.model_dump(exclude_unset=True)
-        if graph is not None and not isinstance(graph, Mapping):
-            return data
-        graph = dict(graph or {})
+        try:
+            graph = GraphSpec.model_validate({} if graph is None else graph)
+        except ValidationError:
+            return data  # likewise
+        given = graph.model_dump(exclude_unset=True)
         for key, value in section.graph_needs().items():
-            if graph.setdefault(key, value) != value:
+            if given.setdefault(key, value) != value:
                 raise ValueError(
-                    f"model {section.name} needs graph.{key}: {value}, not {graph[key]}"
+                    f"model {section.name} needs graph.{key}: {value}, not {given[key]}"
                 )
-        return data | {"graph": graph}
+        return data | {"graph": given}
 
     @model_validator(mode="after")
     def _targets_fit_the_model(self) -> Config:
@@ -96,6 +100,9 @@ class Config(Section):
                 f"model {model.name} learns the targets energy, forces, stress (energy first), "
                 f"not {', '.join(targets)}"
             )
+        weights = self.training.potential
+        if not any(getattr(weights, f"{name}_weight") for name in targets):
+            raise ValueError("the weights of all targets are 0: nothing would be learnt")
         if self.training.classes or self.training.log_targets:
             raise ValueError(
                 f"loss: bce, cross_entropy and log_targets are not for {model.name}, a potential"
@@ -110,6 +117,9 @@ class Config(Section):
         model, training = self.model, self.training
         if training.loss == "rmse":
             raise ValueError(f"loss: rmse is for potentials; {model.name} is none")
+        unknown = [name for name in training.log_targets if name not in self.dataset.target]
+        if unknown:
+            raise ValueError(f"training.log_targets: {unknown[0]} is no target")
         if training.loss == "cross_entropy" and len(self.dataset.target) > 1:
             raise ValueError("loss: cross_entropy is for one target; train a model for each")
         if getattr(model, "readout", "mean") != "sum":
@@ -132,32 +142,17 @@ def load_config(*files: str | Path) -> Config:
     """
     merged: dict[str, Any] = {}
     for file in files:
-        try:
-            content = yaml.safe_load(Path(file).read_text())
-        except OSError as error:
-            raise AtomloomError("config file cannot be read", where=file, todo=str(error)) from None
-        except yaml.YAMLError as error:
-            raise AtomloomError(f"not valid YAML: {error}", where=file) from None
-        if not isinstance(content, Mapping | None):
-            raise AtomloomError("a config is a mapping of sections", where=file)
-        _merge(merged, content or {})
+        _merge(merged, read_config_file(file))
     return parse_config(merged, where=", ".join(str(file) for file in files))
 
 
 def parse_config(content: Mapping[str, Any], where: str = "config") -> Config:
     """Validate nested mappings into a `Config`; errors as in `load_config`."""
+    check_values(content, Config, where)
     try:
-        config = Config.model_validate(dict(content))
+        config = Config.model_validate(without_empty(content, Config))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise AtomloomError(
-            f"{key}: {_reason(first)}" if key else _reason(first),
-            where=where,
-            todo="config/README.md lists all keys"
-            if first["type"] in ("extra_forbidden", "missing")
-            else "",
-        ) from None
+        raise mistake(error, Config, where) from None
     for name in config.files():
         expand_variables(name)
     return config
@@ -174,40 +169,3 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
             _merge(base[key], value)
         else:
             base[key] = dict(value) if isinstance(value, Mapping) else value
-
-
-def _reason(error: Any) -> str:
-    if error["type"] == "missing":  # what stands around it is no wrong value
-        return "is required, and the config has none"
-    if error["type"] != "extra_forbidden":
-        message = error["msg"].removeprefix("Value error, ")
-        shown = repr(error["input"])
-        return f"{message}, not {shown}" if len(shown) < 60 else message
-    known = _known_keys(error["loc"][:-1])
-    close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-    return "unknown key" + (
-        f", did you mean `{close[0]}`?" if close else f" (known: {', '.join(known)})"
-    )
-
-
-def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    """Keys of the section at a place of the config; a part may name a member of a union."""
-    found: list[type[BaseModel]] = [Config]
-    for part in location:
-        named = [model for model in found if _is_tag(model, part)]
-        held = [
-            model.model_fields[part].annotation for model in found if part in model.model_fields
-        ]
-        found = named or [inner for annotation in held for inner in _classes_in(annotation)]
-    return list(found[0].model_fields) if found else []
-
-
-def _classes_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [found for inner in getattr(annotation, "__args__", ()) for found in _classes_in(inner)]
-
-
-def _is_tag(model: type[BaseModel], part: Any) -> bool:
-    field = model.model_fields.get("name")
-    return field is not None and part == field.default

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
-from atomloom.config.base import Section, unkeyed
+from atomloom.config.base import Options, Section, unkeyed
 
 
 class Teacher(Section):
@@ -16,10 +14,10 @@ class Teacher(Section):
     calculator: str = Field(min_length=1)
     """`gfn1-xtb` or `gfn2-xtb` (tblite), `emt` (ASE's effective medium theory for metals),
     `atomloom` (a trained potential), or any ASE calculator as `module:Class`."""
-    options: dict[str, Any] = {}
+    options: Options = {}
     """Keyword arguments of the calculator."""
     model: str | None = unkeyed(None)
     """For `atomloom`: the model file. Its content, not its name, is in the key."""
-    dynamics_steps: int = unkeyed(100, ge=0)
+    dynamics_steps: int = unkeyed(100, ge=0, le=100_000)
     """When a potential learnt from this teacher is evaluated: steps of 1 fs at 300 K in which both are
     compared; 0 for none."""

@@ -1,0 +1,175 @@
+"""What is wrong with a config, as one line that names the key.
+
+Pydantic knows whether a value is right; here is what it lets pass (`true` as 1, empty text), and its
+findings in words for people.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from atomloom.errors import AtomloomError
+
+MOST_CHARACTERS = 4096
+
+
+def check_values(content: Mapping[str, Any], model: type[BaseModel], where: str) -> None:
+    """Refuse `true` and `false` for numbers and text, and text that is empty or holds what no name holds.
+
+    Raises:
+        AtomloomError: for the first such value.
+    """
+    for place, value, reason in _wrong_values(content, model, ""):
+        shown = f", not {value!r}" if len(repr(value)) <= 60 else ""
+        raise AtomloomError(f"{place}: Input should {reason}{shown}", where=where)
+
+
+def without_empty(content: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """The content without sections of which only the name is written: they have their defaults."""
+    kept = {}
+    for name, value in content.items():
+        field = model.model_fields.get(name) if isinstance(name, str) else None
+        sections = sections_of(field.annotation) if field else []
+        if value is None and field and sections and isinstance(field.default, BaseModel):
+            continue
+        single = len(sections) == 1 and isinstance(value, Mapping)
+        kept[name] = without_empty(value, sections[0]) if single else value
+    return kept
+
+
+def mistake(error: ValidationError, model: type[BaseModel], where: str) -> AtomloomError:
+    """The first of the errors that pydantic found."""
+    errors = error.errors(include_url=False)
+    start = _key(errors[0]["loc"], model)
+    same = [other for other in errors if _key(other["loc"], model)[: len(start)] == start]
+    # Of a value that may be several things, what came closest to being one has the longest place.
+    places = [_key(other["loc"], model) for other in same]
+    key = max(places, key=len)
+    tried = [other for other, place in zip(same, places, strict=True) if place == key]
+    reasons = [_reason(other, model) for other in tried]
+    said = ", or ".join(
+        [reasons[0], *(text.removeprefix("Input should be ") for text in reasons[1:])]
+    )
+    value = tried[0]["input"]
+    if tried[0]["type"] == "union_tag_invalid":
+        key, value = (*key, "name"), value["name"]
+    if tried[0]["type"] not in ("missing", "extra_forbidden") and not isinstance(
+        value, (dict, list, tuple)
+    ):
+        said += f", not {value!r}" if len(repr(value)) <= 60 else ""
+    known = tried[0]["type"] in ("extra_forbidden", "missing")
+    return AtomloomError(
+        f"{'.'.join(key)}: {said}" if key else said,
+        where=where,
+        todo="config/README.md lists all keys" if known else "",
+    )
+
+
+def _wrong_values(
+    content: Mapping[str, Any], model: type[BaseModel], above: str
+) -> Iterator[tuple[str, Any, str]]:
+    """(key, value, what it should do) of values that pydantic would take."""
+    for name, value in content.items():
+        field = model.model_fields.get(name) if isinstance(name, str) else None
+        if field is None:
+            continue
+        place = f"{above}{name}"
+        sections = sections_of(field.annotation)
+        if sections and isinstance(value, Mapping):
+            wanted = value.get("name")
+            named = [section for section in sections if _is_tag(section, wanted)]
+            yield from _wrong_values(value, (named or sections)[0], f"{place}.")
+        elif isinstance(value, bool):
+            if not _takes_booleans(field.annotation):
+                yield place, value, "be something else than true and false"
+        elif value != field.default:
+            for text in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(text, bool) and not _takes_booleans(field.annotation):
+                    yield place, value, "be something else than true and false"
+                if isinstance(text, str) and (reason := _no_text(text)):
+                    yield place, text, reason
+
+
+def _no_text(text: str) -> str:
+    if not text.strip():
+        return "not be empty (leave the key out for its default)"
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+        return "have no line breaks and control characters"
+    if len(text) > MOST_CHARACTERS:
+        return f"have at most {MOST_CHARACTERS:,} characters"
+    return ""
+
+
+def _takes_booleans(annotation: Any) -> bool:
+    members = get_args(annotation)
+    if any(member is True for member in members):
+        return True
+    return annotation in (bool, Any) or any(map(_takes_booleans, members))
+
+
+def _key(location: tuple[Any, ...], model: type[BaseModel]) -> tuple[str, ...]:
+    """The keys of an error's place, without the names of types that were tried there."""
+    tags = {
+        section.model_fields["name"].default
+        for section in sections_of(model.model_fields["model"].annotation)
+    }
+    parts = [str(part) for part in location]
+    return tuple(
+        part
+        for place, part in enumerate(parts)
+        if not re.search(r"[\[(]|^(constrained-)?(str|int|float|bool)$", part)
+        and not (place == 1 and parts[0] == "model" and part in tags)
+    )
+
+
+def _reason(error: Any, model: type[BaseModel]) -> str:
+    if error["type"] == "missing":  # what stands around it is no wrong value
+        return "is required, and the config has none"
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(error["loc"][:-1], model)
+        close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        return "unknown key" + (
+            f", did you mean `{close[0]}`?" if close else f" (known: {', '.join(known)})"
+        )
+    said = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "union_tag_invalid":
+        return f"Input should be {error['ctx']['expected_tags']}"
+    if error["type"] in ("dict_type", "model_type", "model_attributes_type"):
+        return "Input should be a mapping of keys"
+    if error["type"] in ("list_type", "tuple_type"):
+        return "Input should be a list"
+    if error["type"] == "string_type" and isinstance(error["input"], (int, float)):
+        said += " (put it in quotes)"
+    return said
+
+
+def _known_keys(location: tuple[Any, ...], model: type[BaseModel]) -> list[str]:
+    """Keys of the section at a place of the config; a part may name a member of a union."""
+    found = [model]
+    for part in location:
+        named = [section for section in found if _is_tag(section, part)]
+        held = [
+            section.model_fields[part].annotation
+            for section in found
+            if part in section.model_fields
+        ]
+        found = named or [inner for annotation in held for inner in sections_of(annotation)]
+    return list(found[0].model_fields) if found else []
+
+
+def sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for inner in get_args(annotation) for found in sections_of(inner)]
+
+
+def _is_tag(model: type[BaseModel], part: Any) -> bool:
+    field = model.model_fields.get("name")
+    return field is not None and part == field.default

@@ -1,0 +1,117 @@
+"""A config file's text as plain nested values, where YAML says one thing and one only.
+
+Of a key that stands twice YAML takes the last and is silent; anchors let a file of ten lines stand for
+more values than memory holds. Both are errors here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from atomloom.config.base import DEEPEST
+from atomloom.errors import AtomloomError
+
+MOST_BYTES = 1 << 20
+MOST_VALUES = 100_000
+"""Values of a file, those that aliases repeat counted each time."""
+
+
+class _TwiceError(ValueError):
+    """A key that stands twice in one mapping."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a mapping names each key once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.tag == "tag:yaml.org,2002:merge" or not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in lines:
+                raise _TwiceError(
+                    f"`{key.value}` stands twice, in lines {lines[key.value]} and {line}"
+                )
+            lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def read_config_file(path: str | Path) -> dict[str, Any]:
+    """The sections of a YAML or JSON file.
+
+    Raises:
+        AtomloomError: when the file cannot be read, is no YAML, names a key twice, is far too large, or
+            holds something else than sections.
+    """
+    try:
+        data = Path(path).read_bytes()
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        raise AtomloomError(
+            "config file cannot be read", where=path, todo=str(error.strerror)
+        ) from None
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise AtomloomError(
+            f"line {line} is not UTF-8", where=path, todo="save it as UTF-8"
+        ) from None
+    try:
+        if len(text) > MOST_BYTES:
+            raise ValueError(f"{len(text):,} characters are no config")
+        content = _parse(text)
+    except _TwiceError as error:
+        raise AtomloomError(str(error), where=path, todo="keep one of them") from None
+    except RecursionError:
+        raise AtomloomError("nests far too deeply", where=path) from None
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise AtomloomError(f"not valid YAML: {error}", where=path) from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise AtomloomError("a config is a mapping of sections", where=path)
+    return content
+
+
+def _parse(text: str) -> Any:
+    if text.lstrip().startswith("{"):
+        try:
+            return json.loads(text, object_pairs_hook=_once)
+        except json.JSONDecodeError:
+            pass  # YAML has such mappings as well
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        _count(node, {}, ())
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise _TwiceError(f"`{key}` stands twice")
+        content[key] = value
+    return content
+
+
+def _count(node: Any, known: dict[int, int], above: tuple[int, ...]) -> int:
+    """Values below a node, aliases written out; ValueError where they are too many or hold themselves."""
+    if id(node) in above:
+        raise ValueError("an anchor stands within itself")
+    if len(above) > 2 * DEEPEST:
+        raise ValueError(f"nests deeper than {2 * DEEPEST} levels")
+    if id(node) not in known:
+        inner = [] if node is None or isinstance(node, yaml.ScalarNode) else node.value
+        below = [part for item in inner for part in (item if isinstance(item, tuple) else [item])]
+        known[id(node)] = 1 + sum(_count(part, known, (*above, id(node))) for part in below)
+    if known[id(node)] > MOST_VALUES:
+        raise ValueError(f"stands for more than {MOST_VALUES:,} values")
+    return known[id(node)]
