@@ -7,18 +7,64 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
+import stat
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from atomloom.errors import AtomloomError
 from atomloom.keys import FINGERPRINT_BYTES, canonical
 
 TEMPORARY_SUFFIX = ".part"
 """Ending of files still being written; after a killed job they may stay behind (`atomloom gc`)."""
+
+_SPECIAL = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def plain_stat(path: str | os.PathLike) -> os.stat_result:
+    """Facts of a plain file, or of the one that a link leads to.
+
+    Raises:
+        AtomloomError: when it is a FIFO, a device, a socket or a folder: reading may wait or go on for
+            ever.
+        OSError: when there is nothing.
+    """
+    facts = os.stat(path)
+    if not stat.S_ISREG(facts.st_mode):
+        kind = _SPECIAL.get(stat.S_IFMT(facts.st_mode), "something else")
+        raise AtomloomError(f"is {kind}, not a plain file: refused", where=path)
+    return facts
+
+
+def open_plain(path: str | os.PathLike) -> BinaryIO:
+    """A plain file, opened for reading; one without a size is empty, whatever it would give.
+
+    Views of the system (`/proc`) have no size, and some of them no end. Errors as `plain_stat`.
+    """
+    return open(path, "rb") if plain_stat(path).st_size else io.BytesIO()
+
+
+def read_plain(path: str | os.PathLike, limit: int) -> bytes:
+    """The bytes of a plain file.
+
+    Raises:
+        AtomloomError: as `plain_stat`, and when the file is larger than `limit` bytes.
+        OSError: when it is not there, or cannot be read.
+    """
+    if plain_stat(path).st_size > limit:
+        raise AtomloomError(f"is larger than {limit >> 20} MiB: refused", where=path)
+    with open_plain(path) as file:
+        return file.read()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -68,7 +114,8 @@ def read_json(path: Path) -> Any:
         AtomloomError: when the file is missing or damaged.
     """
     try:
-        return json.loads(path.read_text())
+        with open_plain(path) as file:
+            return json.loads(file.read())
     except OSError as error:
         raise AtomloomError("cannot be read", where=path, todo=str(error.strerror)) from None
     except ValueError as error:
@@ -95,7 +142,7 @@ def write_spec(folder: Path, spec: Mapping[str, Any]) -> None:
 def file_digest(path: Path) -> str:
     """Hexadecimal digest of a file's bytes."""
     digest = hashlib.blake2b(digest_size=FINGERPRINT_BYTES)
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

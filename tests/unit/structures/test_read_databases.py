@@ -48,7 +48,7 @@ def test_a_database_inside_an_archive_and_a_damaged_one(tmp_path):
     assert [s.id for s in read(tmp_path / "all.tar.gz")] == ["rows-000001", "rows-000002"]
     (tmp_path / "bad.db").write_bytes(b"SQLite format 3\0" + bytes(200))
     (record,) = enumerate_records([tmp_path / "bad.db"])
-    with pytest.raises(AtomloomError, match="ASE cannot read it"):
+    with pytest.raises(AtomloomError, match="damaged: SQLite says"):
         parse_record(record.format, record.payload)
 
 

@@ -18,7 +18,7 @@ from pymatgen.io.vasp import Poscar
 
 from atomloom.errors import AtomloomError
 from atomloom.structures import enumerate_records, list_files, parse_record, read, sources
-from atomloom.structures.sources import natural_key, read_member, record_id
+from atomloom.structures.sources import natural_key, read_table, record_id
 
 POSCAR = Poscar(symmetric_crystals()["rutile"]).get_str()
 XYZ = "2\n\nC 0 0 0\nO 0 0 1.2\n"
@@ -149,10 +149,10 @@ def test_an_archive_holds_the_records_of_its_members(tmp_path, ending):
         assert (record.offset >= 0) == (ending == ".tar" and record.id != "packed")
         if record.offset >= 0:
             assert raw[record.offset : record.offset + record.length] == record.payload
-    assert read_member(f"{path}::set/id_prop.csv") == b"10.vasp,0.5\n"
+    assert read_table(f"{path}::set/id_prop.csv") == b"10.vasp,0.5\n"
     assert [r.id for r in records(path, pattern="*.vasp")] == ["10", "2"]
     with pytest.raises(AtomloomError, match="no member `nothing`"):
-        read_member(f"{path}::nothing")
+        read_table(f"{path}::nothing")
 
 
 def test_an_archive_is_known_by_its_bytes_not_its_name(tmp_path):

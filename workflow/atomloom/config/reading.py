@@ -15,6 +15,7 @@ import yaml
 
 from atomloom.config.base import DEEPEST
 from atomloom.errors import AtomloomError
+from atomloom.files import read_plain
 
 MOST_BYTES = 1 << 20
 MOST_VALUES = 100_000
@@ -50,7 +51,7 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
             holds something else than sections.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_plain(path, 4 * MOST_BYTES)
         text = data.decode("utf-8-sig")
     except OSError as error:
         raise AtomloomError(

@@ -9,14 +9,14 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from atomloom.config import Labels, expand_variables
 from atomloom.errors import AtomloomError
-from atomloom.structures.sources import read_member
+from atomloom.structures.sources import MAX_TABLE_BYTES, read_table
 
 
 @dataclass(frozen=True)
@@ -122,17 +122,16 @@ def to_number(text: str | float | None) -> float:
 def _read_frame(file: str, columns: list[str] | None) -> pd.DataFrame:
     name = file.split("::")[-1]
     try:
-        payload = read_member(file)
+        payload = read_table(file)
         if name.endswith(".parquet"):
+            _refuse_endless(payload, file)
             return pd.read_parquet(io.BytesIO(payload))
-        compression = {".gz": "gzip", ".xz": "xz", ".bz2": "bz2"}.get(Path(name).suffix)
         frame = pd.read_csv(
             io.BytesIO(payload),
             header=None if columns else 0,
             dtype=str,
             keep_default_na=False,
             na_values=["", "nan", "NaN", "None", "null", "NA"],
-            compression=compression,
             skipinitialspace=True,
         )
         if columns and len(columns) != len(frame.columns):
@@ -145,3 +144,15 @@ def _read_frame(file: str, columns: list[str] | None) -> pd.DataFrame:
         raise AtomloomError(f"cannot be read: {error}", where=file) from None
     except (ValueError, UnicodeDecodeError) as error:
         raise AtomloomError(f"is no table: {error}", where=file) from None
+
+
+def _refuse_endless(payload: bytes, file: str) -> None:
+    """Stop before a parquet file of a few bytes that repeats a value fills the memory."""
+    about = pq.ParquetFile(io.BytesIO(payload)).metadata
+    size = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
+    if max(size, 8 * about.num_rows * about.num_columns) > MAX_TABLE_BYTES:
+        raise AtomloomError(
+            f"a table of more than {MAX_TABLE_BYTES >> 30} GiB",
+            where=file,
+            todo="cut it into several",
+        )

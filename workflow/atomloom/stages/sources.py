@@ -9,7 +9,6 @@ that is downloaded (`jarvis:dft_3d`) is fetched by the plan, never while the wor
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from atomloom.config import expand_variables
 from atomloom.errors import AtomloomError
-from atomloom.files import file_digest, read_json, write_json
+from atomloom.files import file_digest, plain_stat, read_json, write_json
 from atomloom.layout import Layout
 from atomloom.structures.downloads import Download, is_download
 from atomloom.structures.sources import list_files
@@ -92,7 +91,7 @@ def table_files(layout: Layout) -> list[Path]:
     names = [layout.config.dataset.labels.file, layout.config.split.folds_file]
     files = [Path(expand_variables(name).split("::")[0]) for name in names if name]
     for file in files:
-        if not file.is_file():
+        if not file.exists():
             raise AtomloomError(
                 "no such file", where=file, todo="check dataset.labels.file and split.folds_file"
             )
@@ -102,7 +101,7 @@ def table_files(layout: Layout) -> list[Path]:
 def _look(path: str, known: list[Any] | None) -> list[Any]:
     """[size, time stamp, digest] of a file, from memory where size and time stamp are as known."""
     try:
-        stat = os.stat(path)
+        stat = plain_stat(path)
         if known and known[:2] == [stat.st_size, stat.st_mtime_ns]:
             return known
         if stat.st_size > HASHED_UP_TO:

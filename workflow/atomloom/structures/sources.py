@@ -31,16 +31,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from atomloom.errors import AtomloomError
+from atomloom.files import open_plain, plain_stat
 from atomloom.structures.readers import (
     REGISTRY,
     Piece,
     Reader,
+    ase_db,
     check_options,
+    deepmd,
     format_of,
     reader_of,
 )
-from atomloom.structures.readers.base import unreadable
-from atomloom.structures.readers.deepmd import companions, is_companion
+from atomloom.structures.readers.base import read_limited, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,8 @@ MAX_EXPANSION = 1000
 LEAST_BOMB = 1 << 30
 MAX_UNPACKED_GB = 200.0
 """Unless the option `max_unpacked_gb` says otherwise."""
+MAX_TABLE_BYTES = 4 << 30
+"""A table of labels is held in memory: a larger one, unpacked, is refused."""
 
 _COMPRESSED = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ\0", ".bz2": b"BZh"}
 _OPENERS: dict[str, Callable[[BinaryIO], Any]] = {
@@ -119,7 +123,7 @@ def list_files(
         reader_of(given)
     try:
         if not root.is_dir():
-            os.stat(root)
+            plain_stat(root)
             return [root, *_beside(root)]
     except OSError as error:
         raise AtomloomError(
@@ -133,8 +137,8 @@ def list_files(
     kept, skipped = [], []
     for path in map(Path, found):
         relative = path.relative_to(root).as_posix()
-        if is_companion(path):
-            continue  # listed behind their type.raw
+        if _is_companion(path):
+            continue  # listed behind the file it belongs to
         if _wanted(relative, pattern, given, lambda path=path: _head_of(path)):
             kept += [path, *_beside(path)]
         else:
@@ -170,32 +174,54 @@ def enumerate_records(
     if given is not None:
         reader_of(given)
     for index, file in enumerate(files):
-        if given in (None, "deepmd") and is_companion(file):
+        if _is_companion(Path(file), given):
             continue
         yield from _File(index, Path(file), given, options, pattern).records()
 
 
-def read_member(source: str | Path) -> bytes:
-    """The bytes of a file, or of one member of an archive (`archive::member`).
-
-    A compressed file is returned as it is; of an archive the member is unpacked.
+def read_table(source: str | Path) -> bytes:
+    """The bytes of a table of labels: a file or a member of an archive (`archive::member`), unpacked.
 
     Raises:
-        AtomloomError: when the file or the member is missing, or the archive is damaged or unsafe.
+        AtomloomError: when the file or the member is missing, larger than `MAX_TABLE_BYTES`, damaged or
+            unsafe.
     """
     name, _, member = str(source).partition("::")
     path = Path(name)
-    if not member:
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise AtomloomError(f"cannot be read: {error.strerror}", where=path) from None
-    with _opened(path, {}) as opened:
+    with _opened(path, {}) as opened, _damage_named(path, member):
+        if opened.damage:
+            raise AtomloomError(opened.damage, where=path)
+        if not member:
+            if opened.kind != "single":
+                raise AtomloomError(
+                    "is an archive", where=path, todo="name its member: archive::member"
+                )
+            return _table_bytes(opened.stream, path)
+        if opened.kind == "single":
+            raise AtomloomError("is no archive", where=path)
         for entry, stream, _ in opened.members():
             if entry == member or entry.removeprefix("./") == member:
-                with _damage_named(path, entry):
-                    return stream.read()
+                head, stream = _with_head(stream)
+                opener = next(
+                    (_OPENERS[e] for e, m in _COMPRESSED.items() if head.startswith(m)), None
+                )
+                if opener is not None:
+                    stream = io.BufferedReader(_Unpacked(stream, opener, path, opened.limit))
+                return _table_bytes(stream, path)
     raise AtomloomError(f"no member `{member}`", where=path)
+
+
+def _table_bytes(stream: Any, path: Path) -> bytes:
+    try:
+        return read_limited(stream, MAX_TABLE_BYTES)
+    except AtomloomError as error:
+        if error.where:
+            raise
+        raise AtomloomError(
+            f"a table of more than {MAX_TABLE_BYTES >> 30} GiB",
+            where=path,
+            todo="cut it into several",
+        ) from None
 
 
 def record_id(name: str) -> str:
@@ -236,7 +262,16 @@ def _some(names: Sequence[str]) -> str:
 
 def _beside(path: Path) -> list[Path]:
     """Files a reader opens besides this one."""
-    return companions(path) if path.name == "type.raw" else []
+    if path.name == "type.raw":
+        return deepmd.companions(path)
+    return ase_db.companions(path) if path.suffix == ".db" else []
+
+
+def _is_companion(path: Path, given: str | None = None) -> bool:
+    """Whether a file is read together with another one, of a format that may be read here."""
+    if given in (None, deepmd.NAME) and deepmd.is_companion(path):
+        return True
+    return given in (None, ase_db.NAME) and ase_db.is_companion(path)
 
 
 def _wanted(relative: str, pattern: str | None, given: str | None, head: Any) -> bool:
@@ -278,7 +313,7 @@ def _without_compression(name: str) -> str:
 def _head_of(path: Path) -> bytes:
     """The first bytes of a file, unpacked; empty where that fails."""
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             head = file.read(16)
             file.seek(0)
             for ending, magic in _COMPRESSED.items():
@@ -286,7 +321,7 @@ def _head_of(path: Path) -> bytes:
                     with _OPENERS[ending](file) as unpacked:
                         return unpacked.read(HEAD)
             return file.read(HEAD)
-    except _DAMAGE:
+    except (*_DAMAGE, AtomloomError):
         return b""
 
 
@@ -421,7 +456,7 @@ def _opened(path: Path, options: Mapping[str, Any]) -> Iterator[_Opened]:
     limit = float(options.get("max_unpacked_gb", MAX_UNPACKED_GB)) * 1e9
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(open(path, "rb"))
+            file = stack.enter_context(open_plain(path))
             magic = file.read(8)
             file.seek(0)
         except OSError as error:

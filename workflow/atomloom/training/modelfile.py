@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from atomloom import __version__
@@ -23,7 +23,7 @@ from atomloom.config.graph import GraphSpec
 from atomloom.config.model import ModelConfig
 from atomloom.config.root import Config
 from atomloom.errors import AtomloomError
-from atomloom.files import write_atomically
+from atomloom.files import plain_stat, write_atomically
 from atomloom.training.globals import GlobalFeatures
 from atomloom.training.references import EnergyReference
 from atomloom.training.targets import Standardizer
@@ -91,8 +91,10 @@ def write_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> N
         content["globals"] = card.given.content()
     # Copies: two names may share memory, which the format has no way to say.
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    metadata = {"atomloom": json.dumps(content, sort_keys=True)}
-    write_atomically(path, lambda temporary: save_file(flat, temporary, metadata=metadata))
+    # Written by us: safetensors would give the file to its owner alone, and has an error of its own
+    # for a full disk.
+    payload = save(flat, metadata={"atomloom": json.dumps(content, sort_keys=True)})
+    write_atomically(path, lambda temporary: temporary.write_bytes(payload))
 
 
 def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
@@ -104,6 +106,7 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     if not path.exists():
         raise AtomloomError("no model here", where=path, todo="train one first")
     try:
+        plain_stat(path)
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
