@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import re
 import warnings
@@ -12,7 +13,7 @@ import pytest
 from crystals import assert_same_arrays, atoms_with_results, parse
 
 from atomloom.errors import AtomloomError
-from atomloom.structures import read
+from atomloom.structures import enumerate_records, list_files, parse_record, read
 from atomloom.structures.readers.xsf import HARTREE
 
 XSF = """# total energy = -123.5 eV
@@ -209,15 +210,100 @@ def test_every_ionic_step_is_read_as_by_pymatgen(tmp_path):
         )
 
 
-def test_a_vasprun_cut_short_is_an_error_that_says_how_far_it_goes(tmp_path):
+def test_a_killed_job_s_steps_are_refused_beside_good_files_or_taken_by_option(tmp_path):
     text = vasprun_text()
+    for name, content in (("good", text), ("killed", text[: text.rindex("<calculation>") + 300])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vasprun.xml").write_text(content)
+    reasons = {}
+    for record in enumerate_records(list_files(tmp_path)):
+        reasons[record.id] = "" if record.format == "vasprun" else record.payload.decode()
+    assert [name for name, reason in reasons.items() if not reason] == [
+        f"good-00000{n}" for n in range(3)
+    ]
+    assert list(reasons)[3:] == ["killed-000000", "killed-000001"]
+    assert "breaks off after 2 whole ionic steps: not valid XML" in reasons["killed-000001"]
+    assert "set the option `truncated: true`" in reasons["killed-000001"]
+    assert len(read(tmp_path, truncated=True)) == 5
+    (tmp_path / "killed" / "vasprun.xml").write_text(text[:200])
+    for options in ({}, {"truncated": True}):
+        with pytest.raises(AtomloomError, match="killed: not valid XML"):
+            read(tmp_path, **options)
+
+
+def test_a_vasprun_cut_short_inside_a_packed_file_stops_nothing(tmp_path):
+    (tmp_path / "vasprun.xml.gz").write_bytes(gzip.compress(vasprun_text().encode())[:-300])
+    (record,) = enumerate_records([tmp_path / "vasprun.xml.gz"])
+    with pytest.raises(AtomloomError, match="damaged"):
+        parse_record(record.format, record.payload)
+
+
+NELM = '<i type="int" name="NELM"> 60 </i>'
+SHORT = NELM.replace("60", "2")  # as many as there are
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "converged"),
+    [
+        (NELM, NELM.replace("60", "3"), True),
+        (NELM, SHORT, False),
+        (NELM, f'<separator name="electronic"><separator name="electronic convergence">{SHORT}</separator></separator>', False),
+        (NELM, "", True),
+        ("<incar></incar>", f"<incar>{SHORT}</incar>", True),  # <parameters> is what VASP made of it
+        (NELM, NELM.replace("60", "1") + '<i type="string" name="ALGO"> Exact </i>', True),
+        (NELM, NELM.replace("60", "1"), False),
+    ],
+)  # fmt: skip
+def test_a_step_whose_electronic_loop_took_all_steps_is_refused_or_taken_by_option(
+    tmp_path, old, new, converged
+):
     path = tmp_path / "vasprun.xml"
-    path.write_text(text[: text.rindex("<calculation>") + 300])
-    with pytest.raises(AtomloomError, match="breaks off after 2 records: not valid XML"):
-        read(path)
-    path.write_text(text[:200])
-    with pytest.raises(AtomloomError, match="not valid XML"):
-        read(path)
+    text = vasprun_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    assert len(read(path, unconverged=True)) == 3
+    if converged:
+        assert len(read(path)) == 3
+    else:
+        with pytest.raises(AtomloomError, match="did not converge in NELM = [12] steps; set the option `unconverged: true`"):  # fmt: skip
+            read(path)
+
+
+@pytest.mark.parametrize(("loop", "converged"), [(2, True), (3, False)])
+def test_steps_of_the_linear_response_are_none_of_the_electronic_loop(tmp_path, loop, converged):
+    short = '<energy><i name="e_fr_energy">-1</i><i name="e_wo_entrp">-1</i><i name="e_0_energy">-1</i></energy>'
+    full = short.replace("<energy>", '<energy><i name="alphaZ">1</i>')
+    steps = [full, *[short] * (loop - 2), full, short, short]
+    text = vasprun_text().replace(NELM, NELM.replace("60", "3") + '<i name="LEPSILON"> T </i>')
+    ours = "".join(f"<scstep>{step}</scstep>" for step in steps)
+    text = re.sub("<scstep>.*?</scstep>(?=<structure>)", ours, text)
+    assert text.count("<scstep>") == 3 * len(steps)
+    (tmp_path / "vasprun.xml").write_text(text)
+    if converged:
+        assert len(read(tmp_path / "vasprun.xml")) == 3
+    else:
+        with pytest.raises(AtomloomError, match="did not converge"):
+            read(tmp_path / "vasprun.xml")
+
+
+@pytest.mark.parametrize(
+    ("cut", "potential", "number"),
+    [("X ", "PAW_PBE Xe 07Sep2000", 54), ("r ", "PAW_PBE Zr_sv 04Jan2005", 40), ("X ", "", 54), ("r ", "?", 40)],
+)  # fmt: skip
+def test_a_symbol_that_vasp_cuts_short_is_that_of_the_pseudopotential(
+    tmp_path, cut, potential, number
+):
+    text = vasprun_text().replace("PAW_PBE Ti 08Apr2002", potential).replace("<c>Ti</c><c> 1</c>", f"<c>{cut}</c><c> 1</c>")  # fmt: skip
+    (tmp_path / "vasprun.xml").write_text(text)
+    assert read(tmp_path / "vasprun.xml")[0].numbers.tolist() == [number, 8, 8]
+    (tmp_path / "vasprun.xml").write_text(text.replace(f"<c>{cut}</c>", "<c>Q </c>"))
+    with pytest.raises(AtomloomError, match="unknown element `Q`"):
+        read(tmp_path / "vasprun.xml")
+
+
+def test_a_byte_order_mark_before_the_xml_is_no_matter(tmp_path):
+    (tmp_path / "vasprun.xml").write_bytes(b"\xef\xbb\xbf" + vasprun_text().encode())
+    assert len(read(tmp_path / "vasprun.xml")) == 3
 
 
 def test_stars_for_forces_and_missing_parts_are_said(tmp_path):

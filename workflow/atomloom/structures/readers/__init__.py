@@ -184,3 +184,6 @@ def check_options(options: Mapping[str, Any]) -> None:
             )
     if options.get("box", "keep") not in ("keep", "molecule"):
         raise AtomloomError("box is `keep` or `molecule`", where="dataset.options")
+    for name in ("order", "truncated", "unconverged"):
+        if not isinstance(options.get(name, False), bool):
+            raise AtomloomError(f"{name} is true or false", where="dataset.options")

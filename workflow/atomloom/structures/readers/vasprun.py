@@ -1,11 +1,13 @@
 """vasprun.xml of VASP: every ionic step a record, with energy, forces and stress.
 
 The energy is that for sigma -> 0, as ASE and pymatgen give it; `free_energy` is the one the forces
-belong to. VASP's stress is in kB with the opposite sign of ours.
+belong to. VASP's stress is in kB with the opposite sign of ours. A step whose electronic loop took all
+the steps it was allowed (NELM) is refused, as pymatgen leaves it out.
 """
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
@@ -13,19 +15,21 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from atomloom.errors import AtomloomError
-from atomloom.structures.elements import atomic_numbers
-from atomloom.structures.readers.base import Piece, floats
+from atomloom.structures.elements import NUMBERS, atomic_numbers
+from atomloom.structures.readers.base import Piece, floats, integer
+from atomloom.structures.readers.vasp import KILOBAR, OPTIONS, refuse_unconverged, whole_steps
 from atomloom.structures.structure import Structure
+
+__all__ = ["ABOUT", "HINTS", "NAME", "OPTIONS", "PATTERNS", "parse", "sniff", "split"]
 
 NAME = "vasprun"
 ABOUT = "vasprun.xml of VASP, every ionic step"
 PATTERNS = ("vasprun*.xml", "*vasprun.xml", "vasprun.xml*")
 HINTS = ("*.xml",)
-OPTIONS: dict[str, str] = {}
 
-KILOBAR = 6.241509074460763e-4  # eV/A^3: 1e8 Pa, CODATA 2018
-
-_KEPT = ("structure", "varray", "energy", "scstep")
+_SHORTENED = {"X": "Xe", "r": "Zr"}
+"""Symbols as VASP misspells them."""
+_ENERGIES = {"e_fr_energy", "e_wo_entrp", "e_0_energy"}
 
 
 def sniff(head: bytes) -> bool:
@@ -38,11 +42,15 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
     forces and stress, as XML; electronic structure is left behind.
 
     Raises:
-        AtomloomError: where the XML breaks off.
+        AtomloomError: when there is no whole step.
     """
+    yield from whole_steps(_steps(stream), options)
+
+
+def _steps(stream: BinaryIO) -> Iterator[bytes]:
     atoms = b""
+    settings: dict[str, str] = {}
     depth = 0
-    steps = 0
     try:
         for event, element in ElementTree.iterparse(stream, ("start", "end")):
             if event == "start":
@@ -52,26 +60,45 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
             if element.tag == "atominfo" and not atoms:
                 kept = [e for e in element if e.get("name") in ("atoms", "atomtypes")]
                 atoms = b"".join(ElementTree.tostring(e) for e in kept)
+            elif element.tag in (
+                "incar",
+                "parameters",
+            ):  # the latter is what VASP made of the former
+                settings |= {str(e.get("name")): (e.text or "").strip() for e in element.iter("i")}
             elif element.tag in ("eigenvalues", "dos", "projected", "dielectricfunction"):
                 element.clear()
             elif element.tag == "calculation":
-                yield Piece(b"<step>" + atoms + _essence(element) + b"</step>")
-                steps += 1
+                yield b"<step>" + atoms + _essence(element, settings) + b"</step>"
             if depth == 1:
                 element.clear()
     except ElementTree.ParseError as error:
         raise AtomloomError(f"not valid XML: {error}") from None
-    if not steps:
-        raise AtomloomError("no ionic step (<calculation>)")
 
 
-def _essence(calculation: ElementTree.Element) -> bytes:
-    """What parse needs of a step; of the electronic steps, the last one's energy."""
+def _essence(calculation: ElementTree.Element, settings: Mapping[str, str]) -> bytes:
+    """What parse needs of a step; of the electronic steps, the last one's energy, and how many they
+    are where that is all that were allowed."""
     parts = [e for e in calculation if e.tag in ("structure", "energy")]
     parts += [e for e in calculation if e.tag == "varray" and e.get("name") in ("forces", "stress")]
     electronic = calculation.findall("scstep/energy")
     last = b"<last>" + ElementTree.tostring(electronic[-1]) + b"</last>" if electronic else b""
-    return b"".join(ElementTree.tostring(part) for part in parts) + last
+    return (
+        b"".join(ElementTree.tostring(part) for part in parts) + last + _loop(electronic, settings)
+    )
+
+
+def _loop(electronic: list[ElementTree.Element], settings: Mapping[str, str]) -> bytes:
+    """`<loop>steps limit</loop>` of an electronic loop that ended at its limit; else nothing."""
+    limit = settings.get("NELM", "")
+    if not limit.isdigit() or (limit == "1" and settings.get("ALGO", "").upper() == "EXACT"):
+        return b""  # exact diagonalisation is one step
+    steps = len(electronic)
+    if settings.get("LEPSILON", "F")[:1] == "T" or settings.get("IBRION") in ("7", "8"):
+        # the steps of the linear response follow; those of the loop have these energies alone, but
+        # for the first and the last one
+        names = [{energy.get("name") for energy in step} for step in electronic]
+        steps = next((n + 1 for n in range(1, steps) if names[n] != _ENERGIES), steps)
+    return f"<loop>{steps} {limit}</loop>".encode() if steps >= int(limit) else b""
 
 
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
@@ -82,10 +109,11 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
         step = ElementTree.fromstring(payload)
     except ElementTree.ParseError as error:
         raise AtomloomError(f"not valid XML: {error}") from None
-    symbols = [row[0].text or "" for row in step.iterfind("array[@name='atoms']/set/rc")]
-    if not symbols:
-        raise AtomloomError("no list of atoms (<atominfo>)")
-    numbers = atomic_numbers(symbol.strip() for symbol in symbols)
+    loop = (step.findtext("loop") or "").split()
+    if len(loop) == 2:
+        steps, limit = (integer(word, "<loop>") for word in loop)
+        refuse_unconverged(steps, limit, options)
+    numbers = atomic_numbers(_symbols(step))
     cell = _array(step.find("structure/crystal/varray[@name='basis']"), "basis")
     fractional = _array(step.find("structure/varray[@name='positions']"), "positions")
     if cell.shape != (3, 3) or fractional.shape != (len(numbers), 3):
@@ -110,6 +138,30 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
             raise AtomloomError(f"stress of shape {tensor.shape}")
         properties["stress"] = tensor * -KILOBAR
     return Structure(numbers, fractional @ cell, cell, np.ones(3, dtype=bool), properties)
+
+
+def _symbols(step: ElementTree.Element) -> list[str]:
+    """Symbols of the atoms; one that VASP cut short is that of the pseudopotential."""
+    rows = [[c.text or "" for c in row] for row in step.iterfind("array[@name='atoms']/set/rc")]
+    if not rows:
+        raise AtomloomError("no list of atoms (<atominfo>)")
+    kinds = [
+        [c.text or "" for c in row] for row in step.iterfind("array[@name='atomtypes']/set/rc")
+    ]
+    symbols = []
+    for row in rows:
+        symbol = row[0].strip()
+        if symbol not in NUMBERS:
+            kind = row[1].strip() if len(row) > 1 else ""
+            potential = (
+                kinds[int(kind) - 1] if kind.isdigit() and 0 < int(kind) <= len(kinds) else [""]
+            )
+            words = potential[-1].split()[1:2]  # PAW_PBE Xe_GW 25Mar2010
+            named = re.match("[A-Z][a-z]?", words[0]) if words else None
+            known = named is not None and named[0] in NUMBERS and symbol in named[0]
+            symbol = named[0] if known else _SHORTENED.get(symbol, symbol)  # type: ignore[index]
+        symbols.append(symbol)
+    return symbols
 
 
 def _towards_zero_smearing(step: ElementTree.Element) -> float:

@@ -1,0 +1,69 @@
+"""What the readers of VASP's outputs share: options, units, and what becomes of a run that was killed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from atomloom.errors import AtomloomError
+from atomloom.structures.readers.base import Piece, unreadable
+
+KILOBAR = 6.241509074460763e-4  # eV/A^3: 1e8 Pa, CODATA 2018
+
+OPTIONS = {
+    "unconverged": "true: take ionic steps whose electronic loop did not converge",
+    "truncated": "true: take the whole ionic steps of a file that breaks off, of a job that was killed",
+}
+
+_HELD = 64 << 20
+"""Bytes of a file's steps that are held in memory until its end is seen; what is more is on disk."""
+
+
+def refuse_unconverged(steps: int, limit: int, options: Mapping[str, Any]) -> None:
+    """Refuse an ionic step whose electronic loop ended because it was at its limit.
+
+    Raises:
+        AtomloomError: unless the option `unconverged` takes such steps.
+    """
+    if steps >= limit and not options.get("unconverged"):
+        raise AtomloomError(
+            f"the electronic loop did not converge in NELM = {limit} steps",
+            todo="set the option `unconverged: true` to take such steps",
+        )
+
+
+def whole_steps(steps: Iterator[bytes], options: Mapping[str, Any]) -> Iterator[Piece]:
+    """Records of the ionic steps of a file, held back until its end is seen.
+
+    The file of a job that was killed breaks off: all its steps are refused, unless the option
+    `truncated` takes the whole ones.
+
+    Args:
+        steps: payloads of whole steps; an AtomloomError says where the file breaks off.
+        options: options of the readers.
+
+    Raises:
+        AtomloomError: when there is no step.
+    """
+    count, reason = 0, ""
+    with tempfile.SpooledTemporaryFile(max_size=_HELD, prefix="atomloom-") as held:
+        try:
+            for payload in steps:
+                held.write(len(payload).to_bytes(8, "little") + payload)
+                count += 1
+        except AtomloomError as error:
+            reason = str(error)
+        if count == 0:
+            raise AtomloomError(reason or "no ionic step")
+        if reason and not options.get("truncated"):
+            text = f"breaks off after {count} whole ionic step{'s' * (count > 1)}: {reason}"
+            error = AtomloomError(
+                text, todo="set the option `truncated: true` to take the whole ones"
+            )
+            for _ in range(count):
+                yield unreadable(error)
+            return
+        held.seek(0)
+        for _ in range(count):
+            yield Piece(held.read(int.from_bytes(held.read(8), "little")))
