@@ -265,7 +265,7 @@ def test_a_step_whose_electronic_loop_took_all_steps_is_refused_or_taken_by_opti
     if converged:
         assert len(read(path)) == 3
     else:
-        with pytest.raises(AtomloomError, match="did not converge in NELM = [12] steps; set the option `unconverged: true`"):  # fmt: skip
+        with pytest.raises(AtomloomError, match=r"did not converge in NELM = [12] steps; set the option `unconverged: true`"):  # fmt: skip
             read(path)
 
 

@@ -58,11 +58,9 @@ def whole_steps(steps: Iterator[bytes], options: Mapping[str, Any]) -> Iterator[
             raise AtomloomError(reason or "no ionic step")
         if reason and not options.get("truncated"):
             text = f"breaks off after {count} whole ionic step{'s' * (count > 1)}: {reason}"
-            error = AtomloomError(
-                text, todo="set the option `truncated: true` to take the whole ones"
-            )
+            todo = "set the option `truncated: true` to take the whole ones"
             for _ in range(count):
-                yield unreadable(error)
+                yield unreadable(f"{text}; {todo}")
             return
         held.seek(0)
         for _ in range(count):
