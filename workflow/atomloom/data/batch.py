@@ -48,6 +48,9 @@ class GraphBatch:
     """[B, K] standardised or raw targets, as the loader was told; NaN where unknown."""
     rows: Tensor | None = None
     """[B] int64, rows of the data set these structures are."""
+    node_weight: Tensor | None = None
+    """[N] in the working precision, how often each atom counts in batch statistics: 0 for one that
+    only fills the batch up; None where every atom counts once."""
     extras: dict[str, Tensor] = field(default_factory=dict)
     """Further tensors that only some models or losses use."""
 

@@ -91,7 +91,10 @@ class LineEdges:
 
 def multiplicities(batch: GraphBatch) -> Tensor:
     """[E], how often published graphs hold each edge: twice from an atom to its own image."""
-    return 1.0 + (batch.src == batch.dst).to(batch.positions.dtype)
+    copies = 1.0 + (batch.src == batch.dst).to(batch.positions.dtype)
+    if batch.node_weight is None:
+        return copies
+    return copies * gather(batch.node_weight, batch.dst)
 
 
 def line_edges_of_batch(batch: GraphBatch, vectors: Tensor, copies: Tensor) -> LineEdges:
@@ -759,7 +762,7 @@ def _as_it_stands(batch: GraphBatch, vectors: Tensor, copies: Tensor, backend: B
     carrier = messages(
         batch.src, batch.dst, len(batch.numbers), dst_ptr=batch.dst_ptr, backend=backend
     )
-    graph = Weighted(carrier, copies.unsqueeze(1), copies, None)
+    graph = Weighted(carrier, copies.unsqueeze(1), copies, batch.node_weight)
     return _View(batch.numbers, batch.node_graph, _norm(vectors), graph)
 
 

@@ -12,7 +12,7 @@ nodes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -34,6 +34,9 @@ NO_VARIATION = 1e-5
 """A feature whose standard deviation is below this share of its size may be rounding of float32."""
 TOGETHER = 2e7
 """Multiplications above which networks of several elements are not run on all atoms on a CPU."""
+
+TABLES = ("set_weights", "harmonics", "legendre")
+"""Names under which a model holds what `torch_features` takes of its basis."""
 
 
 class Chebyshev(nn.Module):
@@ -72,6 +75,9 @@ class Chebyshev(nn.Module):
         place = torch.full((len(SYMBOLS),), -1)
         place[list(self.numbers)] = torch.arange(len(self.numbers))
         self.register_buffer("place", place, persistent=False)
+        # Held by the model, since a table that is sent to a GPU makes it wait.
+        for name, table in zip(TABLES, _tables(self.basis), strict=True):
+            self.register_buffer(name, table, persistent=False)
         shape = (len(self.species), self.basis.features)
         self.register_buffer("feature_mean", torch.zeros(shape))
         self.register_buffer("feature_scale", torch.ones(shape))
@@ -175,7 +181,8 @@ class Chebyshev(nn.Module):
             if wait and vectors.shape[0]:
                 self._require_apart(float(vectors.detach().square().sum(dim=1).min().sqrt()))
             atoms = batch.numbers.shape[0]
-            return torch_features(vectors, neighbour, batch.dst, atoms, self.basis)
+            tables = tuple(getattr(self, name) for name in TABLES)
+            return torch_features(vectors, neighbour, batch.dst, atoms, self.basis, tables)
 
     def _require_apart(self, distance: float) -> None:
         if distance < self.least_distance:
@@ -438,8 +445,21 @@ def _arrays(vectors: Tensor, neighbour: Tensor, dst_ptr: Tensor) -> tuple[np.nda
     return vectors.detach().numpy(), neighbour.numpy(), dst_ptr.numpy()
 
 
+def _tables(basis: Basis) -> tuple[Tensor, Tensor, Tensor]:
+    """What `torch_features` takes of a basis, float64: set weights [S, W], recursions [4, K], and
+    [L+1, (L+1)^2] what each harmonic adds to each angular feature."""
+    orders = [el for m, el in _harmonic_orders(basis) for _ in range(2 if m else 1)]
+    arrays = (basis.set_weights.T, basis.harmonics, basis.legendre[:, orders])
+    return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+
+
 def torch_features(
-    vectors: Tensor, neighbour: Tensor, dst: Tensor, atoms: int, basis: Basis
+    vectors: Tensor,
+    neighbour: Tensor,
+    dst: Tensor,
+    atoms: int,
+    basis: Basis,
+    tables: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Tensor:
     """[N, F] features by operations of torch, on any device, differentiable at will.
 
@@ -449,13 +469,13 @@ def torch_features(
         dst: [E], central atom.
         atoms: N.
         basis: orders, cutoffs and species weights.
+        tables: those of `_tables`, where they are on the device already.
     """
-
-    def constant(array: np.ndarray) -> Tensor:
-        return torch.as_tensor(array, dtype=vectors.dtype, device=vectors.device)
-
+    set_weights, recursions, legendre = (
+        table.to(vectors.device, vectors.dtype) for table in tables or _tables(basis)
+    )
     distance = vectors.square().sum(dim=1).sqrt()
-    weights = constant(basis.set_weights.T).index_select(0, neighbour)  # [E, W]
+    weights = set_weights.index_select(0, neighbour)  # [E, W]
 
     f = _cutoff(distance, basis.radial_cutoff)
     x = 2.0 / basis.radial_cutoff * distance - 1.0
@@ -467,11 +487,10 @@ def torch_features(
 
     f = _cutoff(distance, basis.angular_cutoff)
     directions = vectors / distance.unsqueeze(1)
-    harmonics, orders = _harmonics(directions, constant(basis.harmonics), basis)
+    harmonics = _harmonics(directions, recursions, basis)
     weighted = weights * f.unsqueeze(1)
     moments = segment_sum(weighted.unsqueeze(2) * harmonics.unsqueeze(1), dst, atoms)
     own = segment_sum(weighted.square(), dst, atoms)  # what the squares hold of j = k
-    legendre = constant(basis.legendre[:, orders])
     angular = 0.5 * (moments.square() @ legendre.T - own.unsqueeze(2))
     return torch.cat((radial, angular), dim=2).flatten(1)
 
@@ -481,21 +500,26 @@ def _cutoff(distance: Tensor, cutoff: float) -> Tensor:
     return torch.where(distance <= cutoff, inside, 0.0)
 
 
-def _harmonics(directions: Tensor, table: Tensor, basis: Basis) -> tuple[Tensor, list[int]]:
-    """[E, (L+1)^2] spherical harmonics, and the l of each; see `Basis.harmonics`."""
+def _harmonic_orders(basis: Basis) -> Iterator[tuple[int, int]]:
+    """m and l, in the order of `_harmonics`, which has real and imaginary parts where m > 0."""
+    for m in range(basis.angular_order + 1):
+        for el in range(m, basis.angular_order + 1):
+            yield m, el
+
+
+def _harmonics(directions: Tensor, table: Tensor, basis: Basis) -> Tensor:
+    """[E, (L+1)^2] spherical harmonics; see `Basis.harmonics`."""
     x, y, z = directions.unbind(1)
     real, imaginary = torch.ones_like(x), torch.zeros_like(x)
-    columns, orders = [], []
-    for m in range(basis.angular_order + 1):
-        if m:
-            real, imaginary = x * real - y * imaginary, x * imaginary + y * real
-        before, now = torch.zeros_like(z), table[0, basis.first[m]].expand_as(z)
-        for el in range(m, basis.angular_order + 1):
-            columns.append(now * real)
-            orders.append(el)
+    columns = []
+    for m, el in _harmonic_orders(basis):
+        if el == m:
             if m:
-                columns.append(now * imaginary)
-                orders.append(el)
-            a, b = table[1:3, basis.first[m] + el - m]
-            before, now = now, a * z * now - b * before
-    return torch.stack(columns, dim=1), orders
+                real, imaginary = x * real - y * imaginary, x * imaginary + y * real
+            before, now = torch.zeros_like(z), table[0, basis.first[m]].expand_as(z)
+        columns.append(now * real)
+        if m:
+            columns.append(now * imaginary)
+        a, b = table[1:3, basis.first[m] + el - m]
+        before, now = now, a * z * now - b * before
+    return torch.stack(columns, dim=1)

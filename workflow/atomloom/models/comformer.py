@@ -165,7 +165,7 @@ class NodeLayer(_Gate):
         if batch.multiplicity is not None:
             messages = messages * batch.multiplicity.unsqueeze(1)
         summed = segment_sum(messages, batch.dst, nodes.shape[0])
-        return F.softplus(nodes + self.bn(self.lin_concate(summed)))
+        return F.softplus(nodes + self.bn(self.lin_concate(summed), batch.node_weight))
 
 
 class EdgeLayer(_Gate):
@@ -486,7 +486,7 @@ class EquivariantLayer(nn.Module):
         scalars = self.node_linear(nodes)
         raised = self._raise(scalars, rounded(radial_1, dtype), weights, harmonics, batch)
         lowered = self._lower(*raised, rounded(radial_2, dtype), weights, harmonics, batch)
-        update = self.node_linear_2(F.softplus(self.bn(lowered)))
+        update = self.node_linear_2(F.softplus(self.bn(lowered, batch.node_weight)))
         return F.softplus(update) + self.skip_linear(nodes)
 
     def _raise(self, scalars, radial, weights, harmonics, batch):

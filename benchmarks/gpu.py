@@ -1,0 +1,572 @@
+"""atomloom on a GPU: is it right, does it wait, how fast is it, and what does it reach.
+
+    python benchmarks/gpu.py [--parts right,waiting,...] [--device cuda|cpu] [--small] [--epochs E]
+
+Runs on any machine with a CUDA GPU, without a network and without Snakemake; a part takes about a
+minute and results are written after each, so that a cut loses nothing. `--small --device cpu` tries
+every part on a CPU. Data sets come from ../shared/data, or ATOMLOOM_DATA; parts whose data are
+absent say so. Writes benchmarks/results/gpu.json, or `--out`.
+
+right     outputs, gradients, forces and stress against float64 on the CPU
+waiting   whole training steps during which waiting for the device is an error
+steps     training steps in fp32, tf32, bf16, eager and compiled, with peak memory and the share of
+          the time in which the GPU computes
+loader    graphs delivered a second, and the share of a training's time that waits for them
+batched   energies and forces of 1 to 128 molecules at once
+tio2      PaiNN on energies and forces of the embedded TiO2 frames, from files to errors
+phonons   fold 0 of matbench_phonons by iComFormer of width 256
+mp36k     formation energies of the official mp36k rows, for `--epochs`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import atomloom
+from atomloom.config import Config, load_config, parse_config
+from atomloom.config.training import Batching
+from atomloom.data.loader import GraphLoader
+from atomloom.graphs.build import build_graphs
+from atomloom.models import build_model
+from atomloom.models.derivatives import evaluate_potential
+from atomloom.notebook import run_pipeline
+from atomloom.structures.structure import Structure
+from atomloom.structures.table import StructureTable
+from atomloom.training.data import LabelledGraphs
+from atomloom.training.devices import Sealed, arithmetic, open_fabric
+from atomloom.training.loop import Bench, rows_with_targets
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("ATOMLOOM_DATA") or ROOT.parent / "shared" / "data")
+RESULT = ROOT / "benchmarks" / "results" / "gpu.json"
+
+PROPERTY_MODELS = ("icomformer", "ecomformer", "alignn")
+POTENTIALS = ("painn", "chebyshev")
+MODELS = (*PROPERTY_MODELS, *POTENTIALS)
+
+
+# --- structures, models, training steps -----------------------------------------------------------
+
+
+def crystals(count: int) -> list[Structure]:
+    """Demo crystals, over again where there are fewer."""
+    files = sorted((ROOT / "resources" / "demo_crystals" / "cif").glob("*.cif"))
+    some = files[:: max(1, len(files) // count)][:count]
+    return list(islice(cycle([atomloom.read(file)[0] for file in some]), count))
+
+
+def frames(count: int) -> list[Structure]:
+    """TiO2 frames with energies and forces, over again where there are fewer."""
+    return list(islice(cycle(atomloom.read(ROOT / "resources/demo_tio2/tio2.extxyz")), count))
+
+
+def config_of(model: str, width: int, **training: Any) -> Config:
+    """A config of the model at a width, for any of the embedded data."""
+    section: dict[str, Any] = {"name": model}
+    if model == "chebyshev":
+        section["species"] = ["Ti", "O"]
+    else:
+        section["width"] = width
+    target = ["energy", "forces"] if model in POTENTIALS else "target"
+    content = {
+        "dataset": {"name": "gpu", "source": ".", "target": target},
+        "model": section,
+        "training": {"scheduler": "constant", **training},
+    }
+    return parse_config(content, where="benchmarks/gpu.py")
+
+
+def structures_for(model: str, count: int) -> list[Structure]:
+    """What the model learns from."""
+    return frames(count) if model in POTENTIALS else crystals(count)
+
+
+def labelled(config: Config, structures: Sequence[Structure]) -> LabelledGraphs:
+    """Graphs of the structures with targets: their own, or, for properties, drawn numbers."""
+    table = build_graphs(StructureTable.from_structures(structures), config.graph)
+    rows = {"train": np.arange(len(table))}
+    if config.model.kind == "potential":
+        energies = np.array([[float(s.properties["energy"])] for s in structures])
+        forces = np.concatenate([np.asarray(s.properties["forces"]) for s in structures])
+        return LabelledGraphs(table, energies, rows, forces=forces)
+    drawn = np.random.default_rng(0).normal(size=(len(table), 1))
+    return LabelledGraphs(table, drawn, rows)
+
+
+class Steps:
+    """Training steps on one batch of all structures, as training takes them.
+
+    Args:
+        config: the whole config.
+        structures: of the batch.
+        compiled: whether to compile the model (shapes are fixed).
+    """
+
+    def __init__(
+        self, config: Config, structures: Sequence[Structure], compiled: bool = False
+    ) -> None:
+        settings = config.training
+        self.settings = settings
+        self.fabric = open_fabric(settings, print)
+        data = labelled(config, structures)
+        rows = rows_with_targets(data, "train", print)
+        self.bench = Bench.set_up(data, config, self.fabric, rows, rows[:0], print)
+        if compiled:
+            model = torch.compile(self.bench.model, dynamic=False)
+            self.bench.step_network.model = self.bench.objective.step_network(model)
+        everything = Batching(structures=len(structures))
+        loader = self.bench.loader(rows, everything, seed=0, shuffle=True)
+        self.batch = next(iter(loader.batches(0)))
+        self.bench.objective.begin(0, self.fabric.device)
+        counts = self.bench.objective.counts(loader, 0)
+        shares = torch.from_numpy(1.0 / np.maximum(counts, 1.0))
+        self.share = shares.to(self.fabric.device)[0]
+        self.weights = [p for p in self.bench.model.parameters() if p.requires_grad]
+        self.bench.model.train()
+
+    def __call__(self) -> None:
+        bench = self.bench
+        sums = bench.objective.sums(bench.network(Sealed(self.batch)).content, self.batch)
+        self.fabric.backward(bench.objective.loss(sums, self.share), inputs=self.weights)
+        self.fabric.clip_gradients(
+            bench.network, bench.stepper, max_norm=100.0, error_if_nonfinite=False
+        )
+        bench.stepper.step()
+        bench.stepper.zero_grad()
+
+
+@contextmanager
+def arithmetic_of(config: Config):
+    """The threads and the precision of the config."""
+    kind = config.training.device
+    with arithmetic(config.training, kind):
+        yield
+
+
+def finish(device: str) -> None:
+    """Wait until the device has done all that it was asked."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+# --- right ----------------------------------------------------------------------------------------
+
+
+def right(options: argparse.Namespace) -> dict[str, Any]:
+    """Largest differences from float64 on the CPU, in units of each tensor's largest value."""
+    rows = {}
+    for name in MODELS:
+        config = config_of(name, 32)
+        structures = structures_for(name, 8 if name in POTENTIALS else 24)
+        table = build_graphs(StructureTable.from_structures(structures), config.graph)
+        wanted = _found(config, table, torch.float64, "cpu")
+        rows[name] = {}
+        for dtype in (torch.float64, torch.float32):
+            found = _found(config, table, dtype, options.device)
+            rows[name][str(dtype).removeprefix("torch.")] = {
+                part: _worst(found[part], wanted[part]) for part in wanted
+            }
+        print(name, rows[name], flush=True)
+    return rows
+
+
+def _found(config: Config, table: Any, dtype: torch.dtype, device: str) -> dict[str, list[Tensor]]:
+    """Outputs, derivatives and gradients of one fresh network."""
+    torch.manual_seed(0)
+    model = build_model(config.model, 1).double().to(device=device, dtype=dtype).train()
+    passes = getattr(model, "passes", lambda *_: ())(device, False)
+    rows = np.arange(len(table))
+    batch = GraphLoader(table, rows, dtype=dtype, device=device, passes=passes).slice(rows)
+    found: dict[str, list[Tensor]] = {}
+    if config.model.kind == "potential":
+        output = evaluate_potential(model, batch, stress=True, create_graph=True)
+        found |= {"outputs": [output.energy], "forces": [output.forces], "stress": [output.stress]}
+        loss = output.energy.square().mean() + output.forces.square().mean()
+    else:
+        found["outputs"] = [model(batch)]
+        loss = found["outputs"][0].square().mean()
+    weights = [p for p in model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+    # Biases before a batch norm have gradients of zero: they are seen beside the largest of all.
+    found["gradients"] = [torch.cat([g.flatten() for g in gradients if g is not None])]
+    return found
+
+
+def _worst(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    pairs = [(a.detach().cpu().double(), b.detach()) for a, b in zip(found, wanted, strict=True)]
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+
+
+# --- waiting --------------------------------------------------------------------------------------
+
+
+def waiting(options: argparse.Namespace) -> dict[str, Any]:
+    """For each model `does not wait`, or where it does."""
+    rows = {}
+    for name in MODELS:
+        for precision in ("32", "bf16-mixed"):
+            config = config_of(name, 64, device=options.device, precision=precision)
+            with arithmetic_of(config):
+                step = Steps(config, structures_for(name, 16))
+                for _ in range(2):
+                    step()
+                rows[f"{name} {precision}"] = _does_it_wait(step, options.device)
+        print(name, {key: rows[key] for key in rows if key.startswith(name)}, flush=True)
+    return rows
+
+
+def _does_it_wait(step: Callable[[], None], device: str) -> str:
+    finish(device)
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    except RuntimeError as error:
+        return "".join(traceback.format_exception(error))[-1500:]
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    return "does not wait"
+
+
+# --- steps ----------------------------------------------------------------------------------------
+
+
+def steps(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Times of training steps."""
+    rows: list[dict[str, Any]] = []
+    sizes = (8,) if options.small else (64, 256)
+    for name in options.models:
+        width = 32 if options.small else 128 if name in POTENTIALS else 256
+        for size in sizes:
+            for precision in ("32",) if options.device == "cpu" else ("32", "tf32", "bf16-mixed"):
+                for compiled in (False, True):
+                    if compiled and not _worth_compiling(
+                        name, size == sizes[-1], precision, options
+                    ):
+                        continue
+                    config = config_of(name, width, device=options.device, precision=precision)
+                    row = {"model": name, "width": width, "structures": size}
+                    row |= {"precision": precision, "compiled": compiled}
+                    try:
+                        row |= _timed(config, structures_for(name, size), compiled, options)
+                    except Exception as error:  # a mode that is not there must not end the others
+                        row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
+                    rows.append(row)
+                    print(row, flush=True)
+                    options.save("steps", rows)
+                    torch._dynamo.reset()
+    return rows
+
+
+def _worth_compiling(name: str, largest: bool, precision: str, options: argparse.Namespace) -> bool:
+    """Whether to spend the half minute that compiling takes."""
+    wanted = not (options.small or options.eager) and largest and precision != "tf32"
+    return wanted and name not in POTENTIALS
+
+
+def _timed(
+    config: Config, structures: list[Structure], compiled: bool, options: argparse.Namespace
+) -> dict[str, Any]:
+    device, cuda = options.device, options.device == "cuda"
+    with arithmetic_of(config):
+        step = Steps(config, structures, compiled)
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        seconds = _median_seconds(step, device, 0.2 if options.small else 1.0)
+        row = {
+            "atoms": len(step.batch.numbers),
+            "edges": len(step.batch.src),
+            "ms": 1e3 * seconds,
+            "structures_per_second": len(structures) / seconds,
+        }
+        if cuda:
+            row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            row |= _on_the_device(step, seconds)
+    return row
+
+
+def _median_seconds(step: Callable[[], None], device: str, seconds: float) -> float:
+    """Median over groups of steps that are timed together, so that the host may run ahead."""
+    for _ in range(3):
+        step()
+    finish(device)
+    begun, groups = time.perf_counter(), []
+    while time.perf_counter() - begun < seconds or len(groups) < 3:
+        started = time.perf_counter()
+        for _ in range(5):
+            step()
+        finish(device)
+        groups.append((time.perf_counter() - started) / 5)
+    return statistics.median(groups)
+
+
+def _on_the_device(step: Callable[[], None], seconds: float) -> dict[str, Any]:
+    """Kernels of a step, and the share of its time in which the device computes."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        step()
+        torch.cuda.synchronize()
+    kernels = [event for event in seen.key_averages() if event.self_device_time_total > 0]
+    busy = sum(event.self_device_time_total for event in kernels) / 1e6
+    most = sorted(kernels, key=lambda event: -event.self_device_time_total)[:6]
+    return {
+        "kernels": sum(event.count for event in kernels),
+        "busy_share": busy / seconds,
+        "longest": {event.key[:70]: event.self_device_time_total / 1e3 for event in most},
+    }
+
+
+# --- loader ---------------------------------------------------------------------------------------
+
+
+def loader(options: argparse.Namespace) -> dict[str, Any]:
+    """Crystals a second from memory to the device, and shares of an epoch of training."""
+    config = config_of("icomformer", 64, device=options.device)
+    structures = crystals(100 if options.small else 400)
+    table = build_graphs(StructureTable.from_structures(structures), config.graph)
+    many = np.tile(np.arange(len(table)), 2 if options.small else 100)
+    table = table.take(many)
+    found: dict[str, Any] = {"delivered_per_second": {}}
+    for size in (64, 512):
+        batches = GraphLoader(
+            table,
+            np.arange(len(table)),
+            bounds=Batching(structures=size),
+            seed=0,
+            shuffle=True,
+            device=options.device,
+        )
+        for epoch in (0, 1):
+            begun = time.perf_counter()
+            seen = sum(batch.size for batch in batches.batches(epoch))
+            finish(options.device)
+        found["delivered_per_second"][size] = seen / (time.perf_counter() - begun)
+    print(found, flush=True)
+    return found
+
+
+# --- batched --------------------------------------------------------------------------------------
+
+MOLECULES = [
+    "H2O",
+    "CH4",
+    "NH3",
+    "C2H6",
+    "CH3CH2OH",
+    "C6H6",
+    "H2CO",
+    "HCOOH",
+    "C4H4NH",
+    "isobutane",
+    "CH3COCH3",
+    "C5H5N",
+    "bicyclobutane",
+    "trans-butane",
+    "CH3CONH2",
+    "C3H8",
+]
+
+
+def batched(options: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds a molecule of energies and forces, by the number of molecules at once."""
+    from ase.build import molecule
+    from ase.calculators.lj import LennardJones
+
+    from atomloom.potentials.committee import Committee
+    from atomloom.potentials.evaluation import calculate_batch
+
+    draw = np.random.default_rng(0)
+    known = []
+    for seed, name in enumerate(MOLECULES):
+        atoms = molecule(name)
+        atoms.rattle(0.02, seed=seed)
+        atoms.calc = LennardJones(sigma=1.0, epsilon=0.01)
+        atoms.get_forces()
+        known.append(atoms)
+    found: dict[str, Any] = {"ms_per_molecule": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        run = atomloom.train(
+            known,
+            ["energy", "forces"],
+            model={"name": "painn", "width": 32 if options.small else 128},
+            epochs=1,
+            folder=folder,
+            log=_say_nothing,
+            device=options.device,
+        )
+        committee = Committee.open([run.folder / "model.safetensors"], options.device)
+    for count in (1, 8) if options.small else (1, 2, 4, 8, 16, 32, 64, 128):
+        some = [molecule(name) for name in islice(cycle(MOLECULES), count)]
+        times = []
+        for _ in range(5 if options.small else 20):
+            for atoms in some:
+                atoms.positions += draw.normal(0, 0.01, atoms.positions.shape)
+            begun = time.perf_counter()
+            calculate_batch(committee, some)
+            times.append(time.perf_counter() - begun)
+        found["ms_per_molecule"][count] = 1e3 * statistics.median(times[2:]) / count
+    print(found, flush=True)
+    return found
+
+
+# --- whole runs -----------------------------------------------------------------------------------
+
+
+def tio2(options: argparse.Namespace) -> dict[str, Any]:
+    """Energies and forces of the embedded frames, every stage from the file on."""
+    settings = {"epochs": 2 if options.small else 60, "learning_rate": 2e-3, "ema_decay": 0.99}
+    content = {
+        "dataset": {
+            "name": "tio2",
+            "source": str(ROOT / "resources/demo_tio2/tio2.extxyz"),
+            "target": ["energy", "forces"],
+        },
+        "model": {"name": "painn", "width": 16 if options.small else 128},
+        "training": {**settings, "batch": {"structures": 16}, "device": options.device},
+    }
+    return _run(parse_config(content, where="benchmarks/gpu.py"))
+
+
+def phonons(options: argparse.Namespace) -> dict[str, Any] | str:
+    """The preset's fold 0 with a wider network."""
+    if not (DATA / "matbench_phonons").is_dir():
+        return f"no matbench_phonons in {DATA.name}"
+    os.environ.setdefault("ATOMLOOM_DATA", str(DATA))
+    config = load_config(ROOT / "config" / "presets" / "matbench-phonons.yaml")
+    model = config.model.model_copy(update={"width": 16 if options.small else 256})
+    change = {"epochs": 1 if options.small else 100, "device": options.device}
+    if options.device == "cuda":
+        change["precision"] = "bf16-mixed"
+    training = config.training.model_copy(update=change)
+    return _run(config.model_copy(update={"model": model, "training": training}))
+
+
+def mp36k(options: argparse.Namespace) -> dict[str, Any] | str:
+    """The official rows, for as many epochs as the time is enough for."""
+    folder = DATA / "mp36k_crysxpp"
+    if not folder.is_dir():
+        return f"no mp36k_crysxpp in {DATA.name}"
+    if options.small:
+        return "not at small size"
+    content = {
+        "dataset": {
+            "name": "mp36k",
+            "source": str(folder / "cif.tar.xz"),
+            "labels": {
+                "file": str(folder / "mp2018_split_labels.csv.gz"),
+                "id_column": "cif_id",
+            },
+            "target": "e_form_eV_per_atom",
+            "unit": "eV/atom",
+            "checks": {"max_fraction": 1.0},  # 261 crystals are in no official split
+        },
+        "split": {"kind": "column", "column": "split", "duplicates": "report"},
+        "model": {"name": "icomformer", "width": 256},
+        "training": {
+            "epochs": options.epochs,
+            "batch": {"structures": 64},
+            "loss": "mae",
+            "learning_rate": 0.001,
+            "ema_decay": 0.999,
+            "device": options.device,
+            "precision": "bf16-mixed",
+            "compile": True,
+        },
+    }
+    return _run(parse_config(content, where="benchmarks/gpu.py"))
+
+
+def _run(config: Config) -> dict[str, Any]:
+    """All stages in a scratch folder; seconds, errors, and where the time of epochs went."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {"results": f"{folder}/results", "store": f"{folder}/store"}
+        places = config.paths.model_copy(update=paths)
+        begun = time.perf_counter()
+        run = run_pipeline(config.model_copy(update={"paths": places}), print)
+        seconds = time.perf_counter() - begun
+        history = run.history
+        card = json.loads((run.folder / "run.json").read_text())
+        parts = [name for name in history if name.startswith("seconds_")]
+        shares = {n: float(history[n][1:].sum() / history["seconds"][1:].sum()) for n in parts}
+        return {
+            "seconds": seconds,
+            "training_seconds": card["seconds"],
+            "epochs": len(history),
+            "epoch_seconds": float(history["seconds"].median()),
+            "shares": shares,
+            "metrics": run.metrics,
+            "structures": {k: card["dataset"][k] for k in ("train", "val", "test")},
+        }
+
+
+def _say_nothing(_: str) -> None:
+    """Take no notice."""
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "right": right,
+    "waiting": waiting,
+    "steps": steps,
+    "loader": loader,
+    "batched": batched,
+    "tio2": tio2,
+    "phonons": phonons,
+    "mp36k": mp36k,
+}
+
+
+def main() -> None:
+    """Run the parts that are asked for and write the result file after each."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--eager", action="store_true", help="compile nothing")
+    parser.add_argument("--epochs", type=int, default=60, help="of mp36k")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    options.models = options.models.split(",")
+    content = json.loads(options.out.read_text()) if options.out.exists() else {}
+    content["torch"] = torch.__version__
+    content["device"] = torch.cuda.get_device_name(0) if options.device == "cuda" else "cpu"
+
+    def save(part: str, rows: Any) -> None:
+        content[part] = rows
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(content, indent=1) + "\n")
+
+    options.save = save
+    for name in options.parts.split(","):
+        print(f"--- {name}", flush=True)
+        begun = time.perf_counter()
+        try:
+            rows = PARTS[name](options)
+        except Exception as error:  # what one part meets must not lose the others
+            rows = "".join(traceback.format_exception(error))[-3000:]
+            print(rows, flush=True)
+        save(name, rows)
+        print(f"    {time.perf_counter() - begun:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

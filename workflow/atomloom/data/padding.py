@@ -1,0 +1,154 @@
+"""Padding: batches filled up to one of few shapes, for whom a new shape is dear.
+
+What is filled in is structures behind the others, of which the last has all atoms and edges. They
+count nothing: targets are unknown, edges have multiplicity 0, atoms weight 0 in batch statistics. So
+outputs of the other structures, gradients and running statistics are those of the batch as it was,
+to rounding. Everything happens on the batch's device, and nothing waits for it.
+
+Legend: B structures, N atoms, E edges, L pairs of edges, of the padded batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from atomloom.data.batch import GraphBatch
+
+OF_ATOMS = {"forces"}
+OF_STRUCTURES = {"stress", "globals"}
+OF_PAIRS = {"line_src", "line_dst"}
+"""Extras that can be padded, by what they belong to."""
+STEPS_PER_OCTAVE = 4
+"""Sizes to which counts are rounded up, between a power of two and the next."""
+SPARE_EDGES = 2
+"""A pair of edges that counts nothing is made of two."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a padded batch."""
+
+    structures: int
+    atoms: int
+    edges: int
+    pairs: int
+
+
+def padded_shape(batch: GraphBatch) -> Shape | None:
+    """The shape a batch is filled up to; None where it has what cannot be padded."""
+    known = OF_ATOMS | OF_STRUCTURES | OF_PAIRS
+    if batch.triplets is not None or batch.vectors is None or not set(batch.extras) <= known:
+        return None
+    if not len(batch.src) or batch.node_weight is not None:
+        return None
+    pairs = batch.extras.get("line_src")
+    return Shape(
+        rounded_up(batch.size + 1),
+        rounded_up(len(batch.numbers) + 1),
+        rounded_up(len(batch.src) + SPARE_EDGES),
+        0 if pairs is None else rounded_up(len(pairs)),
+    )
+
+
+def rounded_up(count: int) -> int:
+    """The next of the sizes to which counts are rounded, at most a quarter more."""
+    step = max(1, (1 << (count.bit_length() - 1)) // STEPS_PER_OCTAVE)
+    return -(-count // step) * step
+
+
+class PaddedBatch:
+    """Tensors of one shape that take one batch after another.
+
+    Args:
+        like: a batch that will fit in.
+        shape: of the padded batch, see `padded_shape`.
+    """
+
+    def __init__(self, like: GraphBatch, shape: Shape) -> None:
+        self.shape = shape
+        device, floats = like.positions.device, like.positions.dtype
+        self._counting = torch.arange(max(shape.atoms, shape.edges) + 1, device=device)
+
+        def of(rows: int, tensor: Tensor) -> Tensor:
+            return torch.zeros((rows, *tensor.shape[1:]), dtype=tensor.dtype, device=device)
+
+        def weight(rows: int) -> Tensor:
+            return torch.zeros(rows, dtype=floats, device=device)
+
+        structures, atoms, edges, pairs = shape.structures, shape.atoms, shape.edges, shape.pairs
+        lengths = dict.fromkeys(OF_ATOMS, atoms) | dict.fromkeys(OF_STRUCTURES, structures)
+        lengths |= dict.fromkeys(OF_PAIRS, pairs)
+        self.batch = GraphBatch(
+            numbers=of(atoms, like.numbers),
+            positions=of(atoms, like.positions),
+            cell=of(structures, like.cell),
+            node_graph=of(atoms, like.node_graph),
+            node_ptr=of(structures + 1, like.node_ptr),
+            src=of(edges, like.src),
+            dst=of(edges, like.dst),
+            dst_ptr=of(atoms + 1, like.dst_ptr),
+            shift=of(edges, like.shift),
+            vectors=of(edges, like.vectors),
+            multiplicity=weight(edges),
+            lattice=None if like.lattice is None else of(structures, like.lattice),
+            targets=None if like.targets is None else of(structures, like.targets),
+            rows=None if like.rows is None else of(structures, like.rows),
+            extras={name: of(lengths[name], tensor) for name, tensor in like.extras.items()},
+            node_weight=weight(atoms),
+        )
+
+    def fill(self, batch: GraphBatch) -> GraphBatch:
+        """The padded batch with the content of another, which must be of its shape."""
+        into, shape = self.batch, self.shape
+        structures, atoms, edges = batch.size, len(batch.numbers), len(batch.src)
+        more_atoms, more_edges = shape.atoms - atoms, shape.edges - edges
+        for name in ("numbers", "positions"):
+            _copy(getattr(into, name), getattr(batch, name), getattr(batch, name)[:1])
+        for name in ("cell", "lattice", "rows"):
+            value = getattr(batch, name)
+            if value is not None:
+                _copy(getattr(into, name), value, value[:1])
+        _copy(into.node_graph, batch.node_graph, shape.structures - 1)
+        _copy(into.node_ptr, batch.node_ptr, atoms)
+        into.node_ptr[-1:].fill_(shape.atoms)
+        _copy(into.node_weight, None, 0.0, rows=atoms)
+
+        # Further edges lead from the further atoms to themselves, shared out evenly, so that no atom
+        # is the end of very many.
+        count = self._counting
+        ends = count[:more_edges] * more_atoms // more_edges + atoms
+        _copy(into.src, batch.src, ends)
+        _copy(into.dst, batch.dst, ends)
+        first = (count[: more_atoms + 1] * more_edges + more_atoms - 1) // more_atoms
+        _copy(into.dst_ptr, batch.dst_ptr[:-1], first + edges)
+        _copy(into.shift, batch.shift, 0.0)
+        _copy(into.vectors, batch.vectors, 1.0)
+        _copy(into.multiplicity, batch.multiplicity, 0.0, rows=edges)
+        if batch.targets is not None:
+            _copy(into.targets, batch.targets, torch.nan)
+        for name, value in batch.extras.items():
+            if name in OF_PAIRS:
+                spare = shape.edges - (1 if name == "line_src" else 2)
+                _copy(into.extras[name], value, spare)
+            else:
+                _copy(into.extras[name], value, 0.0 if name == "globals" else torch.nan)
+        assert structures < shape.structures
+        return into
+
+
+def _copy(
+    into: Tensor, values: Tensor | None, rest: Tensor | float, rows: int | None = None
+) -> None:
+    """Values (ones, where there are none) into the first rows, and `rest` into the others."""
+    rows = len(values) if values is not None else rows
+    if values is None:
+        into[:rows].fill_(1.0)
+    else:
+        into[:rows].copy_(values)
+    if isinstance(rest, Tensor):
+        into[rows:].copy_(rest.expand(len(into) - rows, *into.shape[1:]))
+    else:
+        into[rows:].fill_(rest)
