@@ -71,13 +71,29 @@ def test_a_failure_says_why_and_stops_nobody():
         ({"calculator": "nonsense"}, "nonsense is not here"),
         ({"calculator": "no.such.module:Thing"}, "is not here"),
         ({"calculator": "ase.calculators.emt:Nothing"}, "is not here"),
-        ({"calculator": "ase.build:bulk", "options": {"nonsense": 1}}, "ase.build:bulk: "),
+        ({"calculator": "ase.calculators.tip3p:TIP3P", "options": {"x": 1}}, "TIP3P: "),
+        (
+            {"calculator": "ase.build:bulk", "options": {"name": "Cu"}},
+            "no class of ASE calculators",
+        ),
+        ({"calculator": "os:system", "options": {"command": "x"}}, "no class of ASE calculators"),
+        ({"calculator": "builtins:dict"}, "no class of ASE calculators"),
+        ({"calculator": "ase:Atoms"}, "no class of ASE calculators"),
+        ({"calculator": "no such:Thing"}, "is not here"),
+        ({"calculator": ":Thing"}, "is not here"),
         ({"calculator": "atomloom"}, "needs a model file"),
     ],
 )
 def test_a_teacher_that_is_not_there_is_one_clear_line(settings, message):
     with pytest.raises(AtomloomError, match=message):
         ase_calculator(Teacher(**settings)).get_potential_energy(bulk("Cu"))
+
+
+def test_a_module_that_breaks_while_it_is_imported_is_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "breaks_on_import.py").write_text("raise RuntimeError('no licence')")
+    with pytest.raises(AtomloomError, match="no licence"):
+        ase_calculator(Teacher(calculator="breaks_on_import:Thing"))
 
 
 def test_xtb_teaches():

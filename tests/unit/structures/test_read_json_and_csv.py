@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
+import sys
 import zipfile
 
 import numpy as np
@@ -17,8 +19,9 @@ from pymatgen.io.cif import CifWriter
 from pymatgen.io.vasp import Poscar
 
 from atomloom.errors import AtomloomError
-from atomloom.structures import enumerate_records, parse_record, read
+from atomloom.structures import enumerate_records, parse_record, read, to_pymatgen
 from atomloom.structures.readers import json_document
+from atomloom.structures.readers.ordering import ordered
 
 CRYSTALS = [symmetric_crystals()[name] for name in ("rutile", "rock salt", "triclinic")]
 
@@ -88,6 +91,52 @@ def test_disorder_is_refused_unless_it_is_to_be_ordered():
         19,
         19,
     ]
+
+
+@pytest.mark.parametrize("keep", ["abc", "xyz"])
+def test_what_is_ordered_is_the_lattice_species_and_coordinates_of_the_file(keep):
+    crystal = CRYSTALS[1].copy()
+    crystal.replace_species({"Na": {"Na": 0.5, "K": 0.5}})
+    content = crystal.as_dict()
+    for site in content["sites"]:
+        del site["xyz" if keep == "abc" else "abc"]
+    ours = parse("pymatgen", json.dumps(content), order=True)
+    assert_same_arrays(ours, to_pymatgen(ordered(crystal)), 1e-9)
+
+
+def test_a_site_shared_by_ions_of_one_element_is_whole():
+    crystal = CRYSTALS[1].copy()
+    crystal.replace_species({"Na": {"Na+": 0.5, "Na2+": 0.5}})
+    assert_same_arrays(
+        parse("pymatgen", json.dumps(crystal.as_dict()), order=True), CRYSTALS[1], 1e-9
+    )
+
+
+@pytest.mark.parametrize("place", ["site", "lattice", "species", "structure"])
+@pytest.mark.parametrize("order", [False, True])
+def test_no_module_that_a_file_names_is_imported(tmp_path, monkeypatch, place, order):
+    """pymatgen's `from_dict` would import it, and call what it finds there."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "from_a_file.py").write_text("raise SystemExit('run')")
+    crystal = CRYSTALS[1].copy()
+    crystal.replace_species({"Na": {"Na": 0.5, "K": 0.5}})
+    content = crystal.as_dict()
+    foreign = {"@module": "from_a_file", "@class": "Thing", "@version": None}
+    holders = {
+        "site": content["sites"][0]["properties"],
+        "lattice": content["lattice"],
+        "species": content["sites"][0]["species"][0],
+        "structure": content["properties"],
+    }
+    holders[place] |= {"thing": foreign, **foreign}
+    content |= foreign
+    path = write(tmp_path / "x.json", [content])
+    (record,) = enumerate_records([path], "auto", {"order": order})
+    outcome = None
+    with contextlib.suppress(AtomloomError):
+        outcome = parse_record(record.format, record.payload, record.id, {"order": order})
+    assert (outcome is not None) == order
+    assert "from_a_file" not in sys.modules
 
 
 @pytest.mark.parametrize(

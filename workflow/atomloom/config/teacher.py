@@ -13,7 +13,8 @@ class Teacher(Section):
 
     calculator: str = Field(min_length=1)
     """`gfn1-xtb` or `gfn2-xtb` (tblite), `emt` (ASE's effective medium theory for metals),
-    `atomloom` (a trained potential), or any ASE calculator as `module:Class`."""
+    `atomloom` (a trained potential), or any class of ASE calculators as `module:Class`. A config that names
+    one runs its code: look at this line of a stranger's config before using it."""
     options: Options = {}
     """Keyword arguments of the calculator."""
     model: str | None = unkeyed(None)

@@ -70,19 +70,22 @@ def ase_calculator(teacher: Teacher) -> ase.calculators.calculator.Calculator:
         AtomloomError: as `teach`.
     """
     name = teacher.calculator
-    where = "teacher.calculator"
     try:
         make = _factory(teacher)
-    except (ImportError, AttributeError) as error:
+    except AtomloomError:
+        raise
+    except Exception as error:  # a module that is imported may raise anything
         raise AtomloomError(
-            f"{name} is not here: {error}",
-            where=where,
+            f"{name} is not here: {_reason(error)}",
+            where="teacher.calculator",
             todo="install it, or name another: gfn1-xtb, gfn2-xtb, emt, atomloom, module:Class",
         ) from None
     try:
         return make(**teacher.options)
-    except (TypeError, ValueError) as error:
-        raise AtomloomError(f"{name}: {error}", where="teacher.options") from None
+    except AtomloomError:
+        raise
+    except Exception as error:  # so may a calculator that looks for its program or its files
+        raise AtomloomError(f"{name}: {_reason(error)}", where="teacher.options") from None
 
 
 def _factory(teacher: Teacher) -> Callable[..., Any]:
@@ -101,7 +104,16 @@ def _factory(teacher: Teacher) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
     if not attribute:
         raise AttributeError("it is none of those known by name, and not `module:Class`")
-    return getattr(import_module(module), attribute)
+    made = getattr(import_module(module), attribute)
+    base = import_module("ase.calculators.calculator").BaseCalculator
+    if not (isinstance(made, type) and issubclass(made, base)):
+        # A function of any name, called with any arguments, is no teacher but a program.
+        raise AtomloomError(
+            f"{name} is no class of ASE calculators",
+            where="teacher.calculator",
+            todo="name a subclass of ase.calculators.calculator.Calculator",
+        )
+    return made
 
 
 def model_path(teacher: Teacher) -> str:
@@ -127,13 +139,16 @@ def _label(calculator: Any, structure: Structure) -> Label:
             if structure.pbc.all() and "stress" in calculator.implemented_properties:
                 stress = stress_matrix(np.asarray(atoms.get_stress()))
     except Exception as error:  # a calculator may raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
         if hasattr(calculator, "reset"):
             calculator.reset()
-        return Label(seconds=time.perf_counter() - begun, failure=reason[:200])
+        return Label(seconds=time.perf_counter() - begun, failure=_reason(error))
     if not np.isfinite(energy) or not np.isfinite(forces).all():
         return Label(seconds=time.perf_counter() - begun, failure="energy or forces are not finite")
     return Label(energy, np.asarray(forces), stress, time.perf_counter() - begun)
+
+
+def _reason(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
 def _teach_by_potential(teacher: Teacher, table: StructureTable) -> Iterator[Label]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from atomloom.errors import AtomloomError
-from atomloom.structures.elements import atomic_number
+from atomloom.structures.elements import SYMBOLS, atomic_number
 from atomloom.structures.readers.json_document import load, split
 from atomloom.structures.readers.ordering import TODO, ordered
 from atomloom.structures.structure import Structure, property_name
@@ -45,9 +45,7 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
         species = site["species"]
         if len(species) != 1 or abs(species[0].get("occu", 1) - 1) > FULL_OCCUPANCY:
             if options.get("order") and lattice is not None:
-                from pymatgen.core import Structure as Crystal
-
-                return ordered(Crystal.from_dict(content))
+                return ordered(_disordered(lattice, sites))
             shares = ", ".join(f"{s.get('element')} {s.get('occu')}" for s in species)
             raise AtomloomError(f"disordered site {place} ({shares})", todo=TODO)
         numbers[place] = _number_of(species[0]["element"])
@@ -79,6 +77,33 @@ def _structure(
     }
     properties.update(columns)
     return Structure(numbers, positions, cell, pbc, properties, per_atom=frozenset(columns))
+
+
+def _disordered(lattice: Mapping[str, Any], sites: list[Any]) -> Any:
+    """A pymatgen Structure of lattice, species and coordinates.
+
+    Its own `from_dict` would import whatever module a site's properties name, and run what is there.
+    """
+    from pymatgen.core import Lattice
+    from pymatgen.core import Structure as Crystal
+
+    species: list[dict[str, float]] = []
+    for site in sites:
+        shares: dict[str, float] = {}
+        for kind in site["species"]:
+            symbol = SYMBOLS[_number_of(kind["element"])]
+            shares[symbol] = shares.get(symbol, 0.0) + float(kind.get("occu", 1))
+        species.append(shares)
+    cartesian = not all("abc" in site for site in sites)
+    coordinates = [site["xyz" if cartesian else "abc"] for site in sites]
+    cell = np.array(lattice["matrix"], dtype=np.float64)
+    pbc = tuple(bool(flag) for flag in lattice.get("pbc") or (True, True, True))
+    return Crystal(
+        Lattice(cell, pbc=pbc),
+        species,
+        np.array(coordinates, dtype=np.float64),
+        coords_are_cartesian=cartesian,
+    )
 
 
 @lru_cache(maxsize=1024)
