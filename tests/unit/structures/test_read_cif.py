@@ -138,6 +138,18 @@ def test_disorder_is_refused_unless_it_is_to_be_ordered():
     assert sorted(ordered.numbers.tolist()) == [11] * 2 + [17] * 4 + [19] * 2
 
 
+def test_no_formula_in_a_file_is_evaluated():
+    """pymatgen computes what stands in this tag: these powers of nine would keep it for ever."""
+    text = str(CifWriter(Crystal(Lattice.cubic(4), ["Fe"], [[0, 0, 0]]))).replace(
+        "_cell_length_a",
+        "_space_group_magn.number_BNS 1.1\n"
+        "_space_group_magn.transform_BNS_Pp_abc '9**9**9**9*a,b,c;0,0,0'\n_cell_length_a",
+        1,
+    )
+    with pytest.raises(AtomloomError, match="is not read by pymatgen"):
+        parse("cif", text, order=True)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

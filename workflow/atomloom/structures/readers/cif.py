@@ -60,6 +60,8 @@ _FRACT = tuple(f"_atom_site_fract_{axis}" for axis in "xyz")
 _COLUMNS = ("_atom_site_type_symbol", "_atom_site_label", "_atom_site_occupancy")
 _BLOCK = re.compile(rb"^data_\S*", re.MULTILINE | re.IGNORECASE)
 _HEAD = re.compile(rb"\A(?:\xef\xbb\xbf)?(?:\s*#[^\n]*\n)*\s*data_", re.IGNORECASE)
+_EVALUATED = re.compile(rb"transform_\w*_pp", re.IGNORECASE)
+"""A tag whose value pymatgen evaluates as a formula, however long that takes."""
 _INTEGERS = re.compile("[0-9]+")
 _UNKNOWN = frozenset((None, "?", "."))
 
@@ -426,6 +428,10 @@ def _by_pymatgen(payload: bytes, order: bool) -> Structure:
 
     from atomloom.structures.adapters import to_structure
 
+    if _EVALUATED.search(payload):
+        raise AtomloomError(
+            "a magnetic space group given by a transformation is not read by pymatgen"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
