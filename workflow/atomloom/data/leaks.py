@@ -1,13 +1,18 @@
 """The leak guard: structures that stand in two splits, exactly or nearly, found before training.
 
-Exact duplicates have one content hash. Near duplicates have one reduced composition and, for the
-atoms of each element, the same mean distances to their twelve nearest neighbours to a tolerance:
-a description that no rotation, translation, permutation or choice of cell changes.
+Exact duplicates have one content hash. Near duplicates are found in two steps. Candidates have one
+reduced composition and, element by element, the same mean distances to their nearest neighbours of
+each element: a description that no rotation, translation, permutation or choice of cell changes.
+Different structures may have it too (fcc and hcp crystals, orderings of an alloy), so each candidate
+is confirmed: an isometry must lay its atoms over the other's (`congruence.py`). Mirror images are
+duplicates, as energies and gaps do not tell them apart; labels play no part, so that two magnetic
+states of one geometry are duplicates, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -15,14 +20,19 @@ import pandas as pd
 from scipy.spatial import cKDTree
 
 from atomloom.config import GraphSpec
+from atomloom.data.congruence import FARTHEST_ATOM, Motif, congruent
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import LISTED_BY_DST, GraphTable
 from atomloom.structures.table import StructureTable
 
-NEIGHBORS = 12
+NEIGHBORS = 24
+OF_AN_ELEMENT = 12
+"""Neighbours of one element that are described, of the `NEIGHBORS` in all."""
 ELEMENTS = 256
 AT_A_TIME = 2000
 """Structures that are described together."""
+MOTIFS = 4096
+"""Structures kept at hand for comparing."""
 _RANK = {"train": 0, "val": 1, "test": 2}
 
 
@@ -36,89 +46,127 @@ class HasTable(Protocol):
 def find_duplicates(
     chunks: Sequence[HasTable], frame: pd.DataFrame, tolerance: float
 ) -> pd.DataFrame:
-    """Pairs of structures in different splits that are the same.
+    """Structures of training and validation that also stand in a split nearer to the test.
+
+    Which ones these are depends on the structures and their splits alone, not on any order. Each is
+    compared with the structures of the other splits themselves: what is like a structure that is
+    like a third one is no duplicate of the third for that.
 
     Args:
         chunks: tables of structures.
         frame: columns record, id, hash, split, formula, chunk and row (place in `chunks`).
-        tolerance: largest difference of mean neighbour distances, A; 0 for exact duplicates only.
+        tolerance: how far atoms of near duplicates may be apart, A, see `congruent`; 0 for exact
+            duplicates only.
 
     Returns:
-        Columns record, id, split, other_id, other_split, kind (`exact` or `near`). The first one of
-        a pair stands farther from the test (training before validation), so it is the one to take
-        out.
+        A row for each of them, in the order of `frame`: columns record, id, split, other_id,
+        other_split (its first partner in the split nearest to the test), kind (`exact` or `near`).
     """
-    pairs: dict[tuple[int, int], str] = {}
-    ranks = frame["split"].map(_RANK).to_numpy()
-    repeated = frame[frame["hash"].duplicated(keep=False)]
-    for _, same in repeated.groupby("hash", sort=False):
-        _note_pairs(pairs, same.index.to_numpy(), ranks, "exact")
+    rank = frame["split"].map(_RANK).to_numpy(np.int64)
+    group = pd.factorize(frame["hash"])[0]
+    # One structure stands for all of its hash: the one nearest to the test, the first of several.
+    order = np.lexsort((np.arange(len(frame)), -rank, group))
+    nearest = order[np.flatnonzero(np.diff(group[order], prepend=-1))]
+    exact = rank < rank[nearest][group]
+    partner = np.where(exact, nearest[group], -1)
     if tolerance > 0:
-        for a, b in _near(chunks, frame, tolerance):
-            if ranks[a] != ranks[b]:
-                _note_pairs(pairs, np.array([a, b]), ranks, "near")
-    rows = [
+        near = np.full(len(nearest), -1)
+        for one, other in _near(chunks, frame.iloc[nearest], tolerance):
+            near[one] = nearest[other]
+        partner[~exact] = near[group[~exact]]
+    rows = np.flatnonzero(partner >= 0)
+    own, others = frame.iloc[rows], frame.iloc[partner[rows]]
+    return pd.DataFrame(
         {
-            "record": frame["record"][a],
-            "id": frame["id"][a],
-            "split": frame["split"][a],
-            "other_id": frame["id"][b],
-            "other_split": frame["split"][b],
-            "kind": kind,
+            "record": own["record"].to_numpy(np.int64),
+            "id": own["id"].to_numpy(),
+            "split": own["split"].to_numpy(),
+            "other_id": others["id"].to_numpy(),
+            "other_split": others["split"].to_numpy(),
+            "kind": np.where(exact[rows], "exact", "near"),
         }
-        for (a, b), kind in pairs.items()
-    ]
-    columns = ["record", "id", "split", "other_id", "other_split", "kind"]
-    result = pd.DataFrame(rows, columns=columns)
-    return result.astype({"record": np.int64})
-
-
-def _note_pairs(
-    pairs: dict[tuple[int, int], str], members: np.ndarray, ranks: np.ndarray, kind: str
-) -> None:
-    """Note each pair of members in different splits once, the one farther from the test first."""
-    own = ranks[members]
-    for low, a in zip(own, members, strict=True):
-        nearer = members[own > low]
-        if len(nearer):
-            pairs.setdefault((int(a), int(nearer[0])), kind)
+    )
 
 
 def _near(
     chunks: Sequence[HasTable], frame: pd.DataFrame, tolerance: float
 ) -> Iterator[tuple[int, int]]:
-    """Pairs of index labels of `frame` that are near duplicates, in whatever splits."""
+    """Rows of `frame`: a structure and the first of its near duplicates, if it has one."""
+    chunk, row = frame["chunk"].to_numpy(), frame["row"].to_numpy()
+
+    @lru_cache(MOTIFS)
+    def motif(place: int) -> Motif:
+        return Motif.of(chunks[chunk[place]].table, int(row[place]))
+
+    for one, others in find_candidates(chunks, frame, tolerance):
+        for other in others:
+            if congruent(motif(one), motif(other), tolerance):
+                yield one, other
+                break
+
+
+def find_candidates(
+    chunks: Sequence[HasTable], frame: pd.DataFrame, tolerance: float
+) -> Iterator[tuple[int, list[int]]]:
+    """Rows of `frame` that are described alike and stand in different splits.
+
+    Yields:
+        A row, and those like it in splits nearer to the test: the nearest split first, then in
+        the order of `frame`.
+    """
+    rank = frame["split"].map(_RANK).to_numpy(np.int64)
     splits = frame.groupby("formula")["split"].nunique()
-    wanted = frame[frame["formula"].isin(splits.index[splits > 1])]
-    spec = GraphSpec(neighbors="knn", max_neighbors=NEIGHBORS, shell_tolerance=0.0)
-    values, lengths = [np.zeros(0)], [np.zeros(0, dtype=np.int64)]
-    labels = [np.zeros(0, dtype=np.int64)]
-    for chunk, rows in wanted.groupby("chunk"):
-        places = rows["row"].to_numpy(np.int64)
-        for start in range(0, len(places), AT_A_TIME):
-            table = chunks[chunk].table.take(places[start : start + AT_A_TIME])
-            described, counts = describe(build_graphs(table, spec))
-            values.append(described)
-            lengths.append(counts)
-        labels.append(rows.index.to_numpy(np.int64))
-    whole, length, label = (np.concatenate(parts) for parts in (values, lengths, labels))
-    first = np.cumsum(length) - length
-    formula = wanted["formula"].loc[label].to_numpy()
-    # A description's length depends on elements and neighbours: only equal lengths can be compared.
-    places = pd.DataFrame({"formula": formula, "length": length, "first": first, "label": label})
-    for (_, count), group in places.groupby(["formula", "length"]):
-        if len(group) < 2:
+    wanted = np.flatnonzero(frame["formula"].isin(splits.index[splits > 1]).to_numpy())
+    described = [_described(chunks, frame, wanted)] if len(wanted) else []
+    for points, places in (part for parts in described for part in parts):
+        own = rank[places]
+        if own.min() == own.max():
             continue
-        points = whole[group["first"].to_numpy()[:, None] + np.arange(count)]
-        members = group["label"].to_numpy()
-        for a, b in cKDTree(points).query_pairs(tolerance, p=np.inf):
-            yield members[a], members[b]
+        ahead = np.flatnonzero(own > own.min())
+        ahead = ahead[np.lexsort((places[ahead], -own[ahead]))]
+        tree = cKDTree(points[ahead])
+        for place in np.flatnonzero(own < own.max()):
+            hits = tree.query_ball_point(points[place], FARTHEST_ATOM * tolerance, p=np.inf)
+            others = ahead[np.sort(hits).astype(np.int64)]
+            others = others[own[others] > own[place]]
+            if len(others):
+                yield int(places[place]), places[others].tolist()
+
+
+def _described(
+    chunks: Sequence[HasTable], frame: pd.DataFrame, wanted: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Descriptions of the wanted rows [n, D] and the rows [n], for each lot that can be compared.
+
+    Compared are structures of one formula that are periodic in as many directions; molecules with
+    as many atoms.
+    """
+    spec = GraphSpec(neighbors="knn", max_neighbors=NEIGHBORS, shell_tolerance=0.0)
+    values, parts = [], []
+    for chunk, rows in frame.iloc[wanted].assign(place=wanted).groupby("chunk"):
+        for start in range(0, len(rows), AT_A_TIME):
+            part = rows.iloc[start : start + AT_A_TIME]
+            table = chunks[chunk].table.take(part["row"].to_numpy(np.int64))
+            described, length = describe(build_graphs(table, spec))
+            values.append(described)
+            periodic = table.pbc.sum(axis=1)
+            atoms = np.where(periodic == 0, np.diff(table.node_ptr), 0)
+            parts.append(
+                part[["place", "formula"]].assign(periodic=periodic, atoms=atoms, length=length)
+            )
+    whole = np.concatenate(values)
+    lots = pd.concat(parts, ignore_index=True)
+    lots["first"] = np.cumsum(lots["length"]) - lots["length"]
+    for (*_, length), lot in lots.groupby(["formula", "periodic", "atoms", "length"]):
+        yield whole[lot["first"].to_numpy()[:, None] + np.arange(length)], lot["place"].to_numpy()
 
 
 def describe(table: GraphTable) -> tuple[np.ndarray, np.ndarray]:
-    """Mean distances (A) to the k nearest neighbours, element by element, of each structure.
+    """Mean distances (A) of the atoms of each element to their nearest neighbours of each element.
 
-    k is twelve, or what the least connected atom of the element has.
+    Neighbours are the `NEIGHBORS` nearest of any element. Where they are fewer of an element than
+    `OF_AN_ELEMENT`, the distance of the last one of all stands for those farther away, so that no
+    number jumps if a neighbour enters the list.
 
     Returns:
         The descriptions one behind the other, float64, and how many numbers each has, [S] int64.
@@ -130,20 +178,30 @@ def describe(table: GraphTable) -> tuple[np.ndarray, np.ndarray]:
     offset = np.einsum("ei,eij->ej", table.shift[own].astype(np.float64), table.cell[structure])
     vectors = table.positions[src] + offset - table.positions[dst]
     distance = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    order = np.lexsort((distance, dst))
     degree = np.bincount(dst, minlength=len(table.numbers))
-    rank = np.arange(len(dst)) - np.repeat(np.cumsum(degree) - degree, degree)
-    nearest = np.zeros((len(table.numbers), NEIGHBORS))
-    kept = rank < NEIGHBORS
-    nearest[dst[order][kept], rank[kept]] = distance[order][kept]
+    last = np.zeros(len(table.numbers))
+    np.maximum.at(last, dst, distance)
+    last[degree < NEIGHBORS] = 0.0  # a small molecule: all of its atoms are in the list
 
-    # Groups: the atoms of one element in one structure, structures in order, elements ascending.
+    # Kinds: the elements of one structure, structures in order, elements ascending.
     of_atom = np.repeat(np.arange(len(table)), np.diff(table.node_ptr))
-    group_of, group = np.unique(of_atom * ELEMENTS + table.numbers, return_inverse=True)
-    width = np.full(len(group_of), NEIGHBORS)
-    np.minimum.at(width, group, degree)
-    sums = np.zeros((len(group_of), NEIGHBORS))
-    np.add.at(sums, group, nearest)
-    means = sums / np.bincount(group)[:, None]
-    counts = np.bincount(group_of // ELEMENTS, weights=width, minlength=len(table))
-    return means[np.arange(NEIGHBORS) < width[:, None]], counts.astype(np.int64)
+    kinds, kind = np.unique(of_atom * ELEMENTS + table.numbers, return_inverse=True)
+    elements = np.bincount(kinds // ELEMENTS, minlength=len(table))
+    first_kind = np.cumsum(elements) - elements
+    width = elements[of_atom] * OF_AN_ELEMENT
+    begin = np.cumsum(width) - width
+
+    each = np.repeat(last, width)
+    order = np.lexsort((distance, kind[src], dst))
+    pair = begin[dst] + (kind[src] - first_kind[structure]) * OF_AN_ELEMENT
+    sorted_pair = pair[order]
+    first = np.flatnonzero(np.diff(sorted_pair, prepend=-1))
+    rank = np.arange(len(pair)) - np.repeat(first, np.diff(first, append=len(pair)))
+    kept = rank < OF_AN_ELEMENT
+    each[sorted_pair[kept] + rank[kept]] = distance[order][kept]
+
+    widths = elements[kinds // ELEMENTS] * OF_AN_ELEMENT
+    begins = np.cumsum(widths) - widths
+    target = np.repeat(begins[kind] - begin, width) + np.arange(len(each))
+    sums = np.bincount(target, weights=each, minlength=widths.sum())
+    return sums / np.repeat(np.bincount(kind), widths), elements**2 * OF_AN_ELEMENT

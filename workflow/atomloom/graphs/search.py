@@ -156,6 +156,26 @@ def lattice_triads(cell, tolerance):
 
 
 @kernel
+def reduced_frame(cell, pbc):
+    """Short lattice vectors of one structure along axes of its own.
+
+    Args:
+        cell: [3, 3] float64, A.
+        pbc: [3] bool.
+
+    Returns:
+        Lattice [3, 3] float64, A, lower triangular, of which the first p rows count (rows of the
+        identity follow); axes [3, 3] float64, orthonormal rows; p, the number of periodic directions.
+    """
+    frame = _room_for_frame()
+    p = _frame(cell, pbc, frame)
+    lower, axes = frame[1], frame[2]
+    for a in range(p, 3):
+        lower[a, a] = 1.0
+    return lower, axes, p
+
+
+@kernel
 def triplet_pairs(edge_ptr, dst, distance, cutoff):
     """Pairs of edges (a, b), a < b, that end at one atom and are no longer than the cutoff.
 
