@@ -2,9 +2,9 @@
 
 This module turns specs (plain JSON values) and structures (arrays) into keys, and holds the version
 integers that stand for code: raise `CONVERTER` when a converted structure's arrays change, `BUILDER`
-when a graph's arrays change, `LABELLER` when a teacher's do, `TRAINER` when the same training ends
-with other weights; a golden test fails if results change and the integer does not. It knows nothing
-of files, configs or torch.
+when a graph's arrays change, `LABELLER` when a teacher's do, `GUARD` when other structures are near
+duplicates, `TRAINER` when the same training ends with other weights; a golden test fails if results
+change and the integer does not. It knows nothing of files, configs or torch.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ CONVERTER = 2
 BUILDER = 1
 TRAINER = 1
 LABELLER = 1
+GUARD = 2
 
 HASH_BYTES = 32
 POSITION_QUANTUM = 1e-8  # A; positions and cells are hashed rounded to this

@@ -13,7 +13,7 @@ from typing import Any
 from atomloom.config import Config, expand_variables
 from atomloom.errors import AtomloomError
 from atomloom.files import file_digest
-from atomloom.keys import BUILDER, CONVERTER, LABELLER, TRAINER, short_hash
+from atomloom.keys import BUILDER, CONVERTER, GUARD, LABELLER, TRAINER, short_hash
 from atomloom.plan import Plan
 
 
@@ -183,6 +183,8 @@ class PlannedLayout:
     @property
     def dataset_spec(self) -> dict[str, Any]:
         """What determines labels and split: records, label values, targets, split."""
+        # Exact duplicates are equal hashes, whatever the guard's code.
+        guard = {"guard": GUARD} if self.config.split.duplicate_tolerance > 0 else {}
         return {
             "members": self.plan.members_digest,
             "chunks": [chunk.key for chunk in self.plan.chunks],
@@ -191,7 +193,7 @@ class PlannedLayout:
             "teacher": self.layout.teacher_key,
             "target": self.config.dataset.target,
             "globals": self.config.dataset.global_features,
-            "split": self.config.split.key_content(),
+            "split": self.config.split.key_content() | guard,
         }
 
     @property

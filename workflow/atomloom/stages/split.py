@@ -60,24 +60,25 @@ def write_split(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     )
     duplicates = find_duplicates(records.chunks, frame, config.split.duplicate_tolerance)
     write_atomically(folder / "duplicates.csv", lambda path: duplicates.to_csv(path, index=False))
-    removed = duplicates["record"].unique()
     if len(duplicates) and config.split.duplicates == "stop":
         first = duplicates.iloc[0]
         raise AtomloomError(
-            f"{len(duplicates)} duplicates across splits (first: {first['id']} in {first['split']} "
-            f"and {first['other_id']} in {first['other_split']})",
+            f"{_told(duplicates, frame)} (first: {first['id']} in {first['split']} and "
+            f"{first['other_id']} in {first['other_split']})",
             where=folder / "duplicates.csv",
-            todo="split.duplicates: remove takes them out of training",
+            todo="split.duplicates: remove takes them out of training and validation",
         )
-    if config.split.duplicates == "remove":
-        frame = frame[~frame["record"].isin(removed)]
+    removed = duplicates if config.split.duplicates == "remove" else duplicates[:0]
+    for row in removed.itertuples():
+        quarantine.add(
+            row.record,
+            f"{row.kind} duplicate of a structure of the {row.other_split} split; {row.other_id}",
+        )
+    refused, told = len(quarantine) - len(removed), _told(duplicates, frame)
+    quarantine.write(folder / "quarantine.csv")
+    frame = frame[~frame["record"].isin(removed["record"])]
     counts = {name: int((frame["split"] == name).sum()) for name in SPLITS}
-    if not counts["train"] or not counts["val"]:
-        raise AtomloomError(
-            f"no structure is left for {'training' if not counts['train'] else 'validation'}",
-            where="split",
-            todo="change split.ratios or split.val_fraction",
-        )
+    _require_rows(counts, removed, folder)
     frame = frame.drop(columns="source")  # where files lie is no part of the data set
     write_atomically(folder / "dataset.parquet", lambda path: frame.to_parquet(path, index=False))
     write_spec(folder, places.dataset_spec)
@@ -87,18 +88,52 @@ def write_split(places: PlannedLayout, log: Callable[[str], None]) -> Path:
             "dataset_key": places.dataset_key,
             "records": plan.records,
             "used": len(frame),
-            "quarantined": len(quarantine),
+            "quarantined": refused,
             **counts,
             "duplicates": len(duplicates),
-            "removed_as_duplicates": len(removed) if config.split.duplicates == "remove" else 0,
+            "removed_as_duplicates": len(removed),
             "labels_without_record": plan.labels_without_record,
         },
     )
     log(
         f"{counts['train']:,} train, {counts['val']:,} val, {counts['test']:,} test; "
-        f"{len(quarantine)} in quarantine, {len(duplicates)} duplicates across splits"
+        f"{refused:,} in quarantine; {told}{', taken out' if len(removed) else ''}"
     )
     return folder
+
+
+def _told(duplicates: pd.DataFrame, frame: pd.DataFrame) -> str:
+    """How many rows of training and validation are duplicates, in words."""
+    near = int((duplicates["kind"] == "near").sum())
+    of = int((frame["split"] != "test").sum())
+    return (
+        f"{len(duplicates):,} of {of:,} training and validation rows are duplicates across splits "
+        f"({len(duplicates) - near:,} exact, {near:,} near)"
+    )
+
+
+def _require_rows(counts: dict[str, int], removed: pd.DataFrame, folder: Path) -> None:
+    """Refuse a split without training or validation rows.
+
+    Raises:
+        AtomloomError: saying whether the leak guard took them out.
+    """
+    for split, name in (("train", "training"), ("val", "validation")):
+        if counts[split]:
+            continue
+        gone = int((removed["split"] == split).sum())
+        if gone:
+            raise AtomloomError(
+                f"no structure is left for {name}: all {gone:,} were taken out as duplicates of "
+                f"structures of {'a split nearer to the test' if split == 'train' else 'the test'}",
+                where=folder / "duplicates.csv",
+                todo="split.duplicates: report keeps them, split.group keeps alike ones together",
+            )
+        raise AtomloomError(
+            f"no structure is left for {name}",
+            where="split",
+            todo="change split.ratios or split.val_fraction",
+        )
 
 
 def read_split_counts(places: PlannedLayout) -> dict[str, int]:
