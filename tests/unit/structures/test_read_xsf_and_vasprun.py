@@ -248,6 +248,7 @@ SHORT = NELM.replace("60", "2")  # as many as there are
         (NELM, NELM.replace("60", "3"), True),
         (NELM, SHORT, False),
         (NELM, f'<separator name="electronic"><separator name="electronic convergence">{SHORT}</separator></separator>', False),
+        (NELM, f'{NELM}<separator name="response functions">{SHORT}</separator>', True),
         (NELM, "", True),
         ("<incar></incar>", f"<incar>{SHORT}</incar>", True),  # <parameters> is what VASP made of it
         (NELM, NELM.replace("60", "1") + '<i type="string" name="ALGO"> Exact </i>', True),
@@ -265,7 +266,7 @@ def test_a_step_whose_electronic_loop_took_all_steps_is_refused_or_taken_by_opti
     if converged:
         assert len(read(path)) == 3
     else:
-        with pytest.raises(AtomloomError, match=r"did not converge in NELM = [12] steps; set the option `unconverged: true`"):  # fmt: skip
+        with pytest.raises(AtomloomError, match=r"did not converge: it took all NELM = [12] steps; set the option `unconverged: true`"):  # fmt: skip
             read(path)
 
 

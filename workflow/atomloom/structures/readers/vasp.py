@@ -20,27 +20,32 @@ _HELD = 64 << 20
 """Bytes of a file's steps that are held in memory until its end is seen; what is more is on disk."""
 
 
-def refuse_unconverged(steps: int, limit: int, options: Mapping[str, Any]) -> None:
-    """Refuse an ionic step whose electronic loop ended because it was at its limit.
+def refuse_unconverged(reason: str, options: Mapping[str, Any]) -> None:
+    """Refuse an ionic step whose electronic loop did not converge.
 
     Raises:
         AtomloomError: unless the option `unconverged` takes such steps.
     """
-    if steps >= limit and not options.get("unconverged"):
+    if not options.get("unconverged"):
         raise AtomloomError(
-            f"the electronic loop did not converge in NELM = {limit} steps",
+            f"the electronic loop did not converge: {reason}",
             todo="set the option `unconverged: true` to take such steps",
         )
 
 
-def whole_steps(steps: Iterator[bytes], options: Mapping[str, Any]) -> Iterator[Piece]:
+def at_limit(steps: int) -> str:
+    """Why a loop that took all its steps counts as not converged."""
+    return f"it took all NELM = {steps} steps"
+
+
+def whole_steps(steps: Iterator[Piece], options: Mapping[str, Any]) -> Iterator[Piece]:
     """Records of the ionic steps of a file, held back until its end is seen.
 
     The file of a job that was killed breaks off: all its steps are refused, unless the option
     `truncated` takes the whole ones.
 
     Args:
-        steps: payloads of whole steps; an AtomloomError says where the file breaks off.
+        steps: whole steps, without ids; an AtomloomError says where the file breaks off.
         options: options of the readers.
 
     Raises:
@@ -49,8 +54,8 @@ def whole_steps(steps: Iterator[bytes], options: Mapping[str, Any]) -> Iterator[
     count, reason = 0, ""
     with tempfile.SpooledTemporaryFile(max_size=_HELD, prefix="atomloom-") as held:
         try:
-            for payload in steps:
-                held.write(len(payload).to_bytes(8, "little") + payload)
+            for step in steps:
+                held.write(f"{len(step.payload)} {step.format}\n".encode() + step.payload)
                 count += 1
         except AtomloomError as error:
             reason = str(error)
@@ -64,4 +69,5 @@ def whole_steps(steps: Iterator[bytes], options: Mapping[str, Any]) -> Iterator[
             return
         held.seek(0)
         for _ in range(count):
-            yield Piece(held.read(int.from_bytes(held.read(8), "little")))
+            size, _, format = held.readline().decode().rstrip("\n").partition(" ")
+            yield Piece(held.read(int(size)), format=format)

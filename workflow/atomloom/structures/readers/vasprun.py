@@ -17,7 +17,13 @@ import numpy as np
 from atomloom.errors import AtomloomError
 from atomloom.structures.elements import NUMBERS, atomic_numbers
 from atomloom.structures.readers.base import Piece, floats, integer
-from atomloom.structures.readers.vasp import KILOBAR, OPTIONS, refuse_unconverged, whole_steps
+from atomloom.structures.readers.vasp import (
+    KILOBAR,
+    OPTIONS,
+    at_limit,
+    refuse_unconverged,
+    whole_steps,
+)
 from atomloom.structures.structure import Structure
 
 __all__ = ["ABOUT", "HINTS", "NAME", "OPTIONS", "PATTERNS", "parse", "sniff", "split"]
@@ -47,7 +53,7 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
     yield from whole_steps(_steps(stream), options)
 
 
-def _steps(stream: BinaryIO) -> Iterator[bytes]:
+def _steps(stream: BinaryIO) -> Iterator[Piece]:
     atoms = b""
     settings: dict[str, str] = {}
     depth = 0
@@ -60,15 +66,15 @@ def _steps(stream: BinaryIO) -> Iterator[bytes]:
             if element.tag == "atominfo" and not atoms:
                 kept = [e for e in element if e.get("name") in ("atoms", "atomtypes")]
                 atoms = b"".join(ElementTree.tostring(e) for e in kept)
-            elif element.tag in (
-                "incar",
-                "parameters",
-            ):  # the latter is what VASP made of the former
-                settings |= {str(e.get("name")): (e.text or "").strip() for e in element.iter("i")}
+            elif element.tag in ("incar", "parameters"):
+                # what VASP made of the former is the latter, whose first NELM counts: that of the
+                # response functions has the same name
+                named = [(str(e.get("name")), (e.text or "").strip()) for e in element.iter("i")]
+                settings |= dict(reversed(named))
             elif element.tag in ("eigenvalues", "dos", "projected", "dielectricfunction"):
                 element.clear()
             elif element.tag == "calculation":
-                yield b"<step>" + atoms + _essence(element, settings) + b"</step>"
+                yield Piece(b"<step>" + atoms + _essence(element, settings) + b"</step>")
             if depth == 1:
                 element.clear()
     except ElementTree.ParseError as error:
@@ -88,7 +94,7 @@ def _essence(calculation: ElementTree.Element, settings: Mapping[str, str]) -> b
 
 
 def _loop(electronic: list[ElementTree.Element], settings: Mapping[str, str]) -> bytes:
-    """`<loop>steps limit</loop>` of an electronic loop that ended at its limit; else nothing."""
+    """`<loop>limit</loop>` of an electronic loop that took as many steps; else nothing."""
     limit = settings.get("NELM", "")
     if not limit.isdigit() or (limit == "1" and settings.get("ALGO", "").upper() == "EXACT"):
         return b""  # exact diagonalisation is one step
@@ -98,7 +104,7 @@ def _loop(electronic: list[ElementTree.Element], settings: Mapping[str, str]) ->
         # for the first and the last one
         names = [{energy.get("name") for energy in step} for step in electronic]
         steps = next((n + 1 for n in range(1, steps) if names[n] != _ENERGIES), steps)
-    return f"<loop>{steps} {limit}</loop>".encode() if steps >= int(limit) else b""
+    return f"<loop>{limit}</loop>".encode() if steps >= int(limit) else b""
 
 
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
@@ -109,10 +115,9 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
         step = ElementTree.fromstring(payload)
     except ElementTree.ParseError as error:
         raise AtomloomError(f"not valid XML: {error}") from None
-    loop = (step.findtext("loop") or "").split()
-    if len(loop) == 2:
-        steps, limit = (integer(word, "<loop>") for word in loop)
-        refuse_unconverged(steps, limit, options)
+    limit = step.findtext("loop")
+    if limit:
+        refuse_unconverged(at_limit(integer(limit, "<loop>")), options)
     numbers = atomic_numbers(_symbols(step))
     cell = _array(step.find("structure/crystal/varray[@name='basis']"), "basis")
     fractional = _array(step.find("structure/varray[@name='positions']"), "positions")
