@@ -16,8 +16,8 @@ from atomloom.errors import AtomloomError
 from atomloom.graphs.graph import GraphTable
 from atomloom.graphs.store import GraphStore
 from atomloom.keys import canonical_json
-from atomloom.shards import SUFFIX, read_attributes, read_shard
-from atomloom.stages.convert import PROPERTY, property_of
+from atomloom.shards import SUFFIX, read_attributes
+from atomloom.stages.convert import read_chunk
 from atomloom.structures.composition import reduced_formula
 from atomloom.structures.elements import SYMBOLS
 from atomloom.structures.readers import parse_record
@@ -49,13 +49,12 @@ def inspect_path(path: Path) -> Iterator[str]:
 
 
 def _structures(path: Path) -> Iterator[str]:
-    arrays, attributes = read_shard(path)
-    names = sorted(property_of(name) for name in arrays if name.startswith(PROPERTY))
-    yield f"structures         {len(arrays['hash']):,}"
-    yield from _atoms(arrays["numbers"], arrays["node_ptr"])
-    yield f"properties         {', '.join(names) or 'none'}"
-    yield from _refused(reason for _, reason in attributes["quarantine"])
-    yield f"spec               {canonical_json(attributes['spec'])}"
+    chunk, spec = read_chunk(path), read_attributes(path).get("spec")
+    yield f"structures         {len(chunk.table):,}"
+    yield from _atoms(chunk.table.numbers, chunk.table.node_ptr)
+    yield f"properties         {', '.join(sorted(chunk.table.properties)) or 'none'}"
+    yield from _refused(reason for _, reason in chunk.quarantine)
+    yield f"spec               {canonical_json(spec)}"
 
 
 def _graphs(table: GraphTable, attributes: dict) -> Iterator[str]:

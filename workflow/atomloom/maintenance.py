@@ -11,13 +11,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from atomloom.errors import AtomloomError
 from atomloom.files import TEMPORARY_SUFFIX, read_json
+from atomloom.graphs.graph import GraphTable
+from atomloom.graphs.store import read_graphs
 from atomloom.keys import short_hash
 from atomloom.shards import SUFFIX, verify_shard
+from atomloom.stages.convert import read_chunk, read_chunk_records
+from atomloom.stages.graphs import read_chunk_graphs
+from atomloom.stages.label import PARTIAL, read_labels
 from atomloom.structures.downloads import damaged_downloads
+from atomloom.structures.table import StructureTable
 
 UNFINISHED_AFTER = 24 * 3600.0
 """Seconds after which a temporary file is taken for the leftover of a killed job."""
@@ -44,7 +53,7 @@ def shards_in(store: Path) -> list[Path]:
 
 def verify_store(store: Path, workers: int = 1) -> Iterator[Damage]:
     """Recompute every digest, of downloads too, and every folder's key; yields what is damaged."""
-    for spec in sorted(store.glob("graphs/*/spec.json")):
+    for spec in sorted([*store.glob("graphs/*/spec.json"), *store.glob("labels/*/spec.json")]):
         try:
             if short_hash(read_json(spec)) != spec.parent.name:
                 yield Damage(spec, "is not the spec that its folder is named by")
@@ -53,11 +62,62 @@ def verify_store(store: Path, workers: int = 1) -> Iterator[Damage]:
     for path in damaged_downloads(store / "downloads"):
         yield Damage(path, "is not what was downloaded")
     paths = shards_in(store)
+    problems = partial(problems_of, store)
     if workers > 1 and len(paths) > 1:
         with ProcessPoolExecutor(workers) as pool:
-            yield from _damage(zip(paths, pool.map(verify_shard, paths, chunksize=8), strict=True))
+            yield from _damage(zip(paths, pool.map(problems, paths, chunksize=8), strict=True))
     else:
-        yield from _damage((path, verify_shard(path)) for path in paths)
+        yield from _damage((path, problems(path)) for path in paths)
+
+
+def problems_of(store: Path, path: Path) -> list[str]:
+    """What is damaged in a shard, or makes no sense where it lies; an empty list if it is sound."""
+    try:
+        _look_through(store, path)
+    except AtomloomError as error:
+        return verify_shard(path) or [error.what]
+    return []
+
+
+def _look_through(store: Path, path: Path) -> None:
+    """Read a shard as what its place says it is, beside the structures it is about.
+
+    Raises:
+        AtomloomError: where it is not that.
+    """
+    kind, *folders = path.relative_to(store).parts[:-1] or [""]
+    if kind == "structures":
+        _require_hashes(path, read_chunk(path).table)
+        return
+    try:
+        records = read_chunk_records(store / "structures" / path.name)
+    except AtomloomError:
+        records = None  # removed, or to be named by itself
+    if kind == "graphs":
+        _require_centres(path, read_graphs(path))
+        if records is not None:
+            read_chunk_graphs(records, path)
+    elif kind == "labels":
+        read_labels(path, None if PARTIAL in folders else records)
+    else:
+        raise AtomloomError("is neither of structures, nor of labels, nor of graphs", where=path)
+
+
+def _require_centres(path: Path, table: GraphTable) -> None:
+    """Raise AtomloomError where a triplet is two edges of different atoms."""
+    if table.triplet is None or table.triplet_ptr is None:
+        return
+    first = np.repeat(table.edge_ptr[:-1], np.diff(table.triplet_ptr))
+    ends = [table.dst[first + table.triplet[:, side]] for side in (0, 1)]
+    if not np.array_equal(*ends):
+        raise AtomloomError("makes no sense: a triplet has two centres", where=path)
+
+
+def _require_hashes(path: Path, table: StructureTable) -> None:
+    """Raise AtomloomError where a structure is not the one that its hash names."""
+    for row in range(len(table)):
+        if table[row].hash != table.hash[row].tobytes():
+            raise AtomloomError(f"structure {row} is not the one its hash names", where=path)
 
 
 def _damage(found: Iterable[tuple[Path, list[str]]]) -> Iterator[Damage]:

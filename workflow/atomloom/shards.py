@@ -121,6 +121,22 @@ def read_attributes(path: str | os.PathLike) -> dict[str, Any]:
     return _Shard(Path(path)).attributes
 
 
+def reasons_in(
+    attributes: Mapping[str, Any], name: str, path: str | os.PathLike
+) -> list[tuple[int, str]]:
+    """The attribute of a shard that says which rows were refused: (row, reason) of each.
+
+    Raises:
+        AtomloomError: when it is not there, or is nothing of the kind.
+    """
+    rows = attributes.get(name)
+    if not isinstance(rows, list) or not all(
+        isinstance(row, list) and [type(item) for item in row] == [int, str] for row in rows
+    ):
+        raise AtomloomError(f"has no list of rows and reasons `{name}`", where=path, todo=REPAIR)
+    return [(place, reason) for place, reason in rows]
+
+
 def verify_shard(path: str | os.PathLike) -> list[str]:
     """What is damaged in a shard, one sentence an item; an empty list if it is sound."""
     try:

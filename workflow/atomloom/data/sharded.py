@@ -17,8 +17,9 @@ from numba import njit
 
 from atomloom.data.batching import Sizes
 from atomloom.errors import AtomloomError
+from atomloom.forms import misled
 from atomloom.graphs.graph import ARRAYS, GraphTable
-from atomloom.graphs.store import GraphStore, read_graphs
+from atomloom.graphs.store import GraphStore, other_graphs, read_graphs
 from atomloom.shards import REPAIR, read_shard
 
 POINTERS = {"node_ptr": "atoms", "edge_ptr": "edges", "triplet_ptr": "triplets"}
@@ -105,7 +106,16 @@ class ShardedGraphs:
         """[A] uint8, atomic numbers; asking for them goes through all shards once."""
         found = np.empty(self.node_ptr[-1], dtype=np.uint8)
         for shard, places in _groups(self.shard):
-            arrays, _ = read_shard(self._paths[shard], ["node_ptr", "numbers"])
+            path = self._paths[shard]
+            arrays, _ = read_shard(path, ["node_ptr", "numbers"])
+            pointer, rows, atoms = arrays["node_ptr"], self._row[places], self.sizes.atoms[places]
+            whole = misled(pointer, len(arrays["numbers"]), "node_ptr") == ""
+            if (
+                not whole
+                or rows.max() >= len(pointer) - 1
+                or (np.diff(pointer)[rows] != atoms).any()
+            ):
+                raise other_graphs(path)
             _lay(arrays["numbers"], arrays["node_ptr"], self._row[places], found, self.node_ptr, places)  # fmt: skip
         return found
 
@@ -132,7 +142,7 @@ class ShardedGraphs:
     def reading(self) -> int:
         """Bytes that it takes to read the largest shard, at most, besides what becomes of it."""
         decoded = np.bincount(self.shard, self.weights, minlength=len(self._paths))
-        stored = np.array([path.stat().st_size for path in self._paths])
+        stored = np.array([path.stat().st_size if path.exists() else 0 for path in self._paths])
         # The file, one array of it as it is taken out, and all decoded.
         return int((decoded + 2 * stored).max())
 
@@ -165,6 +175,7 @@ class ShardedGraphs:
             path = self._paths[shard]
             table = read_graphs(path, verify=shard not in self._sound)
             self._sound.add(shard)
+            self._store.require(table, shard, rows[known + places])
             self._put(table, self._row[rows[known + places]], arrays, known + places, rows, path)
         return GraphTable(**arrays, attributes=self._first.attributes)  # type: ignore[arg-type]
 
@@ -201,12 +212,8 @@ class ShardedGraphs:
             if pointer is None:
                 continue
             sizes = getattr(self.sizes, size)[wanted[places]]
-            if len(rows) and (
-                rows.max() >= len(table) or (pointer[rows + 1] - pointer[rows] != sizes).any()
-            ):
-                raise AtomloomError(
-                    "holds other graphs than the index says", where=path, todo=REPAIR
-                )
+            if (pointer[rows + 1] - pointer[rows] != sizes).any():
+                raise other_graphs(path)
         for name, out in arrays.items():
             values = getattr(table, name)
             if name in POINTERS:

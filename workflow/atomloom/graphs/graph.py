@@ -15,6 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from atomloom.forms import Form, beyond, misfit, misled, unbounded, unsorted
+from atomloom.structures.structure import MAX_LENGTH
+from atomloom.structures.table import FORMS, no_structures
+
 LISTED_BY_DST = 1
 """Bit 0 of `listed`: src is among dst's nearest."""
 LISTED_BY_SRC = 2
@@ -212,6 +216,52 @@ class GraphTable:
 ARRAYS = tuple(item.name for item in fields(GraphTable) if item.name != "attributes")
 """Names of a table's arrays, which are also their names in a shard."""
 OPTIONAL_ARRAYS = ("listed", "lattice", "triplet_ptr", "triplet")
+GRAPH_FORMS = FORMS | {
+    "edge_ptr": Form(("S+1",), ("int64",)),
+    "src": Form(("E",), ("uint16", "uint32")),
+    "dst": Form(("E",), ("uint16", "uint32")),
+    "shift": Form(("E", 3), ("int8", "int16")),
+    "listed": Form(("E",), ("uint8",), optional=True),
+    "lattice": Form(("S", 3, 3), ("float64",), optional=True),
+    "triplet_ptr": Form(("S+1",), ("int64",), optional=True),
+    "triplet": Form(("T", 2), ("uint32",), optional=True),
+}
+"""Arrays of graphs, in a shard."""
+
+
+def no_graphs(arrays: Mapping[str, np.ndarray]) -> str:
+    """Why arrays of these names are no graphs, in one clause; empty where they are some."""
+    if wrong := no_structures(arrays) or misfit(arrays, GRAPH_FORMS):
+        return wrong
+    src, dst, edge_ptr = arrays["src"], arrays["dst"], arrays["edge_ptr"]
+    atoms = np.diff(arrays["node_ptr"])
+    wrong = (
+        misled(edge_ptr, len(src), "edge_ptr")
+        or beyond(src, edge_ptr, atoms, "src")
+        or beyond(dst, edge_ptr, atoms, "dst")
+        or unsorted(dst, edge_ptr, "dst")
+    )
+    if wrong:
+        return wrong
+    listed, lattice = arrays.get("listed"), arrays.get("lattice")
+    if listed is not None and listed.size and not 1 <= listed.min() <= listed.max() <= 3:
+        return "`listed` holds other bits than its two"
+    if lattice is not None and (wrong := unbounded(lattice, MAX_LENGTH, "lattice")):
+        return wrong
+    if ("triplet" in arrays) != ("triplet_ptr" in arrays):
+        return "`triplet` and `triplet_ptr` go together"
+    return _no_triplets(arrays) if "triplet" in arrays else ""
+
+
+def _no_triplets(arrays: Mapping[str, np.ndarray]) -> str:
+    pointer, triplet, edge_ptr = (arrays[n] for n in ("triplet_ptr", "triplet", "edge_ptr"))
+    first, second = triplet[:, 0], triplet[:, 1]
+    wrong = misled(pointer, len(triplet), "triplet_ptr") or beyond(
+        second, pointer, np.diff(edge_ptr), "triplet"
+    )
+    if wrong:
+        return wrong
+    return "" if (first < second).all() else "`triplet` holds a pair that is not in order"
 
 
 def _pointers(counts: Sequence[int]) -> np.ndarray:

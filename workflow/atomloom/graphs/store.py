@@ -20,14 +20,15 @@ import numpy as np
 
 from atomloom.config.graph import GraphSpec
 from atomloom.errors import AtomloomError
-from atomloom.graphs.graph import ARRAYS, OPTIONAL_ARRAYS, Graph, GraphTable
+from atomloom.graphs.graph import ARRAYS, OPTIONAL_ARRAYS, Graph, GraphTable, no_graphs
 from atomloom.graphs.line import jarvis_graph
-from atomloom.keys import BUILDER
+from atomloom.keys import BUILDER, HASH_BYTES
 from atomloom.shards import REPAIR, SUFFIX, read_attributes, read_shard, write_shard
 
 if TYPE_CHECKING:
     import dgl
 
+INDEX_AGAIN = "run `atomloom index` again"
 KEPT_SHARDS = 8
 """How many shards a store keeps in memory."""
 
@@ -58,13 +59,16 @@ def read_graphs(path: str | os.PathLike, *, verify: bool = True) -> GraphTable:
     """The graphs of one shard; `attributes` are those of the shard.
 
     Raises:
-        AtomloomError: if the file is absent or damaged, or holds something else.
+        AtomloomError: if the file is absent or damaged, holds something else, or arrays that make no
+            sense, whether digests are verified or not.
     """
     arrays, attributes = read_shard(path, verify=verify)
     missing = [name for name in ARRAYS if name not in arrays and name not in OPTIONAL_ARRAYS]
     if missing or attributes.get("kind") != "graphs":
         raise AtomloomError("is a shard, but not of graphs", where=path, todo=REPAIR)
     known = {name: array for name, array in arrays.items() if name in ARRAYS}
+    if wrong := no_graphs(known):
+        raise AtomloomError(f"makes no sense: {wrong}", where=path, todo=REPAIR)
     return GraphTable(**known, attributes=attributes)
 
 
@@ -102,6 +106,8 @@ class GraphStore:
         folder = _folder_of(index, list(names))
         self.paths = [folder / name for name in names]
         self.row = frame["row"].to_numpy(np.int64)
+        if self.row.min(initial=0) < 0 or any(len(value) != HASH_BYTES for value in frame["hash"]):
+            raise AtomloomError("is no index of graphs", where=index, todo=INDEX_AGAIN)
         hashes = b"".join(frame["hash"])
         self._hashes = np.frombuffer(hashes, np.uint8).reshape(len(frame), -1)
 
@@ -139,7 +145,25 @@ class GraphStore:
         place = int(index)
         if not -len(self) <= place < len(self):
             raise IndexError(f"graph {index} of a store of {len(self)}")
-        return self._table(int(self.shard[place]))[int(self.row[place])]
+        shard = int(self.shard[place])
+        table = self._table(shard)
+        self.require(table, shard, np.array([place % len(self)]))
+        return table[int(self.row[place])]
+
+    def require(self, table: GraphTable, shard: int, places: np.ndarray) -> None:
+        """Raise AtomloomError where a shard does not hold the graphs that the index says are in it.
+
+        Args:
+            table: what the shard holds.
+            shard: which one it is.
+            places: graphs of this store that it should hold.
+        """
+        rows = self.row[places]
+        other = len(rows) and rows.max() >= len(table)
+        if not other and self._hashes is not None:
+            other = not np.array_equal(table.hash[rows], self._hashes[places])
+        if other:
+            raise other_graphs(self.paths[shard])
 
     @property
     def hashes(self) -> np.ndarray:
@@ -168,11 +192,13 @@ class GraphStore:
             return read_graphs(self.paths[0], verify=verify).take([])
         # Runs of rows from one shard: mostly whole shards, in order, which need no gathering.
         borders = np.flatnonzero(np.diff(self.shard)) + 1
-        runs = [self.row[a:b] for a, b in pairwise([0, *borders, len(self)])]
+        runs = [np.arange(a, b) for a, b in pairwise([0, *borders, len(self)])]
         shards = self.shard[[0, *borders]]
 
-        def part(shard: int, rows: np.ndarray) -> GraphTable:
+        def part(shard: int, places: np.ndarray) -> GraphTable:
             table = self._open.get(shard) or read_graphs(self.paths[shard], verify=verify)
+            self.require(table, shard, places)
+            rows = self.row[places]
             whole = len(rows) == len(table) and np.array_equal(rows, np.arange(len(table)))
             return table if whole else table.take(rows)
 
@@ -205,6 +231,11 @@ class GraphStore:
                 self._open.popitem(last=False)
         self._open.move_to_end(shard)
         return self._open[shard]
+
+
+def other_graphs(path: Path | None) -> AtomloomError:
+    """What is said of a shard that is not the one that an index names."""
+    return AtomloomError("holds other graphs than the index says", where=path, todo=REPAIR)
 
 
 def to_dgl(graph: Graph) -> dgl.DGLGraph:

@@ -17,20 +17,22 @@ import numpy as np
 import pandas as pd
 
 from atomloom.errors import AtomloomError
+from atomloom.forms import Form, misfit
 from atomloom.keys import CONVERTER, canonical_json, chain_hash, fingerprint_record
 from atomloom.layout import Layout
-from atomloom.plan import Plan
-from atomloom.shards import read_shard, write_shard
+from atomloom.plan import Chunk, Plan
+from atomloom.shards import REPAIR, SUFFIX, read_shard, reasons_in, write_shard
 from atomloom.stages.plan import SPOOL
 from atomloom.structures.checks import check_structure
 from atomloom.structures.readers import parse_record
 from atomloom.structures.structure import Structure
-from atomloom.structures.table import StructureTable
+from atomloom.structures.table import FORMS, StructureTable, no_structures
 
 MEMBER_COLUMNS = ["id", "source", "number", "format", "file", "offset", "length", "fingerprint"]
 PLAN_AGAIN = "plan again: `atomloom plan`, or `snakemake --forcerun plan`"
 PROPERTY = "property:"
 """Prefix of property arrays in the shard."""
+RECORD_FORMS = {"hash": FORMS["hash"], "record": Form(("S",), ("int32",))}
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def convert_chunk(layout: Layout, plan: Plan, key: str, log: Callable[[str], Non
         )
     read = read_records(layout, members)
     path = layout.structures(key)
-    write_structures(path, read, layout.reader_spec)
+    write_structures(path, read, layout.reader_spec, key)
     log(f"{len(read.structures):,} structures, {len(read.quarantine)} in quarantine")
     return path
 
@@ -95,8 +97,13 @@ def read_records(layout: Layout, members: pd.DataFrame) -> ReadRecords:
     return read
 
 
-def write_structures(path: Path, read: ReadRecords, spec: Mapping[str, object]) -> None:
-    """Write structures, their properties and the quarantine as one shard."""
+def write_structures(
+    path: Path, read: ReadRecords, spec: Mapping[str, object], chunk: str = ""
+) -> None:
+    """Write structures, their properties and the quarantine as one shard.
+
+    With the key of its chunk, the shard says whose it is, so that no other can be put in its place.
+    """
     table = StructureTable.from_structures(read.structures)
     arrays = {
         "hash": table.hash,
@@ -116,29 +123,87 @@ def write_structures(path: Path, read: ReadRecords, spec: Mapping[str, object]) 
         "per_atom": sorted(per_atom),
         "quarantine": [list(row) for row in read.quarantine],
     }
-    write_shard(path, arrays, attributes)
+    write_shard(path, arrays, attributes | ({"chunk": chunk} if chunk else {}))
 
 
 def read_chunk(path: Path) -> ConvertedChunk:
     """Read a shard of structures.
 
     Raises:
-        AtomloomError: when it is missing or damaged.
+        AtomloomError: when it is missing or damaged, holds something else, or arrays that make no sense.
     """
     arrays, attributes = read_shard(path)
+    quarantine = _require_records(path, arrays, attributes)
+    fields = {name: arrays[name] for name in FORMS if name in arrays}
+    if wrong := no_structures(fields):
+        raise _senseless(path, wrong)
     named = {
         property_of(name): array for name, array in arrays.items() if name.startswith(PROPERTY)
     }
-    fields = ("hash", "node_ptr", "numbers", "positions", "cell", "pbc")
+    per_atom = frozenset(attributes["per_atom"])
+    for name, array in named.items():
+        rows = len(fields["numbers" if name in per_atom else "hash"])
+        if array.dtype != np.float64 or array.ndim == 0 or len(array) != rows:
+            raise _senseless(path, f"property `{name}` is no {rows} rows of numbers")
     return ConvertedChunk(
-        table=StructureTable(
-            **{name: arrays[name] for name in fields},
-            properties=named,
-            per_atom=frozenset(attributes["per_atom"]),
-        ),
+        table=StructureTable(**fields, properties=named, per_atom=per_atom),
         record=arrays["record"],
-        quarantine=tuple((int(place), str(reason)) for place, reason in attributes["quarantine"]),
+        quarantine=quarantine,
     )
+
+
+@dataclass(frozen=True)
+class ChunkRecords:
+    """What became of the records of a chunk."""
+
+    record: np.ndarray
+    """[S] int32, place of each structure's record in the chunk."""
+    hash: np.ndarray
+    """[S, 32] uint8, structure hashes."""
+    quarantine: tuple[tuple[int, str], ...]
+    """(place, reason) of each record that was refused."""
+
+    def __len__(self) -> int:
+        return len(self.record) + len(self.quarantine)
+
+
+def read_chunk_records(path: Path) -> ChunkRecords:
+    """What became of the records of a chunk, without their structures; errors as `read_chunk`."""
+    arrays, attributes = read_shard(path, names=["record", "hash"])
+    quarantine = _require_records(path, arrays, attributes)
+    return ChunkRecords(arrays["record"], arrays["hash"], quarantine)
+
+
+def require_whole(chunk: Chunk, records: int, path: Path) -> None:
+    """Raise AtomloomError where a shard knows of other than all records of its chunk."""
+    if records != chunk.count:
+        raise AtomloomError(
+            f"holds {records} records, the plan has {chunk.count} in this chunk",
+            where=path,
+            todo=REPAIR,
+        )
+
+
+def _require_records(
+    path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]
+) -> tuple[tuple[int, str], ...]:
+    """The quarantine of a shard of structures in which each record has its one place."""
+    if attributes.get("kind") != "structures" or not isinstance(attributes.get("per_atom"), list):
+        raise AtomloomError("is a shard, but not of structures", where=path, todo=REPAIR)
+    chunk = attributes.get("chunk", path.name.removesuffix(SUFFIX))
+    if path.name != f"{chunk}{SUFFIX}":
+        raise AtomloomError(f"holds the structures of chunk {chunk}", where=path, todo=REPAIR)
+    quarantine = tuple(reasons_in(attributes, "quarantine", path))
+    if wrong := misfit(arrays, RECORD_FORMS):
+        raise _senseless(path, wrong)
+    places = np.concatenate([arrays["record"], np.array([p for p, _ in quarantine], np.int64)])
+    if not np.array_equal(np.sort(places), np.arange(len(places))):
+        raise _senseless(path, "`record` and the quarantine do not hold each record once")
+    return quarantine
+
+
+def _senseless(path: Path, wrong: str) -> AtomloomError:
+    return AtomloomError(f"makes no sense: {wrong}", where=path, todo=REPAIR)
 
 
 def _members_of(layout: Layout, plan: Plan, key: str) -> pd.DataFrame:

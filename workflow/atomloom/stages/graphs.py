@@ -20,8 +20,12 @@ from atomloom.graphs.build import build_graph, build_graphs
 from atomloom.graphs.graph import Graph, GraphTable
 from atomloom.graphs.store import read_graphs, write_graphs
 from atomloom.layout import Layout
-from atomloom.shards import read_shard
-from atomloom.stages.convert import read_chunk, without_properties
+from atomloom.shards import REPAIR, reasons_in
+from atomloom.stages.convert import (
+    ChunkRecords,
+    read_chunk,
+    without_properties,
+)
 from atomloom.structures.table import StructureTable
 
 DONORS = "donors.parquet"
@@ -84,10 +88,33 @@ def build_chunk(layout: Layout, key: str, log: Callable[[str], None]) -> Path:
     return path
 
 
-def skipped_rows(path: Path) -> list[tuple[int, str]]:
-    """(row in the shard of structures, reason) of each structure without a graph."""
-    _, attributes = read_shard(path, names=[])
-    return [(int(row), str(reason)) for row, reason in attributes["skipped"]]
+@dataclass(frozen=True)
+class ChunkGraphs:
+    """The graphs of a chunk, and which of its structures have one."""
+
+    table: GraphTable
+    kept: np.ndarray
+    """[S] bool, which structures have a graph: the rows of the table, in order."""
+    skipped: tuple[tuple[int, str], ...]
+    """(row of the structures, reason) of each of the others."""
+
+
+def read_chunk_graphs(records: ChunkRecords, graphs: Path) -> ChunkGraphs:
+    """Read the shard of graphs of a chunk, and see that they are those of its structures.
+
+    Raises:
+        AtomloomError: when the shard is missing or damaged, or holds graphs of other structures.
+    """
+    table = read_graphs(graphs)
+    skipped = tuple(reasons_in(table.attributes, "skipped", graphs))
+    rows = np.array([row for row, _ in skipped], dtype=np.int64)
+    kept = np.ones(len(records.record), dtype=bool)
+    inside = not len(rows) or 0 <= rows.min() <= rows.max() < len(kept)
+    if inside:
+        kept[rows] = False
+    if not inside or not np.array_equal(records.hash[kept], table.hash):
+        raise AtomloomError("holds graphs of other structures", where=graphs, todo=REPAIR)
+    return ChunkGraphs(table, kept, skipped)
 
 
 def _build(

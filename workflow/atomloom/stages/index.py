@@ -14,12 +14,11 @@ import pandas as pd
 
 from atomloom.errors import AtomloomError
 from atomloom.files import write_atomically, write_json, write_spec
-from atomloom.graphs.store import read_graphs
 from atomloom.keys import BUILDER
 from atomloom.layout import PlannedLayout
 from atomloom.quarantine import Quarantine
-from atomloom.shards import read_shard
-from atomloom.stages.graphs import DONORS, skipped_rows
+from atomloom.stages.convert import read_chunk_records, require_whole
+from atomloom.stages.graphs import DONORS, read_chunk_graphs
 
 
 def write_index(places: PlannedLayout, log: Callable[[str], None]) -> Path:
@@ -39,24 +38,24 @@ def write_index(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     parts = []
     neighbors = np.zeros(1, dtype=np.int64)
     for chunk in plan.chunks:
-        shard, attributes = read_shard(layout.structures(chunk.key), names=["record", "hash"])
-        for place, reason in attributes["quarantine"]:
-            quarantine.add(chunk.first + int(place), reason)
-        skipped = skipped_rows(layout.graphs(chunk.key))
-        for row, reason in skipped:
-            quarantine.add(chunk.first + int(shard["record"][row]), reason)
-        kept = np.ones(len(shard["record"]), dtype=bool)
-        kept[[row for row, _ in skipped]] = False
-        table = read_graphs(layout.graphs(chunk.key))
+        structures = layout.structures(chunk.key)
+        converted = read_chunk_records(structures)
+        require_whole(chunk, len(converted), structures)
+        for place, reason in converted.quarantine:
+            quarantine.add(chunk.first + place, reason)
+        found = read_chunk_graphs(converted, layout.graphs(chunk.key))
+        for row, reason in found.skipped:
+            quarantine.add(chunk.first + int(converted.record[row]), reason)
+        table = found.table
         edges = np.diff(table.edge_ptr)
         atoms = np.diff(table.node_ptr)
-        records = chunk.first + shard["record"][kept].astype(np.int64)
+        records = chunk.first + converted.record[found.kept].astype(np.int64)
         parts.append(
             pd.DataFrame(
                 {
                     "record": records,
                     "id": members["id"].to_numpy()[records],
-                    "hash": [row.tobytes() for row in shard["hash"][kept]],
+                    "hash": [row.tobytes() for row in table.hash],
                     "shard": layout.graphs(chunk.key).name,
                     "row": np.arange(len(records), dtype=np.int32),
                     "n_atoms": atoms.astype(np.int32),

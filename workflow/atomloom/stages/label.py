@@ -8,7 +8,7 @@ goes on where it was. Failures are rows of the shard, and of the quarantine late
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,20 +16,42 @@ import numpy as np
 
 from atomloom.errors import AtomloomError
 from atomloom.files import write_spec
+from atomloom.forms import Form, misfit, misled
 from atomloom.layout import Layout
 from atomloom.potentials.teachers import Label, teach
-from atomloom.shards import SUFFIX, read_shard, write_shard
-from atomloom.stages.convert import ConvertedChunk, read_chunk, without_properties
-from atomloom.structures.table import StructureTable
+from atomloom.shards import REPAIR, SUFFIX, read_shard, reasons_in, write_shard
+from atomloom.stages.convert import (
+    ChunkRecords,
+    ConvertedChunk,
+    read_chunk,
+    read_chunk_records,
+    without_properties,
+)
+from atomloom.structures.table import FORMS, StructureTable
 
+LABEL_FORMS = {
+    "node_ptr": FORMS["node_ptr"],
+    "hash": FORMS["hash"],
+    "energy": Form(("S",), ("float64",)),
+    "forces": Form(("A", 3), ("float64",)),
+    "stress": Form(("S", 3, 3), ("float64",)),
+    "seconds": Form(("S",), ("float64",)),
+}
+"""Arrays of labels, in a shard."""
+PARTIAL = "partial"
+"""Folder of what unfinished chunks have, beside the finished ones."""
 KEEP_EVERY = 60.0
 """Seconds between two savings of an unfinished chunk."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledStructures:
-    """What a shard of labels holds; rows are those of the shard of structures."""
+    """What a shard of labels holds; rows are those of the shard of structures, once it is finished."""
 
+    node_ptr: np.ndarray
+    """[S+1] int64."""
+    hash: np.ndarray
+    """[S, 32] uint8, structure hashes."""
     energy: np.ndarray
     """[S] eV, NaN where the teacher failed."""
     forces: np.ndarray
@@ -55,7 +77,7 @@ def label_chunk(layout: Layout, key: str, log: Callable[[str], None]) -> Path:
     write_spec(layout.label_folder, layout.teacher_spec)
     table = without_properties(read_chunk(layout.structures(key)))
     path = layout.labels(key)
-    partial = path.with_name("partial") / path.name
+    partial = path.with_name(PARTIAL) / path.name
     done = _known_labels(layout.label_folder, table, partial)
     borrowed = len(done)
     missing = np.array([row for row in range(len(table)) if row not in done], dtype=np.int64)
@@ -82,12 +104,30 @@ def read_labels_of(layout: Layout, key: str) -> LabelledStructures:
     """The labels of a chunk.
 
     Raises:
-        AtomloomError: when its shard is missing or damaged.
+        AtomloomError: when its shard is missing or damaged, or holds labels of other structures.
     """
-    arrays, attributes = read_shard(layout.labels(key))
-    failures = {int(row): str(reason) for row, reason in attributes["failures"]}
-    names = ("energy", "forces", "stress", "seconds")
-    return LabelledStructures(*(arrays[name] for name in names), failures=failures)
+    return read_labels(layout.labels(key), read_chunk_records(layout.structures(key)))
+
+
+def read_labels(path: Path, records: ChunkRecords | None = None) -> LabelledStructures:
+    """The labels of a shard, which is finished where the records of its chunk are given.
+
+    Raises:
+        AtomloomError: when it is missing or damaged, holds labels of other structures, something else,
+            or arrays that make no sense.
+    """
+    arrays, attributes = read_shard(path)
+    failures = dict(reasons_in(attributes, "failures", path))
+    wrong = "" if attributes.get("kind") == "labels" else "it is no shard of labels"
+    wrong = wrong or misfit(arrays, LABEL_FORMS)
+    wrong = wrong or misled(arrays["node_ptr"], len(arrays["forces"]), "node_ptr", least=1)
+    if not wrong and failures and not 0 <= min(failures) <= max(failures) < len(arrays["hash"]):
+        wrong = "`failures` names rows that are not there"
+    if wrong:
+        raise AtomloomError(f"makes no sense: {wrong}", where=path, todo=REPAIR)
+    if records is not None and not np.array_equal(arrays["hash"], records.hash):
+        raise AtomloomError("holds labels of other structures", where=path, todo=REPAIR)
+    return LabelledStructures(*(arrays[name] for name in LABEL_FORMS), failures=failures)
 
 
 def labelled_chunk(layout: Layout, key: str) -> tuple[ConvertedChunk, dict[int, str]]:
@@ -107,14 +147,11 @@ def labelled_chunk(layout: Layout, key: str) -> tuple[ConvertedChunk, dict[int, 
 
 def _known_labels(folder: Path, table: StructureTable, partial: Path) -> dict[int, Label]:
     """Labels of rows whose structures the teacher has labelled before, failures left out."""
-    wanted = {table.hash[row].tobytes(): row for row in range(len(table))}
+    wanted = {table.hash[row].tobytes() for row in range(len(table))}
     known: dict[bytes, Label] = {}
     for path in [*sorted(folder.glob(f"*{SUFFIX}")), partial]:
         try:
-            hashes = read_shard(path, names=["hash"])[0]["hash"]
-            rows = [r for r in range(len(hashes)) if hashes[r].tobytes() in wanted]
-            if rows:
-                known |= _labels_in(path, rows)
+            known |= _labels_in(path, wanted)
         except AtomloomError:
             continue  # absent, or damaged: then it is computed again
     return {
@@ -124,17 +161,22 @@ def _known_labels(folder: Path, table: StructureTable, partial: Path) -> dict[in
     }
 
 
-def _labels_in(path: Path, rows: list[int]) -> dict[bytes, Label]:
-    arrays, _ = read_shard(path)
+def _labels_in(path: Path, wanted: Collection[bytes]) -> dict[bytes, Label]:
+    """Labels in a shard of those structures that are wanted, failures left out."""
+    hashes = read_shard(path, names=["hash"])[0]["hash"]
+    rows = [row for row in range(len(hashes)) if hashes[row].tobytes() in wanted]
+    if not rows:
+        return {}
+    labels = read_labels(path)
     found = {}
     for row in rows:
-        if np.isfinite(arrays["energy"][row]):
-            stress = arrays["stress"][row]
-            found[arrays["hash"][row].tobytes()] = Label(
-                float(arrays["energy"][row]),
-                arrays["forces"][slice(*arrays["node_ptr"][row : row + 2])],
+        if np.isfinite(labels.energy[row]):
+            stress = labels.stress[row]
+            found[labels.hash[row].tobytes()] = Label(
+                float(labels.energy[row]),
+                labels.forces[slice(*labels.node_ptr[row : row + 2])],
                 stress if np.isfinite(stress).all() else None,
-                float(arrays["seconds"][row]),
+                float(labels.seconds[row]),
             )
     return found
 

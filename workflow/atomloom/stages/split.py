@@ -19,7 +19,7 @@ from atomloom.errors import AtomloomError
 from atomloom.files import read_json, write_atomically, write_json, write_spec
 from atomloom.layout import PlannedLayout
 from atomloom.quarantine import Quarantine
-from atomloom.stages.convert import ConvertedChunk
+from atomloom.stages.convert import ConvertedChunk, require_whole
 from atomloom.stages.label import labelled_chunk
 from atomloom.structures.composition import elements_text, reduced_formula
 
@@ -147,6 +147,8 @@ def _read_structures(
     parts, chunks = [], []
     for chunk in places.plan.chunks:
         converted, unlabelled = labelled_chunk(places.layout, chunk.key)
+        counted = len(converted.record) + len(converted.quarantine)
+        require_whole(chunk, counted, places.layout.structures(chunk.key))
         for place, reason in converted.quarantine:
             quarantine.add(chunk.first + place, reason)
         for row, reason in unlabelled.items():

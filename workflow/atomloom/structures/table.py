@@ -11,8 +11,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from atomloom.forms import Form, misfit, misled, unbounded
 from atomloom.keys import HASH_BYTES
-from atomloom.structures.structure import Structure
+from atomloom.structures.structure import MAX_ATOMIC_NUMBER, MAX_LENGTH, Structure
+
+FORMS = {
+    "node_ptr": Form(("S+1",), ("int64",)),
+    "hash": Form(("S", HASH_BYTES), ("uint8",)),
+    "numbers": Form(("A",), ("uint8",)),
+    "positions": Form(("A", 3), ("float64",)),
+    "cell": Form(("S", 3, 3), ("float64",)),
+    "pbc": Form(("S", 3), ("bool",)),
+}
+"""Arrays of structures, in a shard and in a table."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,3 +94,19 @@ class StructureTable:
 
 def _stack(arrays: list[np.ndarray], empty: tuple[int, ...], dtype: type) -> np.ndarray:
     return np.concatenate(arrays) if arrays else np.zeros(empty, dtype=dtype)
+
+
+def no_structures(arrays: Mapping[str, np.ndarray]) -> str:
+    """Why arrays of these names are no structures, in one clause; empty where they are some."""
+    if wrong := misfit(arrays, FORMS):
+        return wrong
+    numbers, pbc = arrays["numbers"], arrays["pbc"].view(np.uint8)
+    if numbers.size and not 1 <= numbers.min() <= numbers.max() <= MAX_ATOMIC_NUMBER:
+        return "`numbers` holds what is no atomic number"
+    if pbc.max(initial=0) > 1:
+        return "`pbc` holds what is neither true nor false"
+    return (
+        misled(arrays["node_ptr"], len(numbers), "node_ptr", least=1)
+        or unbounded(arrays["positions"], MAX_LENGTH, "positions")
+        or unbounded(arrays["cell"], MAX_LENGTH, "cell")
+    )
