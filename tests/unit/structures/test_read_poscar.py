@@ -11,6 +11,7 @@ from crystals import assert_same_arrays, atoms_with_results, parse
 from pymatgen.io.vasp import Poscar
 
 from atomloom.errors import AtomloomError
+from atomloom.structures import enumerate_records, read
 from atomloom.structures.readers import format_of, poscar
 
 TEXT = """Ti O
@@ -82,6 +83,153 @@ def test_version_4_takes_symbols_from_the_comment_or_behind_the_coordinates():
     assert parse("poscar", behind).numbers.tolist() == [22, 8, 8]
     with pytest.raises(AtomloomError, match="no element symbols"):
         parse("poscar", old.replace("Ti O\n", "a comment\n", 1))
+
+
+VERSION_4 = """{comment}
+1.0
+5.6 0 0
+0 5.6 0
+0 0 5.6
+{counts}
+Direct
+0 0 0 {first}
+0.25 0.25 0.25 {second}
+"""
+
+
+@pytest.mark.parametrize(
+    ("comment", "counts", "first", "second", "expected"),
+    [
+        ("As grown film", "2", "Ga", "Ga", [31, 31]),
+        ("In At 300K", "1 1", "Ga", "As", [31, 33]),
+        ("In At 300K", "2", "Ga", "As", [31, 33]),
+        (
+            "No title",
+            "1 1",
+            "T T F Ga",
+            "F F F As",
+            [31, 33],
+        ),  # flags are no tritium and no fluorine
+        ("Ga As", "1 1", "Ga", "As", [31, 33]),
+        ("Ga1 As1", "1 1", "", "", [31, 33]),
+        ("In At", "1 1", "Ga", "As", "the comment has other elements than the words behind"),
+        ("Ga2 As1", "1 1", "", "", "no element symbols"),  # its numbers are not those of the atoms
+        ("As grown", "2", "", "", "no element symbols"),
+        ("No title", "2", "", "", "no element symbols"),
+        ("No title", "1 1", "T T T", "F F F", "no element symbols"),
+        ("Ga As film", "1 1", "", "", "no element symbols"),
+        ("Ga As film", "1 1", "Ga", "", "no element symbols"),
+    ],
+)
+def test_words_of_a_comment_are_no_elements_where_others_stand_behind(
+    comment, counts, first, second, expected
+):
+    text = VERSION_4.format(comment=comment, counts=counts, first=first, second=second)
+    if isinstance(expected, list):
+        assert parse("poscar", text).numbers.tolist() == expected
+        return
+    with pytest.raises(AtomloomError, match=expected):
+        parse("poscar", text)
+
+
+def test_words_behind_that_contradict_the_line_of_elements_are_refused():
+    behind = VERSION_4.format(comment="x", counts="Ga As\n1 1", first="Ga", second="As")
+    assert parse("poscar", behind).numbers.tolist() == [31, 33]
+    labels = VERSION_4.format(comment="x", counts="Ga As\n1 1", first="Ga1", second="B_site")
+    assert parse("poscar", labels).numbers.tolist() == [31, 33]
+    with pytest.raises(AtomloomError, match="line 6 has other elements"):
+        parse("poscar", behind.replace("Ga As\n", "As Ga\n"))
+
+
+@pytest.mark.parametrize(
+    "counts", ["Ti O\nNa Cl\n1 1 1 1", "Ti O Na Cl\n1 1\n1 1", "Ti O\nNa Cl\n1 1\n1 1", "Ti\nO Na\nCl\n1 1 1 1"]
+)  # fmt: skip
+def test_elements_and_numbers_of_atoms_may_go_on_over_several_lines(counts):
+    rows = "".join(f"{n / 4} 0.1 0.2\n" for n in range(4))
+    text = f"x\n1.0\n4 0 0\n0 5 0\n0 0 6\n{counts}\nDirect\n{rows}"
+    assert parse("poscar", text).numbers.tolist() == [22, 8, 11, 17]
+    if counts.startswith("Ti O\nNa Cl\n1 1\n"):  # as pymatgen reads what VASP wraps
+        assert_same_arrays(parse("poscar", text), Poscar.from_str(text).structure, 1e-12)
+    old = "\n".join(line for line in counts.split("\n") if line[0].isdigit())
+    text = f"Ti O Na Cl\n1.0\n4 0 0\n0 5 0\n0 0 6\n{old}\nDirect\n{rows}"
+    assert parse("poscar", text).numbers.tolist() == [22, 8, 11, 17]
+
+
+def frames(moving_cell: bool) -> list:
+    atoms = atoms_with_results(3)[np.argsort(atoms_with_results(3).numbers, kind="stable")]
+    atoms.calc = None
+    found = []
+    for seed in range(4):
+        found.append(atoms.copy())
+        found[-1].rattle(0.1, seed=seed)
+        if moving_cell:
+            found[-1].set_cell(atoms.cell * (1 + 0.01 * seed), scale_atoms=True)
+    return found
+
+
+@pytest.mark.parametrize("moving_cell", [True, False])
+def test_every_frame_of_an_xdatcar_is_a_record(tmp_path, moving_cell):
+    path = tmp_path / "run" / "XDATCAR"
+    path.parent.mkdir()
+    ase.io.write(path, frames(moving_cell), format="vasp-xdatcar")
+    ours = read(path)
+    assert [s.id for s in ours] == [f"run-{n:06d}" for n in range(4)]
+    for structure, reference in zip(ours, frames(moving_cell), strict=True):
+        assert_same_arrays(structure, reference, 1e-5)  # six digits are written
+    if not moving_cell:
+        text = path.read_text()
+        path.write_text(text[: text.rindex("\n", 0, -1)])  # the last coordinate is gone
+        with pytest.raises(AtomloomError, match=r"of \d+ coordinate lines"):
+            read(path)
+        assert [len(s) for s in map(outcome, records(path))][:3] == [len(ours[0])] * 3
+
+
+@pytest.mark.parametrize("velocities", [True, False])
+@pytest.mark.parametrize("between", ["", "\n", " \n\n"])
+def test_poscars_put_behind_one_another_are_records(tmp_path, velocities, between):
+    path, texts = tmp_path / "gathered", []
+    for seed, atoms in enumerate(frames(True)):
+        if velocities:
+            atoms.set_velocities(np.random.default_rng(seed).normal(size=(len(atoms), 3)))
+        stream = io.StringIO()
+        ase.io.write(stream, atoms, format="vasp")
+        texts.append(stream.getvalue())
+    path.write_text(between.join(texts))
+    for structure, text in zip(read(path), texts, strict=True):
+        assert_same_arrays(structure, in_ase(text), 1e-12)
+    for record in records(path):
+        assert path.read_bytes()[record.offset :][: record.length] == record.payload
+
+
+def records(path):
+    return list(enumerate_records([path]))
+
+
+def outcome(record):
+    try:
+        return parse("poscar", record.payload)
+    except AtomloomError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    ("behind", "message"),
+    [
+        (" 0.1 0.1 0.1\n", "line 13: more coordinates than atoms"),
+        ("another\n0.1 0.1 0.1\n", "line 13: `another`, and numbers behind it, are no velocities"),
+        ("# made by hand\n\nsee the paper\n", None),
+        ("Direct\n 0.1 0.1 0.1\n" * 3 + "\n1\n 0.5\n 0 0 0 0\n", None),
+        ("Lattice velocities and vectors\n 1\n 0 0 0\n 0 0 0\n 0 0 0\n\n 0 0 0\n", None),
+        ("\n 24 24 24\n 0.1E+02 0.2E+02 0.3E+02 0.4E+02 0.5E+02\naugmentation occupancies 1 2\n 0.1\n", None),
+    ],
+)  # fmt: skip
+def test_what_stands_behind_the_coordinates_is_no_matter_unless_it_may_be_atoms(behind, message):
+    text = TEXT[: TEXT.index("\n\n") + 1]
+    if message is None:
+        assert_same_arrays(parse("poscar", text + behind), parse("poscar", text))
+        return
+    with pytest.raises(AtomloomError, match=message):
+        parse("poscar", text + behind)
 
 
 def test_flavours_and_hashes_behind_symbols_are_cut_off():

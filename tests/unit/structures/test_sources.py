@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import json
 import lzma
 import os
 import tarfile
@@ -14,13 +15,23 @@ import pytest
 from crystals import symmetric_crystals
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pymatgen.io.cif import CifWriter
 from pymatgen.io.vasp import Poscar
 
 from atomloom.errors import AtomloomError
-from atomloom.structures import enumerate_records, list_files, parse_record, read, sources
+from atomloom.structures import (
+    Structure,
+    enumerate_records,
+    list_files,
+    parse_record,
+    read,
+    sources,
+)
+from atomloom.structures.readers import format_of
 from atomloom.structures.sources import natural_key, read_table, record_id
 
-POSCAR = Poscar(symmetric_crystals()["rutile"]).get_str()
+RUTILE = symmetric_crystals()["rutile"]
+POSCAR = Poscar(RUTILE).get_str()
 XYZ = "2\n\nC 0 0 0\nO 0 0 1.2\n"
 PACKERS = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress, "": lambda data: data}
 
@@ -287,13 +298,110 @@ def test_an_empty_or_senseless_file_is_a_record_that_fails(tmp_path, name, conte
     assert isinstance(outcome(found[0]), str)
 
 
+JSON = json.dumps({"a": POSCAR, "b": POSCAR})
+CSV = 'id,structure\n1,"' + POSCAR + '"\n'
+CONTENTS = {
+    "cif": str(CifWriter(RUTILE)),
+    "poscar": POSCAR,
+    "extxyz": XYZ,
+    "xsf": "# made by hand\n\nMOLECULE\nATOMS\nO 0 0 0\n",
+    "vasprun": "<modeling>\n</modeling>\n",
+    "json": JSON,
+    "csv": CSV,
+    "runner": "begin\natom 0 0 0 O 0 0 0 0 0\nend\n",
+}
+
+
+@pytest.mark.parametrize("format", CONTENTS)
+def test_a_name_never_beats_the_content(format):
+    for name in ("poscars.json", "CONTCAR", "table_poscar", "a.cif", "a.xyz", "a.xsf", "vasprun.xml", "a.csv",
+                 "input.data", "a.jsonl", "a.txt", "a"):  # fmt: skip
+        for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+            assert format_of(name, CONTENTS[format].encode(encoding)) == format, name
+
+
+def test_a_name_tells_where_the_content_does_not():
+    assert format_of("POSCAR", b"rubbish") == format_of("poscar_3", b"") == "poscar"
+    assert format_of("a.cif", b"_cell_length_a 3\n") == "cif"
+    assert format_of("poscars.json", b"{}") == "json"
+    for name in ("poscars.json", "contcar_labels.csv", "a.json"):  # of a folder
+        assert format_of(name, b"a,b\n1,2\n", hints=False) is None
+
+
+def test_a_document_named_as_a_poscar_is_read_whole(tmp_path):
+    for name, content, ids in (
+        ("poscars.json", JSON, ["a", "b"]),
+        ("CONTCAR", CSV, ["1"]),
+        ("two.xyz", POSCAR * 2, ["two-000000", "two-000001"]),
+    ):
+        (tmp_path / name).write_text(content)
+        assert [s.id for s in read(tmp_path / name)] == ids
+        assert [len(s) for s in read(tmp_path / name)] == [6] * len(ids)
+    with pytest.raises(AtomloomError, match="ends after 1 lines"):
+        read(tmp_path / "poscars.json", format="poscar")
+
+
+@pytest.mark.parametrize(
+    ("line_end", "encoding"), [("\n", "utf-8-sig"), ("\r\n", "utf-8-sig"), ("\r", "utf-8")]
+)
+@pytest.mark.parametrize("format", ["cif", "poscar", "extxyz", "xsf", "json", "csv", "runner"])
+def test_byte_order_marks_and_line_ends_of_any_editor_are_read(
+    tmp_path, format, line_end, encoding
+):
+    text = CONTENTS[format]
+    plain, path = tmp_path / "plain", tmp_path / "file"
+    plain.write_text(text)
+    path.write_bytes(text.replace("\n", line_end).encode(encoding))
+    for found in (
+        records(path),
+        records(tar_of(tmp_path / "a.tar", {"x/file": path.read_bytes()})),
+    ):
+        assert [outcome(r) for r in found] == [outcome(r) for r in records(plain)]
+        assert all(isinstance(outcome(r), int) for r in found)
+        for record in found:
+            raw = (tmp_path / "a.tar").read_bytes() if record.member else path.read_bytes()
+            if record.offset >= 0:
+                assert raw[record.offset :][: record.length] == record.payload
+    payload = path.read_bytes()
+    if format in ("cif", "poscar", "extxyz", "xsf", "runner"):
+        assert isinstance(parse_record(format, payload), Structure)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["POSCAR", "a.xyz", "a.json", "a.xml"])
+def test_text_in_utf_16_is_refused_with_a_line_that_says_so(tmp_path, name, encoding):
+    path = tmp_path / name
+    path.write_bytes((XYZ if "xyz" in name else POSCAR).encode(encoding))
+    (only,) = records(path)
+    assert outcome(only) == "text in UTF-16 or UTF-32: save it as UTF-8"
+    with pytest.raises(AtomloomError, match="UTF-16"):
+        parse_record("poscar", path.read_bytes())
+
+
+@pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".zip"])
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_a_large_member_whose_name_tells_nothing_is_known_by_its_content(tmp_path, ending, packed):
+    many = json.dumps({str(n): POSCAR for n in range(200)}).encode()
+    assert len(many) > sources.HEAD
+    members = {
+        f"set/{name}{packed}": PACKERS[packed](many) for name in ("all.json", "all", "README")
+    } | {"x.vasp": POSCAR.encode(), "noise": os.urandom(100_000)}
+    path = tmp_path / f"a{ending}"
+    if ending == ".zip":
+        zip_of(path, members)
+    else:
+        tar_of(path, members, f"w:{ending[5:]}")
+    assert len(records(path)) == 601
+    assert len(records(path, pattern="all*")) == 400
+
+
 @pytest.mark.parametrize(
     ("name", "id"),
     [
         ("1.cif", "1"), ("a/b/1.cif.gz", "1"), ("POSCAR-JVASP-76562.vasp", "POSCAR-JVASP-76562"),
         ("mp-1.5", "mp-1.5"), ("x.y.extxyz.xz", "x.y"), ("run/POSCAR", "run"), ("run/vasprun.xml.gz", "run"),
         ("POSCAR", "POSCAR"), ("run/CONTCAR", "run"), ("sys/type.raw", "sys"), ("a/.cif", ".cif"),
-        ("dft.json.zip", "dft.json.zip"), ("frames.XYZ", "frames"),
+        ("dft.json.zip", "dft.json.zip"), ("frames.XYZ", "frames"), ("run/XDATCAR", "run"),
     ],
 )  # fmt: skip
 def test_ids_are_names_without_endings(name, id):

@@ -42,7 +42,13 @@ from atomloom.structures.readers import (
     format_of,
     reader_of,
 )
-from atomloom.structures.readers.base import read_limited, unreadable
+from atomloom.structures.readers.base import (
+    BYTE_ORDER_MARK,
+    WIDE,
+    is_wide,
+    read_limited,
+    unreadable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +81,7 @@ _DAMAGE = (
     OSError,
 )
 _DIGITS = re.compile(r"(\d+)")
-_GENERIC = frozenset(("poscar", "contcar", "vasprun", "input", "type"))
+_GENERIC = frozenset(("poscar", "contcar", "xdatcar", "vasprun", "input", "type"))
 """Names of files that every calculation has; the folder tells them apart."""
 
 
@@ -249,7 +255,12 @@ def natural_key(text: str) -> list[tuple[int, int | str]]:
 def _endings(formats: tuple[str, ...]) -> frozenset[str]:
     """Endings of names that say no more than the format."""
     patterns = [p for f in formats for p in (*REGISTRY[f].PATTERNS, *REGISTRY[f].HINTS)]
-    return frozenset(p[1:] for p in patterns if p.startswith("*.")) | {".raw", ".dat", ".data"}
+    return frozenset(p[1:] for p in patterns if p.startswith("*.")) | {
+        ".raw",
+        ".dat",
+        ".data",
+        ".txt",
+    }
 
 
 def _is_hidden(name: str) -> bool:
@@ -484,9 +495,7 @@ def _with_head(stream: Any) -> tuple[bytes, Any]:
     head = stream.read(HEAD)
     if len(head) < HEAD:
         return head, io.BytesIO(head)
-    if stream.seekable():
-        stream.seek(-len(head), os.SEEK_CUR)
-        return head, stream
+    # never by seeking back: a member of a tar that is read as a stream says that it can, and cannot
     return head, io.BufferedReader(_Prefixed(head, stream), 1 << 18)
 
 
@@ -506,6 +515,21 @@ class _Prefixed(io.RawIOBase):
         buffer[:count] = self._head[:count]
         self._head = self._head[count:]
         return count
+
+
+class _LineFeeds(io.RawIOBase):
+    """A text whose lines end with carriage returns, as old editors wrote them, with line feeds."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer)).replace(b"\r", b"\n")
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def _reason(error: BaseException) -> str:
@@ -652,16 +676,33 @@ class _File:
 
     def _split(self, name: str, stream: Any, path: Path | None) -> Iterator[Piece]:
         """Cut an unpacked file into pieces by its reader; `path` is where it lies on disk, if it does."""
-        format = self.given or format_of(name, hints=False)
+        head, stream = _with_head(stream)
+        format = self.given or format_of(name, head)
         if format is None:
-            head, stream = _with_head(stream)
-            format = format_of(name, head)
-            if format is None:
-                yield unreadable("in no format that a reader recognises" if head else "empty file")
-                return
+            yield unreadable("in no format that a reader recognises" if head else "empty file")
+            return
         reader = REGISTRY[format]
-        for piece in self._cut(reader, stream, path):
+        if hasattr(reader, "split_path"):  # no text
+            pieces = self._cut(reader, stream, path)
+        elif is_wide(head):
+            pieces = iter((unreadable(WIDE),))
+        else:
+            pieces = self._cut_text(reader, head, stream)
+        for piece in pieces:
             yield piece if piece.format else piece._replace(format=format)
+
+    def _cut_text(self, reader: Reader, head: bytes, stream: Any) -> Iterator[Piece]:
+        """Pieces of a text, behind its byte order mark, with line ends that every reader knows."""
+        behind = 0
+        if head.startswith(BYTE_ORDER_MARK):
+            behind = len(stream.read(len(BYTE_ORDER_MARK)))
+        if b"\r" in head and b"\n" not in head:
+            stream = io.BufferedReader(_LineFeeds(stream), 1 << 16)
+            behind = -1  # what is read is not what stands on disk
+        for piece in reader.split(stream, self.options):
+            if behind and piece.offset >= 0:
+                piece = piece._replace(offset=piece.offset + behind if behind > 0 else -1)
+            yield piece
 
     def _cut(self, reader: Reader, stream: Any, path: Path | None) -> Iterator[Piece]:
         by_path = getattr(reader, "split_path", None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
@@ -33,7 +34,7 @@ from atomloom.structures.readers import (
     vasprun,
     xsf,
 )
-from atomloom.structures.readers.base import UNREADABLE, Piece, Reader
+from atomloom.structures.readers.base import UNREADABLE, Piece, Reader, is_wide, plain_text
 from atomloom.structures.structure import Structure
 
 __all__ = [
@@ -86,7 +87,8 @@ def reader_of(format: str) -> Reader:
 
 
 def format_of(name: str, head: bytes = b"", hints: bool = True) -> str | None:
-    """The format of a file, by its name where that settles it, else by how it begins.
+    """The format of a file, by how it begins; its name decides where several formats begin like that,
+    or where no reader recognises the content.
 
     Args:
         name: file name, without the ending of a compression.
@@ -97,29 +99,54 @@ def format_of(name: str, head: bytes = b"", hints: bool = True) -> str | None:
         The format's name, or None when no reader recognises the file.
     """
     lower = name.rsplit("/", 1)[-1].lower()
-    endings, patterns = _names(tuple(REGISTRY))
-    known = endings.get(lower[lower.rfind(".") :])
-    if known is not None:
-        return known
-    for pattern, format in patterns:
-        if fnmatchcase(lower, pattern):
-            return format
-    for reader in REGISTRY.values():
-        if head and reader.sniff(head):
-            return reader.NAME
-    if hints:
+    named, hinted = _by_name(lower, tuple(REGISTRY))
+    if named is not None and getattr(REGISTRY[named], "NEEDS_FOLDER", False):
+        return named  # the folder is the format, and no file of it
+    if head:
+        head = _recognisable(head)
+        for likely in (named, hinted):
+            if likely is not None and REGISTRY[likely].sniff(head):
+                return likely
         for reader in REGISTRY.values():
-            if any(fnmatchcase(lower, pattern) for pattern in reader.HINTS):
+            if reader.sniff(head):
                 return reader.NAME
-    return None
+    return named or (hinted if hints else None)
+
+
+def _recognisable(head: bytes) -> bytes:
+    """Text as the readers' `sniff` expects it, also of an encoding that will be refused."""
+    if not is_wide(head):
+        return plain_text(head)
+    with suppress(UnicodeError):
+        return head[: len(head) // 4 * 4].decode("utf-16").encode()
+    return head
+
+
+def _by_name(lower: str, formats: tuple[str, ...]) -> tuple[str | None, str | None]:
+    """The format that a name is of, and the one that it only hints at."""
+    endings, patterns, hints = _names(formats)
+    named = endings.get(lower[lower.rfind(".") :])
+    if named is not None:
+        return named, None
+    named = next((format for pattern, format in patterns if fnmatchcase(lower, pattern)), None)
+    hinted = next((format for pattern, format in hints if fnmatchcase(lower, pattern)), None)
+    # poscars.json and contcar_labels.csv are none of VASP's
+    return named if hinted in (None, named) else None, hinted
 
 
 @lru_cache(maxsize=8)
-def _names(formats: tuple[str, ...]) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Formats by ending of the name, and the patterns that are more than an ending."""
+def _names(
+    formats: tuple[str, ...],
+) -> tuple[dict[str, str], list[tuple[str, str]], list[tuple[str, str]]]:
+    """Formats by ending of the name, the patterns that are more than an ending, and the hints."""
     pairs = [(pattern, format) for format in formats for pattern in REGISTRY[format].PATTERNS]
     plain = [(p, f) for p, f in pairs if re.fullmatch(r"\*\.\w+", p)]
-    return {p[1:]: f for p, f in reversed(plain)}, [pair for pair in pairs if pair not in plain]
+    hints = [(pattern, format) for format in formats for pattern in REGISTRY[format].HINTS]
+    return (
+        {p[1:]: f for p, f in reversed(plain)},
+        [pair for pair in pairs if pair not in plain],
+        hints,
+    )
 
 
 def parse_record(
@@ -143,7 +170,7 @@ def parse_record(
         if not payload.strip():
             raise AtomloomError("empty file")
         with np.errstate(all="ignore"):  # what overflows is no finite number, and refused as such
-            structure = reader_of(format).parse(payload, options)
+            structure = reader_of(format).parse(plain_text(payload), options)
         if structure.properties:
             _refuse_nan(structure)
         if options.get("box") == "molecule":

@@ -25,6 +25,12 @@ UNREADABLE = "unreadable"
 """Format of a record that stands for bytes nobody can split; its payload is the reason."""
 
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
+WIDE = "text in UTF-16 or UTF-32: save it as UTF-8"
+"""Why text in these is refused."""
+
+
 class Piece(NamedTuple):
     """One record as a reader cuts it out of a file."""
 
@@ -54,10 +60,11 @@ class Reader(Protocol):
     ABOUT: str
     """One line for `--help`."""
     PATTERNS: tuple[str, ...]
-    """Globs of lower-case file names (without .gz and the like) that settle the format."""
+    """Globs of lower-case file names (without .gz and the like) that are of the format, unless
+    `sniff` of another reader accepts the content and that of this one does not."""
     HINTS: tuple[str, ...]
-    """Globs of names that settle it only for a file which the user named himself, or which
-    `sniff` accepts: names such as `*.json` are used for many things."""
+    """Globs of names that count only for a file which the user named himself, or which `sniff`
+    accepts: names such as `*.json` are used for many things."""
     OPTIONS: Mapping[str, str]
     """Options the reader understands, each with a sentence."""
 
@@ -90,6 +97,28 @@ def read_limited(stream: BinaryIO, limit: int = MAX_RECORD_BYTES) -> bytes:
         if size > limit:
             raise AtomloomError(f"a record of more than {limit >> 20} MiB")
     return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+
+
+def is_wide(text: bytes) -> bool:
+    """Whether text is in UTF-16 or UTF-32, with a byte order mark or without."""
+    start = text[:64]
+    return start.startswith(_WIDE_MARKS) or (
+        len(start) >= 16 and any(start) and not (any(start[0::2]) and any(start[1::2]))
+    )
+
+
+def plain_text(payload: bytes) -> bytes:
+    """Text without a byte order mark, its lines ended by line feeds where they had carriage returns.
+
+    Raises:
+        AtomloomError: when it is in UTF-16 or UTF-32.
+    """
+    if is_wide(payload):
+        raise AtomloomError(WIDE)
+    payload = payload.removeprefix(BYTE_ORDER_MARK)
+    if b"\r" in payload and b"\n" not in payload:
+        payload = payload.replace(b"\r", b"\n")
+    return payload
 
 
 def unreadable(reason: object) -> Piece:

@@ -25,7 +25,11 @@ def sniff(head: bytes) -> bool:
     first = head.split(b"\n", 1)[0].decode("utf-8", "replace").lstrip("\ufeff").strip()
     if "," not in first or len(first) > 10_000 or "{" in first:
         return False
-    return entries.find_column(next(csv.reader([first])), None, entries.STRUCTURE_KEYS) is not None
+    try:
+        header = next(csv.reader([first]))
+    except csv.Error:  # no text
+        return False
+    return entries.find_column(header, None, entries.STRUCTURE_KEYS) is not None
 
 
 def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:

@@ -12,7 +12,13 @@ from typing import Any
 
 from atomloom.errors import AtomloomError
 from atomloom.structures.readers import ase_json, cif, extxyz, poscar, xsf
-from atomloom.structures.readers.base import Piece, dump_json, scalar_labels, unreadable
+from atomloom.structures.readers.base import (
+    Piece,
+    dump_json,
+    plain_text,
+    scalar_labels,
+    unreadable,
+)
 
 STRUCTURE_KEYS = (
     "structure", "atoms", "cif", "poscar", "final_structure", "relaxed_structure",
@@ -151,7 +157,10 @@ def kind_of(value: Mapping[str, Any]) -> str:
 
 def text_piece(text: str, id: str, labels: Mapping[str, float | str]) -> Piece:
     """The record of a structure given as the text of a file of some format."""
-    payload = text.encode()
+    try:
+        payload = plain_text(text.encode())
+    except AtomloomError as error:
+        return unreadable(error)._replace(id=id, labels=labels)
     for reader in _TEXTS:
         if reader.sniff(payload[:4096]):
             return Piece(payload, id=id, labels=labels, format=reader.NAME)

@@ -32,7 +32,7 @@ from atomloom.structures.structure import Structure, property_name
 NAME = "extxyz"
 ABOUT = "extended and plain XYZ, any number of frames"
 PATTERNS = ("*.xyz", "*.extxyz", "*.exyz")
-HINTS = ("*.txt",)
+HINTS: tuple[str, ...] = ()
 OPTIONS = {
     "energy_key": "name of the energy on the comment line, where it is none of the usual ones",
     "forces_key": "name of the column of forces, where it is none of the usual ones",

@@ -1,31 +1,45 @@
-"""POSCAR and CONTCAR of VASP, versions 4 and 5, direct and Cartesian coordinates.
+"""POSCAR, CONTCAR and XDATCAR of VASP, versions 4 to 6, direct and Cartesian coordinates.
 
-Velocities and whatever follows the coordinates are ignored.
+A file may hold several structures: the frames of an XDATCAR, with one cell or a cell each, or files
+put behind one another. Velocities, the predictor-corrector and grids behind the coordinates are
+passed over; more coordinates than atoms, or a text that goes on with numbers, are refused.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from atomloom.errors import AtomloomError
 from atomloom.structures.elements import NUMBERS, atomic_numbers
-from atomloom.structures.readers.base import decode, floats, integer
-from atomloom.structures.readers.base import split_whole as split
+from atomloom.structures.readers.base import MAX_RECORD_BYTES, Piece, decode, floats, integer
 from atomloom.structures.structure import Structure
 
-__all__ = ["ABOUT", "HINTS", "NAME", "OPTIONS", "PATTERNS", "parse", "sniff", "split"]
-
 NAME = "poscar"
-ABOUT = "POSCAR and CONTCAR of VASP"
-PATTERNS = ("*.vasp", "*.poscar", "poscar*", "contcar*", "*_poscar", "*_contcar", "*.contcar")
+ABOUT = "POSCAR, CONTCAR and XDATCAR of VASP"
+PATTERNS = (
+    "*.vasp", "*.poscar", "*.contcar", "*.xdatcar", "poscar*", "contcar*", "xdatcar*", "*_poscar",
+    "*_contcar", "*_xdatcar",
+)  # fmt: skip
 HINTS = ()
 OPTIONS: dict[str, str] = {}
 
 MAX_ATOMS = 10_000_000
+_AHEAD = 64
+"""Lines within which elements and numbers of atoms end."""
+_FRAME = re.compile(rb"\s*[a-z]+\s+configuration\s*=", re.IGNORECASE)
+_BEHIND = re.compile(
+    r"(?:c|k|d|cart\w*|kart\w*|direct|fractional|lattice velocities.*|velocities|augmentation.*)\s*",
+    re.IGNORECASE,
+)
+"""What VASP says between the numbers behind the coordinates."""
+_FLAGS = frozenset(("T", "F", "t", "f", ".T.", ".F.", ".TRUE.", ".FALSE."))
+_ELEMENT = re.compile(r"([A-Z][a-z]?)(\d*)")
 
 
 def sniff(head: bytes) -> bool:
@@ -38,6 +52,85 @@ def sniff(head: bytes) -> bool:
     return len(counts) == 4 and counts[0] in (1, 3) and counts[1:] == [3, 3, 3]
 
 
+def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
+    """One record a structure; a frame of an XDATCAR that has no cell of its own gets the last one."""
+    lines = _Lines(stream)
+    header: list[bytes] = []
+    count = 0
+    while first := lines.peek(1):
+        start = lines.offset
+        if header and _FRAME.match(first[0]):
+            start = -1
+        else:
+            try:
+                _, counts, size = _composition([decode(line) for line in lines.peek(_AHEAD)])
+            except AtomloomError:  # parsing it will say what is wrong
+                yield Piece(b"".join(lines.take(MAX_RECORD_BYTES)), start)
+                return
+            header, count = lines.take(size), sum(counts)
+        selective = any(line.lstrip()[:1] in (b"S", b"s") for line in lines.peek(1))
+        frame = header + lines.take(1 + selective + count)
+        while lines.peek(1) and not _begins(lines):
+            frame += lines.take(1)
+            if lines.offset - start > MAX_RECORD_BYTES:
+                raise AtomloomError(f"a record of more than {MAX_RECORD_BYTES >> 20} MiB")
+        yield Piece(b"".join(frame), start)
+
+
+def _begins(lines: _Lines) -> bool:
+    """Whether another structure begins here: a frame of an XDATCAR, or a whole POSCAR."""
+    (first,) = lines.peek(1)
+    if _FRAME.match(first):
+        return True
+    ahead = lines.peek(6)
+    # for most lines, which are those of grids and velocities, that is all there is to do
+    if len(ahead) < 6 or not (ahead[5].split() or [b"."])[0].isalnum():
+        return False
+    if not sniff(b"".join(ahead)):
+        return False
+    texts = [decode(line) for line in lines.peek(_AHEAD)]
+    try:
+        symbols, counts, end = _composition(texts)
+        atomic_numbers(symbols or ())
+    except AtomloomError:
+        return False
+    return sum(counts) > 0 and end < len(texts) and texts[end].lstrip()[:1].isalpha()
+
+
+class _Lines:
+    """The lines of a stream, some of them looked at before they are taken."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._ahead: deque[bytes] = deque()
+        self.offset = 0
+        """Where the next line starts."""
+
+    def peek(self, count: int) -> list[bytes]:
+        """The next lines, fewer where the file ends."""
+        if len(self._ahead) < count:
+            self._ahead.extend(islice(self._stream, count - len(self._ahead)))
+        return list(islice(self._ahead, count))
+
+    def take(self, count: int) -> list[bytes]:
+        """The next lines, which are gone then.
+
+        Raises:
+            AtomloomError: when they are too many for a record.
+        """
+        taken = [self._ahead.popleft() for _ in range(min(count, len(self._ahead)))]
+        size = sum(map(len, taken))
+        while len(taken) < count and (
+            block := list(islice(self._stream, min(count - len(taken), 1 << 16)))
+        ):
+            taken += block
+            size += sum(map(len, block))
+            if size > MAX_RECORD_BYTES:
+                raise AtomloomError(f"a record of more than {MAX_RECORD_BYTES >> 20} MiB")
+        self.offset += size
+        return taken
+
+
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     """The crystal, periodic in three directions."""
     lines = decode(_unescaped(payload)).splitlines()
@@ -48,46 +141,131 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     scale = _scale(lines[1], cell)
     cell = cell * scale
 
-    words = lines[5].split()
-    symbols: list[str] | None = None
-    line = 5
-    if not words or not words[0].isdigit():
-        # VASP 6 appends a hash, POTCAR flavours an underscore: Ti/1a2b, Fe_pv
-        symbols = [re.split("[/_]", word, maxsplit=1)[0] for word in words]
-        line = 6
-    counts = [integer(word, f"line {line + 1}: number of atoms") for word in _words(lines[line])]
+    symbols, counts, line = _composition(lines)
     total = sum(counts)
     if not 0 < total <= MAX_ATOMS:
-        raise AtomloomError(
-            f"line {line + 1}: {total} atoms" if counts else f"line {line + 1}: no atoms"
-        )
-    line += 1
-    if symbols is not None and len(symbols) != len(counts):
+        raise AtomloomError(f"line {line}: {total} atoms" if counts else f"line {line}: no atoms")
+    if symbols and len(symbols) != len(counts):
         raise AtomloomError(f"line 6: {len(symbols)} elements but {len(counts)} numbers of atoms")
-    selective = line < len(lines) and lines[line].lstrip()[:1] in ("S", "s")
-    line += selective
+    line += line < len(lines) and lines[line].lstrip()[:1] in ("S", "s")  # selective dynamics
     mode = lines[line].lstrip()[:1].lower() if line < len(lines) else ""
     rows = lines[line + 1 : line + 1 + total]
     if len(rows) < total:
         raise AtomloomError(f"{len(rows)} of {total} coordinate lines")
-    tokens = [token for row in rows for token in row.split(None, 3)[:3]]
+    words = [row.split(None, 3) for row in rows]
+    tokens = [token for row in words for token in row[:3]]
     if len(tokens) != 3 * total:
-        short = next(n for n, row in enumerate(rows) if len(row.split(None, 3)) < 3)
+        short = next(n for n, row in enumerate(words) if len(row) < 3)
         raise AtomloomError(f"line {line + 2 + short}: not three coordinates")
+    _check_remainder(lines, line + 1 + total)
     coordinates = floats(tokens, f"lines {line + 2} to {line + 1 + total}: ").reshape(total, 3)
     # VASP: C, c, K, k mean Cartesian, anything else direct coordinates
     positions = coordinates * scale if mode in ("c", "k") and mode else coordinates @ cell
-
-    if symbols is None:
-        behind = [(row.split() + [""] * 7)[6 if selective else 3] for row in rows]
-        symbols = _symbols_of_version_4(lines[0], counts, behind)
-    numbers = np.repeat(atomic_numbers(symbols), counts)
+    numbers = _numbers(lines[0], symbols, counts, [row[3] if len(row) > 3 else "" for row in words])
     return Structure(numbers, positions, cell, np.ones(3, dtype=bool))
+
+
+def _composition(lines: Sequence[str]) -> tuple[list[str], list[int], int]:
+    """Elements (none in version 4), their numbers of atoms, and the place of the line behind them.
+
+    Both go on over several lines where there are many.
+    """
+    at = 5
+    symbols: list[str] = []
+    while at < len(lines) and (words := _words(lines[at])) and not words[0][0].isdigit():
+        # VASP 6 appends a hash, POTCAR flavours an underscore: Ti/1a2b, Fe_pv
+        symbols += [re.split("[/_]", word, maxsplit=1)[0] for word in words]
+        at += 1
+    counts: list[int] = []
+    while at < len(lines) and not (symbols and len(counts) >= len(symbols)):
+        words = _words(lines[at])
+        if counts and not all(word.isdigit() for word in words or [""]):
+            break
+        counts += [integer(word, f"line {at + 1}: number of atoms") for word in words]
+        at += 1
+        if not counts:
+            break
+    return symbols, counts, at
+
+
+def _check_remainder(lines: list[str], first: int) -> None:
+    """Refuse what stands behind the coordinates and may be atoms: of velocities, of the
+    predictor-corrector and of grids nothing is read, and remarks do no harm."""
+    following = lines[first].split()[:3] if first < len(lines) else []
+    if len(following) == 3 and all(map(_is_number, following)):
+        raise AtomloomError(f"line {first + 1}: more coordinates than atoms")
+    text = -1
+    for number in range(first, len(lines)):
+        start = lines[number].lstrip()[:1]
+        if start.isalpha():
+            text = -1 if _BEHIND.fullmatch(lines[number].strip()) else number
+        elif text >= 0 and start and start not in "#!":
+            raise AtomloomError(
+                f"line {text + 1}: `{lines[text].strip()[:40]}`, and numbers behind it, are no velocities"
+            )
+
+
+def _numbers(comment: str, symbols: list[str], counts: list[int], behind: list[str]) -> np.ndarray:
+    """[N] atomic numbers, by the line of elements, the words behind the coordinates or the comment.
+
+    Raises:
+        AtomloomError: when there is no element, or two of these say something else.
+    """
+    by_atom = _elements_behind(behind, counts)
+    where = "line 6"
+    if not symbols:
+        symbols, where = _elements_of_comment(comment, counts), "the comment"
+    if not symbols:
+        if by_atom is None:
+            raise AtomloomError(
+                "no element symbols: neither a line of them, nor words behind the coordinates, and the "
+                "comment is no list of them"
+            )
+        return by_atom
+    numbers = np.repeat(atomic_numbers(symbols), counts)
+    if by_atom is not None and not np.array_equal(numbers, by_atom):
+        raise AtomloomError(f"{where} has other elements than the words behind the coordinates")
+    return numbers
+
+
+def _elements_behind(behind: list[str], counts: list[int]) -> np.ndarray | None:
+    """[N] atomic numbers by the symbols behind the coordinates, of all atoms or of the first of each
+    kind; None where there are none."""
+    if not any(behind):
+        return None
+    words = [_word_behind(text) for text in behind]
+    symbols: list[str] = []
+    for count in counts:
+        of_kind = words[len(symbols) : len(symbols) + count]
+        symbols += [of_kind[0] if word not in NUMBERS else word for word in of_kind]
+    return atomic_numbers(symbols) if all(symbol in NUMBERS for symbol in symbols) else None
+
+
+def _word_behind(text: str) -> str:
+    """The first word behind three coordinates that is no flag of the selective dynamics."""
+    words = text.split(None, 4)
+    if len(words) >= 3 and _FLAGS.issuperset(words[:3]):
+        words = words[3:]
+    return words[0] if words else ""
+
+
+def _elements_of_comment(comment: str, counts: list[int]) -> list[str]:
+    """The elements of a comment that is a list of them and nothing else, as VASP 4 wants it; numbers
+    in it must be those of the atoms, or in proportion to them."""
+    found = [_ELEMENT.fullmatch(word) for word in comment.split()]
+    symbols = [match[1] for match in found if match and match[1] in NUMBERS]
+    if len(symbols) != len(found) or len(found) != len(counts):
+        return []
+    if any(match[2] for match in found if match):
+        formula = [int(match[2] or 1) for match in found if match]
+        if any(formula[0] * n != counts[0] * m for n, m in zip(counts, formula, strict=True)):
+            return []
+    return symbols
 
 
 def _unescaped(payload: bytes) -> bytes:
     """Text that went through JSON once too often has a backslash and an n for every line end."""
-    if b"\\n" in payload and b"\n" not in payload.strip():
+    if b"\\n" in payload and b"\n" not in payload.strip() and payload.lstrip()[:1] not in b"{[":
         return payload.replace(b"\\n", b"\n")
     return payload
 
@@ -135,16 +313,3 @@ def _words(line: str) -> list[str]:
         if word[0] in "!#":
             return words[:place]
     return words
-
-
-def _symbols_of_version_4(comment: str, counts: list[int], behind: list[str]) -> list[str]:
-    """VASP 4 has no line of elements: by the comment, else by words behind the coordinates."""
-    words = [word.strip("0123456789") for word in comment.split()]
-    words = words[: next((n for n, word in enumerate(words) if word not in NUMBERS), len(words))]
-    if len(words) == len(counts):
-        return words
-    firsts = np.cumsum([0, *counts[:-1]]).tolist()
-    found = [behind[first] if count else "H" for first, count in zip(firsts, counts, strict=True)]
-    if all(word in NUMBERS for word in found):
-        return found
-    raise AtomloomError("no element symbols: neither a line of them nor in the comment")
