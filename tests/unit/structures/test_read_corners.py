@@ -241,6 +241,40 @@ def as_plain_json(atoms, folder):
     return folder / "x.json"
 
 
+def as_outcar(atoms, folder):
+    kilobar = -atoms.get_stress(voigt=False) * 1602.1766208  # VASP: positive when compressed
+    xx, xy, xz, _, yy, yz, _, _, zz = kilobar.ravel()
+
+    def rows(array):
+        return "".join(" ".join(f"{x:.10f}" for x in row) + "\n" for row in array)
+
+    table = np.concatenate([atoms.positions, atoms.get_forces()], axis=1)
+    potentials = "".join(f" POTCAR:    PAW_PBE {s} 22Jun2005\n" for s in atoms.symbols)
+    energy = f"{atoms.get_potential_energy():.10f}"
+    (folder / "OUTCAR").write_text(
+        f"{potentials}   ions per type =   {' '.join('1' for _ in atoms)}\n"
+        f"  FORCE on cell\n  in kB {xx} {yy} {zz} {xy} {yz} {xz}\n direct lattice vectors\n{rows(atoms.cell)}"
+        f" POSITION  TOTAL-FORCE (eV/Angst)\n ----\n{rows(table)}"
+        f" FREE ENERGIE OF THE ION-ELECTRON SYSTEM (eV)\n  free  energy   TOTEN  = {energy} eV\n\n"
+        f"  energy  without entropy= {energy}  energy(sigma->0) = {energy}\n"
+    )
+    return folder / "OUTCAR"
+
+
+def as_fitsnap(atoms, folder):
+    entry = {
+        "AtomTypes": list(atoms.symbols),
+        "Energy": atoms.get_potential_energy(),
+        "Forces": atoms.get_forces().tolist(),
+        "Lattice": atoms.cell.tolist(),
+        "Positions": atoms.positions.tolist(),
+        "Stress": (-atoms.get_stress(voigt=False) / ase.units.bar).tolist(),
+    }
+    document = {"Dataset": {"Data": [entry], "StressStyle": "bar"}}
+    (folder / "x.json").write_text("# a cell\n" + json.dumps(document))
+    return folder / "x.json"
+
+
 WRITERS = {
     "extxyz, nine numbers": as_extxyz,
     "extxyz, six numbers": as_extxyz_voigt,
@@ -249,6 +283,8 @@ WRITERS = {
     "ase-db in JSON": as_json_database,
     "deepmd": as_deepmd,
     "vasprun": as_vasprun,
+    "outcar": as_outcar,
+    "fitsnap": as_fitsnap,
     "structure": as_plain_json,
 }
 

@@ -81,7 +81,9 @@ _DAMAGE = (
     OSError,
 )
 _DIGITS = re.compile(r"(\d+)")
-_GENERIC = frozenset(("poscar", "contcar", "xdatcar", "vasprun", "input", "type"))
+_GENERIC = frozenset(
+    ("poscar", "contcar", "xdatcar", "vasprun", "outcar", "geometry", "input", "type")
+)
 """Names of files that every calculation has; the folder tells them apart."""
 
 

@@ -20,13 +20,16 @@ import numpy as np
 from atomloom.errors import AtomloomError
 from atomloom.structures.boxes import without_fake_box
 from atomloom.structures.readers import (
+    aims,
     ase_db,
     cif,
     csv_table,
     deepmd,
     extxyz,
+    fitsnap,
     jarvis_dict,
     json_document,
+    outcar,
     plain_json,
     poscar,
     pymatgen_dict,
@@ -55,7 +58,10 @@ REGISTRY: dict[str, Reader] = {
         poscar,
         extxyz,
         xsf,
+        aims,
         vasprun,
+        outcar,
+        fitsnap,
         json_document,
         csv_table,
         ase_db,
