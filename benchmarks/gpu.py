@@ -9,9 +9,11 @@ absent say so. Writes benchmarks/results/gpu.json, or `--out`.
 
 right     outputs, gradients, forces and stress against float64 on the CPU
 waiting   whole training steps during which waiting for the device is an error
-steps     training steps in fp32, tf32, bf16, eager and compiled, with peak memory and the share of
-          the time in which the GPU computes
-loader    graphs delivered a second, and the share of a training's time that waits for them
+recorded  gradients, sums and running statistics of steps replayed as CUDA graphs against the steps
+          themselves
+steps     training steps in fp32, tf32, bf16, plain, recorded and compiled, with peak memory and the
+          share of the time in which the GPU computes
+loader    graphs delivered a second
 batched   energies and forces of 1 to 128 molecules at once
 tio2      PaiNN on energies and forces of the embedded TiO2 frames, from files to errors
 phonons   fold 0 of matbench_phonons by iComFormer of width 256
@@ -47,8 +49,9 @@ from atomloom.models.derivatives import evaluate_potential
 from atomloom.notebook import run_pipeline
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
+from atomloom.training.cuda_graphs import RecordedSteps
 from atomloom.training.data import LabelledGraphs
-from atomloom.training.devices import Sealed, arithmetic, open_fabric
+from atomloom.training.devices import arithmetic, open_fabric
 from atomloom.training.loop import Bench, rows_with_targets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,7 +89,7 @@ def config_of(model: str, width: int, **training: Any) -> Config:
     content = {
         "dataset": {"name": "gpu", "source": ".", "target": target},
         "model": section,
-        "training": {"scheduler": "constant", **training},
+        "training": {"scheduler": "constant", "clip_norm": 100.0, **training},
     }
     return parse_config(content, where="benchmarks/gpu.py")
 
@@ -115,13 +118,17 @@ class Steps:
         config: the whole config.
         structures: of the batch.
         compiled: whether to compile the model (shapes are fixed).
+        recorded: whether to replay a CUDA graph.
     """
 
     def __init__(
-        self, config: Config, structures: Sequence[Structure], compiled: bool = False
+        self,
+        config: Config,
+        structures: Sequence[Structure],
+        compiled: bool = False,
+        recorded: bool = False,
     ) -> None:
         settings = config.training
-        self.settings = settings
         self.fabric = open_fabric(settings, print)
         data = labelled(config, structures)
         rows = rows_with_targets(data, "train", print)
@@ -136,18 +143,14 @@ class Steps:
         counts = self.bench.objective.counts(loader, 0)
         shares = torch.from_numpy(1.0 / np.maximum(counts, 1.0))
         self.share = shares.to(self.fabric.device)[0]
-        self.weights = [p for p in self.bench.model.parameters() if p.requires_grad]
         self.bench.model.train()
+        self.micro_step = self.bench.micro_step
+        if recorded:
+            self.micro_step = RecordedSteps(self.micro_step, self.bench.model, True, print)
 
     def __call__(self) -> None:
-        bench = self.bench
-        sums = bench.objective.sums(bench.network(Sealed(self.batch)).content, self.batch)
-        self.fabric.backward(bench.objective.loss(sums, self.share), inputs=self.weights)
-        self.fabric.clip_gradients(
-            bench.network, bench.stepper, max_norm=100.0, error_if_nonfinite=False
-        )
-        bench.stepper.step()
-        bench.stepper.zero_grad()
+        self.micro_step(self.batch, self.share)
+        self.bench.optimizer_step()
 
 
 @contextmanager
@@ -244,6 +247,49 @@ def _does_it_wait(step: Callable[[], None], device: str) -> str:
     return "does not wait"
 
 
+# --- recorded -------------------------------------------------------------------------------------
+
+
+def recorded(options: argparse.Namespace) -> dict[str, Any] | str:
+    """Largest differences between a replayed step and the step itself, relative."""
+    if options.device == "cpu":
+        return "no GPU"
+    rows = {}
+    for name in MODELS:
+        for precision in ("64", "32", "bf16-mixed"):
+            config = config_of(name, 64, device=options.device, precision=precision)
+            with arithmetic_of(config):
+                step = Steps(config, structures_for(name, 16))
+                rows[f"{name} {precision}"] = _replayed(step)
+        print(name, {key: rows[key] for key in rows if key.startswith(name)}, flush=True)
+    return rows
+
+
+def _replayed(step: Steps) -> dict[str, float]:
+    bench, replay = step.bench, RecordedSteps(step.micro_step, step.bench.model, True, print)
+    found = []
+    before = [buffer.clone() for buffer in bench.model.buffers()]
+    for take in (step.micro_step, step.micro_step, replay, replay):
+        for buffer, value in zip(bench.model.buffers(), before, strict=True):
+            buffer.copy_(value)
+        sums = take(step.batch, step.share).clone()
+        gradients = torch.cat([w.grad.flatten() for w in bench.trained if w.grad is not None])
+        buffers = [b.flatten().double().nan_to_num() for b in bench.model.buffers()]
+        found.append((sums, gradients.clone(), torch.cat(buffers)))
+        bench.stepper.zero_grad()
+    names = ("sums", "gradients", "buffers")
+    first, again, _, replayed = found
+
+    def apart(one, two):
+        return {
+            name: float((a - b).abs().max() / b.abs().max())
+            for name, a, b in zip(names, one, two, strict=True)
+        }
+
+    twice = {f"{name}, the step twice": value for name, value in apart(again, first).items()}
+    return apart(replayed, first) | twice
+
+
 # --- steps ----------------------------------------------------------------------------------------
 
 
@@ -255,16 +301,12 @@ def steps(options: argparse.Namespace) -> list[dict[str, Any]]:
         width = 32 if options.small else 128 if name in POTENTIALS else 256
         for size in sizes:
             for precision in ("32",) if options.device == "cpu" else ("32", "tf32", "bf16-mixed"):
-                for compiled in (False, True):
-                    if compiled and not _worth_compiling(
-                        name, size == sizes[-1], precision, options
-                    ):
-                        continue
+                for how in _ways(name, size == sizes[-1], precision, options):
                     config = config_of(name, width, device=options.device, precision=precision)
                     row = {"model": name, "width": width, "structures": size}
-                    row |= {"precision": precision, "compiled": compiled}
+                    row |= {"precision": precision, "how": how}
                     try:
-                        row |= _timed(config, structures_for(name, size), compiled, options)
+                        row |= _timed(config, structures_for(name, size), how, options)
                     except Exception as error:  # a mode that is not there must not end the others
                         row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
                     rows.append(row)
@@ -274,21 +316,25 @@ def steps(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def _worth_compiling(name: str, largest: bool, precision: str, options: argparse.Namespace) -> bool:
-    """Whether to spend the half minute that compiling takes."""
-    wanted = not (options.small or options.eager) and largest and precision != "tf32"
-    return wanted and name not in POTENTIALS
+def _ways(name: str, largest: bool, precision: str, options: argparse.Namespace) -> list[str]:
+    """Ways of taking a step that are worth the time they take to measure."""
+    if options.device == "cpu":
+        return ["plain"]
+    if precision == "tf32":
+        return ["recorded"]
+    compiles = largest and name not in POTENTIALS and not (options.small or options.eager)
+    return ["plain", "recorded", *(["compiled", "compiled, recorded"] if compiles else [])]
 
 
 def _timed(
-    config: Config, structures: list[Structure], compiled: bool, options: argparse.Namespace
+    config: Config, structures: list[Structure], how: str, options: argparse.Namespace
 ) -> dict[str, Any]:
     device, cuda = options.device, options.device == "cuda"
     with arithmetic_of(config):
-        step = Steps(config, structures, compiled)
+        step = Steps(config, structures, "compiled" in how, "recorded" in how)
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        seconds = _median_seconds(step, device, 0.2 if options.small else 1.0)
+        seconds = _median_seconds(step, device, 0.2 if options.small else 0.5)
         row = {
             "atoms": len(step.batch.numbers),
             "edges": len(step.batch.src),
@@ -523,6 +569,7 @@ def _say_nothing(_: str) -> None:
 PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "right": right,
     "waiting": waiting,
+    "recorded": recorded,
     "steps": steps,
     "loader": loader,
     "batched": batched,

@@ -132,6 +132,11 @@ class Training(Section):
     """torch.compile the model; falls back, saying so, where that fails, and says where the compiled
     graph is broken. Potentials whose forces are learnt run without: what is compiled cannot be
     differentiated twice."""
+    cuda_graphs: Literal["auto", True, False] = unkeyed("auto")
+    """On a GPU, record forward and backward once for each of few sizes of batches and replay them, which
+    spares launching some thousand kernels a step; batches are filled up to these sizes with what counts
+    nothing. `auto`: if the first recorded step is faster. Neither with several processes, `accumulate`,
+    `fp16-mixed`, `lbfgs`, `force_fraction` nor `sampling: error`."""
     gradient_checkpointing: bool = unkeyed(False)
     """Keep only the layers' inputs and compute the rest again on the way back: the same numbers for
     less memory and more time. For ComFormers and ALIGNN, and not together with `compile`."""

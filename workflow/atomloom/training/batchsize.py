@@ -22,7 +22,7 @@ from atomloom.config.root import Config
 from atomloom.data.batching import plan_epoch
 from atomloom.data.loader import AHEAD, Loader
 from atomloom.training.data import LabelledGraphs
-from atomloom.training.devices import Sealed, arithmetic, open_fabric
+from atomloom.training.devices import arithmetic, open_fabric
 from atomloom.training.loop import Bench, rows_with_targets
 
 STEPS = 2
@@ -118,7 +118,7 @@ def make_trials(data: LabelledGraphs, config: Config, sizes: Iterable[int]) -> I
             heaviest = _heaviest(loader)
             try:
                 for chosen in heaviest.values():
-                    _steps(bench, [loader.slice(chosen) for _ in range(1 + AHEAD)])
+                    _steps(bench, loader, [loader.slice(chosen) for _ in range(1 + AHEAD)])
                 if len(val_rows):
                     validation = bench.loader(val_rows, bounds)
                     bench.model.eval()
@@ -162,25 +162,15 @@ def _heaviest(loader: Loader) -> dict[str, np.ndarray]:
     return found
 
 
-def _steps(bench: Bench, batches: list[Any]) -> None:
+def _steps(bench: Bench, loader: Loader, batches: list[Any]) -> None:
     bench.model.train()
-    objective, shares = bench.objective, None
-    objective.begin(0, bench.fabric.device)
+    bench.objective.begin(0, bench.fabric.device)
+    terms = bench.objective.counts(loader, 0).shape[1]
     for step in range(STEPS):
         batch = batches[step % len(batches)]
-        sums = objective.sums(bench.network(Sealed(batch)).content, batch)
-        if shares is None:
-            shares = torch.ones_like(sums) / max(1, batch.size)
-        bench.fabric.backward(objective.loss(sums, shares))
-        if bench.settings.clip_norm is not None:
-            bench.fabric.clip_gradients(
-                bench.network,
-                bench.stepper,
-                max_norm=bench.settings.clip_norm,
-                error_if_nonfinite=False,
-            )
-        bench.stepper.step()
-        bench.stepper.zero_grad()
+        shares = torch.full((terms,), 1.0 / max(1, batch.size), device=bench.fabric.device)
+        bench.micro_step(batch, shares)
+        bench.optimizer_step()
         if bench.average is not None:
             bench.average.update(step + 1)
 

@@ -189,17 +189,10 @@ def _step(runner: _Runner, step: int, steps: int) -> None:
         set_rate(bench.optimizer, schedule.rate(step / steps), schedule.momentum(step / steps))
         bench.model.train()
         with statistics_of_this_batch(bench.model) if step == 0 else nullcontext():
-            sums = bench.objective.sums(bench.network(Sealed(batch)).content, batch)
-        loss = bench.objective.loss(sums, shares)
-        bench.fabric.backward(loss)
-        if settings.clip_norm is not None:
-            bench.fabric.clip_gradients(
-                bench.network, bench.stepper, max_norm=settings.clip_norm, error_if_nonfinite=False
-            )
-        bench.stepper.step()
-        bench.stepper.zero_grad()
+            sums = bench.micro_step(batch, shares)
+        bench.optimizer_step()
         runner.seconds.append(_now(device) - started)
-    runner.losses.append(loss.detach().double())
+    runner.losses.append(bench.objective.loss(sums, shares).double())
 
 
 def _now(device: torch.device) -> float:

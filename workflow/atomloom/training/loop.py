@@ -31,6 +31,7 @@ from atomloom.files import read_json, write_json
 from atomloom.keys import TRAINER, short_hash
 from atomloom.models.registry import build_model, require_elements
 from atomloom.training.clock import Clock
+from atomloom.training.cuda_graphs import RecordedSteps, records_steps
 from atomloom.training.data import LabelledGraphs
 from atomloom.training.devices import (
     Network,
@@ -166,6 +167,9 @@ class Bench:
     data: LabelledGraphs
     settings: Training
 
+    def __post_init__(self) -> None:
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+
     @classmethod
     def set_up(
         cls,
@@ -214,6 +218,41 @@ class Bench:
             settings,
         )
 
+    def micro_step(
+        self, batch: GraphBatch, shares: Tensor, mark: Callable[[str], None] | None = None
+    ) -> Tensor:
+        """Forward and backward; gradients are added to those that the weights have.
+
+        Args:
+            batch: the batch.
+            shares: [L], what the sums of the loss terms are multiplied by.
+            mark: told of `forward` and `backward` when they are done.
+
+        Returns:
+            [L] the sums, detached.
+        """
+        sums = self.objective.sums(self.network(Sealed(batch)).content, batch)
+        if mark:
+            mark("forward")
+        # Derivatives by what is no weight would cost another pass where forces are learnt.
+        only = {} if self.fabric.world_size > 1 else {"inputs": self.trained}
+        self.fabric.backward(self.objective.loss(sums, shares), **only)
+        if mark:
+            mark("backward")
+        return sums.detach()
+
+    def optimizer_step(self) -> None:
+        """Move the weights along their gradients, and forget these."""
+        if self.settings.clip_norm is not None:
+            self.fabric.clip_gradients(
+                self.network,
+                self.stepper,
+                max_norm=self.settings.clip_norm,
+                error_if_nonfinite=False,
+            )
+        self.stepper.step()
+        self.stepper.zero_grad()
+
     def loader(self, rows: np.ndarray, bounds: Batching | None = None, **options: Any) -> Loader:
         """Batches of some rows, as the config says; with `shuffle`, for training."""
         carried = self.objective.carried(training="shuffle" in options)
@@ -256,10 +295,9 @@ def _train(
     # --- model and batches ---
     bench = Bench.set_up(data, config, fabric, train_rows, val_rows, log)
     objective, model, average = bench.objective, bench.model, bench.average
-    network, optimizer, stepper = bench.network, bench.optimizer, bench.stepper
+    network, optimizer = bench.network, bench.optimizer
     names = objective.names
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    parameters = sum(parameter.numel() for parameter in trained)
+    parameters = sum(parameter.numel() for parameter in bench.trained)
     forward: Callable[[GraphBatch], Tensor] = model
     schedule = Schedule(settings)
     loader = bench.loader(train_rows, seed=settings.seed, shuffle=True, rank=rank, ranks=ranks)
@@ -276,6 +314,10 @@ def _train(
     elif settings.compile:
         forward = _compiled(model, loader, fabric, log)
         bench.step_network.model = objective.step_network(forward)
+    take_micro_step = bench.micro_step
+    if records_steps(settings, cuda, ranks):
+        always = settings.cuda_graphs is True
+        take_micro_step = RecordedSteps(bench.micro_step, model, always, log)
     # --- where the run is ---
     epoch = position = step = waited = 0
     seconds = 0.0
@@ -413,25 +455,15 @@ def _train(
                 fabric.no_backward_sync(network, enabled=not closes),
                 statistics_of_this_batch(model) if first else nullcontext(),
             ):
-                sums = objective.sums(network(Sealed(batch)).content, batch)
-                clock.mark("forward")
-                # Derivatives by what is no weight would cost another pass where forces are learnt.
-                only = {} if ranks > 1 else {"inputs": trained}
-                fabric.backward(objective.loss(sums, shares[position]), **only)
-            errors[position] = sums.detach()
-            clock.mark("backward")
+                take = bench.micro_step if first else take_micro_step
+                errors[position] = take(batch, shares[position], clock.mark)
             position += 1
             if not cuda or position % CUDA_CHECK_STEPS == 0 or position == batches:
                 _check_finite(errors, position, run_dir, epoch, batch)
             if not closes:
                 continue
 
-            if settings.clip_norm is not None:
-                fabric.clip_gradients(
-                    network, stepper, max_norm=settings.clip_norm, error_if_nonfinite=False
-                )
-            stepper.step()
-            stepper.zero_grad()
+            bench.optimizer_step()
             step += 1
             if average is not None:
                 average.update(step)
