@@ -12,11 +12,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 
 from atomloom import __version__
 from atomloom.config import Config, load_config
 from atomloom.errors import AtomloomError
+from atomloom.files import expand_home
 from atomloom.layout import Layout, PlannedLayout
 from atomloom.plan import Plan
 from atomloom.progress import Progress
@@ -31,17 +33,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # take 20 times as long on a machine with other work; where there is none, this changes nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     try:
+        _expand_homes(options)
         options.run(options)
     except AtomloomError as error:
         if options.debug:
             raise
         print(f"atomloom {options.command}: {error}", file=sys.stderr)
-        _log_to(options)(f"error: {error}", quiet=True)
+        with suppress(AtomloomError):  # a log on a full disk is what it may be about
+            _log_to(options)(f"error: {error}", quiet=True)
         return 1
     except KeyboardInterrupt:
         print(f"atomloom {options.command}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _expand_homes(options: argparse.Namespace) -> None:
+    """Put the home folder in place of `~`, which shells leave as it is in `--output=~/x`."""
+    for name in ("config", "log", "model", "output", "path", "results", "source", "store"):
+        given = getattr(options, name, None)
+        if isinstance(given, list):
+            setattr(options, name, [type(item)(expand_home(item)) for item in given])
+        elif given is not None:
+            setattr(options, name, type(given)(expand_home(given)))
 
 
 def put_on_path() -> None:
@@ -478,9 +492,15 @@ def _log_to(options: argparse.Namespace) -> Log:
         if not quiet:
             print(f"{options.command:>8s} | {message}", file=sys.stderr, flush=True)
         if options.log:
-            options.log.parent.mkdir(parents=True, exist_ok=True)
-            with open(options.log, "a") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+            line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n"
+            try:
+                options.log.parent.mkdir(parents=True, exist_ok=True)
+                with open(options.log, "a") as file:
+                    file.write(line)
+            except OSError as error:
+                raise AtomloomError(
+                    f"cannot be written: {error.strerror}", where=options.log
+                ) from None
 
     return log
 

@@ -67,20 +67,39 @@ def read_plain(path: str | os.PathLike, limit: int) -> bytes:
         return file.read()
 
 
+def expand_home(path: str | os.PathLike) -> str:
+    """A path with the home folder in place of a leading `~` or `~name`.
+
+    Raises:
+        AtomloomError: when nobody is known by this name, and no file either.
+    """
+    expanded = os.path.expanduser(os.fspath(path))
+    if expanded.startswith("~") and not os.path.lexists(expanded):
+        raise AtomloomError("the home folder is not known", where=path, todo="give the whole path")
+    return expanded
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step.
 
     A reader sees the old file or the whole new one, whatever happens in between, and what is in
-    place survives a power cut. Of two writers of one path the last one stands.
+    place survives a power cut. Of two writers of one path the last one stands. Its mode is that of any
+    new file here, whatever `write` makes of it.
 
     Raises:
         AtomloomError: when the disk is full or the folder cannot be written to.
     """
+    if str(path).startswith("~"):  # nobody has put the home folder in its place
+        raise AtomloomError("is no place to write to", where=path, todo="give the whole path")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         write(temporary)
         with open(temporary, "rb") as file:
+            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != mode:
+                os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:

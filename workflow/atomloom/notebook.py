@@ -27,7 +27,7 @@ from atomloom.config.model import IComFormerConfig, ModelConfig
 from atomloom.config.reading import read_config_file
 from atomloom.config.training import Training
 from atomloom.errors import AtomloomError
-from atomloom.files import read_json, write_text
+from atomloom.files import expand_home, read_json, write_text
 from atomloom.keys import chain_hash
 from atomloom.layout import Layout, PlannedLayout
 from atomloom.plan import Plan
@@ -129,7 +129,7 @@ def train(
         AtomloomError: when labels do not fit the structures, a key is unknown or stands in several
             sections, or a stage fails.
     """
-    folder = Path(folder)
+    folder = Path(expand_home(folder))
     content = _content(config)
     if isinstance(content.get("model"), str):
         content["model"] = {"name": content["model"]}

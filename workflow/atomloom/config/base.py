@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from atomloom.errors import AtomloomError
+from atomloom.files import expand_home
 
 MOST = 1_000_000_000
 """Bound of counts that may well be larger than any data set, as "all" is often written."""
@@ -98,13 +99,14 @@ def _plain(value: Any) -> Any:
 
 
 def expand_variables(path: str) -> str:
-    """A path of the config with the values of environment variables in place of `${NAME}`.
+    """A path of the config with the values of environment variables in place of `${NAME}`, and the home
+    folder in place of a leading `~`.
 
     The config keeps the name, so that keys, merged configs and run cards are the same wherever the
     data are.
 
     Raises:
-        AtomloomError: when a variable is not set.
+        AtomloomError: when a variable is not set, or the home folder is not known.
     """
 
     def value(match: re.Match[str]) -> str:
@@ -116,4 +118,4 @@ def expand_variables(path: str) -> str:
             )
         return os.environ[match[1]]
 
-    return re.sub(r"\$\{(\w+)\}", value, path)
+    return expand_home(re.sub(r"\$\{(\w+)\}", value, path))

@@ -18,7 +18,7 @@ import torch
 
 from atomloom.config.model import ChebyshevConfig
 from atomloom.errors import AtomloomError
-from atomloom.files import write_text
+from atomloom.files import expand_home, write_text
 from atomloom.models.chebyshev import Chebyshev
 
 CODES = {"linear": 0, "tanh": 1, "sigmoid": 2, "mtanh": 3, "twist": 4}
@@ -74,7 +74,7 @@ def write_aenet(
             where="model.activation",
             todo=f"train a model with one of {', '.join(CODES)}",
         )
-    folder = Path(folder)
+    folder = Path(expand_home(folder))
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for index, symbol in enumerate(model.species):
@@ -99,7 +99,7 @@ def read_aenet(paths: Sequence[str | Path]) -> tuple[Chebyshev, AenetEnergies]:
     files = {}
     for path in paths:
         try:
-            file = _File.parse(Path(path).read_text().split("\n"))
+            file = _File.parse(Path(expand_home(path)).read_text().split("\n"))
         except (OSError, ValueError, IndexError) as error:
             raise AtomloomError(
                 "cannot be read as a network of aenet", where=path, todo=str(error)

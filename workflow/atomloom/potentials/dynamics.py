@@ -21,6 +21,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
 from atomloom.errors import AtomloomError
+from atomloom.files import expand_home
 from atomloom.potentials.committee import Committee, Evaluation, Source
 from atomloom.potentials.skin import SkinGraphs
 
@@ -282,7 +283,7 @@ class TrajectoryFiles:
     def __init__(self, dynamics: VelocityVerlet, paths: Sequence[str | Path]) -> None:
         if len(paths) != len(dynamics):
             raise AtomloomError(f"{len(paths)} files for {len(dynamics)} replicas", where="paths")
-        self._dynamics, self._paths = dynamics, [Path(path) for path in paths]
+        self._dynamics, self._paths = dynamics, [Path(expand_home(path)) for path in paths]
         for path in self._paths:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"")

@@ -12,6 +12,7 @@ Legend: B structures, N atoms, E edges.
 from __future__ import annotations
 
 import copy
+import io
 import json
 import platform
 import shutil
@@ -34,7 +35,7 @@ from atomloom.config.graph import GraphSpec
 from atomloom.data.batch import GraphBatch
 from atomloom.data.loader import GraphLoader
 from atomloom.errors import AtomloomError
-from atomloom.files import write_atomically
+from atomloom.files import expand_home, write_atomically
 from atomloom.graphs.build import build_graphs
 from atomloom.models.derivatives import evaluate_potential
 from atomloom.models.layers import BasisTable
@@ -132,7 +133,7 @@ def export_model(
         AtomloomError: when the model uses what a program cannot take (triplets, global features), or
             cannot be traced or compiled.
     """
-    path = Path(path)
+    path = Path(expand_home(path))
     if path.suffix != ".pt2":
         raise AtomloomError(
             "a program is a .pt2 file", where=path, todo="give a name ending in .pt2"
@@ -224,7 +225,7 @@ def load_exported(path: str | Path) -> ExportedModel:
         AtomloomError: when it is missing, none of ours, of a newer format, or compiled for another
             kind of machine.
     """
-    path = Path(path)
+    path = Path(expand_home(path))
     if not path.exists():
         raise AtomloomError("no program here", where=path)
     card = _card_of(path)
@@ -298,24 +299,27 @@ def _traced(
 def _write(
     exported: torch.export.ExportedProgram, card: Mapping[str, Any], compiled: bool, path: Path
 ) -> None:
+    if not compiled:
+        exported.example_inputs = None
+        buffer = io.BytesIO()  # torch has an error of its own for a full disk
+        with _quiet():
+            torch.export.save(exported, buffer, extra_files={CARD: json.dumps(card)})
+        path.write_bytes(buffer.getbuffer())
+        return
     with _quiet(), tempfile.TemporaryDirectory(prefix="atomloom-") as folder:
         # torch insists on the ending.
         made = Path(folder) / "program.pt2"
-        if not compiled:
-            exported.example_inputs = None
-            torch.export.save(exported, made, extra_files={CARD: json.dumps(card)})
-        else:
-            try:
-                torch._inductor.aoti_compile_and_package(
-                    exported,
-                    package_path=str(made),
-                    inductor_configs={"aot_inductor.metadata": {CARD: json.dumps(card)}},
-                )
-            except Exception as error:
-                raise AtomloomError(
-                    f"AOTInductor cannot compile it: {_first_line(error)}",
-                    todo="export without compiling",
-                ) from error
+        try:
+            torch._inductor.aoti_compile_and_package(
+                exported,
+                package_path=str(made),
+                inductor_configs={"aot_inductor.metadata": {CARD: json.dumps(card)}},
+            )
+        except Exception as error:
+            raise AtomloomError(
+                f"AOTInductor cannot compile it: {_first_line(error)}",
+                todo="export without compiling",
+            ) from error
         shutil.copyfile(made, path)
 
 

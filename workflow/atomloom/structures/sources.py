@@ -31,7 +31,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from atomloom.errors import AtomloomError
-from atomloom.files import open_plain, plain_stat
+from atomloom.files import expand_home, open_plain, plain_stat
 from atomloom.structures.readers import (
     REGISTRY,
     Piece,
@@ -125,7 +125,7 @@ def list_files(
     Raises:
         AtomloomError: when there is no such file or folder.
     """
-    root = Path(source)
+    root = Path(expand_home(source))
     given = None if format in (None, "auto") else format
     if given is not None:
         reader_of(given)

@@ -20,6 +20,7 @@ from atomloom.data.loader import Loader
 from atomloom.data.opening import LoaderChoice, open_loader
 from atomloom.data.sharded import ShardedGraphs
 from atomloom.errors import AtomloomError
+from atomloom.files import expand_home
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
 from atomloom.models.layers import segment_sum
@@ -74,7 +75,7 @@ def load_model(path: str | Path) -> LoadedModel:
     Raises:
         AtomloomError: when the file is missing, damaged or of no model known here.
     """
-    tensors, card = read_model(Path(path))
+    tensors, card = read_model(Path(expand_home(path)))
     dtype = working_dtype(tensors)
     with torch.random.fork_rng(devices=[]):
         given = (len(card.given.names),) if card.given else ()

@@ -28,8 +28,9 @@ SHARE = 0.02  # of the time that saving at ends of epochs may take
 
 def save_state(path: Path, key: str, content: Mapping[str, Any]) -> None:
     """Write a state atomically; a kill at any moment leaves the old one or the new one."""
-    payload = {"format": FORMAT, "key": key, **_plain(content)}
-    write_atomically(path, lambda temporary: torch.save(payload, temporary))
+    buffer = io.BytesIO()  # torch has an error of its own for a full disk
+    torch.save({"format": FORMAT, "key": key, **_plain(content)}, buffer)
+    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 def load_state(path: Path, key: str) -> dict[str, Any] | None:

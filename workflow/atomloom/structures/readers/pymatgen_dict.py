@@ -97,9 +97,9 @@ def _disordered(lattice: Mapping[str, Any], sites: list[Any]) -> Any:
     cartesian = not all("abc" in site for site in sites)
     coordinates = [site["xyz" if cartesian else "abc"] for site in sites]
     cell = np.array(lattice["matrix"], dtype=np.float64)
-    pbc = tuple(bool(flag) for flag in lattice.get("pbc") or (True, True, True))
+    a, b, c = (bool(flag) for flag in lattice.get("pbc") or (True, True, True))
     return Crystal(
-        Lattice(cell, pbc=pbc),
+        Lattice(cell, pbc=(a, b, c)),
         species,
         np.array(coordinates, dtype=np.float64),
         coords_are_cartesian=cartesian,
