@@ -2,9 +2,10 @@
 
 This module turns specs (plain JSON values) and structures (arrays) into keys, and holds the version
 integers that stand for code: raise `CONVERTER` when a converted structure's arrays change, `BUILDER`
-when a graph's arrays change, `LABELLER` when a teacher's do, `GUARD` when other structures are near
-duplicates, `TRAINER` when the same training ends with other weights; a golden test fails if results
-change and the integer does not. It knows nothing of files, configs or torch.
+when a graph's arrays change, `LABELLER` when a teacher's do, `PLANNER` when the plan joins other labels
+to the same records, `GUARD` when other structures are near duplicates, `TRAINER` when the same training
+ends with other weights; a golden test fails if results change and the integer does not. It knows nothing
+of files, configs or torch.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+PLANNER = 2
 CONVERTER = 2
 BUILDER = 1
 TRAINER = 1

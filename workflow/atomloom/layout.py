@@ -13,7 +13,7 @@ from typing import Any
 from atomloom.config import Config, expand_variables
 from atomloom.errors import AtomloomError
 from atomloom.files import file_digest
-from atomloom.keys import BUILDER, CONVERTER, GUARD, LABELLER, TRAINER, short_hash
+from atomloom.keys import BUILDER, CONVERTER, GUARD, LABELLER, PLANNER, TRAINER, short_hash
 from atomloom.plan import Plan
 
 
@@ -45,10 +45,15 @@ class Layout:
         dataset, split = self.config.dataset, self.config.split
         content = dataset.key_content()
         del content["unit"], content["name"]
-        table = dataset.labels.model_dump()
+        labels = dataset.labels
+        table = (
+            [one.model_dump() for one in labels]
+            if isinstance(labels, list)
+            else labels.model_dump()
+        )
         columns = [split.column, split.group]
         fixed = [split.folds_file, split.test_sources, split.val_sources]
-        own = {"table": table, "columns": columns, "fixed": fixed, "converter": CONVERTER}
+        own = {"table": table, "columns": columns, "fixed": fixed, "versions": [PLANNER, CONVERTER]}
         return content | own  # chunks are named by the converter too: another one plans anew
 
     @property

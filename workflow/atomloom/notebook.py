@@ -113,8 +113,8 @@ def train(
     Args:
         structures: of atomloom, pymatgen, ASE or jarvis-tools; or a path of files of structures.
         labels: a number for each structure; several targets as {name: numbers}; or the name (or names)
-            of properties that the structures or records have themselves. Structures whose number is
-            NaN are left out.
+            of properties that the structures or records have themselves. Structures that have NaN for all
+            targets, or for a global feature, are left out.
         config: sections of the config that are not at their defaults: nested mappings, a YAML file or
             a `Config`.
         name: of the data set; results go to `<folder>/results/<name>/`.
@@ -236,9 +236,11 @@ def _given(
         return content | {"source": [str(structures)]}
     own = [to_structure(item) for item in structures]
     columns = {name: _numbers(name, values, len(own)) for name, values in columns.items()}
-    known = np.ones(len(own), dtype=bool)
-    for name in columns:
-        known &= np.isfinite(columns[name])
+    finite = {name: np.isfinite(values) for name, values in columns.items()}
+    given = [finite[name] for name in targets if name in finite]
+    known = np.any(given, axis=0) if given else np.ones(len(own), dtype=bool)
+    for name in set(finite) - set(targets):
+        known = known & finite[name]
     own = [structure for structure, has in zip(own, known, strict=True) if has]
     wanted = [n for n in (*targets, *told) if n not in columns]
     frames = [_frame(structure, wanted).encode() for structure in own]

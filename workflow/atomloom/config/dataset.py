@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from atomloom.config.base import MOST, MOST_SEED, Options, Section, unkeyed
 
@@ -22,6 +22,16 @@ class Labels(Section):
     """Column that holds the record id, by name or position."""
     columns: list[str] | None = None
     """Names of the columns of a CSV that has no header line."""
+
+
+RESERVED = frozenset((
+    "record", "id", "source", "hash", "formula", "elements", "n_atoms", "chunk", "row", "split", "problem",
+))  # fmt: skip
+"""Columns of atomloom's own tables, beside which targets and global features stand."""
+
+
+def _one_or_several(value: Any) -> str:
+    return "(several)" if isinstance(value, (list, tuple)) else "(one)"
 
 
 class Chunks(Section):
@@ -75,12 +85,16 @@ class Dataset(Section):
     """In folders and archives, take only members whose name matches this glob."""
     options: Options = {}
     """Options of the format's reader, such as `structure_column` for a CSV or `box: molecule`."""
-    labels: Labels = Labels()
-    """Where labels are, if not in the records themselves."""
+    labels: Annotated[
+        Annotated[Labels, Tag("(one)")] | Annotated[list[Labels], Tag("(several)")],
+        Discriminator(_one_or_several),
+    ] = Labels()
+    """Where labels are, if not in the records themselves. Several tables may be given as a list: a target
+    is looked for in each, and where two contradict each other the record is refused."""
     target: list[str] = Field(min_length=1)
     """What is predicted: column names of the label table, or property names of the records."""
-    unit: str = ""
-    """Unit of the target, for tables and figures."""
+    unit: str | dict[str, str] = ""
+    """Unit of the targets, for tables and figures; `{name: unit}` where they have different ones."""
     global_features: list[str] = []
     """Further numbers a structure that the model is given, such as temperature and pressure: columns of
     the label table or properties of the records, like targets. Standardised over the training rows."""
@@ -110,6 +124,42 @@ class Dataset(Section):
         if set(self.global_features) & set(self.target):
             raise ValueError("a target cannot be one of the global_features")
         return self
+
+    @model_validator(mode="after")
+    def _names_can_be_columns(self) -> Dataset:
+        for name in [*self.target, *self.global_features]:
+            if name in RESERVED or name.startswith(("own:", "text:")):
+                raise ValueError(
+                    f"a target or global feature cannot be called `{name}`, as a column of atomloom's own "
+                    "tables is: rename it where it stands"
+                )
+            if f"{name}_predicted" in self.target:
+                raise ValueError(
+                    f"{name}_predicted cannot be a target beside {name}, whose predictions are called so: "
+                    "rename it where it stands"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _each_table_and_unit_has_its_place(self) -> Dataset:
+        if isinstance(self.labels, list) and not all(table.file for table in self.labels):
+            raise ValueError("each of several label tables needs a `file`")
+        others = set(self.unit) - set(self.target) if isinstance(self.unit, dict) else set()
+        if others:
+            raise ValueError(
+                f"unit names {min(others)}, which is not a target ({', '.join(self.target)})"
+            )
+        return self
+
+    @property
+    def label_tables(self) -> list[Labels]:
+        """The label tables, if any."""
+        tables = self.labels if isinstance(self.labels, list) else [self.labels]
+        return [table for table in tables if table.file is not None]
+
+    def unit_of(self, target: str) -> str:
+        """Unit of one target; empty where it has none."""
+        return self.unit.get(target, "") if isinstance(self.unit, dict) else self.unit
 
 
 class Split(Section):

@@ -85,6 +85,10 @@ def _wrong_values(
             wanted = value.get("name")
             named = [section for section in sections if _is_tag(section, wanted)]
             yield from _wrong_values(value, (named or sections)[0], f"{place}.")
+        elif sections and isinstance(value, list):
+            for item in value:
+                if isinstance(item, Mapping):
+                    yield from _wrong_values(item, sections[0], f"{place}.")
         elif isinstance(value, bool):
             if not _takes_booleans(field.annotation):
                 yield place, value, "be something else than true and false"
@@ -153,6 +157,8 @@ def _known_keys(location: tuple[Any, ...], model: type[BaseModel]) -> list[str]:
     """Keys of the section at a place of the config; a part may name a member of a union."""
     found = [model]
     for part in location:
+        if isinstance(part, int) or part.startswith("("):  # one of a list, or a tag
+            continue
         named = [section for section in found if _is_tag(section, part)]
         held = [
             section.model_fields[part].annotation
@@ -167,7 +173,8 @@ def sections_of(annotation: Any) -> list[type[BaseModel]]:
     """The sections that a field may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [found for inner in get_args(annotation) for found in sections_of(inner)]
+    inner = [found for member in get_args(annotation) for found in sections_of(member)]
+    return list(dict.fromkeys(inner))
 
 
 def _is_tag(model: type[BaseModel], part: Any) -> bool:

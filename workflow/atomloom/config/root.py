@@ -54,7 +54,7 @@ class Config(Section):
 
     def files(self) -> list[str]:
         """Every path the config names, as written."""
-        named = [self.dataset.labels.file, self.split.folds_file]
+        named = [*(table.file for table in self.dataset.label_tables), self.split.folds_file]
         named += [self.teacher.model] if self.teacher else []
         paths = [self.paths.results, self.paths.store]
         return [*self.dataset.source, *(name for name in named if name), *paths]
@@ -122,6 +122,11 @@ class Config(Section):
             raise ValueError(f"training.log_targets: {unknown[0]} is no target")
         if training.loss == "cross_entropy" and len(self.dataset.target) > 1:
             raise ValueError("loss: cross_entropy is for one target; train a model for each")
+        for name in self.dataset.target:
+            if training.classes and f"{name}_p0" in self.dataset.target:
+                raise ValueError(
+                    f"{name}_p0 cannot be a target beside {name}: probabilities of classes are called so"
+                )
         if getattr(model, "readout", "mean") != "sum":
             return
         if training.classes or training.log_targets:

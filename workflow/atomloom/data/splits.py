@@ -65,6 +65,8 @@ def _groups(split: Split, columns: pd.DataFrame) -> np.ndarray:
 
 def _by_ratio(ratios: tuple[float, float, float], groups: np.ndarray, seed: int) -> np.ndarray:
     """Shuffle the groups and deal them out by cumulated size."""
+    if not len(groups):
+        return np.zeros(0, dtype=object)
     order = np.random.default_rng(seed).permutation(groups.max() + 1)
     sizes = np.bincount(groups)[order]
     middle = (np.cumsum(sizes) - sizes / 2) / sizes.sum()

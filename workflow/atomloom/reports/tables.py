@@ -313,8 +313,10 @@ def frame_of(path: Path, frame: pd.DataFrame, target: str) -> pd.DataFrame:
 
     Errors as `read_frame`.
     """
+    if target in frame or "/" in target:
+        return frame
     own = path.with_name(f"{target}.parquet")
-    return read_frame(own) if target not in frame and own.exists() else frame
+    return read_frame(own) if own.exists() else frame
 
 
 def predictions_of(frame: pd.DataFrame, target: str, unit: str = "") -> Predictions | None:

@@ -56,8 +56,10 @@ def evaluate_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
         units = dict(REPORTED[name] for name in config.dataset.target)
     else:
         tables = _predict_properties(places, model, data, frame, rows)
-        unit = "" if config.training.classes else config.dataset.unit
-        units = dict.fromkeys(config.dataset.target, unit)
+        units = {
+            name: "" if config.training.classes else config.dataset.unit_of(name)
+            for name in config.dataset.target
+        }
     table = tables["predictions"]
     for name, content in tables.items():
         write_parquet(run / f"{name}.parquet", content)
@@ -115,6 +117,8 @@ def _structure(graph: Graph) -> Structure:
 
 def _headline(values: dict[str, float | int | None], unit: str) -> str:
     """The figures that matter most of one split."""
+    if not values["count"]:
+        return "no known value"
     if "accuracy" not in values:
         return f"MAE {values['mae']:.4g} {unit}".rstrip()
     named = {"accuracy": "accuracy", "F1": "f1", "AUC": "auc", "calibration error": "calibration"}

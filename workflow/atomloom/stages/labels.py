@@ -1,92 +1,148 @@
-"""Label tables: read a CSV or parquet file and join its rows to records by id.
+"""Label tables: read CSV and parquet files, and join their rows to records by id.
 
-A record is found by its id, or by its file name. Values that are no number become missing, and
-say why; nothing is guessed.
+A record is found by its id, or by its file name where the file holds that record alone. Cells are kept
+as text, ids and all, so that a table says the same in every format; what is no number is no label, and
+says why. Nothing is guessed.
 """
 
 from __future__ import annotations
 
+import csv
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from atomloom.config import Labels, expand_variables
+from atomloom.config import Config, Labels, expand_variables
+from atomloom.config.root import POTENTIAL_TARGETS
 from atomloom.errors import AtomloomError
+from atomloom.structures.readers.base import MAX_RECORD_BYTES, decode, label_number
+from atomloom.structures.readers.entries import ID_KEYS
 from atomloom.structures.sources import MAX_TABLE_BYTES, read_table
+
+OWN = "own:"
+"""Prefix of a column of labels that stand beside structures in their files, where others of the data set
+may hold theirs inside: the split, which sees those, puts both together."""
+TEXT = "text:"
+"""Prefix of a column that the split's options name."""
+MISSING = frozenset(("", "nan", "-nan", "na", "n/a", "#n/a", "<na>", "none", "null"))
+"""What stands in a cell, in any case, to say that there is no value."""
+SHOWN = 40
+"""Characters of a cell that an error shows."""
+
+_TRUTH = {"true": 1.0, "false": 0.0}
+_SEPARATORS = (",", ";", "\t")
+_UNNAMED = re.compile(r"__index_level_\d+__")
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """Columns of a label file as text, by record id."""
+    """A label file: its columns as text, and the rows of its ids."""
 
     file: str
-    columns: dict[str, list[str | None]]
-    row_of: dict[str, int]
-    """Row of each id; the first where an id stands more than once."""
-    repeated: frozenset[str]
-    """Ids that stand more than once with different rows."""
+    names: tuple[str, ...]
+    """Names of the columns, in order; one may stand twice if nobody asks for it."""
+    cells: tuple[Callable[[], list[Any]], ...]
+    """Values of each column, fetched when asked for."""
+    ids: list[str | None]
+    """The id of each row; None where it has none."""
+    _columns: dict[str, list[str | None]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """Row of each id; the first where an id stands more than once."""
+        rows: dict[str, int] = {}
+        for row, name in enumerate(self.ids):
+            if name is not None:
+                rows.setdefault(name, row)
+        return rows
 
     def column(self, name: str) -> list[str | None]:
-        """Values of one column.
+        """Values of one column, None where a cell is empty.
 
         Raises:
-            AtomloomError: when there is no such column.
+            AtomloomError: when there is no such column, or more than one.
         """
-        if name not in self.columns:
-            raise AtomloomError(
-                f"no column `{name}`",
-                where=self.file,
-                todo=f"columns are: {', '.join(self.columns)}",
-            )
-        return self.columns[name]
+        if name not in self.names:
+            raise no_column(name, [self])
+        if self.names.count(name) > 1:
+            raise _several(name, self.file)
+        if name not in self._columns:
+            values = self.cells[self.names.index(name)]()
+            self._columns[name] = [_text_of(value) for value in values]
+        return self._columns[name]
+
+    def contradictory(self, names: Sequence[str]) -> set[str]:
+        """Ids that stand more than once with different values in some of these columns."""
+        columns = [self.column(name) for name in names if name in self.names]
+        return {
+            name
+            for row, name in enumerate(self.ids)
+            if name is not None
+            and (first := self.row_of[name]) != row
+            and not all(_same(values[first], values[row]) for values in columns)
+        }
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Labels of all records, one row per record."""
+
+    frame: pd.DataFrame
+    """Targets and global features as numbers, columns for the split as text, and `problem`, which says
+    why a record cannot be used."""
+    unclaimed: int
+    """Rows of the label tables that no record claimed."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """What labels are joined to: the records, by what they are called."""
+
+    ids: Sequence[str]
+    names: Sequence[str]
+    """Names of the files they are in."""
+    sources: Sequence[str]
+    """Where they are, `file` or `archive::member`."""
+    own: Sequence[Mapping[str, float | str]]
+    """Values beside the structures in their files."""
+    inside: set[str] = field(default_factory=set)
+    """Names that some of the structures may hold themselves."""
 
 
 def read_labels(labels: Labels) -> LabelTable:
-    """Read the label table named in the config.
+    """Read a label table that the config names.
 
     Raises:
         AtomloomError: when the file is missing, empty or no table, or the id column is not there.
     """
     if labels.file is None:
         raise AtomloomError("no label file is configured", where="dataset.labels.file")
-    frame = _read_frame(expand_variables(labels.file), labels.columns)
-    names = [str(name) for name in frame.columns]
-    if isinstance(labels.id_column, int):
-        if labels.id_column >= len(names):
-            raise AtomloomError(
-                f"has only {len(names)} columns",
-                where=labels.file,
-                todo="set dataset.labels.id_column",
-            )
-        position = labels.id_column
-    elif labels.id_column in names:
-        position = names.index(labels.id_column)
+    payload = read_table(expand_variables(labels.file))
+    if payload[:4] == b"PAR1":
+        names, cells = _parquet_columns(payload, labels.file)
     else:
-        raise AtomloomError(
-            f"no column `{labels.id_column}`",
-            where=labels.file,
-            todo=f"columns are: {', '.join(names)}",
-        )
-    columns = {
-        name: [
-            None if value is None or value != value else str(value).strip()
-            for value in frame.iloc[:, i].tolist()
-        ]
-        for i, name in enumerate(names)
-    }
-    row_of: dict[str, int] = {}
-    repeated = set()
-    for row, name in enumerate(columns[names[position]]):
-        if name is None:
-            continue
-        first = row_of.setdefault(name, row)
-        if first != row and any(values[first] != values[row] for values in columns.values()):
-            repeated.add(name)
-    return LabelTable(labels.file, columns, row_of, frozenset(repeated))
+        names, cells = _csv_columns(payload, labels)
+    position = _id_position(labels, names)
+    ids = _ids(cells[position]())
+    _refuse_row_numbers(labels, names, ids, position)
+    return LabelTable(labels.file, tuple(names), tuple(cells), ids)
+
+
+def no_column(name: str, tables: Sequence[LabelTable]) -> AtomloomError:
+    """The error that no table has a column."""
+    known = ", ".join(dict.fromkeys(name for table in tables for name in table.names))
+    files = " or ".join(dict.fromkeys(table.file for table in tables))
+    return AtomloomError(f"no column `{name}`", where=files, todo=f"columns are: {known}")
 
 
 def rows_of_records(
@@ -97,58 +153,300 @@ def rows_of_records(
     Args:
         table: the label table.
         ids: record ids.
-        names: file names of the records, tried where the id is not in the table.
+        names: file names of the records, tried where the id is not in the table. Of a name that several
+            records have, nobody can say whose the row is.
     """
+    counts, taken = Counter(names), set(ids)
     rows = np.array(
         [
-            table.row_of.get(record, table.row_of.get(name, -1))
+            table.row_of.get(
+                record,
+                table.row_of.get(name, -1) if counts[name] == 1 and name not in taken else -1,
+            )
             for record, name in zip(ids, names, strict=True)
         ],
         dtype=np.int64,
     )
     claimed = len(set(rows.tolist()) - {-1})
-    return rows, len(table.row_of) - claimed
+    return rows, len(table.row_of) + table.ids.count(None) - claimed
 
 
-def to_number(text: str | float | None) -> float:
-    """A label as a number; NaN where it is missing or no finite number."""
-    try:
-        number = float(text) if text is not None else np.nan
-    except ValueError:
-        return np.nan
-    return number if np.isfinite(number) else np.nan
+def to_number(value: str | float | None) -> float:
+    """A label as a number, true being 1 and false 0; NaN where it is missing or no finite number."""
+    number = value
+    if isinstance(value, str):
+        number = label_number(value)
+        number = _TRUTH.get(value.strip().lower()) if number is None else number
+    return float(number) if number is not None and np.isfinite(number) else np.nan
 
 
-def _read_frame(file: str, columns: list[str] | None) -> pd.DataFrame:
-    name = file.split("::")[-1]
-    try:
-        payload = read_table(file)
-        if name.endswith(".parquet"):
-            _refuse_endless(payload, file)
-            return pd.read_parquet(io.BytesIO(payload))
-        frame = pd.read_csv(
-            io.BytesIO(payload),
-            header=None if columns else 0,
-            dtype=str,
-            keep_default_na=False,
-            na_values=["", "nan", "NaN", "None", "null", "NA"],
-            skipinitialspace=True,
+def is_missing(value: str | float | None) -> bool:
+    """Whether a cell says that there is no value, rather than holding something that is none."""
+    if isinstance(value, str):
+        return value.strip().lower() in MISSING
+    return value is None or value != value
+
+
+def array_targets(config: Config) -> tuple[str, ...]:
+    """The targets that are more than a number per structure: forces and stress of a potential."""
+    if config.model.kind == "property":
+        return ()
+    return tuple(name for name in config.dataset.target if name != "energy")
+
+
+def read_here(config: Config) -> list[str]:
+    """Targets and global features that are one number per structure and not a teacher's."""
+    dataset, arrays = config.dataset, array_targets(config)
+    taught = () if config.teacher is None else POTENTIAL_TARGETS
+    wanted = [*dataset.target, *dataset.global_features]
+    return [name for name in wanted if name not in arrays and name not in taught]
+
+
+def join_labels(config: Config, tables: Sequence[LabelTable], records: Named) -> Joined:
+    """Label values of every record, row by row.
+
+    A column of a label table goes before what stands in the records. What neither the tables nor the rows
+    of the records' own files name is left out here: the split looks for it inside the structures.
+
+    Raises:
+        AtomloomError: when a column is missing, or no record has a value of a target.
+    """
+    join = _Join(config, tables, records)
+    columns: dict[str, object] = {}
+    for name in read_here(config):
+        values = join.values(name)
+        if values is not None:
+            mixed = not join.tables_with(name) and name in records.inside
+            columns[OWN + name if mixed else name] = join.numbers(name, values, mixed)
+    for name in (config.split.column, config.split.group):
+        if name and name != "formula":
+            columns[TEXT + name] = join.texts(name)
+    join.mark_unlabelled(columns)
+    return Joined(pd.DataFrame(columns | {"problem": join.problem}), join.unclaimed)
+
+
+class _Join:
+    """Rows of the tables for the records, and the first problem of each record."""
+
+    def __init__(self, config: Config, tables: Sequence[LabelTable], records: Named) -> None:
+        self._config, self._records, self._tables = config, records, tables
+        self._rows = []
+        self.unclaimed = 0
+        self.problem = [""] * len(records.ids)
+        self._reasons: dict[str, list[str]] = {}
+        for table in tables:
+            rows, unclaimed = rows_of_records(table, records.ids, records.names)
+            self._rows.append(rows)
+            self.unclaimed += unclaimed
+        if tables:
+            self._mark_rows()
+            self._mark_repeats()
+
+    def tables_with(self, name: str) -> list[tuple[LabelTable, np.ndarray]]:
+        """Tables that have a column, and the row of each record in them."""
+        pairs = zip(self._tables, self._rows, strict=True)
+        return [(table, rows) for table, rows in pairs if name in table.names]
+
+    def values(self, name: str) -> list[Any] | None:
+        """[records] cells of a column, None where there is none; None where nothing has such a column."""
+        found = self.tables_with(name)
+        if not found:
+            own = [labels.get(name) for labels in self._records.own]
+            return own if any(value is not None for value in own) else None
+        merged: list[Any] = [None] * len(self.problem)
+        origin = [""] * len(merged)
+        for table, rows in found:
+            column = table.column(name)
+            for place in np.flatnonzero(rows >= 0):
+                value = column[rows[place]]
+                if is_missing(merged[place]):
+                    merged[place], origin[place] = value, table.file
+                elif not is_missing(value) and not _same(value, merged[place]):
+                    self._note(
+                        place,
+                        f"{name} is {merged[place]} in {origin[place]} and {value} in {table.file}",
+                    )
+        return merged
+
+    def numbers(self, name: str, values: list[Any], mixed: bool) -> np.ndarray:
+        """[records] float64; NaN where there is none, for which the reason is kept."""
+        numbers = np.array([to_number(value) for value in values], dtype=np.float64)
+        reasons = self._reasons[name] = [""] * len(values)
+        for place in np.flatnonzero(np.isnan(numbers)):
+            value = values[place]
+            if value is None:
+                reasons[place] = f"no label: {name} is missing"
+                continue
+            shown = value if len(str(value)) <= SHOWN else f"{str(value)[:SHOWN]}..."
+            reasons[place] = f"no label: {name} is {shown!r}, no finite number"
+            if not is_missing(value):
+                self._note(place, reasons[place])
+        if not mixed and np.isnan(numbers).all():
+            self._refuse(name, reasons)
+        return numbers
+
+    def texts(self, name: str) -> list[str | None]:
+        """[records] cells of a column that the split's options name.
+
+        Raises:
+            AtomloomError: when there are tables and none has it.
+        """
+        if self._tables and not self.tables_with(name):
+            raise no_column(name, self._tables)
+        values = self.values(name) or [None] * len(self.problem)
+        return [None if value is None else str(value) for value in values]
+
+    def mark_unlabelled(self, columns: Mapping[str, Any]) -> None:
+        """Note why records have no label at all, or not a global feature.
+
+        Of names that the structures may hold themselves, only the split can say it.
+        """
+        told = set(self._config.dataset.global_features)
+        here = read_here(self._config)
+        targets = [name for name in here if name not in told]
+        if targets and all(name in columns for name in targets):
+            unknown = np.all([np.isnan(columns[name]) for name in targets], axis=0)
+            for place in np.flatnonzero(unknown):
+                self._note(place, self._reasons[targets[0]][place])
+        for name in here:
+            if name in told and name in columns:
+                for place in np.flatnonzero(np.isnan(columns[name])):
+                    self._note(place, self._reasons[name][place])
+
+    def _note(self, place: int, reason: str) -> None:
+        self.problem[place] = self.problem[place] or reason
+
+    def _mark_rows(self) -> None:
+        """Note records that are in no table, or in one with several different rows."""
+        split = self._config.split
+        used = [*read_here(self._config), *(c for c in (split.column, split.group) if c)]
+        counts = Counter(self._records.sources)
+        files = " or ".join(dict.fromkeys(table.file for table in self._tables))
+        for place in np.flatnonzero(np.all([rows < 0 for rows in self._rows], axis=0)):
+            name, source = self._records.ids[place], self._records.sources[place]
+            reason = f"no label: `{name}` is not in {files}"
+            file = self._records.names[place]
+            if counts[source] > 1 and any(file in table.row_of for table in self._tables):
+                reason += f" (`{file}` is, but that file has {counts[source]} records)"
+            self._note(place, reason)
+        for table, rows in zip(self._tables, self._rows, strict=True):
+            torn = table.contradictory(used)
+            for place in np.flatnonzero(rows >= 0) if torn else ():
+                if table.ids[rows[place]] in torn:
+                    name = self._records.ids[place]
+                    self._note(place, f"`{name}` has several different labels in {table.file}")
+
+    def _mark_repeats(self) -> None:
+        """Note later records of an id: a label that is joined by id belongs to one record."""
+        first: dict[str, int] = {}
+        for place, name in enumerate(self._records.ids):
+            other = first.setdefault(name, place)
+            if other != place:
+                self._note(place, f"id `{name}` stands before in {self._records.sources[other]}")
+
+    def _refuse(self, name: str, reasons: Sequence[str]) -> None:
+        first = next((p for p in self.problem if p), "") or reasons[0]
+        raise AtomloomError(
+            f"no record has a value of `{name}` (first: {self._records.ids[0]}, {first})",
+            where=self._tables[0].file if self._tables else "dataset.target",
+            todo="compare its ids with the names of the records" if self._tables else "",
         )
-        if columns and len(columns) != len(frame.columns):
+
+
+# --- cells ---
+
+
+def _text_of(value: Any) -> str | None:
+    """A cell as text; None where it is empty."""
+    if value is None or (isinstance(value, float) and value != value):
+        return None
+    return (decode(value) if isinstance(value, bytes) else str(value)).strip() or None
+
+
+def _same(a: str | float | None, b: str | float | None) -> bool:
+    """Whether two cells say the same: as numbers where both are, else as text."""
+    if a == b or (is_missing(a) and is_missing(b)):
+        return True
+    first, second = to_number(a), to_number(b)
+    return first == second
+
+
+def _ids(cells: Sequence[Any]) -> list[str | None]:
+    """Ids as text; whole numbers that missing ones made fractions of are whole numbers."""
+    whole = all(isinstance(v, float) and (v != v or v.is_integer()) for v in cells)
+    return [_text_of(int(v) if whole and v == v else v) for v in cells]
+
+
+def _id_position(labels: Labels, names: Sequence[str]) -> int:
+    if isinstance(labels.id_column, int):
+        if labels.id_column >= len(names):
             raise AtomloomError(
-                f"has {len(frame.columns)} columns, dataset.labels.columns names {len(columns)}",
-                where=file,
+                f"has only {len(names)} columns",
+                where=labels.file,
+                todo="set dataset.labels.id_column",
             )
-        return frame.set_axis(columns, axis=1) if columns else frame
-    except OSError as error:
-        raise AtomloomError(f"cannot be read: {error}", where=file) from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise AtomloomError(f"is no table: {error}", where=file) from None
+        return labels.id_column
+    if labels.id_column not in names:
+        raise AtomloomError(
+            f"no column `{labels.id_column}`",
+            where=labels.file,
+            todo=f"columns are: {', '.join(names)}",
+        )
+    if names.count(labels.id_column) > 1:
+        raise _several(labels.id_column, str(labels.file))
+    return names.index(labels.id_column)
+
+
+def _several(name: str, file: str) -> AtomloomError:
+    return AtomloomError(f"has several columns `{name}`", where=file, todo="rename all but one")
+
+
+def _refuse_row_numbers(
+    labels: Labels, names: Sequence[str], ids: Sequence[str | None], position: int
+) -> None:
+    """Refuse to take row numbers that pandas wrote for ids where another column is named as ids are."""
+    other = next((name for name in names if name.lower() in ID_KEYS), None)
+    if (
+        isinstance(labels.id_column, int)
+        and names[position].startswith("Unnamed: ")
+        and other is not None
+        and list(ids) == [str(row) for row in range(len(ids))]
+    ):
+        raise AtomloomError(
+            f"its first column has no name and numbers the rows, beside a column `{other}`",
+            where=labels.file,
+            todo=f"set dataset.labels.id_column to {other}, or to `{names[position]}`",
+        )
+
+
+# --- files ---
+
+
+def _parquet_columns(payload: bytes, file: str) -> tuple[list[str], list[Callable[[], list[Any]]]]:
+    """Columns of a parquet table, an index that pandas wrote before the others, as in its CSV.
+
+    An index without a name that numbers the rows comes last: it is what filtering left behind.
+    """
+    try:
+        _refuse_endless(payload, file)
+        table = pq.read_table(pa.BufferReader(payload))
+        about = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise AtomloomError(f"is no table: {reason}", where=file) from None
+    order = list(range(table.num_columns))
+    for place, name in enumerate(table.column_names):
+        if name in about.get("index_columns", []):
+            numbers = _UNNAMED.fullmatch(name) and pa.types.is_integer(table.schema.types[place])
+            order.remove(place)
+            order.insert(len(order) if numbers else 0, place)
+    names = [_UNNAMED.sub("index", table.column_names[place]).strip() for place in order]
+    return names, [table.column(place).to_pylist for place in order]
 
 
 def _refuse_endless(payload: bytes, file: str) -> None:
     """Stop before a parquet file of a few bytes that repeats a value fills the memory."""
-    about = pq.ParquetFile(io.BytesIO(payload)).metadata
+    about = pq.ParquetFile(pa.BufferReader(payload)).metadata
     size = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
     if max(size, 8 * about.num_rows * about.num_columns) > MAX_TABLE_BYTES:
         raise AtomloomError(
@@ -156,3 +454,79 @@ def _refuse_endless(payload: bytes, file: str) -> None:
             where=file,
             todo="cut it into several",
         )
+
+
+def _csv_columns(payload: bytes, labels: Labels) -> tuple[list[str], list[Callable[[], list[Any]]]]:
+    """Columns of a CSV, by the separator that fits all its rows."""
+    file = str(labels.file)
+    text = _decoded(payload, file)
+    order = _SEPARATORS
+    if ".tsv" in file.lower():
+        order = ("\t", *_SEPARATORS[:2])
+    readings = [_Reading.of(text, separator, labels.columns) for separator in order]
+    fitting = [reading for reading in readings if not reading.problem and len(reading.names) > 1]
+    best = fitting[0] if fitting else max(readings, key=lambda reading: len(reading.names))
+    if best.problem:
+        raise AtomloomError(best.problem, where=file, todo=best.todo)
+    rows = best.rows
+
+    def cells(place: int) -> Callable[[], list[Any]]:
+        return lambda: [row[place] for row in rows]
+
+    return best.names, [cells(place) for place in range(len(best.names))]
+
+
+def _decoded(payload: bytes, file: str) -> str:
+    if payload[:2] in (b"\xff\xfe", b"\xfe\xff"):  # as spreadsheets write "Unicode text"
+        try:
+            return payload.decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise AtomloomError(f"is no table: {error}", where=file) from None
+    if b"\0" in payload:
+        raise AtomloomError("is neither text nor parquet", where=file, todo="save it as CSV")
+    return decode(payload).removeprefix("\ufeff")
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A CSV read with one separator."""
+
+    names: list[str]
+    rows: list[list[str]]
+    problem: str = ""
+    """Why it cannot be read so; empty where it can."""
+    todo: str = ""
+
+    @classmethod
+    def of(cls, text: str, separator: str, given: list[str] | None) -> _Reading:
+        """Cut a text into rows; columns without a name are called as pandas does."""
+        csv.field_size_limit(MAX_RECORD_BYTES)
+        reader = csv.reader(
+            io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True
+        )
+        names: list[str] = []
+        rows: list[list[str]] = []
+        try:
+            lines = _stripped(reader)
+            names = list(given) if given else next(lines, (0, []))[1]
+            if not names:
+                return cls([], [], "is no table: it is empty")
+            for number, row in lines:
+                if any(row[len(names) :]) or any(names[len(row) :]):
+                    said = "dataset.labels.columns names" if given else "the header names"
+                    problem = f"line {number} has {len(row)} columns, {said} {len(names)}"
+                    return cls(names, [], problem, "give every row as many as there are names")
+                rows.append(row[: len(names)] + [""] * (len(names) - len(row)))
+        except csv.Error as error:
+            return cls(names, [], f"is no table: line {reader.line_num}: {error}")
+        if not rows:
+            return cls(names, [], "is no table: it has no rows")
+        return cls([name or f"Unnamed: {place}" for place, name in enumerate(names)], rows)
+
+
+def _stripped(reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """Lines that hold something, by number, without blanks around their cells."""
+    for row in reader:
+        cells = [cell.strip() for cell in row]
+        if any(cells):
+            yield reader.line_num, cells

@@ -7,31 +7,42 @@ range (members of compressed archives, entries of a JSON) are copied once, uncom
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
 
-from atomloom.config import Split, expand_variables
-from atomloom.config.root import POTENTIAL_TARGETS
+from atomloom.config import Config, Split, expand_variables
 from atomloom.data.splits import names_by_source
 from atomloom.errors import AtomloomError
 from atomloom.files import file_digest, read_json, write_atomically, write_spec
 from atomloom.keys import canonical_json, chain_hash, fingerprint_record
 from atomloom.layout import Layout
 from atomloom.plan import Chunk, Plan, cut_chunks
-from atomloom.stages.labels import read_labels, rows_of_records, to_number
+from atomloom.stages.labels import (
+    LabelTable,
+    Named,
+    array_targets,
+    join_labels,
+    no_column,
+    read_here,
+    read_labels,
+)
 from atomloom.stages.naming import tell_apart
-from atomloom.stages.sources import refresh_sources
+from atomloom.stages.sources import label_members, refresh_sources
+from atomloom.structures.readers import parse_record
 from atomloom.structures.sources import RawRecord, enumerate_records
 
 SPOOL = -1
 """File number of a record whose bytes are in the spool."""
 ROW_GROUP = 4000
 """Rows of `members.parquet` that are read together: a chunk's job looks at one or two such groups."""
+LOOKED_AT = 10_000
+"""Structures that are parsed, at most, in search of a target that no table names."""
 _NO_LABELS: dict[str, float | str] = {}  # one for all: of millions of records each byte counts
 
 
@@ -62,13 +73,19 @@ def make_plan(layout: Layout, log: Callable[[str], None]) -> Plan:
     folder = layout.plan_folder
     manifest = read_json(refresh_sources(layout, fetch=log))
     files = [Path(path) for path, _ in manifest["files"]]
+    tables = [read_labels(table) for table in dataset.label_tables]
     members = _Members()
+    search = _Search.of(layout.config, tables)
+
+    tables_within, absolute = label_members(layout), [os.path.abspath(path) for path in files]
 
     def spool(temporary: Path) -> None:
         with open(temporary, "wb") as file:
             records = enumerate_records(files, dataset.format, dataset.options, dataset.pattern)
             for record in records:
-                _add(members, record, files, file)
+                if (absolute[record.file], record.member.removeprefix("./")) in tables_within:
+                    continue
+                search.look(record, _add(members, record, files, file))
                 if len(members.id) % 20_000 == 0:
                     log(f"{len(members.id):,} records seen")
 
@@ -77,7 +94,13 @@ def make_plan(layout: Layout, log: Callable[[str], None]) -> Plan:
         raise AtomloomError("no record found", where=", ".join(dataset.source))
 
     members.id, members.name = tell_apart(members.id, members.name, members.source)
-    labels, unclaimed = _join_labels(layout, members)
+    search.check(tables)
+    joined = join_labels(
+        layout.config,
+        tables,
+        Named(members.id, members.name, members.source, members.labels, search.inside),
+    )
+    labels, unclaimed = joined.frame, joined.unclaimed
     reader = canonical_json(layout.reader_spec)
     bounds = dataset.chunks.bounds
     chunks = tuple(
@@ -128,7 +151,8 @@ def _fixed_digest(split: Split, sources: list[str]) -> str:
     return file_digest(Path(expand_variables(split.folds_file))) if split.folds_file else ""
 
 
-def _add(members: _Members, record: RawRecord, files: list[Path], spool: BinaryIO) -> None:
+def _add(members: _Members, record: RawRecord, files: list[Path], spool: BinaryIO) -> bytes:
+    """Note a record, and return its bytes."""
     payload = record.payload
     if payload is None:
         with open(files[record.file], "rb") as file:
@@ -150,62 +174,68 @@ def _add(members: _Members, record: RawRecord, files: list[Path], spool: BinaryI
     members.fingerprint.append(fingerprint_record(record.format, payload))
     members.name.append(record.member.rpartition("/")[2] if record.member else path.name)
     members.labels.append(record.labels or _NO_LABELS)
+    return payload
 
 
-def _join_labels(layout: Layout, members: _Members) -> tuple[pd.DataFrame, int]:
-    """Label values of every record, row by row: targets as numbers, other columns as text.
+@dataclass
+class _Search:
+    """The targets that no label table names, looked for in the records as they come.
 
-    Targets that neither the label table nor the records' own columns name are left out here; the
-    split stage looks for them among the properties of the converted structures. A column `problem`
-    says why a record has no label.
+    So that a name nobody has is found before anything is converted. Structures are parsed only until all
+    names are found, and no more than `LOOKED_AT` of them: of a longer search, the split tells the end.
     """
-    config = layout.config
-    texts = [c for c in (config.split.column, config.split.group) if c and c != "formula"]
-    wanted = [*config.dataset.target, *config.dataset.global_features]
-    problem = [""] * len(members.id)
-    if config.dataset.labels.file is None:
-        known = {key for labels in members.labels for key in labels}
-        get = lambda column: [labels.get(column) for labels in members.labels]  # noqa: E731
-        targets = [name for name in wanted if name in known]
-        unclaimed = 0
-    else:
-        table = read_labels(config.dataset.labels)
-        rows, unclaimed = rows_of_records(table, members.id, members.name)
-        get = lambda column: [  # noqa: E731
-            values[row] if row >= 0 else None for values in [table.column(column)] for row in rows
-        ]
-        # Energies, forces and stress may stand in the records beside a table of other columns, as
-        # may global features.
-        own = set(config.dataset.global_features)
-        own |= set(POTENTIAL_TARGETS if config.model.kind == "potential" else ())
-        targets = [name for name in wanted if name in table.columns or name not in own]
-        for position, (name, row) in enumerate(zip(members.id, rows, strict=True)):
-            if row < 0:
-                problem[position] = f"no label: `{name}` is not in {table.file}"
-            elif name in table.repeated:
-                problem[position] = f"`{name}` has several different labels in {table.file}"
-        _mark_repeats(members, problem)
-    columns: dict[str, object] = {}
-    for target in targets:
-        values = get(target)
-        numbers = np.array([to_number(value) for value in values])
-        for position in np.flatnonzero(np.isnan(numbers)):
-            shown = (
-                "is missing"
-                if values[position] is None
-                else f"is {values[position]!r}, no finite number"
-            )
-            problem[position] = problem[position] or f"no label: {target} {shown}"
-        columns[target] = numbers
-    for text in texts:
-        columns[f"text:{text}"] = [None if value is None else str(value) for value in get(text)]
-    return pd.DataFrame(columns | {"problem": problem}), unclaimed
 
+    wanted: list[str]
+    """Names that may stand beside structures or inside them."""
+    sought: set[str]
+    """Those not found yet, and those of arrays, which stand inside only."""
+    options: dict[str, Any]
+    inside: set[str] = field(default_factory=set)
+    """Names beside some structures that others may hold inside."""
+    found: set[str] = field(default_factory=set)
+    """Names of numbers in the records."""
+    parsed: int = 0
 
-def _mark_repeats(members: _Members, problem: list[str]) -> None:
-    """A label joined by id belongs to one record: later records of the same id get none."""
-    first: dict[str, int] = {}
-    for position, name in enumerate(members.id):
-        other = first.setdefault(name, position)
-        if other != position and not problem[position]:
-            problem[position] = f"id `{name}` stands before in {members.source[other]}"
+    @classmethod
+    def of(cls, config: Config, tables: list[LabelTable]) -> _Search:
+        in_tables = {name for table in tables for name in table.names}
+        wanted = [name for name in read_here(config) if name not in in_tables]
+        arrays = {name for name in array_targets(config) if config.teacher is None}
+        # A structure that must be ordered first, which may take long, holds no other numbers.
+        options = {k: v for k, v in config.dataset.options.items() if k != "order"}
+        return cls(wanted, {*wanted, *arrays}, options)
+
+    def look(self, record: RawRecord, payload: bytes) -> None:
+        """Look at one record."""
+        for name in self.wanted:
+            if not record.labels or name.encode() in payload:
+                self.inside.add(name)
+        if not self.sought:
+            return
+        self.found.update(record.labels)
+        self.sought -= record.labels.keys()
+        if self.sought and self.parsed < LOOKED_AT:
+            self.parsed += 1
+            try:
+                structure = parse_record(record.format, payload, record.id, self.options)
+            except AtomloomError:
+                return  # its reason comes when it is converted
+            self.found.update(structure.properties)
+            self.sought -= structure.properties.keys()
+
+    def check(self, tables: list[LabelTable]) -> None:
+        """Refuse a config with a name that nobody has.
+
+        Raises:
+            AtomloomError: naming it and the names there are.
+        """
+        name = min(self.sought, default=None)
+        if name is None or self.parsed == LOOKED_AT:
+            return
+        if tables and name in self.wanted:
+            raise no_column(name, tables)
+        raise AtomloomError(
+            f"no record has a property `{name}`",
+            where="dataset.target",
+            todo=f"properties found: {', '.join(sorted(self.found)) or 'none'}; or name a label table",
+        )

@@ -9,6 +9,7 @@ that is downloaded (`jarvis:dft_3d`) is fetched by the plan, never while the wor
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -75,12 +76,16 @@ def source_files(layout: Layout) -> list[Path]:
     """The raw files, in the order in which their records count; downloads may still be missing."""
     dataset = layout.config.dataset
     given = None if dataset.format == "auto" else dataset.format
+    tables = [path for path, member in _tables(layout) if not member]
     files: list[Path] = []
     for source in map(expand_variables, dataset.source):
         if is_download(source):
             files.append(Download(source, layout.downloads).path)
         else:
-            files += list_files(source, dataset.pattern, given)
+            found = list_files(source, dataset.pattern, given)
+            if Path(source).is_dir():  # where tables may lie beside the structures
+                found = [path for path in found if not _is_table(path, tables)]
+            files += found
     if not files:
         raise AtomloomError("no structure files found", where=", ".join(dataset.source))
     return files
@@ -88,14 +93,34 @@ def source_files(layout: Layout) -> list[Path]:
 
 def table_files(layout: Layout) -> list[Path]:
     """Files of labels and folds, if any (of `archive::member`, the archive)."""
-    names = [layout.config.dataset.labels.file, layout.config.split.folds_file]
-    files = [Path(expand_variables(name).split("::")[0]) for name in names if name]
+    files = list(dict.fromkeys(path for path, _ in _tables(layout)))
     for file in files:
         if not file.exists():
             raise AtomloomError(
                 "no such file", where=file, todo="check dataset.labels.file and split.folds_file"
             )
     return files
+
+
+def label_members(layout: Layout) -> set[tuple[str, str]]:
+    """Members of archives that are label tables: the archive's absolute path and the member's name."""
+    tables = [(path, member.removeprefix("./")) for path, member in _tables(layout)]
+    return {(os.path.abspath(path), member) for path, member in tables if member}
+
+
+def _tables(layout: Layout) -> list[tuple[Path, str]]:
+    """Files of labels and folds, each with the member of the archive it is, or an empty text."""
+    names = [*(table.file for table in layout.config.dataset.label_tables)]
+    names += [layout.config.split.folds_file] if layout.config.split.folds_file else []
+    parts = [expand_variables(str(name)).partition("::") for name in names]
+    return [(Path(file), member) for file, _, member in parts]
+
+
+def _is_table(path: Path, tables: list[Path]) -> bool:
+    return any(
+        path.name == table.name and table.exists() and os.path.samefile(path, table)
+        for table in tables
+    )
 
 
 def _look(path: str, known: list[Any] | None) -> list[Any]:

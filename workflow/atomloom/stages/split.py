@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from atomloom.layout import PlannedLayout
 from atomloom.quarantine import Quarantine
 from atomloom.stages.convert import ConvertedChunk, require_whole
 from atomloom.stages.label import labelled_chunk
+from atomloom.stages.labels import OWN, TEXT, array_targets
 from atomloom.structures.composition import elements_text, reduced_formula
 
 
@@ -79,6 +81,8 @@ def write_split(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     frame = frame[~frame["record"].isin(removed["record"])]
     counts = {name: int((frame["split"] == name).sum()) for name in SPLITS}
     _require_rows(counts, removed, folder)
+    known = _known_values(config, frame)
+    _require_values(known)
     frame = frame.drop(columns="source")  # where files lie is no part of the data set
     write_atomically(folder / "dataset.parquet", lambda path: frame.to_parquet(path, index=False))
     write_spec(folder, places.dataset_spec)
@@ -93,8 +97,12 @@ def write_split(places: PlannedLayout, log: Callable[[str], None]) -> Path:
             "duplicates": len(duplicates),
             "removed_as_duplicates": len(removed),
             "labels_without_record": plan.labels_without_record,
+            "known": known,
         },
     )
+    for target, values in known.items():
+        if (some := sum(values.values())) < len(frame):
+            log(f"{some:,} of {len(frame):,} structures have a value of {target}")
     log(
         f"{counts['train']:,} train, {counts['val']:,} val, {counts['test']:,} test; "
         f"{refused:,} in quarantine; {told}{', taken out' if len(removed) else ''}"
@@ -136,7 +144,31 @@ def _require_rows(counts: dict[str, int], removed: pd.DataFrame, folder: Path) -
         )
 
 
-def read_split_counts(places: PlannedLayout) -> dict[str, int]:
+def _known_values(config: Config, frame: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """How many structures of each split have a value of each target that is a number per structure."""
+    return {
+        target: {name: int(frame.loc[frame["split"] == name, target].count()) for name in SPLITS}
+        for target in config.dataset.target
+        if target in frame
+    }
+
+
+def _require_values(known: dict[str, dict[str, int]]) -> None:
+    """Refuse a target that no training structure has.
+
+    Raises:
+        AtomloomError: naming it.
+    """
+    for target, values in known.items():
+        if not values["train"]:
+            raise AtomloomError(
+                f"no training structure has a value of {target}",
+                where="split",
+                todo="divide the records otherwise, or leave the target out",
+            )
+
+
+def read_split_counts(places: PlannedLayout) -> dict[str, Any]:
     """What `split.json` says."""
     return read_json(places.split / "split.json")
 
@@ -180,7 +212,8 @@ def _read_structures(
 def _join_targets(
     config: Config, records: _Records, labels: pd.DataFrame, quarantine: Quarantine
 ) -> pd.DataFrame:
-    """The structures that have all their targets, with them; the others go to quarantine.
+    """The structures that have one of their targets at least, and all global features, with them; the
+    others go to quarantine.
 
     Forces and stress are no columns: they stay in the shards of structures, and may be unknown.
     """
@@ -190,28 +223,40 @@ def _join_targets(
         _require_property(records, target)
     own = labels.iloc[frame["record"]].reset_index(drop=True)
     problem = own["problem"].to_numpy(dtype=object).copy()
-    for target in [*config.dataset.target, *config.dataset.global_features]:
-        if target in arrays:
-            continue
-        if target in own:
-            frame[target] = own[target].to_numpy()
-            continue
-        values = _from_properties(records, target)
-        problem[np.isnan(values) & (problem == "")] = f"no label: the record has no {target}"
-        frame[target] = values
+    targets = [name for name in config.dataset.target if name not in arrays]
+    for name in [*targets, *config.dataset.global_features]:
+        if name in own:
+            frame[name] = own[name].to_numpy()
+        elif OWN + name in own:
+            beside, inside = own[OWN + name].to_numpy(), _from_properties(records, name)
+            for row in np.flatnonzero(~_agree(beside, inside)):
+                reason = f"{name} is {beside[row]:g} beside the structure and {inside[row]:g} in it"
+                problem[row] = problem[row] or reason
+            frame[name] = np.where(np.isnan(beside), inside, beside)
+        else:
+            _require_property(records, name)
+            frame[name] = _from_properties(records, name)
+    unknown = np.all([frame[name].isna() for name in targets], axis=0)
+    problem[unknown & (problem == "")] = f"no label: the record has no {' and no '.join(targets)}"
+    for name in config.dataset.global_features:
+        problem[frame[name].isna() & (problem == "")] = f"no label: the record has no {name}"
     for record, reason in zip(frame["record"], problem, strict=True):
         if reason:
             quarantine.add(record, reason)
     return frame[problem == ""].reset_index(drop=True)
 
 
+def _agree(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[S] bool, whether two columns say the same but for rounding, or one of them nothing."""
+    return np.isnan(a) | np.isnan(b) | np.isclose(a, b, rtol=1e-6, atol=1e-9)
+
+
 def _from_properties(records: _Records, target: str) -> np.ndarray:
-    """[S] a scalar property of the structures' own records.
+    """[S] a scalar property of the structures' own records, NaN where one has none.
 
     Raises:
-        AtomloomError: when no record has it, or it is no single number a structure.
+        AtomloomError: when it is no single number a structure.
     """
-    _require_property(records, target)
     parts = []
     for chunk in records.chunks:
         values = chunk.table.properties.get(target, np.full(len(chunk.table), np.nan))
@@ -231,15 +276,8 @@ def _require_property(records: _Records, target: str) -> None:
         )
 
 
-def array_targets(config: Config) -> tuple[str, ...]:
-    """The targets that are more than a number a structure: forces and stress of a potential."""
-    if config.model.kind == "property":
-        return ()
-    return tuple(name for name in config.dataset.target if name != "energy")
-
-
 def _columns_for_split(config: Config, frame: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     """The text columns that the split's options name, for the structures at hand."""
     own = labels.iloc[frame["record"]].reset_index(drop=True)
-    texts = {name.removeprefix("text:"): own[name] for name in own if name.startswith("text:")}
+    texts = {name.removeprefix(TEXT): own[name] for name in own if name.startswith(TEXT)}
     return pd.DataFrame({"formula": frame["formula"], **texts})

@@ -20,7 +20,8 @@ from atomloom.graphs.store import GraphStore
 from atomloom.layout import PlannedLayout
 from atomloom.runcard import environment, now
 from atomloom.stages.label import labelled_chunk
-from atomloom.stages.split import array_targets, read_split_counts
+from atomloom.stages.labels import array_targets
+from atomloom.stages.split import read_split_counts
 from atomloom.training.data import LabelledGraphs
 from atomloom.training.loop import train
 from atomloom.training.potential import REPORTED

@@ -41,8 +41,8 @@ class ModelCard:
     """The graphs the model expects."""
     targets: tuple[str, ...]
     """What is predicted: names of the outputs, or of the target that has several classes."""
-    unit: str
-    """Their unit."""
+    unit: str | Mapping[str, str]
+    """Their unit, or that of each by name."""
     standardizer: Standardizer | EnergyReference
     """Outputs to real units; of a potential, its reference energies and scale."""
     facts: Mapping[str, Any]

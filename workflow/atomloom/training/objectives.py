@@ -125,7 +125,9 @@ class PropertyObjective:
         """
         self.settings: Training = config.training
         self.names = tuple(config.dataset.target)
-        self.units = ("" if self.settings.classes else config.dataset.unit,) * len(self.names)
+        self.units = tuple(
+            "" if self.settings.classes else config.dataset.unit_of(name) for name in self.names
+        )
         self._real, self._val_rows = data.targets, val_rows
         self._atoms = np.diff(data.table.node_ptr)
         extensive = getattr(config.model, "readout", "mean") == "sum"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
@@ -20,6 +21,7 @@ MAX_RECORD_BYTES = 256 << 20
 """A single record larger than this is not read into memory but refused."""
 
 _BLOCK = 1 << 16
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 UNREADABLE = "unreadable"
 """Format of a record that stands for bytes nobody can split; its payload is the reason."""
@@ -157,6 +159,15 @@ def _float(token: str, where: str) -> float:
             return float(token.lower().replace("d", "e"))  # Fortran's double precision exponent
         except ValueError:
             raise AtomloomError(f"{where}not a number: `{token[:40]}`") from None
+
+
+def label_number(text: str) -> float | None:
+    """The number that a cell of a table holds, None where it is none.
+
+    Written as everybody does: Python would also take `1_0`, digits of other scripts and `infinity`.
+    """
+    text = text.strip()
+    return float(text) if _NUMBER.fullmatch(text) else None
 
 
 def integer(token: str, what: str, least: int = 0) -> int:

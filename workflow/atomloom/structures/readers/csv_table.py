@@ -10,7 +10,13 @@ from typing import Any, BinaryIO
 
 from atomloom.errors import AtomloomError
 from atomloom.structures.readers import entries
-from atomloom.structures.readers.base import MAX_RECORD_BYTES, Piece, borrowed, unreadable
+from atomloom.structures.readers.base import (
+    MAX_RECORD_BYTES,
+    Piece,
+    borrowed,
+    label_number,
+    unreadable,
+)
 from atomloom.structures.structure import Structure
 
 NAME = "csv"
@@ -75,8 +81,5 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
 
 
 def _value(text: str) -> float | str:
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return number if math.isfinite(number) else text  # NaN is also sodium nitride
+    number = label_number(text)
+    return text if number is None or math.isinf(number) else number
