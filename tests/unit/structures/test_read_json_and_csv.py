@@ -20,7 +20,7 @@ from pymatgen.io.vasp import Poscar
 
 from atomloom.errors import AtomloomError
 from atomloom.structures import enumerate_records, parse_record, read, to_pymatgen
-from atomloom.structures.readers import json_document
+from atomloom.structures.readers import csv_table, json_document
 from atomloom.structures.readers.ordering import ordered
 
 CRYSTALS = [symmetric_crystals()[name] for name in ("rutile", "rock salt", "triclinic")]
@@ -338,3 +338,18 @@ def test_gzipped_json_is_read(tmp_path):
     with gzip.open(tmp_path / "a.json.gz", "wt") as file:
         json.dump([c.as_dict() for c in CRYSTALS], file)
     assert [len(s) for s in read(tmp_path / "a.json.gz")] == [6, 8, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "structures"),
+    [
+        ("id,crystal,gap\na,cubic,1\nb,hexagonal,2\n", False),
+        ("cif,gap\na.cif,1\n", False),
+        ("id,structure,gap\na,,1\nb,fcc,2\n", False),
+        ('id,structure\na,\nb,"data_b\n_cell_length_a 3"\n', True),
+        ('id,crystal\na,"{""sites"": []}"\n', True),
+        ('id,cif\na,"data_a\n' + 70_000 * " ", True),
+    ],
+)
+def test_a_column_named_as_structures_are_may_be_one_of_labels(text, structures):
+    assert csv_table.sniff(text.encode()[: 1 << 16]) == structures

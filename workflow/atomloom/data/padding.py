@@ -10,7 +10,7 @@ Legend: B structures, N atoms, E edges, L pairs of edges, of the padded batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor

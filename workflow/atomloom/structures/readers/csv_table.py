@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, BinaryIO
 
 from atomloom.errors import AtomloomError
@@ -25,17 +26,33 @@ PATTERNS: tuple[str, ...] = ()
 HINTS = ("*.csv",)
 OPTIONS = entries.OPTIONS
 
+LOOKED_AT = 20
+"""Rows that tell whether a column named as structures are holds some."""
+
 
 def sniff(head: bytes) -> bool:
-    """A first line that names a column of structures."""
-    first = head.split(b"\n", 1)[0].decode("utf-8", "replace").lstrip("\ufeff").strip()
+    """A first line that names a column of structures, and structures in it.
+
+    A table of labels may have such a column as well, with `cubic` or names of files in it.
+    """
+    text = head.decode("utf-8", "replace").lstrip("\ufeff")
+    first = text.split("\n", 1)[0].strip()
     if "," not in first or len(first) > 10_000 or "{" in first:
         return False
     try:
-        header = next(csv.reader([first]))
+        rows = csv.reader(io.StringIO(text.lstrip(), newline=""))
+        header = next(rows)
+        column = entries.find_column(header, None, entries.STRUCTURE_KEYS)
+        if column is None:
+            return False
+        place = header.index(column)
+        cells = [row[place] for row in islice(rows, LOOKED_AT) if row[place:]]
     except csv.Error:  # no text
         return False
-    return entries.find_column(header, None, entries.STRUCTURE_KEYS) is not None
+    told = [cell for cell in cells if cell.strip()]
+    return not told or any(
+        cell.lstrip().startswith("{") or entries.is_entry(cell, {}) for cell in told
+    )
 
 
 def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
