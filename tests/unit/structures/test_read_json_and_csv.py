@@ -101,7 +101,7 @@ def test_what_is_ordered_is_the_lattice_species_and_coordinates_of_the_file(keep
     for site in content["sites"]:
         del site["xyz" if keep == "abc" else "abc"]
     ours = parse("pymatgen", json.dumps(content), order=True)
-    assert_same_arrays(ours, to_pymatgen(ordered(crystal)), 1e-9)
+    assert_same_arrays(ours, to_pymatgen(ordered(crystal, {})), 1e-9)
 
 
 def test_a_site_shared_by_ions_of_one_element_is_whole():

@@ -37,7 +37,14 @@ from atomloom.structures.readers import (
     vasprun,
     xsf,
 )
-from atomloom.structures.readers.base import UNREADABLE, Piece, Reader, is_wide, plain_text
+from atomloom.structures.readers.base import (
+    RECORD,
+    UNREADABLE,
+    Piece,
+    Reader,
+    is_wide,
+    plain_text,
+)
 from atomloom.structures.structure import Structure
 
 __all__ = [
@@ -170,6 +177,7 @@ def parse_record(
         AtomloomError: saying what is wrong with the record; never anything else.
     """
     options = options or {}
+    named = RECORD.set(id)
     try:
         if format == UNREADABLE:
             raise AtomloomError(payload.decode())
@@ -187,6 +195,8 @@ def parse_record(
         raise AtomloomError(f"cannot be parsed: {type(error).__name__}: {error}") from error
     except Exception as error:  # a library's own kind; the rest of the records must go on
         raise AtomloomError(f"cannot be parsed: {error or type(error).__name__}") from error
+    finally:
+        RECORD.reset(named)
     return structure.named(id) if id else structure
 
 
@@ -220,3 +230,6 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name in ("order", "truncated", "unconverged"):
         if not isinstance(options.get(name, False), bool):
             raise AtomloomError(f"{name} is true or false", where="dataset.options")
+    seconds = options.get("order_seconds", 1.0)
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < 1e9:
+        raise AtomloomError("order_seconds is a number of seconds", where="dataset.options")

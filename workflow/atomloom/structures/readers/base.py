@@ -10,6 +10,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,6 +23,9 @@ MAX_RECORD_BYTES = 256 << 20
 
 _BLOCK = 1 << 16
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+
+RECORD: ContextVar[str] = ContextVar("record", default="")
+"""Name of the record that is being parsed, for what is logged meanwhile."""
 
 UNREADABLE = "unreadable"
 """Format of a record that stands for bytes nobody can split; its payload is the reason."""

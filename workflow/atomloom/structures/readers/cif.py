@@ -20,6 +20,7 @@ import numpy as np
 from atomloom.errors import AtomloomError
 from atomloom.structures.elements import NUMBERS, SYMBOLS, atomic_number
 from atomloom.structures.readers.base import Piece, decode, read_limited
+from atomloom.structures.readers.ordering import OPTIONS as ORDERING
 from atomloom.structures.readers.ordering import TODO, ordered
 from atomloom.structures.structure import Structure
 
@@ -28,7 +29,7 @@ ABOUT = "Crystallographic Information File, with or without symmetry"
 PATTERNS = ("*.cif",)
 HINTS = ("*.mcif",)
 OPTIONS = {
-    "order": "true: order a partially occupied structure with pymatgen instead of refusing it",
+    **ORDERING,
     "site_tolerance": "images of a site closer than this (A) are one atom, 0.05 unless given",
 }
 
@@ -96,7 +97,7 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     import gemmi
 
     if options.get("order"):
-        return _by_pymatgen(payload, order=True)
+        return _by_pymatgen(payload, options)
     try:
         document = gemmi.cif.read_string(payload)
     except (ValueError, RuntimeError) as error:
@@ -396,7 +397,7 @@ def _where_gemmi_gives_up(payload: bytes, error: Exception) -> Structure:
     lenient = None
     if len(payload) <= MAX_PYMATGEN_BYTES and b"_atom_site_fract_x" in payload:
         try:
-            lenient = _by_pymatgen(payload, order=False)
+            lenient = _by_pymatgen(payload, {})
         except AtomloomError:
             lenient = None
     if lenient is not None and _confirms(payload, lenient.numbers):
@@ -423,7 +424,7 @@ def _confirms(payload: bytes, numbers: np.ndarray) -> bool:
     return len(ratios) == len(read) and max(ratios) - min(ratios) < 1e-3
 
 
-def _by_pymatgen(payload: bytes, order: bool) -> Structure:
+def _by_pymatgen(payload: bytes, options: Mapping[str, Any]) -> Structure:
     from pymatgen.io.cif import CifParser
 
     from atomloom.structures.adapters import to_structure
@@ -439,4 +440,4 @@ def _by_pymatgen(payload: bytes, order: bool) -> Structure:
             (structure, *_) = parser.parse_structures(primitive=False)
     except Exception as error:  # pymatgen raises a dozen kinds for files it cannot make sense of
         raise AtomloomError(f"pymatgen cannot read it: {error or type(error).__name__}") from None
-    return ordered(structure) if order else to_structure(structure)
+    return ordered(structure, options) if options.get("order") else to_structure(structure)

@@ -12,7 +12,7 @@ import numpy as np
 from atomloom.errors import AtomloomError
 from atomloom.structures.elements import SYMBOLS, atomic_number
 from atomloom.structures.readers.json_document import load, split
-from atomloom.structures.readers.ordering import TODO, ordered
+from atomloom.structures.readers.ordering import OPTIONS, TODO, ordered
 from atomloom.structures.structure import Structure, property_name
 
 __all__ = ["ABOUT", "HINTS", "NAME", "OPTIONS", "PATTERNS", "parse", "sniff", "split"]
@@ -21,9 +21,7 @@ NAME = "pymatgen"
 ABOUT = "one pymatgen Structure or Molecule as JSON"
 PATTERNS: tuple[str, ...] = ()
 HINTS: tuple[str, ...] = ()
-OPTIONS = {
-    "order": "true: order a partially occupied structure with pymatgen instead of refusing it"
-}
+
 
 FULL_OCCUPANCY = 1e-3
 
@@ -45,7 +43,7 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
         species = site["species"]
         if len(species) != 1 or abs(species[0].get("occu", 1) - 1) > FULL_OCCUPANCY:
             if options.get("order") and lattice is not None:
-                return ordered(_disordered(lattice, sites))
+                return ordered(_disordered(lattice, sites), options)
             shares = ", ".join(f"{s.get('element')} {s.get('occu')}" for s in species)
             raise AtomloomError(f"disordered site {place} ({shares})", todo=TODO)
         numbers[place] = _number_of(species[0]["element"])
