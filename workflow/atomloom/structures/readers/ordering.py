@@ -167,12 +167,14 @@ class _Worker:
         with self._lock:
             for _ in range(2):  # it may have ended, being idle, just when it was asked
                 process = self._running()
+                assert process.stdin is not None
+                assert process.stdout is not None
                 with suppress(BrokenPipeError):
-                    process.stdin.write(line)  # type: ignore[union-attr]
-                    process.stdin.flush()  # type: ignore[union-attr]
+                    process.stdin.write(line)
+                    process.stdin.flush()
                 if not select.select([process.stdout], [], [], _SILENT)[0]:
                     log.warning("%s: is being ordered", RECORD.get() or "a disordered structure")
-                answer = process.stdout.readline()  # type: ignore[union-attr]
+                answer = process.stdout.readline()
                 if answer:
                     return json.loads(answer)
                 self.stop()
@@ -252,11 +254,11 @@ def _order(request: Mapping[str, Any]) -> dict[str, Any]:
     )
 
     sites = request["sites"]
-    lattice = Lattice(request["cell"], pbc=tuple(request["pbc"]))
+    lattice = Lattice(request["cell"], pbc=(*request["pbc"],))
     crystal = Crystal(lattice, sites, request["fractional"])
     states = _oxidation_states(sites)
     charged = OxidationStateDecorationTransformation(states).apply_transformation(crystal)
-    found = OrderDisorderedStructureTransformation().apply_transformation(charged)
+    found: Any = OrderDisorderedStructureTransformation().apply_transformation(charged)
     found.remove_oxidation_states()
     return {
         "numbers": [site.specie.Z for site in found],
