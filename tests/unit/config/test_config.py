@@ -142,3 +142,44 @@ def test_a_typo_in_any_model_is_told_what_was_meant(model):
     }
     with pytest.raises(AtomloomError, match=r"model\.widht: .*did you mean `width`"):
         parse_config(content)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "says"),
+    [
+        ({"target": "split"}, "cannot be called `split`"),
+        ({"target": ["y", "n_atoms"]}, "cannot be called `n_atoms`"),
+        ({"target": "id"}, "cannot be called `id`"),
+        ({"global_features": ["record"]}, "cannot be called `record`"),
+        ({"target": ["T", "T_predicted"]}, "T_predicted cannot be a target beside T"),
+        ({"unit": {"z": "eV"}}, "unit names z, which is not a target (y)"),
+        ({"labels": [{"file": "a.csv"}, {"id_column": "id"}]}, "each of several label tables needs"),
+        ({"labels": [{"file": "a.csv", "fiel": 1}]}, "labels.0.fiel: unknown key, did you mean `file`"),
+        ({"labels": {"fiel": "a.csv"}}, "dataset.labels.fiel: unknown key, did you mean `file`"),
+        ({"labels": "a.csv"}, "dataset.labels: Input should be a mapping of keys"),
+        ({"unit": 5}, "dataset.unit: Input should be a valid string"),
+    ],
+)  # fmt: skip
+def test_names_and_tables_of_labels_that_cannot_be_are_named(dataset, says):
+    with pytest.raises(AtomloomError) as error:
+        parse_config({"dataset": {**LEAST["dataset"], **dataset}})
+    assert says in str(error.value)
+
+
+def test_a_class_cannot_be_called_as_a_probability():
+    dataset = {**LEAST["dataset"], "target": ["a", "a_p0"]}
+    assert parse_config({"dataset": dataset})
+    with pytest.raises(AtomloomError, match="a_p0 cannot be a target beside a"):
+        parse_config({"dataset": dataset, "training": {"loss": "bce"}})
+
+
+def test_several_label_tables_and_units_by_target(tmp_path):
+    tables = [{"file": "a.csv"}, {"file": "b.parquet", "id_column": "name"}]
+    dataset = {**LEAST["dataset"], "labels": tables, "target": ["y", "z"], "unit": {"z": "eV"}}
+    config = parse_config({"dataset": dataset})
+    assert [table.file for table in config.dataset.label_tables] == ["a.csv", "b.parquet"]
+    assert [config.dataset.unit_of(name) for name in ("y", "z")] == ["", "eV"]
+    (tmp_path / "c.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "c.yaml") == config
+    swapped = parse_config({"dataset": {**dataset, "labels": tables[::-1]}})
+    assert Layout(swapped).plan_folder != Layout(config).plan_folder

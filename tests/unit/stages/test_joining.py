@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -266,3 +267,26 @@ def test_a_split_without_training_or_validation_rows_is_one_line(count, split):
     write_labels([{"id": f"s{i:02d}", "gap": i, "set": "test"} for i in range(count)])
     Path("folds.json").write_text(json.dumps({"fold_0": list(range(count))}))
     assert "split: no structure is left for" in refusal(config(split=split))
+
+
+def test_a_table_of_labels_in_an_archive_of_structures_is_not_read_as_structures():
+    write_cifs()
+    table = "id,cif,gap\n" + "".join(f's{i:02d},"data_\n",{i}\n' for i in range(12))
+    with zipfile.ZipFile("all.zip", "w") as archive:
+        for path in sorted(Path("cif").iterdir()):
+            archive.write(path, path.name)
+        archive.writestr("labels.csv", table)
+    used, refused, _ = divided(config("all.zip", labels="./all.zip::labels.csv"))
+    assert len(used) == 12
+    assert not refused
+
+
+def test_a_record_s_own_value_that_a_label_table_overrules_is_said():
+    Path("b.xyz").write_text("".join(frame(i, f"energy={i}") for i in range(12)))
+    write_labels([{"id": f"b-{i:06d}", "energy": i + (i > 9)} for i in range(12)])
+    lines: list[str] = []
+    layout = Layout(config("b.xyz", "energy"))
+    plan = make_plan(layout, lines.append)
+    convert_chunk(layout, plan, plan.chunk_keys[0], lines.append)
+    write_split(PlannedLayout(layout, plan), lines.append)
+    assert "2 structures hold another energy than the labels say: labels count" in lines

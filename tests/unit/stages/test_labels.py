@@ -380,3 +380,46 @@ def test_group_names_are_text(tmp_path):
     records = Named(["a", "b", "c"], ["a", "b", "c"], ["a", "b", "c"], [{}, {}, {}])
     frame = join_labels(config, [read_labels(Labels(file=str(path)))], records).frame
     assert frame["text:group"].tolist() == ["NA", "001", "True"]
+
+
+def test_rows_by_id_and_by_file_name_of_one_record_must_agree(tmp_path):
+    frame = joined(tmp_path, "id,gap,note\na,1,x\na.cif,2,x\nb,1,x\nb.cif,1.0,y\nc.cif,3,x\n")
+    torn = f"`a` has several different labels in {tmp_path}/0.csv"
+    assert frame["problem"].tolist() == [torn, "", ""]
+
+
+def test_indices_of_several_levels_stay_in_order(tmp_path):
+    frame = pd.DataFrame({"id": ["a"], "run": [1], "gap": [2.0]}).set_index(["id", "run"])
+    frame.to_parquet(tmp_path / "l.parquet")
+    assert read_labels(Labels(file=str(tmp_path / "l.parquet"))).names == ("id", "run", "gap")
+
+
+def test_a_column_of_the_split_that_nothing_has_is_named(tmp_path):
+    config = parse_config(
+        {"dataset": {"name": "x", "source": "s", "target": "y"}, "split": {"group": "family"}}
+    )
+    records = Named(["a"], ["a"], ["a"], [{"y": 1.0}])
+    with pytest.raises(AtomloomError, match="split: no record has a column `family` beside it"):
+        join_labels(config, [], records)
+
+
+def test_labels_that_were_good_before_keep_their_digest(tmp_path):
+    """The dataset key holds this text: whoever changes it trains everybody's models again."""
+    path = tmp_path / "l.csv"
+    path.write_text("id,gap,set\na,1.50,train\nb,,val\nc,2,test\n")
+    dataset = {"name": "x", "source": "s", "target": "gap"}
+    split = {"kind": "column", "column": "set"}
+    config = parse_config({"dataset": dataset, "split": split})
+    table = read_labels(Labels(file=str(path)))
+    records = Named(["a", "b", "c", "d"], ["a", "b", "c", "d"], ["a", "b", "c", "d"], [{}] * 4)
+    assert join_labels(config, [table], records).frame.to_csv(index=False) == (
+        "gap,text:set,problem\n1.5,train,\n,val,no label: gap is missing\n2.0,test,\n"
+        f",,no label: `d` is not in {path}\n"
+    )
+    beside = [{"gap": 1.5, "set": "train"}, {"gap": "na", "set": "val"}, {"gap": 2.0}, {"set": "x"}]
+    assert join_labels(config, [], Named(*[["a", "b", "c", "d"]] * 3, beside)).frame.to_csv(
+        index=False
+    ) == (
+        "gap,text:set,problem\n1.5,train,\n"
+        ",val,\"no label: gap is 'na', no finite number\"\n2.0,,\n,x,no label: gap is missing\n"
+    )

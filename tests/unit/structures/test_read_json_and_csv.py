@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import gzip
 import io
 import json
@@ -353,3 +354,16 @@ def test_gzipped_json_is_read(tmp_path):
 )
 def test_a_column_named_as_structures_are_may_be_one_of_labels(text, structures):
     assert csv_table.sniff(text.encode()[: 1 << 16]) == structures
+
+
+def test_two_columns_of_one_name_that_differ_are_no_number(tmp_path):
+    cif = CifWriter(CRYSTALS[0])
+    path = tmp_path / "s.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "cif", "gap", "gap", "note", "note"])
+        writer.writerow(["a", str(cif), "1", "2", "x", "x"])
+        writer.writerow(["b", str(cif), "1_0", "1_0", "True", "True"])
+    first, second = records(path)
+    assert first.labels == {"gap": "1 and 2", "note": "x"}
+    assert second.labels == {"gap": "1_0", "note": "True"}

@@ -83,14 +83,18 @@ class LabelTable:
 
     def contradictory(self, names: Sequence[str]) -> set[str]:
         """Ids that stand more than once with different values in some of these columns."""
-        columns = [self.column(name) for name in names if name in self.names]
         return {
             name
             for row, name in enumerate(self.ids)
             if name is not None
             and (first := self.row_of[name]) != row
-            and not all(_same(values[first], values[row]) for values in columns)
+            and not self.agree(first, row, names)
         }
+
+    def agree(self, row: int, other: int, names: Sequence[str]) -> bool:
+        """Whether two rows say the same in those of some columns that there are."""
+        columns = [self.column(name) for name in names if name in self.names]
+        return all(_same(values[row], values[other]) for values in columns)
 
 
 @dataclass(frozen=True)
@@ -289,11 +293,17 @@ class _Join:
         """[records] cells of a column that the split's options name.
 
         Raises:
-            AtomloomError: when there are tables and none has it.
+            AtomloomError: when nothing has it.
         """
         if self._tables and not self.tables_with(name):
             raise no_column(name, self._tables)
-        values = self.values(name) or [None] * len(self.problem)
+        values = self.values(name)
+        if values is None:
+            raise AtomloomError(
+                f"no record has a column `{name}` beside it",
+                where="split",
+                todo="name a label table that has one",
+            )
         return [None if value is None else str(value) for value in values]
 
     def mark_unlabelled(self, columns: Mapping[str, Any]) -> None:
@@ -321,6 +331,7 @@ class _Join:
         split = self._config.split
         used = [*read_here(self._config), *(c for c in (split.column, split.group) if c)]
         counts = Counter(self._records.sources)
+        files_of = Counter(self._records.names)
         files = " or ".join(dict.fromkeys(table.file for table in self._tables))
         for place in np.flatnonzero(np.all([rows < 0 for rows in self._rows], axis=0)):
             name, source = self._records.ids[place], self._records.sources[place]
@@ -331,9 +342,13 @@ class _Join:
             self._note(place, reason)
         for table, rows in zip(self._tables, self._rows, strict=True):
             torn = table.contradictory(used)
-            for place in np.flatnonzero(rows >= 0) if torn else ():
-                if table.ids[rows[place]] in torn:
-                    name = self._records.ids[place]
+            for place in np.flatnonzero(rows >= 0):
+                name, file = self._records.ids[place], self._records.names[place]
+                other = table.row_of.get(file, rows[place])
+                by_both = other != rows[place] and files_of[file] == 1
+                if table.ids[rows[place]] in torn or (
+                    by_both and not table.agree(rows[place], other, used)
+                ):
                     self._note(place, f"`{name}` has several different labels in {table.file}")
 
     def _mark_repeats(self) -> None:
@@ -434,12 +449,15 @@ def _parquet_columns(payload: bytes, file: str) -> tuple[list[str], list[Callabl
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise AtomloomError(f"is no table: {reason}", where=file) from None
-    order = list(range(table.num_columns))
-    for place, name in enumerate(table.column_names):
-        if name in about.get("index_columns", []):
-            numbers = _UNNAMED.fullmatch(name) and pa.types.is_integer(table.schema.types[place])
-            order.remove(place)
-            order.insert(len(order) if numbers else 0, place)
+    index = about.get("index_columns", [])
+
+    def rank(place: int) -> int:
+        if table.column_names[place] not in index:
+            return 1
+        unnamed = _UNNAMED.fullmatch(table.column_names[place])
+        return 2 if unnamed and pa.types.is_integer(table.schema.types[place]) else 0
+
+    order = sorted(range(table.num_columns), key=rank)
     names = [_UNNAMED.sub("index", table.column_names[place]).strip() for place in order]
     return names, [table.column(place).to_pylist for place in order]
 

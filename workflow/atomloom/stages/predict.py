@@ -206,6 +206,12 @@ class _PropertyPredictor:
                 todo="use atomloom.load_model(...).predict(structures, globals=...)",
             )
         names = [f"{name}{ending}" for name in first.columns for ending in self._endings]
+        if len(set(names)) < len(names):
+            raise AtomloomError(
+                "a target is called as another one's standard deviation would be",
+                where="--model",
+                todo="predict by one model at a time",
+            )
         self.schema = pa.schema([*IDENTITY, *((name, pa.float64()) for name in names)])
 
     @property

@@ -51,7 +51,7 @@ def write_split(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     labels = pd.read_parquet(layout.plan_folder / "labels.parquet")
     quarantine = Quarantine.of(members)
     records = _read_structures(places, members, quarantine)
-    frame = _join_targets(config, records, labels, quarantine)
+    frame = _join_targets(config, records, labels, quarantine, log)
 
     folder = places.split
     quarantine.write(folder / "quarantine.csv")
@@ -210,7 +210,11 @@ def _read_structures(
 
 
 def _join_targets(
-    config: Config, records: _Records, labels: pd.DataFrame, quarantine: Quarantine
+    config: Config,
+    records: _Records,
+    labels: pd.DataFrame,
+    quarantine: Quarantine,
+    log: Callable[[str], None],
 ) -> pd.DataFrame:
     """The structures that have one of their targets at least, and all global features, with them; the
     others go to quarantine.
@@ -227,6 +231,9 @@ def _join_targets(
     for name in [*targets, *config.dataset.global_features]:
         if name in own:
             frame[name] = own[name].to_numpy()
+            inside = _from_properties(records, name, asked=False)
+            if others := int((~_agree(frame[name].to_numpy(), inside)).sum()):
+                log(f"{others:,} structures hold another {name} than the labels say: labels count")
         elif OWN + name in own:
             beside, inside = own[OWN + name].to_numpy(), _from_properties(records, name)
             for row in np.flatnonzero(~_agree(beside, inside)):
@@ -251,16 +258,20 @@ def _agree(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.isnan(a) | np.isnan(b) | np.isclose(a, b, rtol=1e-6, atol=1e-9)
 
 
-def _from_properties(records: _Records, target: str) -> np.ndarray:
+def _from_properties(records: _Records, target: str, asked: bool = True) -> np.ndarray:
     """[S] a scalar property of the structures' own records, NaN where one has none.
 
     Raises:
-        AtomloomError: when it is no single number a structure.
+        AtomloomError: when it is asked for and no single number a structure.
     """
     parts = []
     for chunk in records.chunks:
-        values = chunk.table.properties.get(target, np.full(len(chunk.table), np.nan))
+        none = np.full(len(chunk.table), np.nan)
+        values = chunk.table.properties.get(target, none)
         if values.ndim != 1 or target in chunk.table.per_atom:
+            if not asked:
+                parts.append(none)
+                continue
             raise AtomloomError(f"`{target}` is not one number a structure", where="dataset.target")
         parts.append(values)
     return np.concatenate(parts)

@@ -82,12 +82,9 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
             if len(row) != len(header):
                 yield unreadable(f"line {rows.line_num}: {len(row)} columns, not {len(header)}")
                 continue
-            values = {
-                name: cell if name in texts else _value(cell)
-                for name, cell in zip(header, row, strict=True)
-                if name
-            }
-            yield entries.row(values, column, options)
+            values = entries.by_name(header, row)
+            labels = {name: v if name in texts else _value(v) for name, v in values.items() if name}
+            yield entries.row(labels, column, options)
     except csv.Error as error:
         raise AtomloomError(f"line {rows.line_num}: {error}") from None
 

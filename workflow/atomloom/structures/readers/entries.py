@@ -7,7 +7,7 @@ another label does not make another record.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from atomloom.errors import AtomloomError
@@ -90,6 +90,19 @@ def entry(value: Any, options: Mapping[str, Any], id: str = "", **labels: str) -
         return
     keys = ", ".join(list(value)[:12])
     yield unreadable(f"no structure in this entry (keys: {keys or 'none'})")._replace(id=id)
+
+
+def by_name(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+    """Values of a row by the names of their columns.
+
+    Where two columns of one name say different things, nobody knows which is meant: the value is a text
+    that names both, and so no number.
+    """
+    row: dict[str, Any] = {}
+    for name, value in zip(names, values, strict=True):
+        differs = name in row and row[name] != value
+        row[name] = f"{row[name]} and {value}" if differs else value
+    return row
 
 
 def is_entry(value: Any, options: Mapping[str, Any], groups: bool = True) -> bool:

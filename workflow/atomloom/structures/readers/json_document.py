@@ -135,7 +135,7 @@ def _rows(rows: Any, columns: Any, index: Any, options: Mapping[str, Any]) -> It
         if not isinstance(values, list) or len(values) != len(names):
             yield unreadable(f"row {number} does not have {len(names)} values")._replace(id=id)
             continue
-        yield entries.row(dict(zip(names, values, strict=True)), column, options, id)
+        yield entries.row(entries.by_name(names, values), column, options, id)
 
 
 class _Scanner:
