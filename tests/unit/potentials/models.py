@@ -9,6 +9,7 @@ import torch
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
+from atomloom.config.dataset import Checks
 from atomloom.config.graph import GraphSpec
 from atomloom.config.model import ChebyshevConfig, IComFormerConfig, PaiNNConfig
 from atomloom.data.loader import GraphLoader
@@ -72,8 +73,8 @@ def write_potential(
     return path
 
 
-def write_property_model(path: Path, seed: int = 0) -> Path:
-    """A property model with random weights, of one target."""
+def write_property_model(path: Path, seed: int = 0, **checks: float) -> Path:
+    """A property model with random weights, of one target; it may have been trained under other checks."""
     config = IComFormerConfig(width=8, layers=2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -85,6 +86,7 @@ def write_property_model(path: Path, seed: int = 0) -> Path:
         "eV",
         Standardizer(np.array([1.0]), np.array([2.0]), np.array([False])),
         {"epoch": 0},
+        checks=Checks(**checks),
     )
     write_model(path, model.state_dict(), card)
     return path

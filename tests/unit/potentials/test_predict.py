@@ -11,11 +11,13 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from ase import Atoms
 from ase.build import bulk
 from ase.io import write
 
 import atomloom
 from atomloom.cli import main
+from atomloom.errors import AtomloomError
 from atomloom.potentials.evaluation import calculate_batch
 from atomloom.stages import predict as stage
 from tests.unit.potentials.models import write_potential, write_property_model
@@ -106,6 +108,52 @@ def test_property_models_predict_their_targets(tmp_path, frames):
     assert call("--model", models[0], "--source", frames, "--output", output, "--forces") == 1
 
 
+def refusals(output) -> list[str]:
+    return pd.read_csv(output.with_name(f"{output.stem}.quarantine.csv"))["reason"].tolist()
+
+
+def test_what_the_model_was_trained_under_is_what_structures_are_checked_by(tmp_path):
+    sparse = bulk("Cu", cubic=True)
+    sparse.set_cell([40, 40, 40])
+    close = bulk("Cu", cubic=True)
+    close.positions[1] = close.positions[0] + [0, 0, 0.9]
+    source, output = tmp_path / "frames.extxyz", tmp_path / "table.parquet"
+    write(source, [bulk("Cu"), sparse, close])
+    usual = write_property_model(tmp_path / "usual.safetensors")
+    loose = write_property_model(tmp_path / "loose.safetensors", max_volume_per_atom=1e5)
+    strict = write_property_model(tmp_path / "strict.safetensors", min_distance=1.0)
+    for models, kept in (
+        ([usual], [0, 2]),
+        ([loose], [0, 1, 2]),
+        ([strict], [0]),
+        ([usual, strict], [0]),
+    ):
+        assert call("--model", *models, "--source", source, "--output", output) == 0
+        assert pd.read_parquet(output)["record"].tolist() == kept
+    assert call("--model", usual, "--source", source, "--output", output) == 0
+    assert refusals(output) == [
+        "a volume of 16000 A^3 an atom, more than 10000; a molecule in a box? set --option box=molecule"
+    ]
+
+
+def test_what_is_refused_is_said_without_hashes_or_keys_that_nobody_can_set_here(tmp_path, frames):
+    source, output = tmp_path / "frames.extxyz", tmp_path / "table.parquet"
+    far = bulk("Cu")
+    far.positions += 2e6
+    write(source, [bulk("Cu"), Atoms("OH2", [[0, 0, 0], [0, 0, 1], [0, 1, 0]]), far, bulk("Cu")])
+    model = write_property_model(tmp_path / "model.safetensors")
+    assert call("--model", model, "--source", source, "--output", output) == 0
+    molecule, other = refusals(output)
+    assert (
+        molecule == "is periodic in 0 directions; the model takes crystals alone, periodic in three"
+    )
+    assert other == "atom 0 is more than 1e+06 A from the origin; wrap the atoms into the cell"
+    with pytest.raises(
+        AtomloomError, match="structures: structure 1 is periodic in 0 directions; the"
+    ):
+        atomloom.load_model(model).predict([bulk("Cu"), Atoms("H")])
+
+
 def test_a_committee_says_how_sure_it_is(committee, frames, tmp_path):
     output = tmp_path / "table.parquet"
     assert call("--model", *committee, "--source", frames, "--output", output) == 0
@@ -190,11 +238,11 @@ def test_what_cannot_be_done_is_said_in_one_line(copper, frames, tmp_path, capsy
     cases = {
         "no model here": ("--model", tmp_path / "none", "--source", frames, "--output", output),
         "no file that a reader": ("--model", copper, "--source", empty, "--output", output),
-        "cannot be read": ("--model", copper, "--source", tmp_path / "x", "--output", output),
+        "check --source": ("--model", copper, "--source", tmp_path / "x", "--output", output),
         "ends in .parquet": ("--model", copper, "--source", frames, "--output", tmp_path / "t.csv"),
         "--chunk: must be": ("--model", copper, "--source", frames, "--output", output, "--chunk", 0),
         "not one of 2 records": ("--model", copper, "--source", aluminium, "--output", output),
-        "unknown option `bx`": ("--model", copper, "--source", frames, "--output", output,
+        "--option: unknown option `bx`": ("--model", copper, "--source", frames, "--output", output,
                                 "--option", "bx=1"),
         "is not NAME=VALUE": ("--model", copper, "--source", frames, "--output", output,
                               "--option", "box"),

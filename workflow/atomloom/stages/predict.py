@@ -9,6 +9,7 @@ its reason, in a CSV.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +40,7 @@ from atomloom.structures.elements import SYMBOLS
 from atomloom.structures.readers import parse_record
 from atomloom.structures.sources import RawRecord, enumerate_records, list_files
 from atomloom.structures.structure import Structure
-from atomloom.training.predict import LoadedModel, load_model, predict_table
+from atomloom.training.predict import LoadedModel, load_model, predict_table, unfit
 from atomloom.training.references import EnergyReference
 
 GRAPH_ATOMS = 50_000
@@ -58,6 +59,13 @@ REFUSED = pa.schema(
         for n in ("id", "source", "record", "reason")
     ]
 )
+_CALLED = (
+    (re.compile(r"the option `(\w+): ([^`]+)`"), r"--option \1=\2"),
+    (re.compile(r"the option `?(\w+)`?"), r"--option \1"),
+    (re.compile(r"dataset\.options"), "--option"),
+    (re.compile(r"dataset\.(source|format|pattern)"), r"--\1"),
+)
+"""What readers call by its key of the config, and how it is given here."""
 IDENTITY = [
     ("id", pa.string()),
     ("source", pa.string()),
@@ -122,6 +130,14 @@ def predict_files(request: Prediction, log: Callable[[str], None]) -> Path:
         AtomloomError: when a model or source cannot be read, models do not fit together, forces are
             asked of a property model, or not one record could be predicted.
     """
+    try:
+        return _predict_files(request, log)
+    except AtomloomError as error:
+        where, what, todo = map(_as_called, (error.where, error.what, error.todo))
+        raise AtomloomError(what, where=where, todo=todo) from None
+
+
+def _predict_files(request: Prediction, log: Callable[[str], None]) -> Path:
     if request.output.suffix != ".parquet":
         raise AtomloomError("the output is a parquet file: give a name that ends in .parquet",
                             where=request.output)  # fmt: skip
@@ -138,7 +154,7 @@ def predict_files(request: Prediction, log: Callable[[str], None]) -> Path:
     predictor = _predictor(request)
     parts = _Parts(request, content, key)
     done = 0
-    for number, records in enumerate(_chunks(request, parts)):
+    for number, records in enumerate(_chunks(request, parts, predictor.checks)):
         if not parts.has(number):
             tables = _predict_chunk(request, predictor, records)
             parts.write(number, tables)
@@ -156,6 +172,13 @@ def predict_files(request: Prediction, log: Callable[[str], None]) -> Path:
     return request.output
 
 
+def _as_called(text: str) -> str:
+    """A message of the readers, with options as the caller of this stage gives them."""
+    for words, here in _CALLED:
+        text = words.sub(here, text)
+    return text
+
+
 # --- models of both kinds ---
 
 
@@ -165,6 +188,7 @@ class _PotentialPredictor:
     def __init__(self, models: Sequence[LoadedModel], forces: bool, device: str) -> None:
         self.committee = Committee.open(list(models), device)
         self.forces = forces
+        self.checks = _strictest([model.card.checks for model in models])
         self.spec: GraphSpec = self.committee.graph
         names = ["energy", "energy_per_atom"] + ["energy_std"] * (len(models) > 1)
         self.schema = pa.schema([*IDENTITY, *((name, pa.float64()) for name in names)])
@@ -198,6 +222,7 @@ class _PropertyPredictor:
                     where="--model",
                 )
         self.spec = first.graph
+        self.checks = _strictest([model.card.checks for model in models])
         if first.given is not None:
             raise AtomloomError(
                 f"{models[0].card.model.name} must be told {', '.join(first.given.names)} of each "
@@ -239,6 +264,14 @@ class _PropertyPredictor:
 _Predictor = _PotentialPredictor | _PropertyPredictor
 
 
+def _strictest(checks: Sequence[Checks]) -> Checks:
+    """What the structures of all models passed."""
+    return Checks(
+        min_distance=max(c.min_distance for c in checks),
+        max_volume_per_atom=min(c.max_volume_per_atom for c in checks),
+    )
+
+
 def _predictor(request: Prediction) -> _Predictor:
     models = [load_model(path) for path in request.models]
     if all(isinstance(model.card.standardizer, EnergyReference) for model in models):
@@ -271,7 +304,7 @@ class _Tables:
     refused: pa.Table
 
 
-def _chunks(request: Prediction, parts: _Parts) -> Iterator[_Read | None]:
+def _chunks(request: Prediction, parts: _Parts, checks: Checks) -> Iterator[_Read | None]:
     """Chunk after chunk, the next one being read meanwhile; None for those that are done."""
     records = enumerate_records(request.files, request.format, request.options, request.pattern)
 
@@ -279,7 +312,7 @@ def _chunks(request: Prediction, parts: _Parts) -> Iterator[_Read | None]:
         own = list(islice(records, request.chunk))
         if parts.has(number):
             return bool(own), None
-        return bool(own), _parse(own, request.options)
+        return bool(own), _parse(own, request.options, checks)
 
     with ThreadPoolExecutor(1, thread_name_prefix="atomloom-reader") as reader:
         number = 0
@@ -293,14 +326,14 @@ def _chunks(request: Prediction, parts: _Parts) -> Iterator[_Read | None]:
             yield chunk
 
 
-def _parse(records: Sequence[RawRecord], options: Mapping[str, Any]) -> _Read:
-    found, checks = _Read([], [], []), Checks()
+def _parse(records: Sequence[RawRecord], options: Mapping[str, Any], checks: Checks) -> _Read:
+    found = _Read([], [], [])
     for record in records:
         try:
             structure = parse_record(record.format, record.payload, record.id, options)
             check_structure(structure, checks)
         except AtomloomError as error:
-            found.refused.append((record, str(error)))
+            found.refused.append((record, _as_called(str(error))))
             continue
         found.structures.append(structure)
         found.records.append(record)
@@ -312,7 +345,7 @@ def _predict_chunk(request: Prediction, predictor: _Predictor, read: _Read) -> _
     unknown: dict[int, str] = {}
     kept: list[int] = []
     for place, structure in enumerate(read.structures):
-        reason = _unknown_element(predictor, structure, unknown)
+        reason = unfit(predictor.spec, structure) or _unknown_element(predictor, structure, unknown)
         if reason:
             refused[id(read.records[place])] = reason
         else:
@@ -341,6 +374,12 @@ def _predict_chunk(request: Prediction, predictor: _Predictor, read: _Read) -> _
     )
 
 
+def _reason(error: AtomloomError) -> str:
+    """What a model or its graphs say of a structure: not what they call it, which the table knows
+    better, and no keys of the config the model was trained with."""
+    return error.what if "`" in error.todo or not error.todo else f"{error.what}; {error.todo}"
+
+
 def _unknown_element(predictor: _Predictor, structure: Structure, known: dict[int, str]) -> str:
     """Why the models cannot take a structure's elements; empty where they can."""
     for number in set(structure.numbers.tolist()):
@@ -349,7 +388,7 @@ def _unknown_element(predictor: _Predictor, structure: Structure, known: dict[in
                 predictor.require_element(number)
                 known[number] = ""
             except AtomloomError as error:
-                known[number] = str(error)
+                known[number] = _reason(error)
         if known[number]:
             return known[number]
     return ""
@@ -391,7 +430,7 @@ def _predict_block(
             predict([place])
             good.append(place)
         except AtomloomError as error:
-            bad.append((place, str(error)))
+            bad.append((place, _reason(error)))
     return good, bad, predict(good) if good else None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from atomloom import __version__
+from atomloom.config.dataset import Checks
 from atomloom.config.graph import GraphSpec
 from atomloom.config.model import ModelConfig
 from atomloom.config.root import Config
@@ -49,6 +50,8 @@ class ModelCard:
     """Where the model comes from: epoch, step, validation error, version of atomloom."""
     given: GlobalFeatures | None = None
     """What the model must be told of a structure besides its atoms."""
+    checks: Checks = field(default_factory=Checks)
+    """What the structures it was trained on had to pass."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -73,7 +76,16 @@ class ModelCard:
         """The card of a run."""
         dataset = config.dataset
         targets = tuple(dataset.target)
-        return cls(config.model, config.graph, targets, dataset.unit, standardizer, facts, given)
+        return cls(
+            config.model,
+            config.graph,
+            targets,
+            dataset.unit,
+            standardizer,
+            facts,
+            given,
+            dataset.checks,
+        )
 
 
 def write_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> None:
@@ -85,6 +97,7 @@ def write_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> N
         "targets": list(card.targets),
         "unit": card.unit,
         "scale": card.standardizer.content(),
+        "checks": card.checks.model_dump(mode="json", exclude={"max_fraction"}),
         "facts": {**card.facts, "atomloom": __version__},
     }
     if card.given is not None:
@@ -133,6 +146,7 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
             ).of_content(content["scale"]),
             facts=content["facts"],
             given=GlobalFeatures.of_content(content["globals"]) if "globals" in content else None,
+            checks=Checks.model_validate(content.get("checks", {})),
         )
     except (ValidationError, KeyError) as error:
         raise AtomloomError(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from atomloom.config.graph import GraphSpec
 from atomloom.config.training import Batching
 from atomloom.data.batch import GraphBatch
 from atomloom.data.loader import Loader
@@ -65,8 +66,21 @@ class LoadedModel:
             AtomloomError: when a structure is nothing of the kind or cannot have the model's graph.
         """
         own = [item if isinstance(item, Structure) else _adapted(item) for item in structures]
+        for place, structure in enumerate(own):
+            if reason := unfit(self.card.graph, structure):
+                raise AtomloomError(f"structure {place} {reason}", where="structures")
         table = build_graphs(StructureTable.from_structures(own), self.card.graph)
         return predict_table(self, table, bounds=bounds, device=device, globals=globals)
+
+
+def unfit(spec: GraphSpec, structure: Structure) -> str:
+    """Why a structure can have no graph of this kind; empty where it may."""
+    if (spec.lattice or spec.lattice_edges) and not structure.pbc.all():
+        return (
+            f"is periodic in {int(structure.pbc.sum())} directions; the model takes crystals alone, "
+            "periodic in three"
+        )
+    return ""
 
 
 def load_model(path: str | Path) -> LoadedModel:
