@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from atomloom.errors import AtomloomError
 from atomloom.structures import to_structure
 from atomloom.structures.readers import extxyz
+from atomloom.structures.units import BOHR, HARTREE
 
 FRAME = """2
 Lattice="4.0 0 0 0 5.0 0 0.5 0 6.0" Properties=species:S:1:pos:R:3:forces:R:3 energy=-1.5 pbc="T T F"
@@ -70,6 +71,218 @@ def test_the_first_of_several_energies_counts_unless_another_is_chosen():
         parse("extxyz", text, energy_key="other")
 
 
+def frame(comment: str, *columns: str) -> str:
+    """Two atoms with the given vectors: x of the first atom is 1 in the first column, 2 in the next ..."""
+    rows = "".join(
+        f"Cu {x} 0 0 " + " ".join(f"{n} 0 0" for n in range(1, len(columns) + 1)) + "\n"
+        for x in (0, 2)
+    )
+    names = "".join(f":{name}:R:3" for name in columns)
+    return f'2\nLattice="4 0 0 0 5 0 0 0 6" Properties=species:S:1:pos:R:3{names} {comment}\n{rows}'
+
+
+@pytest.mark.parametrize(
+    ("comment", "columns", "energy", "forces"),
+    [
+        ("energy=-1 REF_energy=-10", ["REF_forces"], -10, 1),
+        ("energy=-1 REF_energy=-10", ["forces"], -1, 1),
+        ("REF_energy=-10 DFT_energy=-20", ["magnetic_forces", "DFT_forces"], -20, 2),
+        ("energy=-3 energy_dft=-10", ["forces_dft"], -10, 1),
+        ("energy=-1 mace_energy=-10", ["mace_forces", "forces"], -1, 2),
+        ("REF_energy=-1 MACE_energy=-10", ["MACE_forces", "REF_forces"], -1, 2),
+        ("mace_energy=-10", ["mace_forces"], -10, 1),  # nothing else is there
+        ("energy=-10 REF_energy=-10", ["forces", "REF_forces"], -10, 1),
+        ("energy=-10 energy_std=0.1", ["forces", "forces_std"], -10, 1),
+        ("energy=-10 formation_energy=-1 energy_per_atom=-5", ["forces"], -10, 1),
+        ("potential_energy=-10.5 kinetic_energy=0.5 total_energy=-10.0", ["forces"], -10.5, 1),
+        ("total_energy=-10 kinetic_energy=0", ["forces"], -10, 1),
+        ("energy=-10.5 kinetic_energy=0.5 total_energy=-10.0", ["forces"], -10.5, 1),
+        ("energy=-10 free_energy=-9", ["forces"], -10, 1),
+        ("free_energy=-9", ["force"], -9, 1),
+        ("energy=-10", ["REF_forces"], -10, 1),  # the only ones there are
+        ("energy=-10 REF_energy=-10", [], -10, None),
+        ("energy=-10", ["mace_forces"], -10, None),
+    ],
+)
+def test_energy_and_forces_are_of_one_level_of_theory(comment, columns, energy, forces):
+    properties = parse("extxyz", frame(comment, *columns)).properties
+    assert properties["energy"] == energy
+    assert (properties["forces"][0, 0] if forces else properties.get("forces")) == forces
+
+
+@pytest.mark.parametrize(
+    ("comment", "columns", "message"),
+    [
+        ("energy=-1 REF_energy=-10", ["forces", "REF_forces"], "`energy` and `REF_energy` differ, -1 and -10"),
+        ("energy=-1 REF_energy=-10", [], "`energy` and `REF_energy` differ"),
+        ("energy=-1 mace_energy=-10", ["mace_forces"], "several levels of theory: energy, mace_energy, mace"),
+        ("pbe_energy=-1 hse_energy=-10", ["pbe_forces", "hse_forces"], "several levels of theory"),
+        ("", ["REF_forces", "DFT_forces"], "forces of several levels of theory: REF_forces, DFT_forces"),
+        ("energy=-1 Energy=-2", ["forces"], "`energy` and `Energy` differ"),
+        ("energy=-1 energy=-2", ["forces"], "`energy` stands twice"),
+        ("energy=-1 potential_energy=-2", ["forces"], "`energy` and `potential_energy` differ"),
+        ("energy=-1 total_energy=-2", ["forces"], "`energy` and `total_energy` differ"),
+        ("total_energy=-10 kinetic_energy=0.5", ["forces"], "`total_energy` may hold `kinetic_energy`"),
+        ("energy=-1", ["forces", "forces"], "two columns `forces`"),
+    ],
+)  # fmt: skip
+def test_it_is_refused_where_it_is_not_known_which_level_is_meant(comment, columns, message):
+    with pytest.raises(AtomloomError, match=message):
+        parse("extxyz", frame(comment, *columns))
+
+
+@pytest.mark.parametrize(
+    ("options", "energy", "forces"),
+    [
+        ({"energy_key": "REF_energy"}, -10, 2),
+        ({"forces_key": "REF_forces"}, -10, 2),
+        ({"energy_key": "energy"}, -1, 1),
+        ({"energy_key": "energy", "forces_key": "REF_forces"}, -1, 2),
+    ],
+)
+def test_an_option_says_which_level_is_meant(options, energy, forces):
+    text = frame("energy=-1 REF_energy=-10", "forces", "REF_forces")
+    properties = parse("extxyz", text, **options).properties
+    assert (properties["energy"], properties["forces"][0, 0]) == (energy, forces)
+
+
+def test_stress_is_that_of_the_level_too():
+    text = frame('REF_energy=-1 stress="1 1 1 0 0 0" REF_stress="2 2 2 0 0 0"', "REF_forces")
+    assert parse("extxyz", text).properties["stress"][0, 0] == 2
+    assert parse("extxyz", text, stress_key="stress").properties["stress"][0, 0] == 1
+    text = frame('REF_energy=-1 REF_virials="120 0 0 0 120 0 0 0 120"', "REF_forces")
+    for options in ({}, {"stress_key": "REF_virials"}):
+        assert parse("extxyz", text, **options).properties["stress"][0, 0] == pytest.approx(-1)
+
+
+def test_a_stress_that_contradicts_the_virial_is_refused():
+    text = frame(
+        'energy=-1 virial="120 0 0 0 120 0 0 0 120" stress="{} 0 0 0 -1 0 0 0 -1"', "forces"
+    )
+    assert parse("extxyz", text.replace("{}", "-1.001")).properties["stress"][0, 0] == -1.001
+    with pytest.raises(AtomloomError, match="`stress` is not -`virial` / volume"):
+        parse("extxyz", text.replace("{} 0 0 0 -1 0 0 0 -1", "1 0 0 0 1 0 0 0 1"))
+    other = text.replace("{} 0 0 0 -1 0 0 0 -1", "1 0 0 0 1 0 0 0 1")
+    assert parse("extxyz", other, stress_key="virial").properties["stress"][0, 0] == pytest.approx(
+        -1
+    )
+
+
+@pytest.mark.parametrize(
+    ("comment", "expected"),
+    [
+        ("energy=-0.5 energy-unit=hartree force-unit=hartree/bohr", {"energy": -0.5 * HARTREE, "forces": HARTREE / BOHR}),
+        ("energy=-0.5 energy_units=Ry forces_unit=Ry/Bohr", {"energy": -0.25 * HARTREE, "forces": HARTREE / BOHR / 2}),
+        ('energy=-1 energy_unit="kcal/mol" force_unit=kcal/mol/Å', {"energy": -0.0433641, "forces": 0.0433641}),
+        ("energy=-1 energy_unit=kJ/mol force_unit=kJ/mol/nm", {"energy": -0.0103643, "forces": 0.00103643}),
+        ("energy=-1 energy_unit=meV force_unit=meV/Angstrom", {"energy": -0.001, "forces": 0.001}),
+        ("energy=-0.5 energy_unit=eV/atom force_unit=eV/A", {"energy": -1.0, "forces": 1.0}),
+        ("energy=-0.5 units=metal", {"energy": -0.5, "forces": 1.0}),
+        ("energy=-0.5 eV", {"energy": -0.5}),
+        ('energy=-1 stress="1 1 1 0 0 0" stress_unit=GPa', {"energy": -1.0, "stress": 0.00624151}),
+        ('energy=-1 stress="1 1 1 0 0 0" stress_unit=kbar', {"stress": 0.000624151}),
+        ('energy=-1 stress="1 1 1 0 0 0" stress_unit=eV/Å**3', {"stress": 1.0}),
+        ('energy=-1 energy_unit=Ha virial="1 1 1 0 0 0" virial_unit=Ha force_unit=Ha/Bohr', {"stress": -HARTREE / 120}),
+        ("energy=-1 charge_unit=e time_units=fs formula_units=4 unit_cell=[4,5,6]", {"energy": -1.0, "forces": 1.0}),
+    ],
+)  # fmt: skip
+def test_units_of_the_comment_line_are_converted(comment, expected):
+    properties = parse("extxyz", frame(comment, "forces")).properties
+    for name, value in expected.items():
+        assert np.ravel(properties[name])[0] == pytest.approx(value, rel=1e-5), name
+
+
+def test_lengths_in_bohr_are_converted():
+    read = parse("extxyz", frame("length_unit=bohr"))
+    assert read.positions[1, 0] == pytest.approx(2 * BOHR)
+    assert read.cell[2, 2] == pytest.approx(6 * BOHR)
+    assert parse("extxyz", frame("energy=-0.5 Ha")).properties["energy"] == -0.5 * HARTREE
+    assert parse("extxyz", frame('energy="-0.5 Ry"')).properties["energy"] == -0.25 * HARTREE
+    assert parse("extxyz", frame("energy=-0.5 converged")).properties["energy"] == -0.5
+
+
+@pytest.mark.parametrize(
+    ("comment", "message"),
+    [
+        (
+            "energy=-0.5 energy-unit=furlong",
+            "`energy-unit` is furlong, which is no known unit of energy",
+        ),
+        ("energy=-0.5 energy-unit=hartree/bohr", "no known unit of energy"),
+        ("force-unit=eV", "no known unit of force"),
+        ("energy=-0.5 energy-unit=hartree", "not that of forces; name it by force-unit"),
+        ("energy=-0.5 length-unit=bohr", "not that of energy"),
+        ("energy=-0.5 unit=hartree", "`unit` is hartree: it is not known of what"),
+        ("energy=-0.5 energy_unit=eV energy-units=Ry", "`energy-units` and `energy_unit` differ"),
+        ("pos_unit=bohr cell_unit=A", "`cell_unit` and `pos_unit` differ"),
+        ('stress="1 1 1 0 0 0" stress_unit=eV', "no known unit of stress"),
+    ],
+)
+def test_units_that_are_not_known_are_refused(comment, message):
+    with pytest.raises(AtomloomError, match=message):
+        parse("extxyz", frame(comment, "forces"))
+
+
+@pytest.mark.parametrize(
+    "comment",
+    ["# CELL(abcH): 5 5 5 90 90 90 Step: 1 positions{angstrom} cell{angstrom}", "coordinates in Bohr",
+     "units: a.u. energy=-1"],
+)  # fmt: skip
+def test_plain_coordinates_that_may_be_in_bohr_are_refused(comment):
+    with pytest.raises(AtomloomError, match="lengths that may not be in A"):
+        parse("extxyz", f"1\n{comment}\nH 0 0 0\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['gap="1.5"', "gap='1.5'", "gap=[1.5]", "gap={1.5}", 'gap="{1.5}"', 'gap="[1.5]"', "gap = 1.5", 'gap="1.5 "',
+     'gap="_JSON 1.5"', "name= gap=1.5", 'name="a \\"gap=7\\" b" gap=1.5', "gap=1.5 gap=1.5"],
+)  # fmt: skip
+def test_numbers_are_read_however_they_are_quoted(text):
+    assert parse("extxyz", frame(text)).properties == {"gap": 1.5}
+
+
+@pytest.mark.parametrize(
+    "text", ['"1 2 3"', "[1, 2, 3]", '"[1, 2, 3]"', "{1 2 3}", '"{1 2 3}"', '"_JSON [1, 2, 3]"', "'1 2 3'"]
+)  # fmt: skip
+def test_lists_are_read_in_styles_old_and_new(text):
+    assert parse("extxyz", frame(f"dipole={text}")).properties["dipole"].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("text", ["1_0", '"1_0"', "abc", "T", '"T T F"', '""', "1.2.3", '"1 x"'])
+def test_what_is_no_number_is_no_property(text):
+    assert parse("extxyz", frame(f"gap={text}")).properties == {}
+
+
+@pytest.mark.parametrize(
+    "lattice",
+    ['Lattice="[[4, 0, 0], [0, 5, 0], [0, 0, 6]]"', "LATTICE=[[4,0,0],[0,5,0],[0,0,6]]", 'lattice="{4 0 0 0 5 0 0 0 6} "'],
+)  # fmt: skip
+def test_names_in_any_case_and_lists_in_any_style_make_the_cell(lattice):
+    text = frame("PBC=[T,T,F] energy=-1", "forces")
+    text = text.replace('Lattice="4 0 0 0 5 0 0 0 6"', lattice)
+    text = text.replace(
+        "Properties=species:S:1:pos:R:3:forces:R:3", 'PROPERTIES="Species:S:1:Pos:R:3:forces:R:3 "'
+    )
+    read = parse("extxyz", text)
+    assert read.cell.diagonal().tolist() == [4, 5, 6]
+    assert read.pbc.tolist() == [True, True, False]
+    assert read.properties["forces"].shape == (2, 3)
+
+
+def test_names_that_differ_in_a_sign_are_two_properties():
+    assert parse("extxyz", frame("U/eV=1 U_eV=2")).properties == {"U/eV": 1.0, "U_eV": 2.0}
+
+
+def test_a_number_and_a_column_of_one_name_are_both_kept():
+    text = (
+        frame("charge=1").replace(":pos:R:3", ":pos:R:3:charge:R:1").replace("0 0 \n", "0 0 0.5\n")
+    )
+    properties = parse("extxyz", text).properties
+    assert properties["charge"].tolist() == [0.5, 0.5]
+    assert properties["charge_in_comment"] == 1
+
+
 def test_stress_and_virial_have_the_sign_and_order_of_ase():
     six = "1 2 3 4 5 6"
     expected = np.array([[1, 6, 5], [6, 2, 4], [5, 4, 3.0]])
@@ -88,7 +301,8 @@ def test_stress_and_virial_have_the_sign_and_order_of_ase():
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [('pbc="T T F"', [1, 1, 0]), ("pbc='1 0 1'", [1, 0, 1]), ("pbc=[T,F,F]", [1, 0, 0]), ("", [1, 1, 1]),
-     ('pbc="F F F"', [0, 0, 0])],
+     ('pbc="F F F"', [0, 0, 0]), ("pbc=T T F", [1, 1, 0]), ("pbc=F F T weight=1", [0, 0, 1]), ("pbc=T", [1, 1, 1]),
+     ("pbc=T F F flag", [1, 0, 0]), ('pbc="T T F "', [1, 1, 0])],
 )  # fmt: skip
 def test_pbc_is_as_it_says_and_follows_the_lattice_where_it_says_nothing(flags, expected):
     assert parse("extxyz", FRAME.replace('pbc="T T F"', flags)).pbc.tolist() == [
@@ -163,6 +377,8 @@ def test_a_wrong_count_spoils_its_frame_and_no_later_one():
         ("4.0 0 0 0 5.0 0 0.5 0 6.0", "4.0 0 0", "pbc|columns"),
         ("4.0 0 0 0 5.0 0 0.5 0 6.0", "4.0 0 0 0", "Lattice of 4 numbers"),
         ("T T F", "T X F", "pbc is"),
+        ('"T T F"', "T T", "pbc is T T, not three"),
+        ('"T T F"', "T F X", "pbc is T F, not three"),
         ("energy=-1.5", 'energy="1 2"', "energy has 2 values"),
         ("energy=-1.5", "energy=abc", "energy: not a number: `abc`"),
         ("energy=-1.5", "stress='1 2 3'", "a stress of 3 numbers"),

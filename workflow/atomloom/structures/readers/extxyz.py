@@ -2,7 +2,8 @@
 
 A comment line `key=value key="several values"` holds the cell, the meaning of the columns and
 numbers such as the energy. Energies are in eV, forces in eV/A, stresses in eV/A^3 with ASE's sign,
-virials in eV (stress = -virial / volume). A frame without `Lattice` is a molecule.
+virials in eV (stress = -virial / volume), unless the line names units (`energy-unit=hartree`). Energy,
+forces and stress are those of one level of theory. A frame without `Lattice` is a molecule.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from atomloom.structures.readers.base import (
     stress_of_virial,
     unreadable,
 )
+from atomloom.structures.readers.levels import TODO, Choice, choose
 from atomloom.structures.structure import Structure, property_name
+from atomloom.structures.units import unit_factor
 
 NAME = "extxyz"
 ABOUT = "extended and plain XYZ, any number of frames"
@@ -39,27 +42,38 @@ OPTIONS = {
     "stress_key": "name of the stress on the comment line, where it is none of the usual ones",
 }
 
-ENERGY = (
-    "energy", "Energy", "REF_energy", "dft_energy", "DFT_energy", "ref_energy", "total_energy",
-    "TotEnergy", "potential_energy", "free_energy", "REF_free_energy",
-)  # fmt: skip
-FORCES = (
-    "forces", "force", "Forces", "REF_forces", "dft_forces", "DFT_forces", "ref_forces", "dft_force",
-    "REF_force", "Force",
-)  # fmt: skip
-STRESS = ("stress", "Stress", "REF_stress", "dft_stress", "DFT_stress", "ref_stress")
-VIRIAL = (
-    "virial", "virials", "Virial", "REF_virial", "REF_virials", "dft_virial", "DFT_virial", "ref_virial",
-)  # fmt: skip
 ELEMENT = ("species", "element", "elements", "symbol", "symbols")
 POSITION = ("pos", "positions", "position")
 
-# possessive, and only where a word begins: a comment of a megabyte must not take a minute
+# possessive, and only where a word begins: a comment of a megabyte must not take a minute; what
+# stands behind a blank and goes on with `=` is the next key, not the value of an empty one
 _PAIR = re.compile(
-    r"""(?<![^\s="'])([^\s="']++)\s*+=\s*+("[^"]*+"|'[^']*+'|\[[^"'=]*\]|\{[^}"'=]*+\}|[^\s"']++)"""
+    r"""(?<![^\s="'])([^\s="']++)\s*+=\s*+(?!(?<=\s)[^\s="']++\s*+=)"""
+    r"""("(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'|\[[^"'=]*\]|\{[^}"'=]*+\}|[^\s"']++)"""
 )
+_BARE_PBC = re.compile(
+    r"(?<!\S)pbc\s*=\s*((?:[A-Za-z01]+\s+)*[A-Za-z01]+)(?!\S)(?!\s*=)", re.IGNORECASE
+)
+_UNIT_KEY = re.compile(r"(?:(.+?)[-_.]?)?units?(?:[-_.](.+))?", re.IGNORECASE)
+_OTHER_UNITS = re.compile(
+    r"\b(?:in|units?:?)\s*\(?(?:bohr|a\.u\.|au|atomic units)(?!\w)|\bcell\(|\{(?:atomic_unit|angstrom)\}",
+    re.IGNORECASE,
+)
+"""Plain comments of other programs (i-PI among them) whose coordinates may be in bohr."""
 _TRUE = frozenset(("T", "t", "1", "true", "True", "TRUE"))
-_FALSE = frozenset(("F", "f", "0", "false", "False", "FALSE"))
+_FLAGS = _TRUE | {"F", "f", "0", "false", "False", "FALSE"}
+_POWERS = {"energy": 0, "force": -1, "stress": -3, "virial": 0}
+"""Quantities with an energy in their unit, and the power of a length that goes with it."""
+_QUANTITIES = (
+    ("virial", "virial"), ("stress", "stress"), ("pressure", "stress"), ("force", "force"),
+    ("energ", "energy"), ("length", "length"), ("distance", "length"), ("pos", "length"),
+    ("coord", "length"), ("cell", "length"), ("lattice", "length"), ("box", "length"),
+)  # fmt: skip
+"""What a unit is of, by what stands in its name."""
+_NEUTRAL = frozenset((
+    "metal", "ase", "ev", "a", "å", "ang", "angstrom", "ev/a", "ev/å", "ev/ang", "ev/angstrom", "ev/a^3", "ev/å^3",
+))  # fmt: skip
+"""Units that are ours, whatever they are of."""
 _BLOCK = 1 << 16
 _HEAD = re.compile(rb"\A\s*\d{1,9}[ \t]*\r?\n[^\n]*\r?\n[ \t]*[A-Za-z0-9]{1,3}[ \t]+[-+]?[\d.]")
 
@@ -121,13 +135,11 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     head, _, rest = decode(payload).partition("\n")
     comment, _, body = rest.partition("\n")
     count = integer(head.strip(), "line 1: number of atoms", least=1)
-    keys = dict(_PAIR.findall(comment)) if "=" in comment else {}
-    tokens = body.split()
-    layout = _layout(
-        keys.pop("Properties", keys.pop("properties", "")).strip("\"'"), options.get("forces_key")
-    )
+    keys = _keys(comment) if "=" in comment else {}
+    layout = _layout(" ".join(_values(_pop(keys, "Properties") or "")))
     if layout is None:
         return _plain(count, comment, keys, body, options)
+    tokens = body.split()
     width = layout.width
     if len(tokens) != count * width:
         _explain(count, width, body)
@@ -143,19 +155,36 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
         positions = _column(tokens, layout.position, 3, width, count)
         for name, first, size in layout.columns:
             columns[name] = _column(tokens, first, size, width, count)
-    cell, pbc = _cell(keys)
-    properties = _numbers(keys, cell, options)
+    units = _Units(keys, count) if "unit" in comment.lower() else _NO_UNITS
+    cell, pbc = _cell(keys, comment)
+    if units.length != 1.0:
+        positions, cell = positions * units.length, cell * units.length
+    choice = _choice(keys, layout.vectors, options)
+    properties = _numbers(keys, comment, choice, cell, units)
+    of_atoms = {}
     for name, values in columns.items():
-        properties[name] = np.ascontiguousarray(values if values.shape[1] > 1 else values[:, 0])
-    return Structure(numbers, positions, cell, pbc, properties, per_atom=frozenset(columns))
+        values = np.ascontiguousarray(values if values.shape[1] > 1 else values[:, 0])
+        if name == choice.forces:
+            factor = units.of("forces", "force", 1, -1)
+            name, values = "forces", values if factor == 1.0 else values * factor
+        elif name == "forces":
+            name = "forces_in_file"
+        else:
+            name = property_name(name, per_atom=True)
+        if name in properties:  # a column and a number of one name, such as charges and the charge
+            properties[f"{name}_in_comment"] = properties.pop(name)
+        of_atoms[name] = values
+    return Structure(
+        numbers, positions, cell, pbc, properties | of_atoms, per_atom=frozenset(of_atoms)
+    )
 
 
 class _Layout:
     """Where each quantity stands in a row of `Properties`."""
 
-    __slots__ = ("columns", "element", "position", "usual", "width")
+    __slots__ = ("columns", "element", "position", "usual", "vectors", "width")
 
-    def __init__(self, text: str, forces_key: str | None) -> None:
+    def __init__(self, text: str) -> None:
         parts = text.split(":")
         if len(parts) % 3:
             raise AtomloomError(f"Properties `{text[:80]}` is no list of name:type:columns")
@@ -167,9 +196,9 @@ class _Layout:
             columns = integer(size, f"columns of `{name[:40]}` in Properties", least=1)
             if columns > 10_000:
                 raise AtomloomError(f"{columns} columns of `{name[:40]}`")
-            if kind == "S" and columns == 1 and name in ELEMENT:
+            if kind == "S" and columns == 1 and name.lower() in ELEMENT:
                 self.element = self.width
-            elif kind == "R" and columns == 3 and name in POSITION and self.position < 0:
+            elif kind == "R" and columns == 3 and name.lower() in POSITION and self.position < 0:
                 self.position = self.width
             elif kind == "I" and columns == 1 and name in ("Z", "numbers", "atomic_number"):
                 by_number = self.width
@@ -184,29 +213,18 @@ class _Layout:
         if self.position < 0 or self.element < 0:
             missing = "pos:R:3" if self.position < 0 else "species:S:1"
             raise AtomloomError(f"Properties `{text[:80]}` has no {missing}")
-        names = [name for name, _, size in self.columns if size == 3]
-        chosen = forces_key or next((name for name in FORCES if name in names), None)
-        if forces_key and forces_key not in names:
-            raise AtomloomError(f"no column `{forces_key}` in Properties `{text[:80]}`")
-        self.columns = [
-            (
-                "forces"
-                if name == chosen
-                else "forces_in_file"
-                if name == "forces"
-                else property_name(name, per_atom=True),
-                first,
-                size,
-            )
-            for name, first, size in self.columns
-        ]
+        names = [name for name, _, _ in self.columns]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise AtomloomError(f"two columns `{twice[:40]}` in Properties")
+        self.vectors = tuple(name for name, _, size in self.columns if size == 3)
         # the element first and nothing but numbers behind: all of them are read at once
         self.usual = self.element == 0 and all(kind in ("R", "I") for kind in kinds[1:])
 
 
 @lru_cache(maxsize=256)
-def _layout(text: str, forces_key: str | None) -> _Layout | None:
-    return _Layout(text, forces_key) if text else None
+def _layout(text: str) -> _Layout | None:
+    return _Layout(text) if text else None
 
 
 def _column(tokens: list[str], first: int, size: int, width: int, count: int) -> np.ndarray:
@@ -229,6 +247,8 @@ def _plain(
     """A frame without `Properties`: element and position, other columns have no meaning."""
     if "forces_key" in options:
         raise AtomloomError(f"no Properties, so no column `{options['forces_key']}`")
+    if _OTHER_UNITS.search(comment):
+        raise AtomloomError(f"lengths that may not be in A: `{comment.strip()[:80]}`")
     rows = [row.split(None, 4)[:4] for row in body.splitlines()[:count]]
     if len(rows) < count:
         raise AtomloomError(f"{len(rows)} of {count} atoms")
@@ -239,14 +259,40 @@ def _plain(
             raise AtomloomError(f"line {place + 3}: not an element and three coordinates")
     numbers = atomic_numbers([row[0] for row in rows])
     positions = floats([token for row in rows for token in row[1:]], "atoms: ").reshape(count, 3)
-    cell, pbc = _cell(keys)
-    return Structure(numbers, positions, cell, pbc, _numbers(keys, cell, options))
+    units = _Units(keys, count) if "unit" in comment.lower() else _NO_UNITS
+    cell, pbc = _cell(keys, comment)
+    cell = cell * units.length
+    properties = _numbers(keys, comment, _choice(keys, (), options), cell, units)
+    return Structure(numbers, positions * units.length, cell, pbc, properties)
 
 
-def _cell(keys: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
+def _keys(comment: str) -> dict[str, str]:
+    """Values of the comment line by their names.
+
+    Raises:
+        AtomloomError: when two values have one name.
+    """
+    pairs = _PAIR.findall(comment)
+    keys = dict(pairs)
+    if len(keys) < len(pairs):
+        for name, text in pairs:
+            if keys[name] != text:
+                raise AtomloomError(f"`{name[:40]}` stands twice on the comment line")
+    return keys
+
+
+def _pop(keys: dict[str, str], name: str) -> str | None:
+    """The value of a name in any case, which is taken out."""
+    if name in keys:
+        return keys.pop(name)
+    lower = name.lower()
+    found = next((key for key in keys if key.lower() == lower), None)
+    return None if found is None else keys.pop(found)
+
+
+def _cell(keys: dict[str, str], comment: str) -> tuple[np.ndarray, np.ndarray]:
     """[3, 3] cell and [3] pbc; takes their keys out."""
-    lattice = keys.pop("Lattice", None) or keys.pop("lattice", None)
-    flags = keys.pop("pbc", None)
+    lattice, flags = _pop(keys, "Lattice"), _pop(keys, "pbc")
     if lattice is None:
         cell = np.zeros((3, 3))
     else:
@@ -260,57 +306,187 @@ def _cell(keys: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
     if flags is None:
         return cell, np.full(3, lattice is not None)
     words = _values(flags)
+    if len(words) == 1 and (bare := _BARE_PBC.search(comment)):
+        words = bare[1].split()
+        words = words[: next((n for n, word in enumerate(words) if word not in _FLAGS), len(words))]
     words = words * 3 if len(words) == 1 else words
-    if len(words) != 3 or not all(word in _TRUE or word in _FALSE for word in words):
-        raise AtomloomError(f"pbc is {flags[:40]}, not three of T and F")
+    if len(words) != 3 or not _FLAGS.issuperset(words):
+        raise AtomloomError(f"pbc is {' '.join(words)[:40] or flags[:40]}, not three of T and F")
     return cell, np.array([word in _TRUE for word in words])
 
 
 def _values(text: str) -> list[str]:
     """The words of a quoted, bracketed or bare value."""
     if text[:1] in "\"'":
-        text = text[1:-1]
+        text = text[1:-1].removeprefix("_JSON")  # ASE's mark of a nested list
     if "[" in text or "{" in text or "," in text:
         text = re.sub(r"[\[\]{},]", " ", text)
     return text.split()
 
 
+class _Units:
+    """Factors to eV and A by the units that a comment line names; takes their keys out.
+
+    Raises:
+        AtomloomError: when a unit is not known.
+    """
+
+    def __init__(self, keys: dict[str, str], count: int) -> None:
+        self._named: dict[str, tuple[str, str]] = {}
+        self._count = count
+        for key in list(keys):
+            match = _UNIT_KEY.fullmatch(key)
+            if match is None or all(map(_is_number, _values(keys[key]))):
+                continue  # such as `unit_cell`
+            quantity = _quantity(match[1] or match[2] or "")
+            unit = keys[key].strip("\"'")
+            if quantity == "any":
+                if not all(word.lower() in _NEUTRAL for word in re.split(r"[\s,;]+", unit.strip())):
+                    raise AtomloomError(
+                        f"`{key}` is {unit[:40]}: it is not known of what",
+                        todo="name it energy-unit, force-unit",
+                    )
+            elif quantity:
+                if self._named.setdefault(quantity, (key, unit))[1] != unit:
+                    raise AtomloomError(f"`{key}` and `{self._named[quantity][0]}` differ")
+                del keys[key]
+        self.length = self.of("length", "length", 0, 1)
+        # a stress in GPa says nothing of energies
+        factors = [
+            self.of(name, name, 1, power)
+            for name, power in _POWERS.items()
+            if name in self._named and name != "stress"
+        ]
+        self._foreign = any(factor != 1.0 for factor in (self.length, *factors))
+
+    def of(self, what: str, quantity: str, energy: int, length: int) -> float:
+        """The factor of a quantity that is there.
+
+        Raises:
+            AtomloomError: when its unit is not known, or not said where those of others are foreign.
+        """
+        if quantity not in self._named:
+            if quantity != "length" and self._foreign:
+                raise AtomloomError(
+                    f"other units than eV and A are named, but not that of {what}",
+                    todo=f"name it by {quantity}-unit on the comment line",
+                )
+            return 1.0
+        key, unit = self._named[quantity]
+        bare = re.sub(r"(?:/|_per_| per )atoms?$", "", unit)
+        factor = unit_factor(bare if energy and not length else unit, energy, length)
+        if factor is None:
+            raise AtomloomError(f"`{key}` is {unit[:40]}, which is no known unit of {quantity}")
+        return factor * (self._count if bare != unit else 1)
+
+
+_NO_UNITS = _Units({}, 1)
+
+
+def _quantity(name: str) -> str:
+    """What a unit is of; `any` where its name does not say, empty where no value here has such a one."""
+    lower = name.lower()
+    if not lower:
+        return "any"
+    return next((quantity for part, quantity in _QUANTITIES if part in lower), "")
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return "_" not in word
+
+
+def _choice(keys: dict[str, str], vectors: tuple[str, ...], options: Mapping[str, Any]) -> Choice:
+    return choose(
+        tuple(keys),
+        vectors,
+        options.get("energy_key"),
+        options.get("forces_key"),
+        options.get("stress_key"),
+    )
+
+
 def _numbers(
-    keys: dict[str, str], cell: np.ndarray, options: Mapping[str, Any]
+    keys: dict[str, str], comment: str, choice: Choice, cell: np.ndarray, units: _Units
 ) -> dict[str, float | np.ndarray]:
     """Numbers of the comment line: `energy`, `stress`, and the others by their names."""
     properties: dict[str, float | np.ndarray] = {}
-    if not keys:
-        return properties
-    energy = _first(keys, options.get("energy_key"), ENERGY)
-    stress = _first(keys, options.get("stress_key"), STRESS)
-    virial = None if stress else _first(keys, None, VIRIAL)
     for name, text in keys.items():
-        if name == stress:
-            properties["stress"] = stress_matrix(floats(_values(text), f"{name}: "))
-        elif name == virial:
-            properties["stress"] = stress_of_virial(floats(_values(text), f"{name}: "), cell)
-        elif name == energy:
-            (properties["energy"],) = _one(floats(_values(text), f"{name}: "), name)
-        else:
-            try:
-                properties[
-                    name if name not in ("energy", "stress", "forces") else f"{name}_in_file"
-                ] = float(text)
-            except ValueError:
-                continue  # texts, and lists of unknown meaning
+        if name in (choice.energy, choice.stress, choice.virial):
+            continue
+        words = _values(text)
+        if words and all(map(_is_number, words)):
+            values = [float(word) for word in words]
+            if name not in ("energy", "free_energy") and "energy" not in name.lower():
+                factor = 1.0
+            else:
+                factor = units.of(name, "energy", 1, 0)
+            kept = f"{name}_in_file" if name == "energy" else property_name(name, per_atom=False)
+            properties[kept] = values[0] * factor if len(values) == 1 else np.array(values) * factor
+    if choice.energy is not None:
+        properties["energy"] = _energy(choice.energy, keys, comment, units)
+        _refuse_doubt(choice, keys, comment, units, properties)
+    if choice.stress is not None:
+        stress = stress_matrix(floats(_values(keys[choice.stress]), f"{choice.stress}: "))
+        properties["stress"] = stress * units.of("stress", "stress", 1, -3)
+    if choice.virial is not None:
+        virial = floats(_values(keys[choice.virial]), f"{choice.virial}: ")
+        stress = stress_of_virial(virial * units.of("virial", "virial", 1, 0), cell)
+        given = properties.setdefault("stress", stress)
+        if not np.allclose(
+            given, stress, rtol=0.01, atol=0.01 * float(np.abs(stress).max()) + 1e-6
+        ):
+            raise AtomloomError(
+                f"`{choice.stress}` is not -`{choice.virial}` / volume, so a sign or a unit is another",
+                todo="name one of them by the option stress_key",
+            )
     return properties
 
 
-def _one(values: np.ndarray, name: str) -> list[float]:
+def _energy(name: str, keys: dict[str, str], comment: str, units: _Units) -> float:
+    """An energy in eV, by the unit that stands behind it or that the comment line names."""
+    words = _values(keys[name])
+    behind = words[1] if len(words) == 2 else ""
+    if len(words) == 1 and keys[name][0] not in "\"'[{":
+        match = _behind(name).search(comment)
+        behind = match[1] if match else ""
+    factor = unit_factor(behind, 1, 0) if behind else None
+    if len(words) == 2 and factor is not None:
+        words = words[:1]
+    values = floats(words, f"{name}: ")
     if values.size != 1:
         raise AtomloomError(f"{name} has {values.size} values")
-    return values.tolist()
+    return float(values[0]) * (units.of("energy", "energy", 1, 0) if factor is None else factor)
 
 
-def _first(keys: dict[str, str], given: str | None, usual: tuple[str, ...]) -> str | None:
-    if given is not None:
-        if given not in keys:
-            raise AtomloomError(f"no `{given}` on the comment line")
-        return given
-    return next((name for name in usual if name in keys), None)
+@lru_cache(maxsize=256)
+def _behind(name: str) -> re.Pattern[str]:
+    """The bare word behind the bare value of a name."""
+    return re.compile(
+        rf"(?<!\S){re.escape(name)}\s*=\s*[^\s\"']++\s++([A-Za-z][A-Za-z./]*+)(?!\S)(?!\s*=)"
+    )
+
+
+def _refuse_doubt(
+    choice: Choice,
+    keys: dict[str, str],
+    comment: str,
+    units: _Units,
+    properties: Mapping[str, float | np.ndarray],
+) -> None:
+    """Refuse an energy beside which another one stands, so that it is not known which is meant."""
+    energy = float(properties["energy"])
+    for name in choice.same:
+        other = _energy(name, keys, comment, units)
+        if not abs(other - energy) <= 1e-6 * max(1.0, abs(energy)):
+            raise AtomloomError(
+                f"`{choice.energy}` and `{name}` differ, {energy:g} and {other:g} eV", todo=TODO
+            )
+    if choice.kinetic is not None and properties.get(choice.kinetic, 0.0) != 0.0:
+        raise AtomloomError(
+            f"`{choice.energy}` may hold `{choice.kinetic}`, and no potential energy is there",
+            todo=TODO,
+        )

@@ -8,9 +8,8 @@ passed over; more coordinates than atoms, or a text that goes on with numbers, a
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -30,7 +29,9 @@ HINTS = ()
 OPTIONS: dict[str, str] = {}
 
 MAX_ATOMS = 10_000_000
-_AHEAD = 64
+_BLOCK = 1 << 16
+_LONGEST = 8 << 20
+_AHEAD = 40
 """Lines within which elements and numbers of atoms end."""
 _FRAME = re.compile(rb"\s*[a-z]+\s+configuration\s*=", re.IGNORECASE)
 _BEHIND = re.compile(
@@ -39,17 +40,20 @@ _BEHIND = re.compile(
 )
 """What VASP says between the numbers behind the coordinates."""
 _FLAGS = frozenset(("T", "F", "t", "f", ".T.", ".F.", ".TRUE.", ".FALSE."))
+_FORTRAN = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[dD][-+]?\d+")
 _ELEMENT = re.compile(r"([A-Z][a-z]?)(\d*)")
 
 
 def sniff(head: bytes) -> bool:
     """A comment, a number, three lines of three numbers."""
     lines = _unescaped(head).split(b"\n", 6)[1:5]
-    try:
-        counts = [len(floats(line[:400].decode().split())) for line in lines]
-    except (AtomloomError, UnicodeDecodeError):
-        return False
-    return len(counts) == 4 and counts[0] in (1, 3) and counts[1:] == [3, 3, 3]
+    rows = [line[:400].split() for line in lines]
+    return (
+        len(rows) == 4
+        and len(rows[0]) in (1, 3)
+        and all(len(row) == 3 for row in rows[1:])
+        and all(map(_is_number, chain.from_iterable(rows)))
+    )
 
 
 def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
@@ -57,24 +61,24 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
     lines = _Lines(stream)
     header: list[bytes] = []
     count = 0
-    while first := lines.peek(1):
-        start = lines.offset
-        if header and _FRAME.match(first[0]):
-            start = -1
-        else:
+    while ahead := lines.peek(_AHEAD):
+        start, size = lines.offset, 0
+        shared = header if _FRAME.match(ahead[0]) else []
+        if not shared:
             try:
-                _, counts, size = _composition([decode(line) for line in lines.peek(_AHEAD)])
+                _, counts, size = _composition(decode(b"".join(ahead)).split("\n"))
             except AtomloomError:  # parsing it will say what is wrong
                 yield Piece(b"".join(lines.take(MAX_RECORD_BYTES)), start)
                 return
-            header, count = lines.take(size), sum(counts)
-        selective = any(line.lstrip()[:1] in (b"S", b"s") for line in lines.peek(1))
-        frame = header + lines.take(1 + selective + count)
+            count = sum(counts)
+        selective = ahead[size : size + 1] and ahead[size].lstrip()[:1] in (b"S", b"s")
+        frame = lines.take(size + (2 if selective else 1) + count)
+        header = shared or frame[:size]
         while lines.peek(1) and not _begins(lines):
             frame += lines.take(1)
             if lines.offset - start > MAX_RECORD_BYTES:
                 raise AtomloomError(f"a record of more than {MAX_RECORD_BYTES >> 20} MiB")
-        yield Piece(b"".join(frame), start)
+        yield Piece(b"".join(shared + frame), -1 if shared else start)
 
 
 def _begins(lines: _Lines) -> bool:
@@ -88,7 +92,7 @@ def _begins(lines: _Lines) -> bool:
         return False
     if not sniff(b"".join(ahead)):
         return False
-    texts = [decode(line) for line in lines.peek(_AHEAD)]
+    texts = decode(b"".join(lines.peek(_AHEAD))).split("\n")
     try:
         symbols, counts, end = _composition(texts)
         atomic_numbers(symbols or ())
@@ -102,15 +106,29 @@ class _Lines:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._ahead: deque[bytes] = deque()
+        self._lines: list[bytes] = []
+        self._at = 0
+        self._tail = b""
+        self._ended = False
         self.offset = 0
         """Where the next line starts."""
 
     def peek(self, count: int) -> list[bytes]:
-        """The next lines, fewer where the file ends."""
-        if len(self._ahead) < count:
-            self._ahead.extend(islice(self._stream, count - len(self._ahead)))
-        return list(islice(self._ahead, count))
+        """The next lines, fewer where the file ends.
+
+        Raises:
+            AtomloomError: when a line is too long for one.
+        """
+        while len(self._lines) < self._at + count and not self._ended:
+            block = self._stream.read(_BLOCK)
+            self._ended = len(block) < _BLOCK
+            more = (self._tail + block).splitlines(keepends=True)
+            self._tail = more.pop() if more and not self._ended else b""
+            if len(self._tail) > _LONGEST:
+                raise AtomloomError(f"a line of more than {_LONGEST >> 20} MiB")
+            self._lines = self._lines[self._at :] + more
+            self._at = 0
+        return self._lines[self._at : self._at + count]
 
     def take(self, count: int) -> list[bytes]:
         """The next lines, which are gone then.
@@ -118,12 +136,12 @@ class _Lines:
         Raises:
             AtomloomError: when they are too many for a record.
         """
-        taken = [self._ahead.popleft() for _ in range(min(count, len(self._ahead)))]
-        size = sum(map(len, taken))
-        while len(taken) < count and (
-            block := list(islice(self._stream, min(count - len(taken), 1 << 16)))
-        ):
+        taken: list[bytes] = []
+        size = 0
+        while len(taken) < count and self.peek(1):
+            block = self._lines[self._at : self._at + count - len(taken)]
             taken += block
+            self._at += len(block)
             size += sum(map(len, block))
             if size > MAX_RECORD_BYTES:
                 raise AtomloomError(f"a record of more than {MAX_RECORD_BYTES >> 20} MiB")
@@ -174,7 +192,9 @@ def _composition(lines: Sequence[str]) -> tuple[list[str], list[int], int]:
     symbols: list[str] = []
     while at < len(lines) and (words := _words(lines[at])) and not words[0][0].isdigit():
         # VASP 6 appends a hash, POTCAR flavours an underscore: Ti/1a2b, Fe_pv
-        symbols += [re.split("[/_]", word, maxsplit=1)[0] for word in words]
+        symbols += [
+            re.split("[/_]", w, maxsplit=1)[0] if "/" in w or "_" in w else w for w in words
+        ]
         at += 1
     counts: list[int] = []
     while at < len(lines) and not (symbols and len(counts) >= len(symbols)):
@@ -298,17 +318,19 @@ def _scale(line: str, cell: np.ndarray) -> float | np.ndarray:
     return factor
 
 
-def _is_number(token: str) -> bool:
+def _is_number(token: str | bytes) -> bool:
     try:
         float(token)
     except ValueError:
-        return False
+        return _FORTRAN.fullmatch(decode(token) if isinstance(token, bytes) else token) is not None
     return True
 
 
 def _words(line: str) -> list[str]:
     """Tokens before a comment."""
     words = line.split()
+    if "!" not in line and "#" not in line:
+        return words
     for place, word in enumerate(words):
         if word[0] in "!#":
             return words[:place]
