@@ -79,8 +79,16 @@ def test_folds_take_rows_of_the_plan_even_where_records_are_missing(tmp_path):
     assert divide(split, used, columns(4), 5).tolist() == ["train", "test", "test", "train"]
     with pytest.raises(AtomloomError, match="fold_7"):
         divide(Split(kind="folds", folds_file=str(path), fold=7), used, columns(4), 5)
-    path.write_text(json.dumps({"fold_0": [1, 9]}))
-    with pytest.raises(AtomloomError, match="row 9 of 5 records"):
+    for rows, says in (
+        ([1, 9], "names row 9 of 5 records"),
+        ([-1, 3], "names row -1 of 5 records"),
+        ([True], "no list of rows `fold_0`"),
+    ):
+        path.write_text(json.dumps({"fold_0": rows}))
+        with pytest.raises(AtomloomError, match=says):
+            divide(split, used, columns(4), 5)
+    path.write_text("[" * 100_000)
+    with pytest.raises(AtomloomError, match="cannot be read"):
         divide(split, used, columns(4), 5)
 
 

@@ -10,6 +10,8 @@ import zipfile
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from atomloom.config import Labels, parse_config
@@ -89,6 +91,7 @@ def test_every_container_gives_the_same_table(label_file):
         "id;gap;note, or not\na;1.5;x\nb;2;y,z\n",
         "id\tgap\na\t1.5\nb\t2\n",
         "\ufeffid,gap\na,1.5\nb,2\n",
+        "sep=|\nid|gap\na|1.5\nb|2\n",
         ",gap,id\n0,1.5,a\n1,2,b\n",
     ],
 )
@@ -120,6 +123,7 @@ def test_a_table_is_read_in_whatever_encoding(tmp_path, encoding):
         ("\n \n", "is no table: it is empty"),
         (b"id,gap\na,1\0\n", "is neither text nor parquet"),
         (b"PK\x03\x04\0\0xl/workbook.xml", "is an archive"),
+        ('[{"id": "a", "gap": 1}]', "is JSON; label tables are CSV or parquet"),
         (b"PAR1 and no more", "is no table: "),
         (gzip.compress(TEXT.encode())[:-9], "damaged: "),
     ],
@@ -137,6 +141,12 @@ def test_a_parquet_that_breaks_off_is_named(tmp_path):
 def test_of_two_columns_of_one_name_nobody_knows_which_is_meant(tmp_path):
     table = table_of(tmp_path, "id,gap,note,gap,note\na,1,x,2,y\n")
     with pytest.raises(AtomloomError, match=r"l\.csv: has several columns `gap`; rename all but"):
+        table.column("gap")
+    twice = pa.table([["a"], [1.0], [2.0], ["x"]], names=["id", "gap", "gap", "note"])
+    pq.write_table(twice, tmp_path / "l.parquet")
+    table = read_labels(Labels(file=str(tmp_path / "l.parquet")))
+    assert table.column("note") == ["x"]
+    with pytest.raises(AtomloomError, match="has several columns `gap`"):
         table.column("gap")
     assert "has several columns `id`" in refusal(tmp_path, "id,id\na,b\n", id_column="id")
 

@@ -130,12 +130,13 @@ def _by_fold(split: Split, frame: pd.DataFrame, groups: np.ndarray, records: int
     path = Path(expand_variables(str(split.folds_file)))
     try:
         folds = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AtomloomError(f"cannot be read: {error}", where=path) from None
     rows = folds.get(f"fold_{split.fold}") if isinstance(folds, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, int) for row in rows):
+    if not isinstance(rows, list) or not all(type(row) is int for row in rows):
         raise AtomloomError(f"has no list of rows `fold_{split.fold}`", where=path)
     if rows and not 0 <= min(rows) <= max(rows) < records:
-        raise AtomloomError(f"names row {max(rows)} of {records} records", where=path)
+        row = max(rows) if min(rows) >= 0 else min(rows)
+        raise AtomloomError(f"names row {row} of {records} records", where=path)
     result = np.where(frame["record"].isin(rows), "test", "train").astype(object)
     return _hold_out(result, groups, split)

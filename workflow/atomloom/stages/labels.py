@@ -41,6 +41,7 @@ SHOWN = 40
 
 _TRUTH = {"true": 1.0, "false": 0.0}
 _SEPARATORS = (",", ";", "\t")
+_SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n")  # spreadsheets write it
 _UNNAMED = re.compile(r"__index_level_\d+__")
 
 
@@ -364,7 +365,7 @@ class _Join:
         raise AtomloomError(
             f"no record has a value of `{name}` (first: {self._records.ids[0]}, {first})",
             where=self._tables[0].file if self._tables else "dataset.target",
-            todo="compare its ids with the names of the records" if self._tables else "",
+            todo="compare its ids with the names of the records" if "is not in" in first else "",
         )
 
 
@@ -444,7 +445,7 @@ def _parquet_columns(payload: bytes, file: str) -> tuple[list[str], list[Callabl
     """
     try:
         _refuse_endless(payload, file)
-        table = pq.read_table(pa.BufferReader(payload))
+        table = pq.ParquetFile(pa.BufferReader(payload)).read()
         about = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -478,9 +479,11 @@ def _csv_columns(payload: bytes, labels: Labels) -> tuple[list[str], list[Callab
     """Columns of a CSV, by the separator that fits all its rows."""
     file = str(labels.file)
     text = _decoded(payload, file)
-    order = _SEPARATORS
-    if ".tsv" in file.lower():
-        order = ("\t", *_SEPARATORS[:2])
+    if text.lstrip()[:1] in ("{", "["):
+        raise AtomloomError("is JSON", where=file, todo="label tables are CSV or parquet")
+    order: tuple[str, ...] = ("\t", *_SEPARATORS[:2]) if ".tsv" in file.lower() else _SEPARATORS
+    if told := _SEPARATOR_LINE.match(text):
+        text, order = text[told.end() :], (told[1],)
     readings = [_Reading.of(text, separator, labels.columns) for separator in order]
     fitting = [reading for reading in readings if not reading.problem and len(reading.names) > 1]
     best = fitting[0] if fitting else max(readings, key=lambda reading: len(reading.names))
