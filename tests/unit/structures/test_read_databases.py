@@ -13,7 +13,7 @@ from crystals import assert_same_arrays, atoms_with_results, parse
 
 from atomloom.errors import AtomloomError
 from atomloom.structures import enumerate_records, list_files, parse_record, read
-from atomloom.structures.readers.runner import BOHR, HARTREE
+from atomloom.structures.units import BOHR, HARTREE
 
 
 def test_rows_of_an_ase_database_with_results_and_labels(tmp_path):

@@ -14,7 +14,8 @@ from crystals import assert_same_arrays, atoms_with_results, parse
 
 from atomloom.errors import AtomloomError
 from atomloom.structures import enumerate_records, list_files, parse_record, read
-from atomloom.structures.readers.xsf import HARTREE
+from atomloom.structures.readers import check_options
+from atomloom.structures.units import HARTREE
 
 XSF = """# total energy = -123.5 eV
 
@@ -38,6 +39,116 @@ def test_aenet_s_energy_and_forces_are_read():
     assert structure.pbc.all()
     in_hartree = parse("xsf", XSF, xsf_forces="hartree").properties["forces"]
     np.testing.assert_allclose(in_hartree[0], np.array([0.1, 0.2, 0.3]) * HARTREE)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("total energy = -10.5", -10.5),
+        ("total energy = -10.5 eV", -10.5),
+        ("Total Energy = -10.5 Ry", -10.5 * HARTREE / 2),
+        ("total energy = -10.5 Rydberg  (converged)", -10.5 * HARTREE / 2),
+        ("total energy = -10.5 Hartree", -10.5 * HARTREE),
+        ("total energy = -10.5 Ha", -10.5 * HARTREE),
+        ("total energy = -10.5 a.u.", -10.5 * HARTREE),
+        ("total energy (Ry) = -10.5", -10.5 * HARTREE / 2),
+        ("total energy [eV]: -10.5", -10.5),
+        ("total energy = -10.5 furlong", "line 1: `furlong` is no known unit of energy"),
+        ("total energy = -10.5 eV/atom", "line 1: `eV/atom` is no known unit of energy"),
+        (
+            "total energy = -10.5 eV\n# total energy = -11 eV",
+            "line 2: another total energy than before",
+        ),
+    ],
+)
+def test_an_energy_is_converted_from_the_unit_it_names(text, expected):
+    bare = re.sub(r"  0\.1 0\.2 0\.3| -0\.1 -0\.2 -0\.3", "", XSF)
+    changed = bare.replace("total energy = -123.5 eV", text)
+    if isinstance(expected, float):
+        assert parse("xsf", changed).properties["energy"] == pytest.approx(expected, rel=1e-12)
+        return
+    with pytest.raises(AtomloomError, match=expected):
+        parse("xsf", changed)
+
+
+def test_forces_beside_an_energy_in_another_unit_need_one_themselves():
+    text = XSF.replace("-123.5 eV", "-123.5 Ry")
+    with pytest.raises(
+        AtomloomError, match="nothing says what the forces are in; set the option xsf_forces"
+    ):
+        parse("xsf", text)
+    for unit, factor in (("ev", 1.0), ("rydberg", HARTREE / 2), ("hartree", HARTREE)):
+        properties = parse("xsf", text, xsf_forces=unit).properties
+        assert properties["energy"] == pytest.approx(-123.5 * HARTREE / 2)
+        np.testing.assert_allclose(properties["forces"][0], np.array([0.1, 0.2, 0.3]) * factor)
+    with pytest.raises(AtomloomError, match="xsf_forces is `ev`, `rydberg` or `hartree`"):
+        check_options({"xsf_forces": "Ha"})
+    with pytest.raises(AtomloomError, match="runner_units is `bohr` or `metal`"):
+        check_options({"runner_units": "real"})
+
+
+@pytest.mark.parametrize(
+    ("text", "pbc"),
+    [
+        ("3 1", [1, 1, 1]),
+        ("2 1", [1, 1, 0]),
+        ("1", [1, 0, 0]),
+        ("0 1", [0, 0, 0]),
+        ("4 1", None),
+        ("", None),
+    ],
+)
+def test_dim_group_says_in_how_many_directions_it_is_periodic(text, pbc):
+    changed = XSF.replace("CRYSTAL\n", f"DIM-GROUP\n {text}\n")
+    if pbc is not None:
+        assert parse("xsf", changed).pbc.tolist() == [bool(x) for x in pbc]
+        both = {3: "CRYSTAL", 2: "SLAB", 1: "POLYMER", 0: "MOLECULE"}[sum(pbc)]
+        assert len(parse("xsf", XSF.replace("CRYSTAL\n", f"{both}\nDIM-GROUP\n {text}\n"))) == 2
+        other = "SLAB" if both == "CRYSTAL" else "CRYSTAL"
+        with pytest.raises(AtomloomError, match="before"):
+            parse("xsf", XSF.replace("CRYSTAL\n", f"{other}\nDIM-GROUP\n {text}\n"))
+        return
+    with pytest.raises(AtomloomError, match="is no number of directions"):
+        parse("xsf", changed)
+
+
+def test_notes_of_xcrysden_are_passed_over():
+    assert len(parse("xsf", "INFO\nmade by hand\nEND_INFO\n" + XSF)) == 2
+
+
+ANIMATION = """ANIMSTEPS 2
+CRYSTAL
+PRIMVEC
+ 4 0 0
+ 0 5 0
+ 0 0 6
+# total energy = -1 eV
+PRIMCOORD 1
+1 1
+H 0 0 0 0 0 1
+# total energy = -2 eV
+PRIMCOORD 2
+1 1
+H 0 0 1 0 0 2
+"""
+
+
+def test_energies_of_an_animation_go_with_their_steps(tmp_path):
+    path = tmp_path / "a.axsf"
+    path.write_text(ANIMATION)
+    assert [s.properties["energy"] for s in read(path)] == [-1, -2]
+    assert [s.properties["forces"][0, 2] for s in read(path)] == [1, 2]
+    moving = ANIMATION.replace("PRIMVEC\n", "PRIMVEC 1\n").replace(
+        "# total energy = -2 eV", "PRIMVEC 2\n 4 0 0\n 0 5 0\n 0 0 7\n# total energy = -2 eV"
+    )
+    path.write_text(moving)
+    assert [(s.cell[2, 2], s.properties["energy"]) for s in read(path)] == [(6, -1), (7, -2)]
+    path.write_text("# total energy = -3 eV\n" + ANIMATION)
+    with pytest.raises(AtomloomError, match="one total energy for 2 steps"):
+        read(path)
+    path.write_text(ANIMATION.replace("ANIMSTEPS 2", "ANIMSTEPS 3"))
+    with pytest.raises(AtomloomError, match="ANIMSTEPS 3, but 2 steps"):
+        read(path)
 
 
 def test_what_ase_writes_is_read_as_ase_reads_it():

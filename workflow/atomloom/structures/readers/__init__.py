@@ -86,6 +86,12 @@ COMMON_OPTIONS = {
     "max_unpacked_gb": "an archive that unpacks to more than this is refused, 200 unless given",
 }
 """Options that belong to no format."""
+CHOICES: dict[str, tuple[str, ...]] = {
+    "box": ("keep", "molecule"),
+    "xsf_forces": ("ev", "rydberg", "hartree"),
+    "runner_units": ("bohr", "metal"),
+}
+"""Values of the options that have only some, the usual one first."""
 
 
 def reader_of(format: str) -> Reader:
@@ -225,8 +231,11 @@ def check_options(options: Mapping[str, Any]) -> None:
                 if close
                 else f"known are: {', '.join(sorted(known))}",
             )
-    if options.get("box", "keep") not in ("keep", "molecule"):
-        raise AtomloomError("box is `keep` or `molecule`", where="dataset.options")
+    for name, choices in CHOICES.items():
+        if options.get(name, choices[0]) not in choices:
+            listed = " or ".join(f"`{choice}`" for choice in choices[-2:])
+            listed = ", ".join([*(f"`{choice}`" for choice in choices[:-2]), listed])
+            raise AtomloomError(f"{name} is {listed}", where="dataset.options")
     for name in ("order", "truncated", "unconverged"):
         if not isinstance(options.get(name, False), bool):
             raise AtomloomError(f"{name} is true or false", where="dataset.options")

@@ -19,8 +19,8 @@ from atomloom.structures.elements import NUMBERS
 from atomloom.structures.readers import plain_json
 from atomloom.structures.readers.base import Piece, decode, read_limited, unreadable
 from atomloom.structures.readers.runner import BOHR, HARTREE
-from atomloom.structures.readers.vasp import KILOBAR
 from atomloom.structures.structure import Structure
+from atomloom.structures.units import KILOBAR
 
 NAME = "fitsnap"
 ABOUT = "JSON of FitSNAP"

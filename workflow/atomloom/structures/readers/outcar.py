@@ -19,13 +19,13 @@ from atomloom.structures.elements import NUMBERS
 from atomloom.structures.readers import plain_json
 from atomloom.structures.readers.base import Piece, decode, floats, integer, unreadable
 from atomloom.structures.readers.vasp import (
-    KILOBAR,
     OPTIONS,
     at_limit,
     refuse_unconverged,
     whole_steps,
 )
 from atomloom.structures.structure import Structure
+from atomloom.structures.units import KILOBAR
 
 __all__ = ["ABOUT", "HINTS", "NAME", "OPTIONS", "PATTERNS", "parse", "sniff", "split"]
 

@@ -11,15 +11,13 @@ from atomloom.errors import AtomloomError
 from atomloom.structures.elements import atomic_numbers
 from atomloom.structures.readers.base import MAX_RECORD_BYTES, Piece, decode, floats
 from atomloom.structures.structure import Structure
+from atomloom.structures.units import BOHR, HARTREE
 
 NAME = "runner"
 ABOUT = "RuNNer and n2p2 input.data"
 PATTERNS = ("input.data", "*.input.data", "input.data.*")
 HINTS = ("*.data",)
 OPTIONS = {"runner_units": "`metal`: lengths in A and energies in eV, not in bohr and hartree"}
-
-BOHR = 0.529177210903  # A, CODATA 2018
-HARTREE = 27.211386245988  # eV, CODATA 2018
 
 
 def sniff(head: bytes) -> bool:

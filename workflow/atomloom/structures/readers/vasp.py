@@ -9,8 +9,6 @@ from typing import Any
 from atomloom.errors import AtomloomError
 from atomloom.structures.readers.base import Piece, unreadable
 
-KILOBAR = 6.241509074460763e-4  # eV/A^3: 1e8 Pa, CODATA 2018
-
 OPTIONS = {
     "unconverged": "true: take ionic steps whose electronic loop did not converge",
     "truncated": "true: take the whole ionic steps of a file that breaks off, of a job that was killed",

@@ -18,13 +18,13 @@ from atomloom.errors import AtomloomError
 from atomloom.structures.elements import NUMBERS, atomic_numbers
 from atomloom.structures.readers.base import Piece, floats, integer
 from atomloom.structures.readers.vasp import (
-    KILOBAR,
     OPTIONS,
     at_limit,
     refuse_unconverged,
     whole_steps,
 )
 from atomloom.structures.structure import Structure
+from atomloom.structures.units import KILOBAR
 
 __all__ = ["ABOUT", "HINTS", "NAME", "OPTIONS", "PATTERNS", "parse", "sniff", "split"]
 

@@ -1,7 +1,7 @@
 """XSF of XCrySDen, with the energies and forces that aenet puts there (eV, eV/A).
 
-A comment `# total energy = -123.4 eV` gives the energy, columns behind the coordinates the forces.
-Animations (ANIMSTEPS) are one record a step.
+A comment `# total energy = -123.4 eV` gives the energy, in eV unless it names another unit; columns
+behind the coordinates are the forces. Animations (ANIMSTEPS) are one record a step.
 """
 
 from __future__ import annotations
@@ -14,42 +14,57 @@ import numpy as np
 
 from atomloom.errors import AtomloomError
 from atomloom.structures.elements import atomic_numbers
-from atomloom.structures.readers.base import Piece, decode, floats, integer, read_limited
+from atomloom.structures.readers.base import (
+    Piece,
+    decode,
+    floats,
+    integer,
+    read_limited,
+    unreadable,
+)
 from atomloom.structures.structure import Structure
+from atomloom.structures.units import unit_factor
 
 NAME = "xsf"
 ABOUT = "XSF of XCrySDen and aenet, with energies and forces"
 PATTERNS = ("*.xsf", "*.axsf")
 HINTS: tuple[str, ...] = ()
 OPTIONS = {
-    "xsf_forces": "`hartree`: forces of an XSF are in hartree/A, as XCrySDen has them, not in eV/A"
+    "xsf_forces": "unit of the forces: `ev` per A unless given, `rydberg` or `hartree` per A, as XCrySDen "
+    "has them"
 }
 
-HARTREE = 27.211386245988  # eV, CODATA 2018
 _PERIODIC = {
     "CRYSTAL": (True, True, True),
     "SLAB": (True, True, False),
     "POLYMER": (True, False, False),
     "MOLECULE": (False, False, False),
 }
-_ENERGY = re.compile(r"total energy\s*=\s*(\S+)", re.IGNORECASE)
+_OF_DIMENSION = dict(zip("3210", _PERIODIC, strict=True))
+_ENERGY = re.compile(
+    r"total energy\s*(?:[(\[]\s*([^)\]]*?)\s*[)\]])?\s*[=:]\s*(\S+)[ \t]*([^\s,;()]*)",
+    re.IGNORECASE,
+)
 _HEAD = re.compile(
-    rb"^[ \t]*(?:CRYSTAL|SLAB|POLYMER|MOLECULE|ANIMSTEPS[ \t]+\d+|PRIMVEC|ATOMS)[ \t]*\r?$",
+    rb"\A(?:[ \t]*(?:#[^\n]*)?\r?\n)*+[ \t]*"
+    rb"(?:CRYSTAL|SLAB|POLYMER|MOLECULE|DIM-GROUP|ANIMSTEPS[ \t]+\d+|PRIMVEC(?:[ \t]+\d+)?|ATOMS(?:[ \t]+\d+)?|INFO)"
+    rb"[ \t]*(?:#[^\n]*)?\r?$",
     re.MULTILINE,
 )
-_STEP = re.compile(r"^\s*(PRIMVEC|CONVVEC|PRIMCOORD|ATOMS)\s+(\d+)\s*$")
+_STEP = re.compile(r"^\s*(PRIMVEC|CONVVEC|PRIMCOORD|CONVCOORD|ATOMS)\s+(\d+)\s*$")
 _SECTION = re.compile(r"^\s*[A-Za-z_-]{3,}")
 
 
 def sniff(head: bytes) -> bool:
-    """A line that is one of the keywords alone."""
-    return _HEAD.search(head) is not None
+    """One of the keywords alone on the first line that is no comment."""
+    return _HEAD.match(head) is not None
 
 
 def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
     """The file, or its steps where it is an animation."""
     payload = read_limited(stream)
-    if re.search(rb"^\s*ANIMSTEPS", payload[: 1 << 16], re.MULTILINE) is None:
+    told = re.search(rb"^\s*ANIMSTEPS\s+(\d+)", payload[: 1 << 16], re.MULTILINE)
+    if told is None:
         yield Piece(payload, 0)
         return
     shared: list[str] = []  # lines before the first step and sections without a number
@@ -78,15 +93,20 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
     if not steps:
         yield Piece(payload, 0)
         return
+    if len(steps) > 1 and any(_ENERGY.search(line) for line in shared if line.lstrip()[:1] == "#"):
+        raise AtomloomError(f"one total energy for {len(steps)} steps")
     for number in sorted(steps):
         yield Piece("\n".join([*shared, *steps[number], ""]).encode())
+    if len(steps) != int(told[1]):
+        yield unreadable(f"ANIMSTEPS {int(told[1])}, but {len(steps)} steps")
 
 
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     """One structure; without PRIMVEC it is a molecule."""
     lines = decode(payload).splitlines()
     cell = np.zeros((3, 3))
-    pbc: tuple[bool, ...] | None = None
+    named = ""
+    foreign = False
     rows: list[list[str]] = []
     properties: dict[str, float | np.ndarray] = {}
     found = False
@@ -97,19 +117,28 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
         if not text:
             continue
         if text[0] == "#":
-            energy = _ENERGY.search(text)
-            if energy:
-                properties["energy"] = float(floats([energy[1]], f"line {at}: ")[0])
+            found_energy = _ENERGY.search(text)
+            if found_energy:
+                energy, foreign = _energy(found_energy, f"line {at}: ")
+                if properties.setdefault("energy", energy) != energy:
+                    raise AtomloomError(f"line {at}: another total energy than before")
             continue
         word = text.split()[0].upper()
-        if word in _PERIODIC:
-            pbc = _PERIODIC[word]
+        if word in _PERIODIC or word == "DIM-GROUP":
+            if word == "DIM-GROUP":
+                dimension = (lines[at].split() or [""])[0] if at < len(lines) else ""
+                word = _OF_DIMENSION.get(dimension, "")
+                at += 1
+                if not word:
+                    raise AtomloomError(f"line {at}: `{dimension[:20]}` is no number of directions")
+            if named not in ("", word):
+                raise AtomloomError(f"line {at}: {word}, but {named} before")
+            named = word
         elif word == "PRIMVEC":
             tokens = [token for line in lines[at : at + 3] for token in line.split()]
             if len(tokens) != 9:
                 raise AtomloomError(f"line {at}: PRIMVEC is not followed by three vectors")
             cell = floats(tokens, f"lines {at + 1} to {at + 3}: ").reshape(3, 3)
-            pbc = (True, True, True) if pbc is None else pbc
             at += 3
         elif word in ("CONVVEC", "RECIPVEC"):
             at += 3
@@ -132,7 +161,9 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
             )
         elif word.startswith("BEGIN_"):
             break  # grids follow the structure
-        elif word == "DIM-GROUP":
+        elif word == "INFO":
+            while at < len(lines) and lines[at].strip() != "END_INFO":
+                at += 1
             at += 1
         else:
             raise AtomloomError(f"line {at}: `{text[:40]}` is none of XSF's keywords")
@@ -151,8 +182,22 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
         -1, width
     )
     if has_forces:
-        unit = HARTREE if options.get("xsf_forces") == "hartree" else 1.0
-        properties["forces"] = table[:, 3:] * unit
-    if pbc is None:
-        pbc = (False, False, False)
+        given = options.get("xsf_forces")
+        if foreign and given is None and table[:, 3:].any():
+            raise AtomloomError(
+                "the energy is not in eV, and nothing says what the forces are in",
+                todo="set the option xsf_forces",
+            )
+        properties["forces"] = table[:, 3:] * (unit_factor(f"{given or 'ev'}/a", 1, -1) or 1.0)
+    pbc = _PERIODIC[named or ("CRYSTAL" if cell.any() else "MOLECULE")]
     return Structure(numbers, table[:, :3], cell, np.array(pbc), properties)
+
+
+def _energy(found: re.Match[str], where: str) -> tuple[float, bool]:
+    """An energy in eV, and whether the file has it in another unit."""
+    before, number, behind = found.groups()
+    unit = before or behind or "eV"
+    factor = unit_factor(unit, 1, 0)
+    if factor is None:
+        raise AtomloomError(f"{where}`{unit[:40]}` is no known unit of energy")
+    return float(floats([number], where)[0]) * factor, factor != 1.0
