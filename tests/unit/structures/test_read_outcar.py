@@ -125,6 +125,18 @@ def test_an_outcar_is_known_by_its_name_or_its_first_line(tmp_path, name):
     assert len(read(tmp_path)) == 3
 
 
+@pytest.mark.parametrize("ending", ["", ".relax1.gz"])
+def test_the_steps_of_a_run_are_read_once_where_its_vasprun_xml_is_there_too(tmp_path, ending):
+    (tmp_path / f"OUTCAR{ending}").touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "OUTCAR").touch()
+    (tmp_path / f"vasprun.xml{ending}").touch()
+    names = [path.relative_to(tmp_path).as_posix() for path in list_files(tmp_path)]
+    assert names == ["other/OUTCAR", f"vasprun.xml{ending}"]
+    assert len(list_files(tmp_path, format="outcar")) == 2
+    assert len(list_files(tmp_path, pattern="OUTCAR*")) == 2
+
+
 @pytest.mark.parametrize(
     ("verdict", "loops", "reason"),
     [

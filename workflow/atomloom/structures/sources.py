@@ -118,7 +118,8 @@ def list_files(
     """The files of a source, in natural order (2.cif before 10.cif).
 
     Of a folder these are all files below it that some reader recognises, by name or content, and
-    archives; hidden files, tables of labels and documents are left out. With a `pattern` (a glob of
+    archives; hidden files, tables of labels and documents are left out, and so is an OUTCAR beside the
+    vasprun.xml of the same run. With a `pattern` (a glob of
     the name or of the path below the folder) all that match are taken, and with a `format` all that
     are no documents.
 
@@ -147,6 +148,9 @@ def list_files(
         relative = path.relative_to(root).as_posix()
         if _is_companion(path):
             continue  # listed behind the file it belongs to
+        if pattern is None and given is None and _said_twice(path):
+            log.info("%s: left out, its steps are in the vasprun.xml beside it", path)
+            continue
         if _wanted(relative, pattern, given, lambda path=path: _head_of(path)):
             kept += [path, *_beside(path)]
         else:
@@ -285,6 +289,15 @@ def _is_companion(path: Path, given: str | None = None) -> bool:
     if given in (None, deepmd.NAME) and deepmd.is_companion(path):
         return True
     return given in (None, ase_db.NAME) and ase_db.is_companion(path)
+
+
+def _said_twice(path: Path) -> bool:
+    """Whether a file is an OUTCAR whose vasprun.xml stands beside it."""
+    bare = _without_compression(path.name)
+    if "OUTCAR" not in bare:
+        return False
+    other = bare.replace("OUTCAR", "vasprun.xml")
+    return any(path.with_name(f"{other}{ending}").is_file() for ending in ("", *_COMPRESSED))
 
 
 def _wanted(relative: str, pattern: str | None, given: str | None, head: Any) -> bool:
