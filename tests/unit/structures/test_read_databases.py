@@ -198,6 +198,12 @@ def test_an_element_that_only_unused_types_have_does_not_matter(tmp_path):
     assert reasons(tmp_path / "s") == [""] * 3
     (tmp_path / "s/type.raw").write_text("6 " * 7)
     assert reasons(tmp_path / "s")[0] == "set.000: frame 0: unknown element `Type_6`"
+    names = (tmp_path / "s/type_map.raw").read_text()
+    (tmp_path / "s/type_map.raw").write_text(names.replace("Type_6", "Fe2 Fe_up H2O"))
+    (tmp_path / "s/type.raw").write_text("6 " * 6 + "7")
+    assert read(tmp_path / "s")[0].numbers.tolist() == [26] * 7
+    (tmp_path / "s/type.raw").write_text("8 " * 7)
+    assert reasons(tmp_path / "s")[0] == "set.000: frame 0: unknown element `H2O`"
     (tmp_path / "s/type.raw").write_text("-1 " * 7)
     assert "type.raw: a type is not a count: `-1`" in reasons(tmp_path / "s")[0]
 

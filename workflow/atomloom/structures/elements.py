@@ -5,6 +5,7 @@ It knows nothing of files or structures.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -21,6 +22,7 @@ SYMBOLS = (  # noqa: SIM905 - a list would take 120 lines
 
 NUMBERS = {symbol: number for number, symbol in enumerate(SYMBOLS) if number}
 NUMBERS |= {"D": 1, "T": 1}  # isotopes of hydrogen, the same element to every model here
+_SPECIES = re.compile(r"([A-Z][a-z]?)(?:[0-9]+|_.+)?")
 
 
 def atomic_number(symbol: str) -> int:
@@ -46,6 +48,18 @@ def atomic_numbers(symbols: Iterable[str]) -> np.ndarray:
         return np.array([NUMBERS[symbol] for symbol in symbols], dtype=np.uint8)
     except KeyError:
         return np.array([_number_of(symbol) for symbol in symbols], dtype=np.uint8)
+
+
+def species_number(species: str) -> int:
+    """Atomic number of a species that may be told from others of its element: Fe, Fe1, Fe_up.
+
+    Raises:
+        AtomloomError: when there is no such element; of what else stands behind it nobody knows.
+    """
+    found = _SPECIES.fullmatch(species)
+    if found is None or found[1] not in NUMBERS:
+        raise AtomloomError(f"unknown element `{species[:20]}`")
+    return NUMBERS[found[1]]
 
 
 def _number_of(symbol: str) -> int:

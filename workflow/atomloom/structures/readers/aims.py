@@ -6,14 +6,13 @@ velocities) is left behind, and so are sites of basis functions without a nucleu
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from atomloom.errors import AtomloomError
-from atomloom.structures.elements import NUMBERS
+from atomloom.structures.elements import species_number
 from atomloom.structures.readers.base import decode, floats
 from atomloom.structures.readers.base import split_whole as split
 from atomloom.structures.structure import Structure
@@ -32,7 +31,7 @@ _OTHERS = (
     "rt_tddft_", "set_vacuum_level", "symmetry_", "trust_radius", "velocity", "verbatim_writeout",
 )  # fmt: skip
 """How keywords begin that change neither which atoms there are nor where."""
-_SPECIES = re.compile(r"([A-Z][a-z]?)(?:[^A-Za-z].*)?")
+
 _GIVEN = ("lattice_vector", "atom", "atom_frac")
 
 
@@ -98,8 +97,7 @@ def _is_row(words: list[str]) -> bool:
 
 
 def _number(species: str, where: str) -> int:
-    """Atomic number of a species, which may be told from others of its element: Fe_up, H1."""
-    found = _SPECIES.fullmatch(species)
-    if found is None or found[1] not in NUMBERS:
-        raise AtomloomError(f"{where}unknown element `{species[:20]}`")
-    return NUMBERS[found[1]]
+    try:
+        return species_number(species)
+    except AtomloomError as error:
+        raise AtomloomError(f"{where}{error.what}") from None

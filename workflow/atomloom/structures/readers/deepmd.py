@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from atomloom.errors import AtomloomError
-from atomloom.structures.elements import atomic_number
+from atomloom.structures.elements import species_number
 from atomloom.structures.readers import plain_json
 from atomloom.structures.readers.base import (
     Piece,
@@ -136,7 +136,9 @@ class _System:
         if not len(self.types):
             raise AtomloomError("no atoms")
         if not (folder / "type_map.raw").is_file():
-            raise AtomloomError("no type_map.raw beside it: elements are unknown")
+            raise AtomloomError(
+                "no type_map.raw beside it: elements are unknown; write one, a symbol per type"
+            )
         self.names = _words(folder / "type_map.raw")
         self.periodic = not (folder / "nopbc").exists()
 
@@ -203,7 +205,7 @@ class _System:
     def _element(self, kind: int) -> int:
         if not 0 <= kind < len(self.names):
             raise AtomloomError(f"type {kind}, but type_map.raw has {len(self.names)} elements")
-        return atomic_number(self.names[kind])
+        return species_number(self.names[kind])
 
 
 def _words(path: Path) -> list[str]:
