@@ -49,6 +49,9 @@ def test_raw_files_with_what_cannot_be_used(tmp_path):
 def test_nothing_there_and_damage_are_said(tmp_path):
     with pytest.raises(AtomloomError, match="no such file or folder"):
         text(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(AtomloomError, match="empty: no file that a reader recognises"):
+        text(tmp_path / "empty")
     (tmp_path / "cut.zarr.zip").write_bytes(b"PK")
     with pytest.raises(AtomloomError, match=r"cut\.zarr\.zip"):
         text(tmp_path / "cut.zarr.zip")

@@ -87,7 +87,10 @@ def _raw(path: Path) -> Iterator[str]:
     labels: Counter[str] = Counter()
     reasons: list[str] = []
     structures: list[Structure] = []
-    for record in enumerate_records(list_files(path)):
+    files = list_files(path)
+    if not files:
+        raise AtomloomError("no file that a reader recognises", where=path)
+    for record in enumerate_records(files):
         formats[record.format] += 1
         labels.update(record.labels.keys())
         try:

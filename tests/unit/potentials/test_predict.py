@@ -220,6 +220,21 @@ def test_killed_it_goes_on(copper, tmp_path, monkeypatch):
     assert len(written) == 24 - done + 24
 
 
+def test_records_of_files_of_one_name_are_told_apart(copper, tmp_path):
+    output = tmp_path / "table.parquet"
+    for folder in "xy":
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        write(tmp_path / "in" / folder / "same.extxyz", crystals(2))
+        write(tmp_path / "in" / folder / "bad.extxyz", bulk("Al"))
+    assert (
+        call("--model", copper, "--source", tmp_path / "in", "--output", output, "--chunk", 1) == 0
+    )
+    ids = [f"{folder}/same-{frame:06d}" for folder in "xy" for frame in (0, 1)]
+    assert pd.read_parquet(output)["id"].tolist() == ids
+    refused = pd.read_csv(tmp_path / "table.quarantine.csv")
+    assert refused["id"].tolist() == ["x/bad", "y/bad"]
+
+
 def test_other_structures_make_another_table(copper, tmp_path):
     source, output = tmp_path / "frames.extxyz", tmp_path / "table.parquet"
     for count in (3, 5):

@@ -408,6 +408,15 @@ def test_ids_are_names_without_endings(name, id):
     assert record_id(name) == id
 
 
+def test_records_of_files_of_one_name_are_told_apart_when_read(tmp_path):
+    for folder in "xy":
+        (tmp_path / folder / "run").mkdir(parents=True)
+        (tmp_path / folder / "same.vasp").write_text(POSCAR)
+        (tmp_path / folder / "run" / "POSCAR").write_text(POSCAR)
+    assert [s.id for s in read(tmp_path)] == ["x/run", "x/same", "y/run", "y/same"]
+    assert [s.id for s in read(tmp_path / "x")] == ["run", "same"]
+
+
 def test_archives_in_a_folder_are_files_of_it(tmp_path):
     tar_of(tmp_path / "a.tar.gz", {"1.vasp": POSCAR.encode()}, "w:gz")
     (tmp_path / "2.vasp").write_text(POSCAR)

@@ -32,8 +32,8 @@ from atomloom.stages.labels import (
     read_here,
     read_labels,
 )
-from atomloom.stages.naming import tell_apart
 from atomloom.stages.sources import label_members, refresh_sources
+from atomloom.structures.naming import tell_apart
 from atomloom.structures.readers import parse_record
 from atomloom.structures.sources import RawRecord, enumerate_records
 

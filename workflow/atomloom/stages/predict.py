@@ -37,6 +37,7 @@ from atomloom.potentials.committee import Committee
 from atomloom.potentials.evaluation import evaluate_table, structure_table
 from atomloom.structures.checks import check_structure
 from atomloom.structures.elements import SYMBOLS
+from atomloom.structures.naming import tell_apart
 from atomloom.structures.readers import parse_record
 from atomloom.structures.sources import RawRecord, enumerate_records, list_files
 from atomloom.structures.structure import Structure
@@ -484,6 +485,7 @@ class _Parts:
         self.request, self.key = request, key
         self.folder = request.output.with_name(f".{request.output.stem}.{key}.parts")
         self.count = 0
+        self._told_apart: dict[tuple[str, str], str] = {}
         self.folder.mkdir(parents=True, exist_ok=True)
         write_spec(self.folder, content)
 
@@ -507,7 +509,8 @@ class _Parts:
         """Write the output; returns numbers of structures predicted and refused, and the first reason
         why one was."""
         request = self.request
-        refused = [pq.read_table(self._path(n, "refused")) for n in range(self.count)]
+        self._told_apart = self._tell_apart()
+        refused = [self._table("refused", n) for n in range(self.count)]
         quarantine = pa.concat_tables(refused).to_pandas()
         write_text(request.beside("quarantine.csv"), quarantine.to_csv(index=False))
         if request.forces:
@@ -524,11 +527,36 @@ class _Parts:
             first = f"{quarantine['id'][0]}, {quarantine['reason'][0]}"
         return pq.read_metadata(request.output).num_rows, len(quarantine), first
 
+    def _tell_apart(self) -> dict[tuple[str, str], str]:
+        """The ids of records of several files that have one name, by id and source."""
+        columns = ["id", "source"]
+        parts = [
+            pq.read_table(self._path(number, name), columns=columns)
+            for name in ("predictions", "refused")
+            for number in range(self.count)
+        ]
+        records = pa.concat_tables(parts).group_by(columns, use_threads=False).aggregate([])
+        ids, sources = (records[name].to_pylist() for name in columns)
+        if len(set(ids)) == len(ids):
+            return {}
+        told_apart, _ = tell_apart(ids, ids, sources)
+        pairs = zip(ids, sources, told_apart, strict=True)
+        return {(id, source): new for id, source, new in pairs if new != id}
+
+    def _table(self, name: str, number: int) -> pa.Table:
+        """A table of a chunk, with the ids that tell its records from those of other files."""
+        table = pq.read_table(self._path(number, name))
+        if name == "forces" or not self._told_apart:
+            return table
+        pairs = zip(table["id"].to_pylist(), table["source"].to_pylist(), strict=True)
+        ids = [self._told_apart.get(pair, pair[0]) for pair in pairs]
+        return table.set_column(0, "id", pa.array(ids, pa.string()))
+
     def _join(self, name: str, path: Path, schema: pa.Schema) -> None:
         first = 0
         with pq.ParquetWriter(path, schema) as writer:
             for number in range(self.count):
-                table = pq.read_table(self._path(number, name))
+                table = self._table(name, number)
                 if name == "forces":
                     rows = pa.array(table["row"].to_numpy() + first)
                     table = table.set_column(0, "row", rows)

@@ -11,6 +11,7 @@ from typing import Any
 
 from atomloom.errors import AtomloomError
 from atomloom.structures.adapters import to_ase, to_pymatgen, to_structure
+from atomloom.structures.naming import tell_apart
 from atomloom.structures.readers import parse_record
 from atomloom.structures.sources import RawRecord, enumerate_records, list_files
 from atomloom.structures.structure import Structure
@@ -54,17 +55,21 @@ def read(path: str | Path, format: str = "auto", **options: Any) -> list[Structu
     """
     pattern = options.pop("pattern", None)
     files = list_files(path, pattern, format)
-    structures = []
+    structures: list[Structure] = []
+    sources = []
     for record in enumerate_records(files, format, options, pattern):
+        file = files[record.file]
+        where = f"{file}::{record.member}" if record.member else str(file)
         try:
             assert record.payload is not None
             structures.append(parse_record(record.format, record.payload, record.id, options))
+            sources.append(where)
         except AtomloomError as error:
-            file = files[record.file]
-            where = f"{file}::{record.member}" if record.member else str(file)
             raise AtomloomError(
                 error.what, where=f"{where}, {record.id}", todo=error.todo
             ) from error
     if not structures:
         raise AtomloomError("no structure found", where=path)
-    return structures
+    ids = [structure.id for structure in structures]
+    told_apart, _ = tell_apart(ids, ids, sources)
+    return [s if s.id == id else s.named(id) for s, id in zip(structures, told_apart, strict=True)]

@@ -9,10 +9,7 @@ themselves are left alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from itertools import compress
-
-import pandas as pd
+from collections.abc import Iterable, Sequence
 
 from atomloom.structures.sources import record_id
 
@@ -27,29 +24,33 @@ def tell_apart(
         names: file names.
         sources: where each record is, `file` or `archive::member`.
     """
-    table = pd.DataFrame({"id": ids, "source": sources})
-    if table["id"].is_unique:
-        return list(ids), list(names)
-    files = table.groupby("id", sort=False)["source"].transform("nunique")
-    clash = table["source"].isin(table["source"][files > 1].unique()).to_numpy()
+    first: dict[str, str] = {}
+    clashing: set[str] = set()
+    for id, source in zip(ids, sources, strict=True):
+        other = first.setdefault(id, source)
+        if other != source:
+            clashing |= {source, other}
     new_ids, new_names = list(ids), list(names)
-    if clash.any():
-        root = _common_folder(table["source"].unique())
-        for position in compress(range(len(clash)), clash):
-            place = _place(sources[position])
-            stem = record_id(place)
-            if not ids[position].startswith(stem):
-                continue  # named in the file, not after it
-            below = os.path.relpath(place, root)
-            folder = os.path.dirname(below)
-            if record_id(os.path.basename(place)) != stem:  # named after its folder, as POSCAR is
-                folder = os.path.dirname(folder)
-            new_ids[position] = os.path.join(folder, ids[position])
-            new_names[position] = below
+    if not clashing:
+        return new_ids, new_names
+    root = _common_folder(set(sources))
+    for position, source in enumerate(sources):
+        if source not in clashing:
+            continue
+        place = _place(source)
+        stem = record_id(place)
+        if not ids[position].startswith(stem):
+            continue  # named in the file, not after it
+        below = os.path.relpath(place, root)
+        folder = os.path.dirname(below)
+        if record_id(os.path.basename(place)) != stem:  # named after its folder, as POSCAR is
+            folder = os.path.dirname(folder)
+        new_ids[position] = os.path.join(folder, ids[position])
+        new_names[position] = below
     return new_ids, new_names
 
 
-def _common_folder(sources: Sequence[str]) -> str:
+def _common_folder(sources: Iterable[str]) -> str:
     return os.path.commonpath([os.path.dirname(_place(source)) for source in sources])
 
 
