@@ -1,6 +1,6 @@
 """atomloom on a GPU: is it right, does it wait, how fast is it, and what does it reach.
 
-    python benchmarks/gpu.py [--parts right,waiting,...] [--device cuda|cpu] [--small] [--epochs E]
+    python benchmarks/gpu.py [--parts right,waiting,...] [--device cuda|cpu] [--small] [--minutes M]
 
 Runs on any machine with a CUDA GPU, without a network and without Snakemake; a part takes about a
 minute and results are written after each, so that a cut loses nothing. `--small --device cpu` tries
@@ -17,7 +17,7 @@ loader    graphs delivered a second
 batched   energies and forces of 1 to 128 molecules at once
 tio2      PaiNN on energies and forces of the embedded TiO2 frames, from files to errors
 phonons   fold 0 of matbench_phonons by iComFormer of width 256
-mp36k     formation energies of the official mp36k rows, for `--epochs`
+mp36k     formation energies of the official mp36k rows, for `--minutes`
 """
 
 from __future__ import annotations
@@ -44,15 +44,17 @@ from atomloom.config import Config, load_config, parse_config
 from atomloom.config.training import Batching
 from atomloom.data.loader import GraphLoader
 from atomloom.graphs.build import build_graphs
+from atomloom.layout import PlannedLayout
 from atomloom.models import build_model
 from atomloom.models.derivatives import evaluate_potential
-from atomloom.notebook import run_pipeline
+from atomloom.notebook import prepare, run_pipeline
+from atomloom.stages.train import load_labelled
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 from atomloom.training.cuda_graphs import RecordedSteps
 from atomloom.training.data import LabelledGraphs
 from atomloom.training.devices import arithmetic, open_fabric
-from atomloom.training.loop import Bench, rows_with_targets
+from atomloom.training.loop import Bench, compiled_model, rows_with_targets
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("ATOMLOOM_DATA") or ROOT.parent / "shared" / "data")
@@ -477,7 +479,7 @@ def batched(options: argparse.Namespace) -> dict[str, Any]:
 
 def tio2(options: argparse.Namespace) -> dict[str, Any]:
     """Energies and forces of the embedded frames, every stage from the file on."""
-    settings = {"epochs": 2 if options.small else 60, "learning_rate": 2e-3, "ema_decay": 0.99}
+    settings = {"epochs": 2 if options.small else 40, "learning_rate": 2e-3, "ema_decay": 0.99}
     content = {
         "dataset": {
             "name": "tio2",
@@ -523,10 +525,14 @@ def mp36k(options: argparse.Namespace) -> dict[str, Any] | str:
             "unit": "eV/atom",
             "checks": {"max_fraction": 1.0},  # 261 crystals are in no official split
         },
-        "split": {"kind": "column", "column": "split", "duplicates": "report"},
+        "split": {
+            "kind": "column",
+            "column": "split",
+            "duplicates": "report",
+            "duplicate_tolerance": 0,
+        },
         "model": {"name": "icomformer", "width": 256},
         "training": {
-            "epochs": options.epochs,
             "batch": {"structures": 64},
             "loss": "mae",
             "learning_rate": 0.001,
@@ -536,20 +542,66 @@ def mp36k(options: argparse.Namespace) -> dict[str, Any] | str:
             "compile": True,
         },
     }
-    return _run(parse_config(content, where="benchmarks/gpu.py"))
+    config = parse_config(content, where="benchmarks/gpu.py")
+    return _run(config, lambda places, spent: _epochs(places, 60 * options.minutes - spent))
 
 
-def _run(config: Config) -> dict[str, Any]:
-    """All stages in a scratch folder; seconds, errors, and where the time of epochs went."""
+def _epochs(places: PlannedLayout, seconds: float) -> int:
+    """Epochs that training and evaluation have the time for, by measured steps."""
+    begun = time.perf_counter()
+    config = places.config
+    with arithmetic_of(config):
+        data = load_labelled(places)
+        fabric = open_fabric(config.training, print)
+        rows = rows_with_targets(data, "train", print)
+        bench = Bench.set_up(data, config, fabric, rows, rows[:0], print)
+        loader = bench.loader(rows, seed=0, shuffle=True)
+        if config.training.compile:
+            model = compiled_model(bench.model, loader, fabric, print)
+            bench.step_network.model = bench.objective.step_network(model)
+        bench.model.train()
+        step = RecordedSteps(bench.micro_step, bench.model, False, print)
+        share = torch.ones(1, device=fabric.device)
+        times = []
+        for batch in islice(loader.batches(0), 60):
+            started = time.perf_counter()
+            step(batch, share)
+            bench.optimizer_step()
+            finish(config.training.device)
+            times.append(time.perf_counter() - started)
+    each = statistics.median(times)
+    # Training compiles again, for validation too, and evaluation comes after it.
+    left = seconds - 2 * (time.perf_counter() - begun) - 30.0
+    validation = 1.1  # what validation and the moving average add to an epoch
+    epochs = max(1, int(left / (validation * each * len(loader))))
+    print(f"{1e3 * each:.1f} ms a step, {epochs} epochs in {left:.0f} s", flush=True)
+    return epochs
+
+
+def _run(
+    config: Config, epochs: Callable[[PlannedLayout, float], int] | None = None
+) -> dict[str, Any]:
+    """All stages in a scratch folder; seconds, errors, and where the time of epochs went.
+
+    Args:
+        config: the whole config.
+        epochs: says how many, of the graphs and the seconds that were spent on them; those of the
+            config, where not given.
+    """
     with tempfile.TemporaryDirectory() as folder:
         paths = {"results": f"{folder}/results", "store": f"{folder}/store"}
-        places = config.paths.model_copy(update=paths)
+        config = config.model_copy(update={"paths": config.paths.model_copy(update=paths)})
         begun = time.perf_counter()
-        run = run_pipeline(config.model_copy(update={"paths": places}), print)
+        if epochs is not None:
+            places = prepare(config, print)
+            number = epochs(places, time.perf_counter() - begun)
+            training = config.training.model_copy(update={"epochs": number})
+            config = config.model_copy(update={"training": training})
+        run = run_pipeline(config, print)
         seconds = time.perf_counter() - begun
         history = run.history
         card = json.loads((run.folder / "run.json").read_text())
-        parts = [name for name in history if name.startswith("seconds_")]
+        parts = [name for name in history if name.endswith("_seconds")]
         shares = {n: float(history[n][1:].sum() / history["seconds"][1:].sum()) for n in parts}
         return {
             "seconds": seconds,
@@ -589,7 +641,7 @@ def main() -> None:
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--eager", action="store_true", help="compile nothing")
-    parser.add_argument("--epochs", type=int, default=60, help="of mp36k")
+    parser.add_argument("--minutes", type=float, default=30.0, help="of mp36k, all stages together")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     options.models = options.models.split(",")

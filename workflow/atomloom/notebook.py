@@ -148,12 +148,31 @@ def run_pipeline(config: Config, log: Log = print) -> Run:
     Raises:
         AtomloomError: when a stage fails.
     """
-    from atomloom.stages.convert import convert_chunk
     from atomloom.stages.evaluate import evaluate_run
+    from atomloom.stages.train import train_run
+
+    places = prepare(config, log)
+    run = places.run
+    if not (run / "run.json").exists() or not (run / "model.safetensors").exists():
+        if config.training.devices == 1:
+            train_run(places, log)
+        else:
+            _train_in_processes(places.layout, log)
+    if not (run / "parity.png").exists():
+        evaluate_run(places, log)
+    return Run(places)
+
+
+def prepare(config: Config, log: Log = print) -> PlannedLayout:
+    """The stages before training, likewise; says where everything is.
+
+    Raises:
+        AtomloomError: when a stage fails.
+    """
+    from atomloom.stages.convert import convert_chunk
     from atomloom.stages.graphs import build_chunk
     from atomloom.stages.index import write_index
     from atomloom.stages.split import write_split
-    from atomloom.stages.train import train_run
 
     layout = Layout(config)
     plan = _plan(layout, log)
@@ -171,15 +190,7 @@ def run_pipeline(config: Config, log: Log = print) -> Run:
         write_index(places, log)
     if not (places.split / "split.json").exists():
         write_split(places, log)
-    run = places.run
-    if not (run / "run.json").exists() or not (run / "model.safetensors").exists():
-        if config.training.devices == 1:
-            train_run(places, log)
-        else:
-            _train_in_processes(layout, log)
-    if not (run / "parity.png").exists():
-        evaluate_run(places, log)
-    return Run(places)
+    return places
 
 
 def _plan(layout: Layout, log: Log) -> Plan:

@@ -1,6 +1,6 @@
 """Padding: batches filled up to one of few shapes, for whom a new shape is dear.
 
-What is filled in is structures behind the others, of which the last has all atoms and edges. They
+What is filled in is structures of one atom behind the others; the last has all further atoms. They
 count nothing: targets are unknown, edges have multiplicity 0, atoms weight 0 in batch statistics. So
 outputs of the other structures, gradients and running statistics are those of the batch as it was,
 to rounding. Everything happens on the batch's device, and nothing waits for it.
@@ -10,7 +10,7 @@ Legend: B structures, N atoms, E edges, L pairs of edges, of the padded batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -45,9 +45,10 @@ def padded_shape(batch: GraphBatch) -> Shape | None:
     if not len(batch.src) or batch.node_weight is not None:
         return None
     pairs = batch.extras.get("line_src")
+    structures = rounded_up(batch.size + 1)
     return Shape(
-        rounded_up(batch.size + 1),
-        rounded_up(len(batch.numbers) + 1),
+        structures,
+        rounded_up(len(batch.numbers) + structures - batch.size),
         rounded_up(len(batch.src) + SPARE_EDGES),
         0 if pairs is None else rounded_up(len(pairs)),
     )
@@ -111,14 +112,15 @@ class PaddedBatch:
             value = getattr(batch, name)
             if value is not None:
                 _copy(getattr(into, name), value, value[:1])
-        _copy(into.node_graph, batch.node_graph, shape.structures - 1)
-        _copy(into.node_ptr, batch.node_ptr, atoms)
+        count = self._counting
+        owners = count[:more_atoms].clamp(max=shape.structures - structures - 1) + structures
+        _copy(into.node_graph, batch.node_graph, owners)
+        _copy(into.node_ptr, batch.node_ptr, count[1 : shape.structures - structures + 1] + atoms)
         into.node_ptr[-1:].fill_(shape.atoms)
         _copy(into.node_weight, None, 0.0, rows=atoms)
 
         # Further edges lead from the further atoms to themselves, shared out evenly, so that no atom
         # is the end of very many.
-        count = self._counting
         ends = count[:more_edges] * more_atoms // more_edges + atoms
         _copy(into.src, batch.src, ends)
         _copy(into.dst, batch.dst, ends)
@@ -135,7 +137,6 @@ class PaddedBatch:
                 _copy(into.extras[name], value, spare)
             else:
                 _copy(into.extras[name], value, 0.0 if name == "globals" else torch.nan)
-        assert structures < shape.structures
         return into
 
 

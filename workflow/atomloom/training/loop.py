@@ -312,7 +312,7 @@ def _train(
             "warning: no torch.compile: what it makes cannot be differentiated twice, as forces ask"
         )
     elif settings.compile:
-        forward = _compiled(model, loader, fabric, log)
+        forward = compiled_model(model, loader, fabric, log)
         bench.step_network.model = objective.step_network(forward)
     take_micro_step = bench.micro_step
     if records_steps(settings, cuda, ranks):
@@ -646,7 +646,7 @@ def _seed_noise(seed: int, epoch: int, position: int, cuda: bool) -> None:
         torch.cuda.manual_seed(mixed)
 
 
-def _compiled(model: nn.Module, loader: Loader, fabric: Fabric, log: Log) -> nn.Module:
+def compiled_model(model: nn.Module, loader: Loader, fabric: Fabric, log: Log) -> nn.Module:
     """The compiled model, tried on one batch; the model itself, saying why, where that fails."""
     batch = loader.slice(loader.plan(0)[0])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
