@@ -15,8 +15,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pymatgen.io.cif import CifWriter
 from pymatgen.io.vasp import Poscar
+from test_read_aims_and_fitsnap import CRYSTAL, MOLECULE, fitsnap
 from test_read_databases import RUNNER
 from test_read_extxyz import FRAME
+from test_read_outcar import outcar
 from test_read_xsf_and_vasprun import XSF, vasprun_text
 
 from atomloom.errors import AtomloomError
@@ -47,7 +49,10 @@ SEEDS = {
         json.dumps({"numbers": [1, 8], "positions": [[0, 0, 0], [1, 1, 1]], "pbc": [0, 0, 0]})
     ],
     "vasprun": [next(split_vasprun(io.BytesIO(vasprun_text().encode()), {})).payload.decode()],
+    "aims": [CRYSTAL, MOLECULE],
 }
+FILES = [outcar(), "# cells\n" + json.dumps(fitsnap()), vasprun_text()]
+"""Of formats whose records are rewritten when the file is cut into them."""
 
 TOKENS = st.sampled_from(
     ["nan", "inf", "-1e309", "1e308", "-1", "0", "99999999999999999999", "Xx", "D", "1_0", "*****", "'", '"',
@@ -133,7 +138,11 @@ def test_any_bytes_give_a_structure_or_an_error(format, payload):
 
 
 @settings(max_examples=150, deadline=20_000)
-@given(payload=st.one_of(st.binary(max_size=3000), *(mutations(seeds) for seeds in SEEDS.values())))
+@given(
+    payload=st.one_of(
+        st.binary(max_size=3000), *(mutations(seeds) for seeds in (*SEEDS.values(), FILES))
+    )
+)
 def test_any_file_is_at_least_one_record_or_an_error(tmp_path_factory, payload):
     path = tmp_path_factory.mktemp("any") / "file"
     path.write_bytes(payload)

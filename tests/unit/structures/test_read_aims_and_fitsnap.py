@@ -195,7 +195,8 @@ def test_atomic_units_are_converted_and_a_cell_is_no_must(tmp_path):
         ({"NumAtoms": 3}, "2 AtomTypes, but NumAtoms is 3"),
         ({"Forces": [[0, 0, 0]]}, r"Forces of shape \(1, 3\), not \(2, 3\)"),
         ({"Stress": [1, 2, 3, 4, 5, 6]}, r"Stress of shape \(6,\), not \(3, 3\)"),
-        ({"Positions": [["a", 0, 0], [0, 0, 0]]}, "could not convert string to float"),
+        ({"Positions": [["a", 0, 0], [0, 0, 0]]}, "Positions is no table of numbers"),
+        ({"Forces": [[0, 0], [0, 0, 0]]}, "Forces is no table of numbers"),
         ({"Data": "none"}, "no `Dataset` with a list `Data`"),
     ],
 )

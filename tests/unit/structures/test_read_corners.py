@@ -254,7 +254,7 @@ def as_outcar(atoms, folder):
     (folder / "OUTCAR").write_text(
         f"{potentials}   ions per type =   {' '.join('1' for _ in atoms)}\n"
         f"  FORCE on cell\n  in kB {xx} {yy} {zz} {xy} {yz} {xz}\n direct lattice vectors\n{rows(atoms.cell)}"
-        f" POSITION  TOTAL-FORCE (eV/Angst)\n ----\n{rows(table)}"
+        f" POSITION  TOTAL-FORCE (eV/Angst)\n ----\n{rows(table)} ----\n"
         f" FREE ENERGIE OF THE ION-ELECTRON SYSTEM (eV)\n  free  energy   TOTEN  = {energy} eV\n\n"
         f"  energy  without entropy= {energy}  energy(sigma->0) = {energy}\n"
     )

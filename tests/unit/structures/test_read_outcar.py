@@ -216,6 +216,7 @@ def test_what_a_force_field_learned_on_the_fly_says_is_left_behind(tmp_path):
     [
         ("ions per type =               1   2", "ions per type =   1   1   1", "elements of 2 POTCARs for 3"),
         ("TITEL  = PAW_PBE Ti_sv", "TITEL  = PAW_PBE Q_sv", "unknown element `Q`"),
+        ("ions per type =               1   2", "ions per type =   1   1", "more positions than 2 ions"),
         ("TITEL", "TITLE", ""),  # then by the lines POTCAR
         ("  in kB", "  in kB **********", r"stress: not a number: `\*+`"),
         ("TOTAL-FORCE (eV/Angst)", "", "no positions and forces"),

@@ -91,6 +91,8 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
 
 
 def _rewritten(entry: Mapping[str, Any], styles: Mapping[str, Any]) -> bytes:
+    if missing := {"AtomTypes", "Positions"} - entry.keys():
+        raise AtomloomError(f"no `{min(missing)}`")
     symbols = entry["AtomTypes"]
     if str(styles["AtomType"] or "chemicalsymbol").lower() != "chemicalsymbol":
         raise AtomloomError(f"AtomTypeStyle is {styles['AtomType']}, not chemicalsymbol")
@@ -120,7 +122,10 @@ def _number(symbol: Any) -> int:
 def _array(
     entry: Mapping[str, Any], name: str, shape: tuple[int, int], styles: Mapping[str, Any]
 ) -> np.ndarray:
-    values = np.array(entry[name], dtype=np.float64)
+    try:
+        values = np.array(entry[name], dtype=np.float64)
+    except (TypeError, ValueError):
+        raise AtomloomError(f"{name} is no table of numbers") from None
     if values.shape != shape:
         raise AtomloomError(f"{name} of shape {values.shape}, not {shape}")
     return values * _unit(name, styles)

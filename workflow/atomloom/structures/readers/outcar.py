@@ -116,6 +116,8 @@ class _Step:
     cell: list[str] = field(default_factory=list)
     rows: list[str] = field(default_factory=list)
     """Lines of positions and forces."""
+    surplus: str = ""
+    """What stands where a line of hyphens should end these."""
     stress: str = ""
     free_energy: str = ""
     energy: str = ""
@@ -144,6 +146,7 @@ def _steps(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
         elif "TOTAL-FORCE (eV/Angst)" in line and "(ML)" not in line:
             next(lines, "")
             step.rows = [next(lines, "") for _ in range(sum(run.counts))]
+            step.surplus = next(lines, "").strip(" -\n\r")
         elif "FREE ENERGIE OF THE ION-ELECTRON SYSTEM" in line:
             summary = True
         elif summary and "TOTEN" in line:
@@ -177,6 +180,8 @@ def _payload(run: _Run, step: _Step, options: Mapping[str, Any]) -> bytes:
         raise AtomloomError("no lattice vectors")
     if not step.rows:
         raise AtomloomError("no positions and forces")
+    if step.surplus:
+        raise AtomloomError(f"more positions than {len(step.rows)} ions")
     table = np.array([_numbers(line, 6, "positions and forces: ") for line in step.rows])
     properties: dict[str, Any] = {
         "free_energy": _numbers(step.free_energy, 1, "free energy: ")[0],
