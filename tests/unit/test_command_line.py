@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
+import yaml
+
+from atomloom.cli import main
+from atomloom.config import load_config
+from atomloom.layout import Layout, PlannedLayout
+from atomloom.plan import Plan
+from tests.workflow.project import CONFIG, cif_text
 
 CODE = """
 import os, sys
@@ -24,3 +34,187 @@ def test_waiting_threads_leave_the_processor_to_others_unless_told_otherwise(giv
         [sys.executable, "-c", CODE], capture_output=True, text=True, env=environment, check=True
     )
     assert done.stdout.strip() == expected
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A folder with eight structures and a config, in which commands are called."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "cif").mkdir(parents=True)
+    for number in range(8):
+        text = cif_text("Na", "Cl", 5.5 + 0.1 * number)
+        (tmp_path / "data" / "cif" / f"s{number}.cif").write_text(text)
+    labels = "".join(f"s{number},{number}.5\n" for number in range(8))
+    (tmp_path / "data" / "labels.csv").write_text("id,energy\n" + labels)
+    config = {**CONFIG, "split": {"ratios": [0.6, 0.2, 0.2]}, "training": {"epochs": 1}}
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+def call(*words: str) -> int:
+    return main([*words, "--config", "my.yaml"])
+
+
+def test_each_stage_says_which_command_comes_first(project, capsys):
+    """Walked through from the last stage to the first, whatever has been done so far."""
+    stages = ("convert", "graphs", "index", "split", "train", "evaluate", "report", "bench")
+    for stage in stages:
+        assert call(stage, *(["batch"] if stage == "bench" else [])) == 1
+        assert "run `atomloom plan` with the same config first" in capsys.readouterr().err
+    first = {
+        "plan": {stage: "convert" for stage in stages[1:]},
+        "convert": {"index": "graphs", "train": "graphs", "evaluate": "graphs", "report": "graphs"},
+        "graphs": {"train": "index", "evaluate": "index", "report": "index", "bench": "index"},
+        "index": {"train": "split", "evaluate": "split", "report": "split", "bench": "split"},
+        "split": {"evaluate": "train", "report": "train"},
+        "train": {"report": "evaluate"},
+        "evaluate": {},
+        "report": {},
+    }
+    for done, wanted in first.items():
+        assert call(done) == 0, capsys.readouterr().err
+        capsys.readouterr()
+        for stage, before in wanted.items():
+            assert call(stage, *(["batch"] if stage == "bench" else [])) == 1
+            said = capsys.readouterr().err
+            assert f"run `atomloom {before}` with the same config first" in said, (done, stage)
+            assert said.count("\n") == 1
+            assert "repair" not in said
+    assert (project / "results" / "tiny" / "report.html").exists()
+    timings = (project / "results" / "tiny" / "timings").glob("*/*.tsv")
+    assert {path.parent.name for path in timings} == {
+        *("plan", "convert", "graphs", "index", "split", "train", "evaluate")
+    }
+
+
+def test_labels_of_a_teacher_come_before_the_split(project, capsys):
+    config = {**CONFIG, "teacher": {"calculator": "emt"}}
+    config["dataset"] = {"name": "tiny", "source": "data/cif", "target": "energy"}
+    config |= {"model": {"name": "painn"}, "graph": {}}
+    (project / "my.yaml").write_text(yaml.safe_dump(config))
+    assert call("plan") == call("convert") == 0
+    assert call("split") == 1
+    assert "run `atomloom label` with the same config first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["convert", "graphs"])
+def test_a_chunk_that_the_plan_does_not_have_is_named(project, capsys, stage):
+    call("plan")
+    assert call(stage, "--chunk", "0123") == 1
+    assert "the plan has no chunk 0123" in capsys.readouterr().err
+
+
+def test_a_lost_shard_is_said_to_be_missing(project, capsys):
+    for stage in ("plan", "convert"):
+        call(stage)
+    layout = Layout(load_config("my.yaml"))
+    plan = Plan.read(layout.plan_folder / "plan.json")
+    layout.structures(plan.chunk_keys[0]).unlink()
+    capsys.readouterr()
+    assert call("graphs") == 1
+    assert "needs what `convert` makes; run `atomloom convert`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["convert", "--workers", n] for n in ("0", "-1", "1e3", "99999999999")),
+        ["train", "--threads", "-2"],
+        ["bench", "batch", "--memory", "nan"],
+        ["bench", "precision", "--steps", "0"],
+    ],
+)
+def test_numbers_of_options_are_checked(words, capsys):
+    with pytest.raises(SystemExit):
+        call(*words)
+    assert f"argument {words[-2]}: " in capsys.readouterr().err
+
+
+def test_gc_wants_an_age():
+    with pytest.raises(SystemExit):
+        main(["gc", "store", "--results", "results", "--min-age", "nan"])
+
+
+@pytest.mark.parametrize("command", ["verify", "repair", "gc"])
+def test_care_of_what_is_no_store_is_refused(project, capsys, command):
+    more = ["--results", "results"] if command == "gc" else []
+    call("plan")
+    capsys.readouterr()
+    for path in ("data", "my.yaml", "nowhere"):
+        assert main([command, path, *more]) == 1
+        said = capsys.readouterr().err
+        assert "is no store" in said or "no such store" in said
+        assert said.count("\n") == 1
+
+
+def test_a_reader_that_goes_away_is_no_error(project):
+    """`atomloom inspect data | head -1`: nothing is said, whichever line is the last that is read."""
+    command = [sys.executable, "-m", "atomloom", "inspect", "data/cif"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert said == b""
+    assert process.returncode == 141
+
+
+def test_a_job_goes_on_when_nobody_reads_its_messages(project):
+    command = [sys.executable, "-m", "atomloom", "plan", "--config", "my.yaml", "--log", "plan.log"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        process.stderr.close()
+    assert process.returncode == 0
+    assert "8 records" in (project / "plan.log").read_text()
+
+
+def test_ctrl_c_in_training_saves_and_the_next_call_goes_on(project, capsys):
+    config = yaml.safe_load((project / "my.yaml").read_text())
+    config["training"] = {"epochs": 100_000, "checkpoint_minutes": 60}
+    (project / "my.yaml").write_text(yaml.safe_dump(config))
+    for stage in ("plan", "convert", "graphs", "index", "split"):
+        assert call(stage) == 0
+    layout = Layout(load_config("my.yaml"))
+    places = PlannedLayout(layout, Plan.read(layout.plan_folder / "plan.json"))
+    command = [sys.executable, "-m", "atomloom", "train", "--config", "my.yaml"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if "epoch " in line:
+                break
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130, said
+    assert "stopped by Ctrl-C; the state is saved" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert (places.run / "state" / "last.ckpt").exists()
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        going_on = any("going on at epoch" in line for line in process.stderr)
+        process.kill()
+    assert going_on
+
+
+def test_ctrl_c_in_other_stages_is_one_line(project):
+    """Workers, too, end without a word."""
+    code = (
+        "import os, time\n"
+        "from atomloom import cli\n"
+        "def slow(layout, plan, key, log):\n"
+        "    open(f'begun-{key}', 'w').close()\n"
+        "    time.sleep(600)\n"
+        "cli._convert = lambda options: cli._each_chunk(options, slow, cli.Layout.structures)\n"
+        "raise SystemExit(cli.main(['convert', '--config', 'my.yaml', '--workers', '2']))\n"
+    )
+    config = yaml.safe_load((project / "my.yaml").read_text())
+    config["dataset"]["chunks"] = {"mean": 1, "least": 1, "greatest": 1}
+    (project / "my.yaml").write_text(yaml.safe_dump(config))
+    assert call("plan") == 0
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        while len(list(project.glob("begun-*"))) < 2:
+            time.sleep(0.02)
+            assert process.poll() is None
+        begun = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130, said
+    assert time.monotonic() - begun < 20
+    assert said.splitlines()[-1] == "atomloom convert: interrupted; what is finished stays"
+    assert "Traceback" not in said

@@ -7,23 +7,34 @@ missing. Errors people can act on are printed as one line.
 from __future__ import annotations
 
 import argparse
+import math
+import multiprocessing
 import os
+import select
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from atomloom import __version__
 from atomloom.config import Config, load_config
-from atomloom.errors import AtomloomError
+from atomloom.errors import AtomloomError, InterruptedRun
 from atomloom.files import expand_home
 from atomloom.layout import Layout, PlannedLayout
+from atomloom.order import require_earlier
 from atomloom.plan import Plan
 from atomloom.progress import Progress
+from atomloom.timing import timed
 
 Log = Callable[[str], None]
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 and the signal's number."""
+NOBODY_READS = 141
+"""Exit status when the reader of the output has gone, likewise (SIGPIPE)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,16 +46,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _expand_homes(options)
         options.run(options)
+        sys.stdout.flush()
+    except InterruptedRun as error:
+        _say(f"atomloom {options.command}: {error}")
+        _log_to(options)(str(error), quiet=True)
+        return INTERRUPTED
     except AtomloomError as error:
         if options.debug:
             raise
-        print(f"atomloom {options.command}: {error}", file=sys.stderr)
+        _say(f"atomloom {options.command}: {error}")
         with suppress(AtomloomError):  # a log on a full disk is what it may be about
             _log_to(options)(f"error: {error}", quiet=True)
         return 1
     except KeyboardInterrupt:
-        print(f"atomloom {options.command}: interrupted", file=sys.stderr)
-        return 130
+        _say(f"atomloom {options.command}: interrupted; what is finished stays")
+        return INTERRUPTED
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return NOBODY_READS
     return 0
 
 
@@ -56,6 +76,40 @@ def _expand_homes(options: argparse.Namespace) -> None:
             setattr(options, name, [type(item)(expand_home(item)) for item in given])
         elif given is not None:
             setattr(options, name, type(given)(expand_home(given)))
+
+
+def _say(line: str) -> None:
+    """Print to standard error, if anybody reads it: a job must not die because nobody does."""
+    with suppress(BrokenPipeError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output was closed by its reader (`| head`); from now on nothing goes there."""
+    if sys.stdout is not sys.__stdout__:
+        return False
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)
+    if not any(event & (select.POLLERR | select.POLLNVAL) for _, event in pipe.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
+def _count(text: str) -> int:
+    """A positive number of things, of an option."""
+    number = int(text)
+    if not 1 <= number <= 10**9:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 1,000,000,000")
+    return number
+
+
+def _amount(text: str) -> float:
+    """A number that is not negative, of an option."""
+    number = float(text)
+    if not (math.isfinite(number) and number >= 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
+    return number
 
 
 def put_on_path() -> None:
@@ -104,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument(
             "--workers",
-            type=int,
+            type=_count,
             default=os.cpu_count() or 1,
             metavar="N",
             help="processes (all cores)",
@@ -112,10 +166,10 @@ def _parser() -> argparse.ArgumentParser:
     command("index", _index, "say where the graph of each record is")
     command("split", _split, "join labels and divide into training, validation and test")
     command("train", _train, "train the model, or go on with it").add_argument(
-        "--threads", type=int, metavar="N", help="CPU threads"
+        "--threads", type=_count, metavar="N", help="CPU threads"
     )
     command("evaluate", _evaluate, "predict every structure and measure errors").add_argument(
-        "--threads", type=int, metavar="N", help="CPU threads"
+        "--threads", type=_count, metavar="N", help="CPU threads"
     )
     command("report", _report, "write the report")
     sub = command("bench", _bench, "measure on this data and machine what training can do")
@@ -125,12 +179,12 @@ def _parser() -> argparse.ArgumentParser:
         help="batch: the largest that fits into memory. precision: errors, losses and speed of each",
     )
     sub.add_argument(
-        "--memory", type=float, metavar="GB", help="batch: limit; what is free unless given"
+        "--memory", type=_amount, metavar="GB", help="batch: limit; what is free unless given"
     )
     sub.add_argument(
-        "--steps", type=int, default=300, metavar="N", help="precision: steps of each (300)"
+        "--steps", type=_count, default=300, metavar="N", help="precision: steps of each (300)"
     )
-    sub.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    sub.add_argument("--threads", type=_count, metavar="N", help="CPU threads")
     sub.add_argument("--trials", help=argparse.SUPPRESS)
 
     _add_predict(commands)
@@ -148,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("store", type=Path, help="the store's folder")
         sub.add_argument(
             "--workers",
-            type=int,
+            type=_count,
             default=os.cpu_count() or 1,
             metavar="N",
             help="processes (all cores)",
@@ -170,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "--min-age",
-        type=float,
+        type=_amount,
         default=24.0,
         metavar="HOURS",
         help="leave younger files alone (24)",
@@ -206,11 +260,15 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
         "--forces", action="store_true", help="potentials: also write NAME.forces.parquet"
     )
     sub.add_argument(
-        "--chunk", type=int, default=1000, metavar="N", help="records done at a time (1000)"
+        "--chunk", type=_count, default=1000, metavar="N", help="records done at a time (1000)"
     )
     for name, most in (("structures", 256), ("atoms", 4096), ("edges", 200_000)):
         sub.add_argument(
-            f"--batch-{name}", type=int, default=most, metavar="N", help=f"most in a batch ({most})"
+            f"--batch-{name}",
+            type=_count,
+            default=most,
+            metavar="N",
+            help=f"most in a batch ({most})",
         )
     sub.add_argument("--format", default="auto", help="format of the records (auto)")
     sub.add_argument("--pattern", metavar="GLOB", help="take only files or members that match")
@@ -222,7 +280,7 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
         help="option of the format's reader; may be repeated",
     )
     sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    sub.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    sub.add_argument("--threads", type=_count, metavar="N", help="CPU threads")
     sub.add_argument("--log", type=Path, metavar="FILE", help="also append messages to this file")
     sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
     sub.set_defaults(run=_predict)
@@ -259,7 +317,8 @@ def _plan(options: argparse.Namespace) -> None:
     from atomloom.stages.plan import make_plan
 
     layout = Layout(_config(options))
-    plan = make_plan(layout, _log_to(options))
+    with timed(layout.timing("plan", "plan")):
+        plan = make_plan(layout, _log_to(options))
     if options.cost:
         from atomloom.stages.cost import estimate_cost
 
@@ -282,19 +341,22 @@ def _graphs(options: argparse.Namespace) -> None:
 def _convert_one(layout: Layout, plan: Plan, key: str, log: Log) -> None:
     from atomloom.stages.convert import convert_chunk
 
-    convert_chunk(layout, plan, key, log)
+    with timed(layout.timing("convert", key)):
+        convert_chunk(layout, plan, key, log)
 
 
 def _label_one(layout: Layout, plan: Plan, key: str, log: Log) -> None:
     from atomloom.stages.label import label_chunk
 
-    label_chunk(layout, key, log)
+    with timed(layout.timing("label", f"{key}-{layout.teacher_key}")):
+        label_chunk(layout, key, log)
 
 
 def _build_one(layout: Layout, plan: Plan, key: str, log: Log) -> None:
     from atomloom.stages.graphs import build_chunk
 
-    build_chunk(layout, key, log)
+    with timed(layout.timing("graphs", f"{key}-{layout.graph_key}")):
+        build_chunk(layout, key, log)
 
 
 def _each_chunk(
@@ -304,6 +366,8 @@ def _each_chunk(
 ) -> None:
     layout, plan = _planned(options)
     log = _log_to(options)
+    chunks = [options.chunk] if options.chunk else plan.chunk_keys
+    require_earlier(PlannedLayout(layout, plan), options.command, chunks)
     if options.chunk:
         one(layout, plan, options.chunk, log)
         return
@@ -316,15 +380,26 @@ def _each_chunk(
             one(layout, plan, key, log)
             progress.add(size[key])
         return
-    with ProcessPoolExecutor(min(options.workers, len(missing))) as pool:
+    with ProcessPoolExecutor(
+        min(options.workers, len(missing)), initializer=_die_of_interrupts
+    ) as pool:
         jobs = {pool.submit(one, layout, plan, key, _silent): key for key in missing}
         try:
             for job in as_completed(jobs):
                 job.result()
                 progress.add(size[jobs[job]])
+        except KeyboardInterrupt:
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # nothing is half written, whenever it ends
+            raise
         except BaseException:
             pool.shutdown(cancel_futures=True)  # what failed for one chunk would fail for others
             raise
+
+
+def _die_of_interrupts() -> None:
+    """Let a worker process end at Ctrl-C without a word: the parent process reports."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _silent(message: str) -> None:
@@ -334,31 +409,40 @@ def _silent(message: str) -> None:
 def _index(options: argparse.Namespace) -> None:
     from atomloom.stages.index import write_index
 
-    write_index(PlannedLayout(*_planned(options)), _log_to(options))
+    places = _ready(options)
+    with timed(places.layout.timing("index", places.index.name)):
+        write_index(places, _log_to(options))
 
 
 def _split(options: argparse.Namespace) -> None:
     from atomloom.stages.split import write_split
 
-    write_split(PlannedLayout(*_planned(options)), _log_to(options))
+    places = _ready(options)
+    with timed(places.layout.timing("split", places.split.name)):
+        write_split(places, _log_to(options))
 
 
 def _train(options: argparse.Namespace) -> None:
     from atomloom.stages.train import train_run
 
-    train_run(PlannedLayout(*_planned(options)), _log_to(options))
+    places = _ready(options)
+    done = (places.run / "run.json").exists()  # then it took its time before
+    with nullcontext() if done else timed(places.layout.timing("train", places.run_key)):
+        train_run(places, _log_to(options))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from atomloom.stages.evaluate import evaluate_run
 
-    evaluate_run(PlannedLayout(*_planned(options)), _log_to(options))
+    places = _ready(options)
+    with timed(places.layout.timing("evaluate", places.run_key)):
+        evaluate_run(places, _log_to(options))
 
 
 def _bench(options: argparse.Namespace) -> None:
     from atomloom.stages.bench import bench_batch, bench_precision, run_trials
 
-    places = PlannedLayout(*_planned(options))
+    places = _ready(options)
     if options.trials:
         run_trials(places, [int(size) for size in options.trials.split(",")])
     elif options.what == "batch":
@@ -371,7 +455,7 @@ def _bench(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from atomloom.stages.report import report_run
 
-    report_run(PlannedLayout(*_planned(options)), _log_to(options))
+    report_run(_ready(options), _log_to(options))
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -387,9 +471,6 @@ def _predict(options: argparse.Namespace) -> None:
         if not equals:
             raise AtomloomError(f"`{item}` is not NAME=VALUE", where="--option")
         readers[name] = yaml.safe_load(value)
-    for name in ("chunk", "batch_structures", "batch_atoms", "batch_edges", "threads"):
-        if (given := getattr(options, name)) is not None and given < 1:
-            raise AtomloomError("must be at least 1", where=f"--{name.replace('_', '-')}")
     if options.threads:
         torch.set_num_threads(options.threads)
     request = Prediction(
@@ -485,12 +566,19 @@ def _planned(options: argparse.Namespace) -> tuple[Layout, Plan]:
     return layout, Plan.read(path)
 
 
+def _ready(options: argparse.Namespace) -> PlannedLayout:
+    """Where everything is, once all stages before this one are done."""
+    places = PlannedLayout(*_planned(options))
+    require_earlier(places, options.command, places.plan.chunk_keys)
+    return places
+
+
 def _log_to(options: argparse.Namespace) -> Log:
     """Messages go to standard error, each with its stage, and to the log file if one is named."""
 
     def log(message: str, quiet: bool = False) -> None:
         if not quiet:
-            print(f"{options.command:>8s} | {message}", file=sys.stderr, flush=True)
+            _say(f"{options.command:>8s} | {message}")
         if options.log:
             line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n"
             try:

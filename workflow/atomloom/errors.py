@@ -26,5 +26,9 @@ class AtomloomError(Exception):
         return (_rebuild, (self.what, self.where, self.todo))
 
 
+class InterruptedRun(AtomloomError):
+    """A run that was stopped by Ctrl-C and has saved where it was."""
+
+
 def _rebuild(what: str, where: str, todo: str) -> AtomloomError:
     return AtomloomError(what, where=where, todo=todo)

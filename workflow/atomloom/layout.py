@@ -152,9 +152,13 @@ class Layout:
         return self.results / "logs"
 
     @property
-    def benchmarks(self) -> Path:
+    def timings(self) -> Path:
         """Time and memory of jobs, one folder a stage."""
         return self.results / "timings"
+
+    def timing(self, stage: str, job: str) -> Path:
+        """Time and memory of one job."""
+        return self.timings / stage / f"{job}.tsv"
 
 
 @dataclass(frozen=True)

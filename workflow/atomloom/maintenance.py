@@ -28,6 +28,8 @@ from atomloom.stages.label import PARTIAL, read_labels
 from atomloom.structures.downloads import damaged_downloads
 from atomloom.structures.table import StructureTable
 
+PARTS = ("structures", "labels", "graphs", "downloads", "given")
+"""Folders of a store; it has those of them that something was put into."""
 UNFINISHED_AFTER = 24 * 3600.0
 """Seconds after which a temporary file is taken for the leftover of a killed job."""
 
@@ -44,15 +46,22 @@ def shards_in(store: Path) -> list[Path]:
     """All shards of a store, structures and graphs.
 
     Raises:
-        AtomloomError: when there is no such folder.
+        AtomloomError: when there is no such folder, or it is no store.
     """
     if not store.is_dir():
         raise AtomloomError("no such store", where=store)
+    if not any((store / name).is_dir() for name in PARTS):
+        raise AtomloomError(
+            f"is no store: it has no folder {', '.join(PARTS)}",
+            where=store,
+            todo="name the folder that `paths.store` names (store)",
+        )
     return sorted(store.rglob(f"*{SUFFIX}"))
 
 
 def verify_store(store: Path, workers: int = 1) -> Iterator[Damage]:
     """Recompute every digest, of downloads too, and every folder's key; yields what is damaged."""
+    paths = shards_in(store)
     for spec in sorted([*store.glob("graphs/*/spec.json"), *store.glob("labels/*/spec.json")]):
         try:
             if short_hash(read_json(spec)) != spec.parent.name:
@@ -61,7 +70,6 @@ def verify_store(store: Path, workers: int = 1) -> Iterator[Damage]:
             yield Damage(spec, error.what)
     for path in damaged_downloads(store / "downloads"):
         yield Damage(path, "is not what was downloaded")
-    paths = shards_in(store)
     problems = partial(problems_of, store)
     if workers > 1 and len(paths) > 1:
         with ProcessPoolExecutor(workers) as pool:

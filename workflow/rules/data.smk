@@ -16,8 +16,6 @@ checkpoint plan:
         spool=layout.plan_folder / "records.spool",
     log:
         layout.logs / "plan.log",
-    benchmark:
-        layout.benchmarks / "plan" / "plan.tsv"
     conda:
         "../../envs/graphs.yaml"
     params:
@@ -37,8 +35,6 @@ rule convert:
         layout.structures("{chunk}"),
     log:
         layout.logs / "convert" / "{chunk}.log",
-    benchmark:
-        layout.benchmarks / "convert" / "{chunk}.tsv"
     conda:
         "../../envs/graphs.yaml"
     resources:
@@ -63,8 +59,6 @@ rule split:
         layout.results / "split" / "{dataset}" / "quarantine.csv",
     log:
         layout.logs / "split" / "{dataset}.log",
-    benchmark:
-        layout.benchmarks / "split" / "{dataset}.tsv"
     conda:
         "../../envs/graphs.yaml"
     resources:

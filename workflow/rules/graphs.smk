@@ -13,8 +13,6 @@ rule graphs:
         layout.graphs("{chunk}"),
     log:
         layout.logs / "graphs" / f"{{chunk}}-{layout.graph_key}.log",
-    benchmark:
-        layout.benchmarks / "graphs" / f"{{chunk}}-{layout.graph_key}.tsv"
     conda:
         "../../envs/graphs.yaml"
     resources:
@@ -38,8 +36,6 @@ rule index:
         layout.results / "index" / "{index}" / "quarantine.csv",
     log:
         layout.logs / "index" / "{index}.log",
-    benchmark:
-        layout.benchmarks / "index" / "{index}.tsv"
     conda:
         "../../envs/graphs.yaml"
     resources:

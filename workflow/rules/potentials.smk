@@ -13,8 +13,6 @@ rule label:
         layout.labels("{chunk}"),
     log:
         layout.logs / "label" / f"{{chunk}}-{layout.teacher_key}.log",
-    benchmark:
-        layout.benchmarks / "label" / f"{{chunk}}-{layout.teacher_key}.tsv"
     conda:
         "../../envs/training.yaml"
     resources:

@@ -18,8 +18,6 @@ rule train:
         RUN / "history.csv",
     log:
         layout.logs / "train" / "{run}.log",
-    benchmark:
-        layout.benchmarks / "train" / "{run}.tsv"
     conda:
         "../../envs/training.yaml"
     threads: layout.config.training.threads or workflow.cores or 8
@@ -48,8 +46,6 @@ rule evaluate:
         RUN / "parity.png",
     log:
         layout.logs / "evaluate" / "{run}.log",
-    benchmark:
-        layout.benchmarks / "evaluate" / "{run}.tsv"
     conda:
         "../../envs/training.yaml"
     threads: layout.config.training.threads or workflow.cores or 8

@@ -24,7 +24,7 @@ def report_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
         history=places.run / "history.csv",
         quarantine=places.split / "quarantine.csv",
         index=places.index / "index.json",
-        timings=places.layout.benchmarks,
+        timings=places.layout.timings,
     )
 
     def write(path: Path) -> None:

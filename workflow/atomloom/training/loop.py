@@ -10,6 +10,7 @@ Shapes: B structures, K targets; `position` counts batches of an epoch, `step` o
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -26,7 +27,7 @@ from atomloom.config.root import Config
 from atomloom.config.training import Batching, Training
 from atomloom.data.batch import GraphBatch
 from atomloom.data.loader import Loader
-from atomloom.errors import AtomloomError
+from atomloom.errors import AtomloomError, InterruptedRun
 from atomloom.files import read_json, write_json
 from atomloom.keys import TRAINER, short_hash
 from atomloom.models.registry import build_model, require_elements
@@ -280,7 +281,7 @@ def _train(
     key: str,
     fabric: Fabric,
     log: Log,
-    asked_to_stop: Callable[[], bool],
+    asked_to_stop: Callable[[], int],
 ) -> TrainResult:
     settings = config.training
     device, cuda = fabric.device, fabric.device.type == "cuda"
@@ -350,7 +351,7 @@ def _train(
     resumed_seconds, begun = seconds, time.perf_counter()
     begun_epochs = epoch + position / max(1, len(loader.plan(epoch)))
 
-    def agreed(*answers: bool) -> tuple[bool, ...]:
+    def agreed(*answers: int) -> tuple[int, ...]:
         """What the first process thinks."""
         return answers if ranks == 1 else fabric.broadcast(answers)
 
@@ -474,7 +475,7 @@ def _train(
                     _check_finite(errors, position, run_dir, epoch, batch)
                     save()
                 if stop:
-                    raise _stopped(run_dir)
+                    raise _stopped(run_dir, stop)
 
         # --- end of the epoch: validate, remember the best, decide ---
         parts = clock.seconds()
@@ -535,7 +536,7 @@ def _train(
         if last or stop or due:
             save()
         if stop and not last:
-            raise _stopped(run_dir)
+            raise _stopped(run_dir, stop)
 
     for logger in loggers:
         logger.close()
@@ -630,9 +631,10 @@ def _diverged(run_dir: Path, epoch: int, step: int) -> AtomloomError:
     )
 
 
-def _stopped(run_dir: Path) -> AtomloomError:
-    return AtomloomError(
-        "stopped by SIGTERM; the state is saved", where=run_dir, todo="run the same again to go on"
+def _stopped(run_dir: Path, by: int) -> AtomloomError:
+    kind, name = (InterruptedRun, "Ctrl-C") if by == signal.SIGINT else (AtomloomError, "SIGTERM")
+    return kind(
+        f"stopped by {name}; the state is saved", where=run_dir, todo="run the same again to go on"
     )
 
 

@@ -83,26 +83,29 @@ class SaveTimer:
 
 
 @contextmanager
-def termination_noticed() -> Iterator[Callable[[], bool]]:
-    """Take note of SIGTERM instead of dying of it; gives a function that says whether it came.
+def termination_noticed() -> Iterator[Callable[[], int]]:
+    """Take note of SIGTERM and Ctrl-C instead of dying of them; gives a function that says which came.
 
-    Schedulers send it some time before they kill. Outside the main thread, where Python cannot
-    listen to signals, the function always says no.
+    Schedulers send SIGTERM some time before they kill. A second Ctrl-C interrupts at once. Outside the
+    main thread, where Python cannot listen to signals, the function always says 0.
     """
-    came = False
+    came = 0
 
-    def note(*_: object) -> None:
+    def note(number: int, _: object) -> None:
         nonlocal came
-        came = True
+        if came == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        came = number
 
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: 0
         return
-    before = signal.signal(signal.SIGTERM, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: came
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _plain(value: Any) -> Any:
