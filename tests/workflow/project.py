@@ -118,6 +118,7 @@ class Project:
         counted = counts(self.snakemake("-n", **environment))
         if "plan" not in counted:
             return counted
+        assert counted == {"plan": 1, "report": 1}, "what lies between only the plan knows"
         self.snakemake("--until", "plan", **environment)
         return {"plan": 1} | counts(self.snakemake("-n", **environment))
 

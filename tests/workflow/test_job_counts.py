@@ -12,7 +12,8 @@ import time
 import pytest
 import yaml
 
-from tests.workflow.project import CONFIG, Project, counts
+from atomloom.cli import main
+from tests.workflow.project import CONFIG, ROOT, Project, counts
 
 AFTER_PLAN = {"index": 1, "split": 1, "train": 1, "evaluate": 1, "report": 1}
 NEW_RUN = {"train": 1, "evaluate": 1, "report": 1}
@@ -61,8 +62,22 @@ def test_a_copy_elsewhere_with_old_times_does_nothing(project, tmp_path):
     assert project.copy(tmp_path / "elsewhere").jobs() == {}
 
 
-def test_a_copy_without_snakemake_memory_does_nothing(project):
+def test_a_copy_without_snakemake_memory_and_timings_does_nothing(project):
     shutil.rmtree(project.folder / ".snakemake")
+    shutil.rmtree(project.folder / "results" / "tiny" / "timings")
+    assert project.jobs() == {}
+
+
+def test_commands_by_hand_and_the_workflow_do_nothing_twice(tmp_path, monkeypatch):
+    """Whichever stages were called by hand, in a finished project too, the workflow goes on from there."""
+    project = Project.create(tmp_path / "project", structures=12)
+    monkeypatch.chdir(project.folder)
+    for stage in ("plan", "convert", "graphs"):
+        assert main([stage, "--config", "my.yaml"]) == 0
+    assert project.jobs() == AFTER_PLAN
+    project.snakemake()
+    for stage in ("plan", "convert", "graphs", "index", "split", "train", "evaluate", "report"):
+        assert main([stage, "--config", "my.yaml"]) == 0
     assert project.jobs() == {}
 
 
@@ -76,9 +91,19 @@ def test_reordering_and_reformatting_the_yaml_does_nothing(project):
     assert project.jobs() == {}
 
 
-def test_learning_rate_change_rebuilds_no_graph(project):
-    project.write_config(changed(training={"learning_rate": 0.002}))
+def test_a_change_of_training_or_model_rebuilds_no_graph(project):
+    project.write_config(changed(training={"learning_rate": 0.002, "seed": 1}, model={"width": 16}))
     assert project.jobs() == NEW_RUN
+
+
+def test_another_seed_of_the_split_divides_and_trains_anew(project):
+    project.write_config(CONFIG | {"split": {"seed": 1}})
+    assert project.jobs() == {"split": 1, **NEW_RUN}
+
+
+def test_a_model_that_wants_other_graphs_rebuilds_them(project):
+    project.write_config(changed(model={"name": "ecomformer"}))
+    assert project.jobs() == {"graphs": chunk_count(project), "index": 1, **NEW_RUN}
 
 
 def test_going_back_to_a_known_run_only_rewrites_the_report(project):
@@ -119,6 +144,15 @@ def test_editing_one_coordinate_of_a_middle_structure_rebuilds_its_chunk(project
     path.write_text(path.read_text().replace("0.50000000 0.00000000", "0.50010000 0.00000000", 1))
     jobs = project.jobs()
     # Another fingerprint may also cut elsewhere, which changes the chunk beside it.
+    assert jobs.pop("convert") == jobs.pop("graphs") <= 2
+    assert jobs == {"plan": 1, **AFTER_PLAN}
+
+
+def test_a_comment_in_a_file_of_structures_is_another_record(project):
+    """Records are known by their bytes; the graph itself is taken from the one that stands."""
+    path = project.cifs[5]
+    path.write_text("# a comment\n" + path.read_text())
+    jobs = project.jobs()
     assert jobs.pop("convert") == jobs.pop("graphs") <= 2
     assert jobs == {"plan": 1, **AFTER_PLAN}
 
@@ -174,6 +208,27 @@ def test_the_report_that_stands_shows_the_run_that_is_configured(finished):
     report = (finished.folder / "results" / "tiny" / "report.html").read_text()
     (run,) = (finished.folder / "results" / "tiny" / "runs").iterdir()
     assert run.name in report
+
+
+def test_each_row_of_the_readmes_table_of_changes_is_tested_here():
+    """Who changes a row changes the test that is named beside it."""
+    rows = {
+        "learning rate, width of the model": "a_change_of_training_or_model_rebuilds_no_graph",
+        "cutoff, neighbours": "swapping_cutoff_and_max_neighbors_rebuilds_graphs",
+        "the model, to one that wants": "a_model_that_wants_other_graphs_rebuilds_them",
+        "the split, its seed": "another_seed_of_the_split_divides_and_trains_anew",
+        "one label": "editing_one_label_trains_anew_and_rebuilds_no_graph",
+        "one structure (a comment": "a_comment_in_a_file_of_structures_is_another_record",
+        "touch or copy anything": "a_copy_without_snakemake_memory_and_timings_does_nothing",
+        "move or rename the folder": "renaming_the_folder_of_raw_files_only_repeats_the_plan",
+        "back to a setting you had": "going_back_to_a_known_run_only_rewrites_the_report",
+    }
+    table = (ROOT / "README.md").read_text().split("| you change |")[1].split("\n\n")[0]
+    shown = [line.removeprefix("| ") for line in table.splitlines()[2:]]
+    assert len(shown) == len(rows)
+    for (start, test), row in zip(rows.items(), shown, strict=True):
+        assert row.startswith(start)
+        assert f"test_{test}" in globals()
 
 
 def test_lint_and_rulegraph_work(finished):

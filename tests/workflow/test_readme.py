@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import shlex
 import subprocess
 import sys
 
@@ -22,10 +24,38 @@ def test_the_example_config_plans_and_converts(tmp_path):
     labels.write_text(
         labels.read_text().replace("energy", yaml.safe_load(text)["dataset"]["target"])
     )
-    project.write_config({}, text)
-    assert counts(project.snakemake("-n"))["plan"] == 1
-    project.snakemake("prepare")
+    (project.folder / "mine.yaml").write_text(text)
+    commands = re.search(r"```bash\n(snakemake .*?)```", README, re.S)[1].splitlines()
+    dry, _, prepare = (line.split("#")[0] for line in commands)
+    assert counts(_run(dry, project))["plan"] == 1
+    _run(prepare, project)
     assert list((project.folder / "results" / "mine" / "split").glob("*/dataset.parquet"))
+
+
+def _run(command: str, project: Project) -> str:
+    """What a command of the README prints, run as it stands."""
+    done = subprocess.run(
+        [sys.executable, "-m", *shlex.split(command)],
+        cwd=project.folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "config").rglob("*.[my]*")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_no_target_stands_behind_the_configfile_of_a_command(page):
+    """`--configfile` takes every word after it, up to the next option, for a file."""
+    for command in re.findall(r"snakemake[^`#\n]*--configfile[^`#\n]*", page.read_text()):
+        files = itertools.takewhile(
+            lambda word: not word.startswith("-"),
+            shlex.split(command.split("--configfile")[1]),
+        )
+        assert all(file.endswith(".yaml") for file in files), command
 
 
 @pytest.mark.parametrize("name", re.findall(r"`atomloom (\w+)", README))
