@@ -5,6 +5,9 @@ It knows nothing of why a record is refused; stages add rows.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,10 +72,25 @@ class Quarantine:
         total = len(self.ids)
         if len(self) <= max_fraction * total and len(self) < total:
             return
-        first = self.frame().iloc[0]
+        rows = self.frame()
+        kinds = [reason_kind(row.reason, names=(row.source, row.id)) for row in rows.itertuples()]
+        commonest, count = Counter(kinds).most_common(1)[0]
+        first = rows.iloc[kinds.index(commonest)]
+        often = "" if count == len(self) else f"{count} of them are like the first: "
         raise AtomloomError(
             f"{len(self)} of {total} records are in quarantine, more than the allowed "
-            f"{max_fraction:.3g} of all (first: {first['id']}, {first['reason']})",
+            f"{max_fraction:.3g} of all ({often}{first['id']}, {first['reason']})",
             where=path,
             todo="mend them or raise dataset.checks.max_fraction",
         )
+
+
+def reason_kind(reason: str, names: Sequence[str] = ()) -> str:
+    """A reason without what makes it one record's own: its numbers, its advice, and these names."""
+    kind = reason.split(";")[0]
+    for name in names:
+        # Short names ("1", "a") would be cut out of the middle of words.
+        for text in (name, Path(name).name):
+            kind = kind.replace(text, "") if len(text) > 2 else kind
+    kind = re.sub(r"[^\s,:()]*\d[^\s,:()]*", "…", kind)
+    return " ".join(kind.split()).strip(" :,").removeprefix("…: ") or "no reason given"

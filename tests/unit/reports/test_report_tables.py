@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from atomloom.errors import AtomloomError
+from atomloom.quarantine import reason_kind
 from atomloom.reports import tables
 
 
@@ -95,7 +96,7 @@ def test_uncertainty_is_the_standard_error_of_the_absolute_errors():
 
 def test_reasons_are_grouped_without_numbers_names_and_advice():
     def kind(reason: str) -> str:
-        return tables.reason_kind(tables.QuarantinedRecord("mp-1", "raw/x.cif", "3", reason))
+        return reason_kind(reason, ("raw/x.cif", "mp-1"))
 
     assert kind("atoms 3 and 17 are 0.12 A apart; raise it") == kind(
         "atoms 1 and 2 are 0.3 A apart"

@@ -20,6 +20,7 @@ import pandas as pd
 
 from atomloom.errors import AtomloomError
 from atomloom.files import read_json
+from atomloom.quarantine import reason_kind
 from atomloom.reports.formats import finite
 
 SPLITS = ("train", "val", "test")
@@ -402,19 +403,8 @@ def read_quarantine(path: Path) -> Quarantine:
     frame = read_frame(path, as_text=True)
     columns = [_texts(frame, name) for name in ("id", "source", "record", "reason")]
     rows = tuple(QuarantinedRecord(*map(str, values)) for values in zip(*columns, strict=True))
-    kinds = Counter(reason_kind(row) for row in rows)
+    kinds = Counter(reason_kind(row.reason, (row.source, row.id)) for row in rows)
     return Quarantine(rows, tuple(sorted(kinds.items(), key=lambda item: (-item[1], item[0]))))
-
-
-def reason_kind(row: QuarantinedRecord) -> str:
-    """A reason without what makes it one record's own: its names, its numbers, its advice."""
-    kind = row.reason.split(";")[0]
-    for name in (row.source, Path(row.source).name, row.id):
-        # Short names ("1", "a") would be cut out of the middle of words.
-        if len(name) > 2:
-            kind = kind.replace(name, "")
-    kind = re.sub(r"[^\s,:()]*\d[^\s,:()]*", "…", kind)
-    return " ".join(kind.split()).strip(" :,").removeprefix("…: ") or "no reason given"
 
 
 def read_timings(folder: Path) -> tuple[StageTiming, ...]:

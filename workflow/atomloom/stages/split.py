@@ -51,11 +51,15 @@ def write_split(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     labels = pd.read_parquet(layout.plan_folder / "labels.parquet")
     quarantine = Quarantine.of(members)
     records = _read_structures(places, members, quarantine)
-    frame = _join_targets(config, records, labels, quarantine, log)
-
     folder = places.split
-    quarantine.write(folder / "quarantine.csv")
-    quarantine.check(config.dataset.checks.max_fraction, folder / "quarantine.csv")
+
+    def check() -> None:
+        quarantine.write(folder / "quarantine.csv")
+        quarantine.check(config.dataset.checks.max_fraction, folder / "quarantine.csv")
+
+    check()  # where nothing could be read, that is the news, not that nothing has the target
+    frame = _join_targets(config, records, labels, quarantine, log)
+    check()
 
     frame["split"] = divide(
         config.split, frame, _columns_for_split(config, frame, labels), plan.records

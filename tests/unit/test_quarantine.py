@@ -1,0 +1,54 @@
+"""The quarantine's error says what most records suffer from, with the advice."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+
+from atomloom.config import parse_config
+from atomloom.errors import AtomloomError
+from atomloom.layout import Layout, PlannedLayout
+from atomloom.quarantine import Quarantine
+from atomloom.stages.convert import convert_chunk
+from atomloom.stages.plan import make_plan
+from atomloom.stages.split import write_split
+
+
+def quiet(_):
+    """Take no notice."""
+
+
+def test_the_commonest_reason_is_shown_with_its_advice(tmp_path):
+    members = pd.DataFrame({"id": list("abcdef"), "source": "x.cif", "number": range(6)})
+    quarantine = Quarantine.of(members)
+    quarantine.add(0, "atoms 1 and 2 are 0.1 A apart; lower dataset.checks.min_distance")
+    for record in (1, 2, 4):
+        quarantine.add(record, f"structure {record}: has no cell; set `box: molecule`")
+    with pytest.raises(AtomloomError) as error:
+        quarantine.check(0.05, tmp_path / "quarantine.csv")
+    assert "4 of 6 records are in quarantine" in str(error.value)
+    assert (
+        "(3 of them are like the first: b, structure 1: has no cell; set `box: molecule`)"
+        in str(error.value)
+    )
+
+
+def test_a_set_of_molecules_is_told_of_boxes_not_of_missing_targets(tmp_path):
+    water = Atoms("H2O", [(0, 0, 0), (0, 0, 1), (0, 1, 0)])
+    water.calc = SinglePointCalculator(water, energy=-1.0)
+    write(tmp_path / "water.xyz", [water] * 4, format="xyz")
+    config = parse_config(
+        {
+            "dataset": {"name": "x", "source": str(tmp_path / "water.xyz"), "target": "gap"},
+            "paths": {"results": str(tmp_path / "results"), "store": str(tmp_path / "store")},
+        }
+    )
+    layout = Layout(config)
+    plan = make_plan(layout, quiet)
+    for key in plan.chunk_keys:
+        convert_chunk(layout, plan, key, quiet)
+    with pytest.raises(AtomloomError, match=r"box: molecule"):
+        write_split(PlannedLayout(layout, plan), quiet)
