@@ -36,19 +36,35 @@ def test_the_commonest_reason_is_shown_with_its_advice(tmp_path):
     )
 
 
-def test_a_set_of_molecules_is_told_of_boxes_not_of_missing_targets(tmp_path):
-    water = Atoms("H2O", [(0, 0, 0), (0, 0, 1), (0, 1, 0)])
-    water.calc = SinglePointCalculator(water, energy=-1.0)
-    write(tmp_path / "water.xyz", [water] * 4, format="xyz")
+def project(folder, **dataset) -> Layout:
     config = parse_config(
         {
-            "dataset": {"name": "x", "source": str(tmp_path / "water.xyz"), "target": "gap"},
-            "paths": {"results": str(tmp_path / "results"), "store": str(tmp_path / "store")},
+            "dataset": {"name": "x", "target": "energy", **dataset},
+            "paths": {"results": str(folder / "results"), "store": str(folder / "store")},
         }
     )
-    layout = Layout(config)
+    return Layout(config)
+
+
+def test_a_set_of_molecules_is_told_of_boxes_not_of_missing_targets(tmp_path):
+    water = Atoms("H2O", [(0, 0, 0), (0, 0, 1), (0, 1, 0)], cell=[60] * 3, pbc=True)
+    water.calc = SinglePointCalculator(water, energy=-1.0)
+    write(tmp_path / "water.extxyz", [water] * 4)
+    layout = project(tmp_path, source=str(tmp_path / "water.extxyz"))
     plan = make_plan(layout, quiet)
     for key in plan.chunk_keys:
         convert_chunk(layout, plan, key, quiet)
-    with pytest.raises(AtomloomError, match=r"box: molecule"):
+    with pytest.raises(AtomloomError, match=r"4 of 4 .*set the option `box: molecule`"):
+        write_split(PlannedLayout(layout, plan), quiet)
+
+
+def test_where_no_record_can_be_read_the_plan_misses_no_target(tmp_path):
+    text = "data_x\n_cell_length_a 0\nloop_\n_atom_site_label\nNa1\n"
+    for name in "ab":
+        (tmp_path / f"{name}.cif").write_text(text)
+    layout = project(tmp_path, source=str(tmp_path))
+    plan = make_plan(layout, quiet)
+    for key in plan.chunk_keys:
+        convert_chunk(layout, plan, key, quiet)
+    with pytest.raises(AtomloomError, match=r"2 of 2 .*\(a, no atom sites"):
         write_split(PlannedLayout(layout, plan), quiet)

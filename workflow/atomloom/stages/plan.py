@@ -195,6 +195,8 @@ class _Search:
     found: set[str] = field(default_factory=set)
     """Names of numbers in the records."""
     parsed: int = 0
+    unread: int = 0
+    """How many of those parsed could not be read."""
 
     @classmethod
     def of(cls, config: Config, tables: list[LabelTable]) -> _Search:
@@ -219,6 +221,7 @@ class _Search:
             try:
                 structure = parse_record(record.format, payload, record.id, self.options)
             except AtomloomError:
+                self.unread += 1
                 return  # its reason comes when it is converted
             self.found.update(structure.properties)
             self.sought -= structure.properties.keys()
@@ -230,8 +233,8 @@ class _Search:
             AtomloomError: naming it and the names there are.
         """
         name = min(self.sought, default=None)
-        if name is None or self.parsed == LOOKED_AT:
-            return
+        if name is None or self.parsed == LOOKED_AT or (self.parsed and self.unread == self.parsed):
+            return  # known, or not known to be missing: where nothing can be read, that is the news
         if tables and name in self.wanted:
             raise no_column(name, tables)
         raise AtomloomError(
