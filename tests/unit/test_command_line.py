@@ -122,12 +122,16 @@ def test_a_lost_shard_is_said_to_be_missing(project, capsys):
         ["train", "--threads", "-2"],
         ["bench", "batch", "--memory", "nan"],
         ["bench", "precision", "--steps", "0"],
+        ["predict", "--model", "m", "--source", "s", "--output", "o", "--chunk", "0"],
+        ["predict", "--model", "m", "--source", "s", "--output", "o", "--batch-edges", "-1"],
     ],
 )
 def test_numbers_of_options_are_checked(words, capsys):
     with pytest.raises(SystemExit):
-        call(*words)
-    assert f"argument {words[-2]}: " in capsys.readouterr().err
+        main([*words, *([] if words[0] == "predict" else ["--config", "my.yaml"])])
+    said = capsys.readouterr().err
+    assert f"argument {words[-2]}: " in said
+    assert said.count("\n") == 1
 
 
 def test_gc_wants_an_age():

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import NoReturn
 
 from atomloom import __version__
 from atomloom.config import Config, load_config
@@ -118,8 +119,15 @@ def put_on_path() -> None:
     os.environ["PATH"] = os.pathsep.join([folder, os.environ.get("PATH", "")])
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help lists all options\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="atomloom", description="Atomic structures into graphs, graphs into models."
     )
     parser.add_argument("--version", action="version", version=f"atomloom {__version__}")

@@ -249,3 +249,27 @@ def test_what_cannot_be_calculated_is_said_in_one_line(copper, tmp_path):
         atomloom.AtomloomCalculator(tmp_path / "none.safetensors")
     with pytest.raises(AtomloomError, match="at least one potential"):
         atomloom.AtomloomCalculator([])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ({"dtpye": "float64"}, "no keyword `dtpye`, did you mean `dtype`"),
+        ({"skins": 1.0}, "no keyword `skins`, did you mean `skin`"),
+        ({"xc": "PBE"}, "no keyword `xc`; its constructor knows device, dtype, skin"),
+        ({"skin": -1}, "skin: is a length from 0 to 10 A, not -1"),
+        ({"skin": np.nan}, "not nan"),
+        ({"device": "gpu"}, "'gpu' is no device; use auto, cpu or cuda"),
+    ],
+)
+def test_a_keyword_that_would_be_kept_in_silence_is_refused(copper, words, says):
+    with pytest.raises(AtomloomError, match=says):
+        atomloom.AtomloomCalculator(copper, **words)
+    if "skin" not in words and "device" not in words:
+        with pytest.raises(AtomloomError, match=says):
+            atomloom.AtomloomCalculator(copper).set(**words)
+
+
+def test_keywords_of_ase_are_taken(copper, tmp_path):
+    calculator = atomloom.AtomloomCalculator(copper, label="cu", directory=str(tmp_path))
+    assert calculator.directory == str(tmp_path)

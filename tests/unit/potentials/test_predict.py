@@ -255,7 +255,6 @@ def test_what_cannot_be_done_is_said_in_one_line(copper, frames, tmp_path, capsy
         "no file that a reader": ("--model", copper, "--source", empty, "--output", output),
         "check --source": ("--model", copper, "--source", tmp_path / "x", "--output", output),
         "ends in .parquet": ("--model", copper, "--source", frames, "--output", tmp_path / "t.csv"),
-        "--chunk: must be": ("--model", copper, "--source", frames, "--output", output, "--chunk", 0),
         "not one of 2 records": ("--model", copper, "--source", aluminium, "--output", output),
         "--option: unknown option `bx`": ("--model", copper, "--source", frames, "--output", output,
                                 "--option", "bx=1"),

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from ase.build import bulk
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from atomloom.errors import AtomloomError
 from atomloom.keys import TRAINER
+from atomloom.structures.elements import SYMBOLS
 from atomloom.training import loop
+from atomloom.training.history import History, progress_line
 from atomloom.training.loop import train
 from atomloom.training.predict import load_model, predict_table
 from tests.unit.training.runs import (
@@ -172,3 +177,37 @@ def test_a_broken_graph_is_said_so(tmp_path, monkeypatch):
     lines = []
     train(small_data(), small_config(epochs=1, compile=True), tmp_path, lines.append)
     assert any("the graph is broken" in line for line in lines), lines
+
+
+def test_the_log_shows_the_least_error_of_each_target_whichever_epoch_is_the_best():
+    history = History(["gap", "energy", "rare"])
+    for epoch, maes in enumerate([(3.0, 0.5, math.nan), (1.0, 0.9, math.nan)]):
+        history.add(
+            epoch=epoch + 1,
+            step=epoch,
+            learning_rate=1e-3,
+            train_loss=1.0,
+            val_loss=1.0,
+            maes=maes,
+            seconds=1.0,
+            parts={"data": 0.0},
+        )
+    line = progress_line(history, 10, ["gap", "energy", "rare"], ["eV", "eV/atom", ""], 1.0)
+    assert "gap 1 eV (best 1), energy 0.9 eV/atom (best 0.5), rare nan (best nan)" in line
+
+
+def test_a_property_model_knows_the_elements_it_was_trained_on(tmp_path):
+    """What it predicts of others comes with a warning; an older file, which does not say, with none."""
+    data = small_data()
+    train(data, small_config(epochs=1), tmp_path, quiet)
+    rows = data.rows["train"]
+    expected = {int(number) for row in rows for number in data.table[row].numbers}
+    model = load_model(tmp_path / "model.safetensors")
+    assert model.card.elements == tuple(SYMBOLS[number] for number in sorted(expected))
+    other = next(number for number in range(1, 90) if number not in expected)
+    known = min(expected)
+    assert model.card.unseen(np.array([known, other])) == (SYMBOLS[other],)
+    assert replace(model.card, elements=None).unseen(np.array([other])) == ()
+    with pytest.warns(UserWarning, match=f"has not seen {SYMBOLS[other]} in training"):
+        model.predict([bulk(SYMBOLS[other], "sc", a=3.0)])
+    model.predict([bulk(SYMBOLS[known], "sc", a=3.0)])

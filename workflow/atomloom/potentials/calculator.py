@@ -6,6 +6,7 @@ what a potential says is `committee`'s.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -14,10 +15,13 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.outputs import Properties, all_outputs
 
+from atomloom.errors import AtomloomError
 from atomloom.potentials.committee import Committee, Evaluation, Source
 from atomloom.potentials.evaluation import calculate_batch, plain_structure
 from atomloom.potentials.skin import SkinGraphs
 
+KEYWORDS = ("device", "dtype", "skin", "atoms", "directory", "label", "restart")
+MOST_SKIN = 10
 VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))
 """xx, yy, zz, yz, xz, xy."""
 
@@ -40,7 +44,8 @@ class AtomloomCalculator(Calculator):
         options: those of ASE's calculators, such as `directory` and `label`.
 
     Raises:
-        AtomloomError: when a file is no potential, or potentials do not fit together.
+        AtomloomError: when a file is no potential, potentials do not fit together, or a keyword is not
+            known.
     """
 
     name = "atomloom"
@@ -68,7 +73,26 @@ class AtomloomCalculator(Calculator):
         super().__init__(**options)
         self.committee = Committee.open(potential, device, dtype)
         self.skin = float(skin)
+        if not 0 <= self.skin <= MOST_SKIN:
+            raise AtomloomError(
+                f"is a length from 0 to {MOST_SKIN} A, not {skin}", where="AtomloomCalculator: skin"
+            )
         self._graphs: SkinGraphs | None = None
+
+    def set(self, **parameters: Any) -> dict[str, Any]:
+        """Nothing: a potential has no parameters to set.
+
+        Raises:
+            AtomloomError: for whatever is given, to the constructor too, which ASE would keep in silence.
+        """
+        for word in parameters:
+            close = difflib.get_close_matches(word, KEYWORDS, n=1)
+            raise AtomloomError(
+                f"no keyword `{word}`" + (f", did you mean `{close[0]}`?" if close else ""),
+                where="AtomloomCalculator",
+                todo=f"its constructor knows {', '.join(KEYWORDS)}",
+            )
+        return {}
 
     @property
     def searches(self) -> int:

@@ -73,6 +73,13 @@ def evaluate_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
         run / "parity.png",
         lambda path: parity_figure([tables.get(n, table) for n in units], list(units), units, path),
     )
+    known = set(model.card.elements or ())
+    unseen = frame["elements"].map(lambda text: set(str(text).split(",")) - known)
+    if model.card.elements is not None and (guessed := int(unseen.map(bool).sum())):
+        log(
+            f"warning: {guessed:,} structures hold elements that no training structure has "
+            f"({', '.join(sorted(set().union(*unseen)))}): their predictions are guesses"
+        )
     for name, unit in units.items():
         for split, values in metrics[name].items():
             log(f"{split:5s} {name}: {_headline(values, unit)} over {values['count']:,}")

@@ -154,17 +154,24 @@ def _predict_files(request: Prediction, log: Callable[[str], None]) -> Path:
         return request.output
     predictor = _predictor(request)
     parts = _Parts(request, content, key)
-    done = 0
+    done, guessed, unseen = 0, 0, set[str]()
     for number, records in enumerate(_chunks(request, parts, predictor.checks)):
         if not parts.has(number):
             tables = _predict_chunk(request, predictor, records)
             parts.write(number, tables)
+            guessed += sum(map(bool, tables.unseen))
+            unseen.update(*tables.unseen)
         done += parts.rows(number)
         log(f"chunk {number + 1}: {done:,} structures predicted")
     if not parts.count:
         raise AtomloomError("no structure found", where=", ".join(request.sources))
     predicted, refused, first = parts.join(predictor.schema)
     log(f"{predicted:,} structures predicted, {refused:,} in quarantine: {request.output}")
+    if guessed:
+        log(
+            f"warning: {guessed:,} of the structures hold elements that the model has not seen in "
+            f"training ({', '.join(sorted(unseen))}): their predictions are guesses"
+        )
     if not predicted:
         raise AtomloomError(
             f"not one of {refused} records could be predicted (first: {first})",
@@ -196,6 +203,10 @@ class _PotentialPredictor:
 
     def require_element(self, number: int) -> None:
         self.committee.require_elements(np.array([number]))
+
+    def unseen(self, numbers: np.ndarray) -> tuple[str, ...]:
+        """None: such structures are refused."""
+        return ()
 
     def predict(
         self, table: GraphTable, bounds: Batching
@@ -247,6 +258,10 @@ class _PropertyPredictor:
     def require_element(self, number: int) -> None:
         for model in self.models:
             require_elements(model.model, np.array([number]))
+
+    def unseen(self, numbers: np.ndarray) -> tuple[str, ...]:
+        """Elements that some model has not been trained on."""
+        return tuple({symbol for model in self.models for symbol in model.card.unseen(numbers)})
 
     def predict(
         self, table: GraphTable, bounds: Batching
@@ -303,6 +318,8 @@ class _Tables:
     predictions: pa.Table
     forces: pa.Table | None
     refused: pa.Table
+    unseen: list[tuple[str, ...]]
+    """Of each predicted structure, its elements that the model has not been trained on."""
 
 
 def _chunks(request: Prediction, parts: _Parts, checks: Checks) -> Iterator[_Read | None]:
@@ -372,6 +389,7 @@ def _predict_chunk(request: Prediction, predictor: _Predictor, read: _Read) -> _
         pa.table({**_identity(request, records), "n_atoms": atoms, **values}, predictor.schema),
         _forces_table(read.structures, rows, forces) if request.forces else None,
         _refused_table(request, [*read.records, *(record for record, _ in read.refused)], refused),
+        [predictor.unseen(read.structures[place].numbers) for place in rows],
     )
 
 

@@ -19,6 +19,7 @@ from atomloom.data.sharded import ShardedGraphs
 from atomloom.errors import AtomloomError
 from atomloom.graphs.graph import GraphTable
 from atomloom.keys import chain_hash
+from atomloom.structures.elements import SYMBOLS
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +79,13 @@ class LabelledGraphs:
     def split(self, name: str) -> np.ndarray:
         """Rows of a split; none where there is no such split."""
         return self.rows.get(name, np.zeros(0, dtype=np.int64))
+
+    def elements(self, rows: np.ndarray) -> tuple[str, ...]:
+        """Elements of some structures, by atomic number."""
+        among = np.zeros(len(self.table), dtype=bool)
+        among[rows] = True
+        atoms = np.repeat(among, np.diff(self.table.node_ptr))
+        return tuple(SYMBOLS[number] for number in np.unique(self.table.numbers[atoms]))
 
     def digest(self) -> str:
         """Names the content: structures, sizes, targets and splits."""

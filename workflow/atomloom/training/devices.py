@@ -7,6 +7,7 @@ of data and losses.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -58,8 +59,12 @@ def choose_device(wanted: str) -> str:
     """`cpu` or `cuda`.
 
     Raises:
-        AtomloomError: when CUDA is wanted and not there.
+        AtomloomError: when CUDA is wanted and not there, or something else.
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", wanted):
+        raise AtomloomError(
+            f"{wanted!r} is no device", where="device", todo="use auto, cpu or cuda"
+        )
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():

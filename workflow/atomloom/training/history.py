@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,11 @@ class History:
             }
         )
 
+    def least(self, column: str) -> float:
+        """The least error in a column so far, of whichever epoch; NaN where there is none."""
+        known = [row[column] for row in self.rows if math.isfinite(row[column])]
+        return min(known, default=math.nan)
+
     def write(self, path: Path) -> None:
         """Write the CSV atomically."""
         if not self.rows:
@@ -76,22 +82,24 @@ class History:
 
 def progress_line(
     history: History,
-    best: Sequence[float],
     epochs: int,
     targets: Sequence[str],
     units: Sequence[str],
     epoch_seconds: float,
 ) -> str:
-    """One line on the last epoch, such as
+    """One line on the last epoch, with the least error so far of each target, such as
     `epoch  12/100  train 0.0312  val MAE 45.1 cm^-1 (best 44.0)  lr 8.1e-04  3.2 s (data 2 %)  ETA 4:40`.
     """
     row = history.rows[-1]
     width = len(str(epochs))
-    shown = list(zip(targets, units, history.mae_columns, best, strict=False))[:NAMED_TARGETS]
+    shown = list(zip(targets, units, history.mae_columns, strict=True))[:NAMED_TARGETS]
+    if not any(math.isfinite(row[column]) for column in history.mae_columns):
+        shown = []  # nothing is validated
     named = len(targets) > 1
     errors = ", ".join(
-        f"{f'{name} ' if named else ''}{row[column]:.4g} {unit}".rstrip() + f" (best {least:.4g})"
-        for name, unit, column, least in shown
+        f"{f'{name} ' if named else ''}{row[column]:.4g} {unit}".rstrip()
+        + f" (best {history.least(column):.4g})"
+        for name, unit, column in shown
     )
     if len(targets) > len(shown) > 0:
         errors += ", ..."

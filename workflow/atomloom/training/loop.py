@@ -297,6 +297,7 @@ def _train(
     bench = Bench.set_up(data, config, fabric, train_rows, val_rows, log)
     objective, model, average = bench.objective, bench.model, bench.average
     network, optimizer = bench.network, bench.optimizer
+    elements = data.elements(train_rows)
     names = objective.names
     parameters = sum(parameter.numel() for parameter in bench.trained)
     forward: Callable[[GraphBatch], Tensor] = model
@@ -393,7 +394,7 @@ def _train(
         history.write(run_dir / "history.csv")
         if best.weights is not None:
             facts = {"epoch": best.epoch, "step": best.step, "val_mae": list(best.maes)}
-            card = ModelCard.of(config, objective.scale, facts, objective.given)
+            card = ModelCard.of(config, objective.scale, facts, objective.given, elements)
             write_model(run_dir / "model.safetensors", best.weights, card)
 
     def keep(name: str, maes: tuple[float, ...]) -> None:
@@ -401,7 +402,7 @@ def _train(
         weights = whole(model.state_dict())
         if rank == 0:
             facts = {"epoch": epoch + 1, "step": step, "val_mae": list(maes)}
-            card = ModelCard.of(config, objective.scale, facts, objective.given)
+            card = ModelCard.of(config, objective.scale, facts, objective.given, elements)
             write_model(run_dir / "checkpoints" / f"{name}.safetensors", weights, card)
 
     # --- epochs ---
@@ -531,7 +532,7 @@ def _train(
                 f"fp16: gradients overflowed and their steps were left out; the loss scale fell from "
                 f"{scale_before:g} to {loss_scale(fabric):g}"
             )
-        log(progress_line(history, best.maes, settings.epochs, names, objective.units, speed))
+        log(progress_line(history, settings.epochs, names, objective.units, speed))
         stop, due = agreed(asked_to_stop(), timer.due(end_of_epoch=True))
         if last or stop or due:
             save()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -25,6 +26,7 @@ from atomloom.config.model import ModelConfig
 from atomloom.config.root import Config
 from atomloom.errors import AtomloomError
 from atomloom.files import plain_stat, write_atomically
+from atomloom.structures.elements import SYMBOLS
 from atomloom.training.globals import GlobalFeatures
 from atomloom.training.references import EnergyReference
 from atomloom.training.targets import Standardizer
@@ -52,6 +54,8 @@ class ModelCard:
     """What the model must be told of a structure besides its atoms."""
     checks: Checks = field(default_factory=Checks)
     """What the structures it was trained on had to pass."""
+    elements: tuple[str, ...] | None = None
+    """Elements of the training structures; None where the file does not say."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -65,6 +69,14 @@ class ModelCard:
         """Numbers that the network predicts: of a potential, the energy alone."""
         return len(self.columns) if self.model.kind == "property" else 1
 
+    def unseen(self, numbers: np.ndarray) -> tuple[str, ...]:
+        """Elements among atomic numbers that no training structure has: what a property model says of
+        them has been learnt from nothing (a potential refuses them)."""
+        if self.elements is None:
+            return ()
+        present = (SYMBOLS[number] for number in np.unique(numbers))
+        return tuple(symbol for symbol in present if symbol not in self.elements)
+
     @classmethod
     def of(
         cls,
@@ -72,6 +84,7 @@ class ModelCard:
         standardizer: Standardizer | EnergyReference,
         facts: Mapping[str, Any],
         given: GlobalFeatures | None = None,
+        elements: tuple[str, ...] | None = None,
     ) -> ModelCard:
         """The card of a run."""
         dataset = config.dataset
@@ -85,6 +98,7 @@ class ModelCard:
             facts,
             given,
             dataset.checks,
+            elements,
         )
 
 
@@ -100,6 +114,8 @@ def write_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> N
         "checks": card.checks.model_dump(mode="json", exclude={"max_fraction"}),
         "facts": {**card.facts, "atomloom": __version__},
     }
+    if card.elements is not None:
+        content["elements"] = list(card.elements)
     if card.given is not None:
         content["globals"] = card.given.content()
     # Copies: two names may share memory, which the format has no way to say.
@@ -147,6 +163,7 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
             facts=content["facts"],
             given=GlobalFeatures.of_content(content["globals"]) if "globals" in content else None,
             checks=Checks.model_validate(content.get("checks", {})),
+            elements=tuple(content["elements"]) if "elements" in content else None,
         )
     except (ValidationError, KeyError) as error:
         raise AtomloomError(

@@ -5,6 +5,7 @@ It knows nothing of how the model was trained.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,12 @@ class LoadedModel:
             if reason := unfit(self.card.graph, structure):
                 raise AtomloomError(f"structure {place} {reason}", where="structures")
         table = build_graphs(StructureTable.from_structures(own), self.card.graph)
+        if unseen := self.card.unseen(table.numbers):
+            warnings.warn(
+                f"the model has not seen {', '.join(unseen)} in training: what it predicts of "
+                "structures with these elements is a guess",
+                stacklevel=2,
+            )
         return predict_table(self, table, bounds=bounds, device=device, globals=globals)
 
 
