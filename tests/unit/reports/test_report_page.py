@@ -298,6 +298,29 @@ def test_what_a_careful_reader_would_ask_is_said_first(make_run):
         assert remark in page.text, remark
 
 
+@pytest.mark.parametrize(
+    ("removed", "says"),
+    [
+        (
+            40,
+            "40 training or validation structures, which also stand in a split nearer to the test",
+        ),
+        (0, "40 training or validation structures also stand in a split nearer to the test"),
+    ],
+)
+def test_duplicates_across_splits_are_told_and_those_taken_out_have_their_place(
+    make_run, removed, says
+):
+    run = make_run()
+    card = json.loads((run.folder / "run.json").read_text())
+    card["dataset"] |= {"duplicates": 40, "removed_as_duplicates": removed}
+    card["dataset"]["quarantined"] -= removed
+    (run.folder / "run.json").write_text(json.dumps(card))
+    page = page_of(run)[0].text
+    assert says in page
+    assert ("duplicates across splits, taken out" in page) == bool(removed)
+
+
 def test_an_untroubled_run_has_no_remarks(make_run):
     run = make_run(count=800)
     card = json.loads((run.folder / "run.json").read_text())

@@ -192,10 +192,11 @@ class Split(Section):
     """Keep records together that share this: a column of the label table, or `formula` (reduced)."""
     duplicates: Literal["remove", "stop", "report"] = "remove"
     """What to do with a training or validation structure that also stands in a split nearer to the
-    test: take it out, stop, or only report it. The test set is never changed."""
-    duplicate_tolerance: float = Field(default=1e-3, ge=0, le=1)
-    """Structures of one composition are near duplicates when their neighbour distances (mean over
-    the atoms of each element, twelve nearest) all agree to this, in A. 0: only exact ones count."""
+    test, whatever its labels: take it out, stop, or only report it. The test set is never changed."""
+    duplicate_tolerance: float = Field(default=1e-3, ge=0, le=0.1)
+    """Structures are near duplicates when a rotation, mirror image or translation of one lays its
+    atoms over those of the other, element by element, to this, in A (root mean square; 3 times this
+    for any single one), whatever their cells. 0: only exact ones count."""
 
     @field_validator("ratios", mode="before")
     @classmethod

@@ -1,11 +1,11 @@
 """Whether two structures are one and the same: an isometry that lays the atoms of one over the other.
 
 Any rotation, mirror image, translation, order of atoms and choice of cell (supercells too) are let
-pass; the length scale is not. An atom of the structure with fewer atoms and two of its neighbours
-are looked for in the other one; each place where they are found gives an isometry, which is tried on
-all atoms and on the lattice, then fitted to them by least squares, and judged. Such a search is
-complete up to the tolerance, as pymatgen's StructureMatcher is, but for a tolerance of thousandths
-of an A it has few places to try. It knows nothing of files and splits.
+pass; the length scale is not. The atom of one structure whose surroundings are the rarest in the
+other is looked for there, with two of its neighbours; each place where they are found gives an
+isometry, which is tried on all atoms and on the lattice, then fitted to them by least squares, and
+judged. Such a search is complete up to the tolerance, as pymatgen's StructureMatcher is, but for
+thousandths of an A it has few places to try. It knows nothing of files and splits.
 
 N atoms, p periodic directions, of which structures are written along axes of their own
 (`graphs.search.reduced_frame`): the lattice is lower triangular, the first p rows count.
@@ -18,14 +18,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from atomloom.data.environments import Environments
 from atomloom.graphs.search import helper, kernel, reduced_frame
 from atomloom.structures.table import StructureTable
 
 FARTHEST_ATOM = 3.0
 """Times the tolerance, which is a root mean square: no single atom may be farther off."""
 _LOOSE = 0.2  # A; atoms this close are paired before the isometry is fitted to all of them
+_MOST_FITS = 256
+"""Isometries that pair all atoms loosely but not to the tolerance, before the search is given up. The
+likeliest come first; so many are met only where both structures are one symmetric crystal, a few
+thousandths of an A apart."""
+_LAID_OVER, _TOO_FAR_OFF, _UNPAIRED = 0, 1, 2
 _ANGLE = 0.2  # sine; two neighbours span a frame if the angle between them is not smaller
-_ELEMENTS = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +44,8 @@ class Motif:
     lattice: np.ndarray
     """[3, 3] float64, A, lower triangular; rows of the identity where not periodic."""
     periodic: int
+    environments: np.ndarray
+    """[N, D] float64, A, distances to neighbours (`Environments`)."""
     name: bytes
     """The structure hash."""
 
@@ -59,6 +66,9 @@ class Motif:
             positions=np.ascontiguousarray(positions[order]),
             lattice=lattice,
             periodic=periodic,
+            environments=Environments.of(table.take(np.array([row]))).values.reshape(
+                len(order), -1
+            )[order],
             name=table.hash[row].tobytes(),
         )
 
@@ -74,18 +84,25 @@ def congruent(one: Motif, other: Motif, tolerance: float) -> bool:
     if one.periodic != other.periodic:
         return False
     a, b = sorted((one, other), key=lambda motif: (len(motif.numbers), motif.name))
-    # The smaller cell's worth of the other crystal must hold as many atoms; without a lattice the
-    # volumes are 1.
-    volumes = [abs(float(np.prod(np.diag(motif.lattice)))) for motif in (a, b)]
-    if round(len(b.numbers) * volumes[0] / volumes[1]) != len(a.numbers):
+    # As many atoms must be in as much space, but for what the tolerance of lattice vectors allows.
+    # (Where not periodic, lattices are 1 A.)
+    heights = np.diag(a.lattice)[: a.periodic]
+    density = np.prod(np.diag(a.lattice)) / np.prod(np.diag(b.lattice)) * len(b.numbers)
+    if abs(density / len(a.numbers) - 1) > 2 * tolerance * float(np.sum(1 / heights)) + 1e-6:
         return False
-    # The anchor is of the element with fewest atoms. Atoms far from it are the last to be tried:
-    # where the isometry does not fit, that is mostly seen soon.
-    counts = np.bincount(a.numbers)
-    anchor = int(np.argmin(counts[a.numbers]))
+    apart = 2 * FARTHEST_ATOM * tolerance  # both ends of a distance may be that far off
+    partners = _partners(a.numbers, a.environments, b.numbers, b.environments, apart)
+    if not partners.min():
+        return False
+    anchor = int(np.argmin(partners))
+    # Atoms far from the anchor are the last to be tried: what does not fit is mostly seen soon.
     order = np.argsort(((a.positions - a.positions[anchor]) ** 2).sum(axis=1), kind="stable")
+    gap = np.abs(b.environments - a.environments[anchor])
+    alike = (b.numbers == a.numbers[anchor]) & (gap.max(axis=1) <= apart)
+    likely = np.argsort(np.where(alike, (gap**2).sum(axis=1), np.inf), kind="stable")
     return _find_isometry(
         anchor,
+        likely[: partners[anchor]],
         order,
         a.numbers,
         a.positions,
@@ -102,10 +119,41 @@ def congruent(one: Motif, other: Motif, tolerance: float) -> bool:
 
 
 @kernel
+def _partners(numbers_a, environments_a, numbers_b, environments_b, apart):
+    """How many atoms of b have the surroundings of each atom of a."""
+    counts = np.zeros(numbers_a.shape[0], np.int64)
+    for i in range(numbers_a.shape[0]):
+        for j in range(numbers_b.shape[0]):
+            if numbers_a[i] != numbers_b[j]:
+                continue
+            alike = True
+            for k in range(environments_a.shape[1]):
+                if abs(environments_a[i, k] - environments_b[j, k]) > apart:
+                    alike = False
+                    break
+            if alike:
+                counts[i] += 1
+        if counts[i] == 0:
+            break  # no isometry has an image for this atom
+    return counts
+
+
+@kernel
 def _find_isometry(
-    anchor, order, numbers_a, u_a, lattice_a, numbers_b, u_b, lattice_b, periodic, tolerance
+    anchor,
+    anchors,
+    order,
+    numbers_a,
+    u_a,
+    lattice_a,
+    numbers_b,
+    u_b,
+    lattice_b,
+    periodic,
+    tolerance,
 ):
-    """Try each place in b where the anchor of a and two of its neighbours are found."""
+    """Try the places in b where the anchor of a and two of its neighbours are found."""
+    fitted = 0
     limit = FARTHEST_ATOM * tolerance
     slack = 4.0 * limit
     around_a, first, second = _frame_around(anchor, numbers_a, u_a, lattice_a, periodic)
@@ -113,29 +161,14 @@ def _find_isometry(
         return u_b.shape[0] == 1
     farthest = around_a[second if second >= 0 else first, 3]
     around_b = np.empty((64, 5), np.float64)
-    around_b, count = _neighbors(
-        anchor, farthest + 2.0 * slack, numbers_a, u_a, lattice_a, periodic, around_b
-    )
-    sure, likely = np.zeros(_ELEMENTS, np.int64), np.zeros(_ELEMENTS, np.int64)
-    found = np.zeros(_ELEMENTS, np.int64)
-    _count(around_b, count, farthest - slack, sure)
-    _count(around_b, count, farthest + 2.0 * slack, likely)
     own, theirs = np.zeros((3, 3), np.float64), np.zeros((3, 3), np.float64)
     rotation = np.zeros((3, 3), np.float64)
     residual = np.zeros((u_a.shape[0] + 3, 3), np.float64)
     arms = np.zeros((u_a.shape[0] + 3, 3), np.float64)
-    for b in range(u_b.shape[0]):
-        if numbers_b[b] != numbers_a[anchor]:
-            continue
+    for b in anchors:
         around_b, count = _neighbors(
             b, farthest + slack, numbers_b, u_b, lattice_b, periodic, around_b
         )
-        _count(around_b, count, farthest + slack, found)
-        alike = True
-        for z in range(_ELEMENTS):
-            alike = alike and sure[z] <= found[z] <= likely[z]
-        if not alike:
-            continue
         for e in range(count):
             if not _alike(around_a, first, around_b, e, slack):
                 continue
@@ -158,11 +191,16 @@ def _find_isometry(
                                 + theirs[1, x] * own[1, y]
                                 + theirs[2, x] * own[2, y]
                             )
-                    if _fits(
+                    verdict = _fits(
                         rotation, anchor, b, order, arms, residual, numbers_a, u_a, lattice_a,
                         numbers_b, u_b, lattice_b, periodic, tolerance,
-                    ):  # fmt: skip
+                    )  # fmt: skip
+                    if verdict == _LAID_OVER:
                         return True
+                    if verdict == _TOO_FAR_OFF:
+                        fitted += 1
+                        if fitted == _MOST_FITS:
+                            return False
     return False
 
 
@@ -190,12 +228,15 @@ def _frame_around(anchor, numbers, u, lattice, periodic):
         around, count = _neighbors(anchor, radius, numbers, u, lattice, periodic, around)
         first, second = -1, -1
         for e in range(count):
-            if first < 0 or around[e, 3] < around[first, 3]:
+            # An atom on top of another one shows no direction.
+            if around[e, 3] > _LOOSE and (first < 0 or around[e, 3] < around[first, 3]):
                 first = e
         for e in range(count):
-            if (second < 0 or around[e, 3] < around[second, 3]) and _sine(
-                around, first, e
-            ) > _ANGLE:
+            if (
+                around[e, 3] > _LOOSE
+                and (second < 0 or around[e, 3] < around[second, 3])
+                and _sine(around, first, e) > _ANGLE
+            ):
                 second = e
         if second >= 0 or radius > 2.0 * reach:
             return around, first, second
@@ -268,16 +309,6 @@ def _sine(around, e, f):
 
 
 @helper
-def _count(around, count, radius, out):
-    """Neighbours of each element within the radius."""
-    for z in range(_ELEMENTS):
-        out[z] = 0
-    for e in range(count):
-        if around[e, 3] <= radius:
-            out[int(around[e, 4])] += 1
-
-
-@helper
 def _alike(around, e, others, f, slack):
     """Whether two neighbours are of one element and about as far off."""
     return around[e, 4] == others[f, 4] and abs(around[e, 3] - others[f, 3]) <= slack
@@ -334,9 +365,11 @@ def _fits(
     loose = max(_LOOSE, 2.0 * limit)
     n, m = u_a.shape[0], u_b.shape[0]
     o0, o1, o2 = u_b[b, 0], u_b[b, 1], u_b[b, 2]
-    # As two neighbours have it, fitted, and fitted once more; then it is judged.
-    for fit in range(3):
-        square, worst = 0.0, 0.0
+    worst, strain = 0.0, 0.0
+    # As two neighbours have it, then fitted by atoms and what one atom says of the lattice; if that
+    # is about right, by what all say of the lattice.
+    for fit in range(4):
+        square, worst, strain = 0.0, 0.0, 0.0
         for i in order:
             a0, a1, a2 = _turned(
                 rotation,
@@ -348,31 +381,37 @@ def _fits(
                 o0 + a0, o1 + a1, o2 + a2, numbers_a[i], loose, numbers_b, u_b, lattice_b, periodic
             )
             if length > loose:
-                return False
+                return _UNPAIRED
             arms[i, 0], arms[i, 1], arms[i, 2] = a0, a1, a2
             residual[i, 0], residual[i, 1], residual[i, 2] = r0, r1, r2
             square += length * length
             worst = max(worst, length)
-        strain = 0.0
+            if fit > 0 and square > 2.0 * tolerance * tolerance * n:
+                return _TOO_FAR_OFF
+        asked = 1 if fit < 2 else m
         for k in range(periodic):
             a0, a1, a2 = _turned(rotation, lattice_a[k, 0], lattice_a[k, 1], lattice_a[k, 2])
             s0, s1, s2 = 0.0, 0.0, 0.0
-            for j in range(m):
+            for j in range(asked):
+                atom = (b + j) % m
                 r0, r1, r2, length = _nearest(
-                    u_b[j, 0] + a0, u_b[j, 1] + a1, u_b[j, 2] + a2,
-                    numbers_b[j], loose, numbers_b, u_b, lattice_b, periodic,
+                    u_b[atom, 0] + a0, u_b[atom, 1] + a1, u_b[atom, 2] + a2,
+                    numbers_b[atom], loose, numbers_b, u_b, lattice_b, periodic,
                 )  # fmt: skip
                 if length > loose:
-                    return False
-                s0, s1, s2 = s0 + r0 / m, s1 + r1 / m, s2 + r2 / m
+                    return _UNPAIRED
+                s0, s1, s2 = s0 + r0 / asked, s1 + r1 / asked, s2 + r2 / asked
                 worst = max(worst, 0.5 * length)  # both ends are atoms with an error
             arms[n + k, 0], arms[n + k, 1], arms[n + k, 2] = a0, a1, a2
             residual[n + k, 0], residual[n + k, 1], residual[n + k, 2] = s0, s1, s2
             strain = max(strain, math.sqrt(s0 * s0 + s1 * s1 + s2 * s2))
-        if fit < 2:
-            d0, d1, d2 = _improve(rotation, arms, residual, n, periodic)
-            o0, o1, o2 = o0 + d0, o1 + d1, o2 + d2
-    return math.sqrt(square / n) <= tolerance and strain <= tolerance and worst <= limit
+        if fit == 3:
+            break
+        d0, d1, d2 = _improve(rotation, arms, residual, n, periodic)
+        o0, o1, o2 = o0 + d0, o1 + d1, o2 + d2
+    if square <= tolerance * tolerance * n and strain <= tolerance and worst <= limit:
+        return _LAID_OVER
+    return _TOO_FAR_OFF
 
 
 @helper

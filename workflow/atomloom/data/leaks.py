@@ -19,16 +19,10 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from atomloom.config import GraphSpec
 from atomloom.data.congruence import FARTHEST_ATOM, Motif, congruent
-from atomloom.graphs.build import build_graphs
-from atomloom.graphs.graph import LISTED_BY_DST, GraphTable
+from atomloom.data.environments import Environments
 from atomloom.structures.table import StructureTable
 
-NEIGHBORS = 24
-OF_AN_ELEMENT = 12
-"""Neighbours of one element that are described, of the `NEIGHBORS` in all."""
-ELEMENTS = 256
 AT_A_TIME = 2000
 """Structures that are described together."""
 MOTIFS = 4096
@@ -114,6 +108,7 @@ def find_candidates(
         A row, and those like it in splits nearer to the test: the nearest split first, then in
         the order of `frame`.
     """
+    apart = 2 * FARTHEST_ATOM * tolerance  # both ends of a distance may be that far off
     rank = frame["split"].map(_RANK).to_numpy(np.int64)
     splits = frame.groupby("formula")["split"].nunique()
     wanted = np.flatnonzero(frame["formula"].isin(splits.index[splits > 1]).to_numpy())
@@ -126,7 +121,7 @@ def find_candidates(
         ahead = ahead[np.lexsort((places[ahead], -own[ahead]))]
         tree = cKDTree(points[ahead])
         for place in np.flatnonzero(own < own.max()):
-            hits = tree.query_ball_point(points[place], FARTHEST_ATOM * tolerance, p=np.inf)
+            hits = tree.query_ball_point(points[place], apart, p=np.inf)
             others = ahead[np.sort(hits).astype(np.int64)]
             others = others[own[others] > own[place]]
             if len(others):
@@ -141,13 +136,12 @@ def _described(
     Compared are structures of one formula that are periodic in as many directions; molecules with
     as many atoms.
     """
-    spec = GraphSpec(neighbors="knn", max_neighbors=NEIGHBORS, shell_tolerance=0.0)
     values, parts = [], []
     for chunk, rows in frame.iloc[wanted].assign(place=wanted).groupby("chunk"):
         for start in range(0, len(rows), AT_A_TIME):
             part = rows.iloc[start : start + AT_A_TIME]
             table = chunks[chunk].table.take(part["row"].to_numpy(np.int64))
-            described, length = describe(build_graphs(table, spec))
+            described, length = Environments.of(table).means()
             values.append(described)
             periodic = table.pbc.sum(axis=1)
             atoms = np.where(periodic == 0, np.diff(table.node_ptr), 0)
@@ -159,49 +153,3 @@ def _described(
     lots["first"] = np.cumsum(lots["length"]) - lots["length"]
     for (*_, length), lot in lots.groupby(["formula", "periodic", "atoms", "length"]):
         yield whole[lot["first"].to_numpy()[:, None] + np.arange(length)], lot["place"].to_numpy()
-
-
-def describe(table: GraphTable) -> tuple[np.ndarray, np.ndarray]:
-    """Mean distances (A) of the atoms of each element to their nearest neighbours of each element.
-
-    Neighbours are the `NEIGHBORS` nearest of any element. Where they are fewer of an element than
-    `OF_AN_ELEMENT`, the distance of the last one of all stands for those farther away, so that no
-    number jumps if a neighbour enters the list.
-
-    Returns:
-        The descriptions one behind the other, float64, and how many numbers each has, [S] int64.
-    """
-    own = (table.listed & LISTED_BY_DST) > 0
-    structure = np.repeat(np.arange(len(table)), np.diff(table.edge_ptr))[own]
-    start = table.node_ptr[structure]
-    dst, src = table.dst[own].astype(np.int64) + start, table.src[own].astype(np.int64) + start
-    offset = np.einsum("ei,eij->ej", table.shift[own].astype(np.float64), table.cell[structure])
-    vectors = table.positions[src] + offset - table.positions[dst]
-    distance = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    degree = np.bincount(dst, minlength=len(table.numbers))
-    last = np.zeros(len(table.numbers))
-    np.maximum.at(last, dst, distance)
-    last[degree < NEIGHBORS] = 0.0  # a small molecule: all of its atoms are in the list
-
-    # Kinds: the elements of one structure, structures in order, elements ascending.
-    of_atom = np.repeat(np.arange(len(table)), np.diff(table.node_ptr))
-    kinds, kind = np.unique(of_atom * ELEMENTS + table.numbers, return_inverse=True)
-    elements = np.bincount(kinds // ELEMENTS, minlength=len(table))
-    first_kind = np.cumsum(elements) - elements
-    width = elements[of_atom] * OF_AN_ELEMENT
-    begin = np.cumsum(width) - width
-
-    each = np.repeat(last, width)
-    order = np.lexsort((distance, kind[src], dst))
-    pair = begin[dst] + (kind[src] - first_kind[structure]) * OF_AN_ELEMENT
-    sorted_pair = pair[order]
-    first = np.flatnonzero(np.diff(sorted_pair, prepend=-1))
-    rank = np.arange(len(pair)) - np.repeat(first, np.diff(first, append=len(pair)))
-    kept = rank < OF_AN_ELEMENT
-    each[sorted_pair[kept] + rank[kept]] = distance[order][kept]
-
-    widths = elements[kinds // ELEMENTS] * OF_AN_ELEMENT
-    begins = np.cumsum(widths) - widths
-    target = np.repeat(begins[kind] - begin, width) + np.arange(len(each))
-    sums = np.bincount(target, weights=each, minlength=widths.sum())
-    return sums / np.repeat(np.bincount(kind), widths), elements**2 * OF_AN_ELEMENT

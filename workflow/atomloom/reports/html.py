@@ -380,6 +380,7 @@ def _remarks(
         records = formats.finite(card.value("dataset", "records"))
         share = f" ({formats.percent(refused / records)} of all)" if records else ""
         remarks.append(f"{plural(int(refused), 'record')}{share} went to quarantine.")
+    remarks += _duplicate_remarks(card)
     best, run = formats.finite(card.value("best_epoch")), formats.finite(card.value("epochs_run"))
     limit = formats.finite(card.value("config", "training", "epochs"))
     last = None
@@ -390,6 +391,19 @@ def _remarks(
     if card.value("code", "dirty") is True:
         remarks.append("The code had changes that were not committed: the commit alone is not it.")
     return remarks
+
+
+def _duplicate_remarks(card: RunCard) -> list[str]:
+    """What the leak guard found, and what became of it."""
+    found = formats.finite(card.value("dataset", "duplicates"))
+    if not found:
+        return []
+    rows = plural(int(found), "training or validation structure")
+    stand = "stands" if found == 1 else "stand"
+    if formats.finite(card.value("dataset", "removed_as_duplicates")):
+        gone = "was" if found == 1 else "were"
+        return [f"{rows}, which also {stand} in a split nearer to the test, {gone} taken out."]
+    return [f"{rows} also {stand} in a split nearer to the test: errors may look too small."]
 
 
 # --- what was run -----------------------------------------------------------------------------
@@ -459,16 +473,22 @@ def _command(card: RunCard) -> str:
 
 
 def _segments(card: RunCard) -> list[Segment]:
-    """Where the records went: splits, quarantine, and what is in none of these."""
+    """Where the records went: splits, quarantine, the leak guard, and what is in none of these."""
     dataset = card.section("dataset")
-    counts = {name: formats.finite(dataset.get(name)) for name in (*SPLITS, "quarantined")}
+    names = (*SPLITS, "quarantined", "removed_as_duplicates")
+    counts = {name: formats.finite(dataset.get(name)) for name in names}
     known = {name: int(count) for name, count in counts.items() if count}
     records = formats.finite(dataset.get("records"))
     rest = int(records) - sum(known.values()) if records else 0
     if rest > 0:
         known["unused"] = rest
     total = sum(known.values())
-    labels = {**SPLIT_NAMES, "quarantined": "in quarantine", "unused": "not used"}
+    labels = {
+        **SPLIT_NAMES,
+        "quarantined": "in quarantine",
+        "removed_as_duplicates": "duplicates across splits, taken out",
+        "unused": "not used",
+    }
     return [Segment(n, labels[n], c, c / total) for n, c in known.items()]
 
 
