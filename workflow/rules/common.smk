@@ -3,6 +3,7 @@
 Only the plan knows the chunks, so functions that need it are evaluated after the checkpoint.
 """
 
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from atomloom.cli import put_on_path
 from atomloom.config import dump_config, parse_config
 from atomloom.config.reading import read_config_file
 from atomloom.errors import AtomloomError
-from atomloom.files import write_text
+from atomloom.files import read_plain, write_text
 from atomloom.layout import Layout, PlannedLayout, report_key_of
 from atomloom.plan import Plan
 from atomloom.stages.sources import refresh_sources
@@ -20,10 +21,17 @@ put_on_path()
 
 try:
     for file in workflow.configfiles if workflow.is_main_process else []:
-        if "__use_yte__" not in Path(file).read_text():
+        if b"__use_yte__" not in read_plain(file, 1 << 30):
             # Snakemake has read it, but takes the last of two sections of one name, silently.
             read_config_file(file)
     layout = Layout(parse_config(config))
+    for key, folder in (("results", layout.results), ("store", layout.store)):
+        if "{" in str(folder) or "}" in str(folder):
+            raise AtomloomError(
+                "Snakemake takes what stands in braces for a wildcard",
+                where=f"paths.{key}: {folder}",
+                todo="name another folder; if it is below this one, give the path from here",
+            )
     # Jobs on other machines parse this file too; raw files are looked at once, where it starts.
     if workflow.is_main_process:
         refresh_sources(layout)
@@ -36,6 +44,24 @@ PLAN = layout.plan_folder / "plan.json"
 CONFIG = layout.merged_config
 
 
+RULES = workflow.current_basedir.get_path_or_uri(secret_free=True)
+
+
+def environment(name):
+    """Path of a conda environment, relative to the rules.
+
+    Snakemake makes it absolute and takes what stands in braces for a wildcard; doubled, they are braces.
+    """
+    path = f"../../envs/{name}"
+    if "{" not in RULES and "}" not in RULES:
+        return path
+    return (
+        os.path.normpath(os.path.join(RULES, path))
+        .replace("{", "{{")
+        .replace("}", "}}")
+    )
+
+
 @cache
 def _read_plan(path: str, time_stamp: int) -> PlannedLayout:
     return PlannedLayout(layout, Plan.read(path))
@@ -45,6 +71,46 @@ def planned() -> PlannedLayout:
     """Where things are, as far as the plan decides; waits for the plan."""
     path = checkpoints.plan.get().output.plan
     return _read_plan(str(path), Path(path).stat().st_mtime_ns)
+
+
+@cache
+def _chunks_of(path: str, time_stamp: int) -> frozenset:
+    return frozenset(_read_plan(path, time_stamp).plan.chunk_keys)
+
+
+def planned_here(wildcards):
+    """Input function of `convert`: nothing, or what nobody can make for a chunk that is not in this plan.
+
+    Of two modules on one store each has a rule for any chunk, but only one may know the chunk's records.
+    """
+    if PLAN.exists():
+        known = _chunks_of(str(PLAN), PLAN.stat().st_mtime_ns)
+        if wildcards.chunk in known:
+            return []
+    return [PLAN.with_name(f"no chunk {wildcards.chunk}")]
+
+
+def share_store():
+    """Let two modules of one workflow have one store: what both can make, either makes.
+
+    It has the same bytes. What is no shard has a place of its own, as long as the results do.
+    """
+    for name in ("convert", "label", "graphs", "report"):
+        if not rules.has(name):
+            continue
+        own = getattr(rules, name).rule
+        for other in workflow.rules:
+            if other is own or list(map(str, other.output)) != list(
+                map(str, own.output)
+            ):
+                continue
+            if name == "report":
+                sys.exit(
+                    f"atomloom: {layout.report}: the rules {other.name} and {own.name} both write it; give "
+                    "each module its own dataset.name or paths.results"
+                )
+            # not workflow.ruleorder(...), which takes both names for rules of this module
+            workflow._ruleorder.add(other.name, own.name)
 
 
 def chunks(of):

@@ -17,26 +17,28 @@ checkpoint plan:
     log:
         layout.logs / "plan.log",
     conda:
-        "../../envs/graphs.yaml"
+        environment("graphs.yaml")
     params:
         config=merged_config,
     message:
         "Planning: which records there are, and how they are cut into chunks"
     shell:
-        "atomloom plan --config {params.config} --log {log}"
+        "atomloom plan --config {params.config:q} --log {log:q}"
 
 
 rule convert:
     """Convert the raw records of one chunk; what cannot be used goes to quarantine.
 
-    No input: only the plan knows chunks, so it is there, and its own place must not count.
+    No input file: only the plan knows chunks, so it is there, and its own place must not count.
     """
+    input:
+        planned_here,
     output:
         layout.structures("{chunk}"),
     log:
         layout.logs / "convert" / "{chunk}.log",
     conda:
-        "../../envs/graphs.yaml"
+        environment("graphs.yaml")
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * 2 ** (attempt - 1),
         runtime=30,
@@ -45,7 +47,7 @@ rule convert:
     message:
         "Converting chunk {wildcards.chunk}"
     shell:
-        "atomloom convert --config {params.config} --chunk {wildcards.chunk} --log {log}"
+        "atomloom convert --config {params.config:q} --chunk {wildcards.chunk} --log {log:q}"
 
 
 rule split:
@@ -60,7 +62,7 @@ rule split:
     log:
         layout.logs / "split" / "{dataset}.log",
     conda:
-        "../../envs/graphs.yaml"
+        environment("graphs.yaml")
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
         runtime=30,
@@ -69,4 +71,4 @@ rule split:
     message:
         "Joining labels and dividing the records"
     shell:
-        "atomloom split --config {params.config} --log {log}"
+        "atomloom split --config {params.config:q} --log {log:q}"

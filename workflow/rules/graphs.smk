@@ -14,7 +14,7 @@ rule graphs:
     log:
         layout.logs / "graphs" / f"{{chunk}}-{layout.graph_key}.log",
     conda:
-        "../../envs/graphs.yaml"
+        environment("graphs.yaml")
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * 2 ** (attempt - 1),
         runtime=30,
@@ -23,7 +23,7 @@ rule graphs:
     message:
         "Building graphs of chunk {wildcards.chunk}"
     shell:
-        "atomloom graphs --config {params.config} --chunk {wildcards.chunk} --log {log}"
+        "atomloom graphs --config {params.config:q} --chunk {wildcards.chunk} --log {log:q}"
 
 
 rule index:
@@ -37,7 +37,7 @@ rule index:
     log:
         layout.logs / "index" / "{index}.log",
     conda:
-        "../../envs/graphs.yaml"
+        environment("graphs.yaml")
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
         runtime=30,
@@ -46,4 +46,4 @@ rule index:
     message:
         "Indexing the graphs"
     shell:
-        "atomloom index --config {params.config} --log {log}"
+        "atomloom index --config {params.config:q} --log {log:q}"

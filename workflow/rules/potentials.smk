@@ -14,7 +14,7 @@ rule label:
     log:
         layout.logs / "label" / f"{{chunk}}-{layout.teacher_key}.log",
     conda:
-        "../../envs/training.yaml"
+        environment("training.yaml")
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
         runtime=24 * 60,
@@ -23,4 +23,4 @@ rule label:
     message:
         "Labelling chunk {wildcards.chunk}"
     shell:
-        "OMP_NUM_THREADS={threads} atomloom label --config {params.config} --chunk {wildcards.chunk} --log {log}"
+        "OMP_NUM_THREADS={threads} atomloom label --config {params.config:q} --chunk {wildcards.chunk} --log {log:q}"

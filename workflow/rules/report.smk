@@ -20,10 +20,10 @@ rule report:
     log:
         layout.logs / "report.log",
     conda:
-        "../../envs/training.yaml"
+        environment("training.yaml")
     params:
         config=merged_config,
     message:
         "Writing {output}"
     shell:
-        "atomloom report --config {params.config} --log {log}"
+        "atomloom report --config {params.config:q} --log {log:q}"

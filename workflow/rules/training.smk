@@ -19,7 +19,7 @@ rule train:
     log:
         layout.logs / "train" / "{run}.log",
     conda:
-        "../../envs/training.yaml"
+        environment("training.yaml")
     threads: layout.config.training.threads or workflow.cores or 8
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * 2 ** (attempt - 1),
@@ -29,7 +29,7 @@ rule train:
     message:
         "Training run {wildcards.run}"
     shell:
-        "atomloom train --config {params.config} --threads {threads} --log {log}"
+        "atomloom train --config {params.config:q} --threads {threads} --log {log:q}"
 
 
 rule evaluate:
@@ -47,7 +47,7 @@ rule evaluate:
     log:
         layout.logs / "evaluate" / "{run}.log",
     conda:
-        "../../envs/training.yaml"
+        environment("training.yaml")
     threads: layout.config.training.threads or workflow.cores or 8
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * 2 ** (attempt - 1),
@@ -57,4 +57,4 @@ rule evaluate:
     message:
         "Evaluating run {wildcards.run}"
     shell:
-        "atomloom evaluate --config {params.config} --threads {threads} --log {log}"
+        "atomloom evaluate --config {params.config:q} --threads {threads} --log {log:q}"
