@@ -381,6 +381,22 @@ def test_a_step_whose_electronic_loop_took_all_steps_is_refused_or_taken_by_opti
             read(path)
 
 
+@pytest.mark.parametrize("pressure", [0.0, 250.0, -12.5])
+def test_the_work_of_an_external_pressure_is_no_part_of_the_energy(tmp_path, pressure):
+    path = tmp_path / "vasprun.xml"
+    text = vasprun_text().replace(NELM, f'{NELM}<i name="PSTRESS"> {pressure:.8f} </i>')
+    path.write_text(text)
+    references = ase.io.read(path, ":", format="vasp-xml")
+    for structure, atoms in zip(reversed(read(path)), reversed(references), strict=True):
+        assert structure.properties["energy"] == pytest.approx(atoms.get_potential_energy())
+        assert structure.properties["free_energy"] == pytest.approx(
+            atoms.get_potential_energy(force_consistent=True)
+        )
+    path.write_text(vasprun_text())
+    without = read(path)[0].properties["free_energy"]
+    assert (structure.properties["free_energy"] == without) == (pressure == 0)
+
+
 @pytest.mark.parametrize(("loop", "converged"), [(2, True), (3, False)])
 def test_steps_of_the_linear_response_are_none_of_the_electronic_loop(tmp_path, loop, converged):
     short = '<energy><i name="e_fr_energy">-1</i><i name="e_wo_entrp">-1</i><i name="e_0_energy">-1</i></energy>'

@@ -11,6 +11,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
+from xml.sax.saxutils import escape
 
 import numpy as np
 
@@ -82,29 +83,35 @@ def _steps(stream: BinaryIO) -> Iterator[Piece]:
 
 
 def _essence(calculation: ElementTree.Element, settings: Mapping[str, str]) -> bytes:
-    """What parse needs of a step; of the electronic steps, the last one's energy, and how many they
-    are where that is all that were allowed."""
+    """What parse needs of a step: of the electronic steps, the last one's energy; the limit of their
+    number, where they reached it; and an external pressure, where one is set."""
     parts = [e for e in calculation if e.tag in ("structure", "energy")]
     parts += [e for e in calculation if e.tag == "varray" and e.get("name") in ("forces", "stress")]
-    electronic = calculation.findall("scstep/energy")
-    last = b"<last>" + ElementTree.tostring(electronic[-1]) + b"</last>" if electronic else b""
-    return (
-        b"".join(ElementTree.tostring(part) for part in parts) + last + _loop(electronic, settings)
-    )
-
-
-def _loop(electronic: list[ElementTree.Element], settings: Mapping[str, str]) -> bytes:
-    """`<loop>limit</loop>` of an electronic loop that took as many steps; else nothing."""
+    essence = b"".join(ElementTree.tostring(part) for part in parts)
+    electronic = _electronic_loop(calculation.findall("scstep/energy"), settings)
+    if electronic:
+        essence += b"<last>" + ElementTree.tostring(electronic[-1]) + b"</last>"
     limit = settings.get("NELM", "")
-    if not limit.isdigit() or (limit == "1" and settings.get("ALGO", "").upper() == "EXACT"):
-        return b""  # exact diagonalisation is one step
-    steps = len(electronic)
+    exact = limit == "1" and settings.get("ALGO", "").upper() == "EXACT"  # diagonalised in one step
+    if limit.isdigit() and len(electronic) >= int(limit) and not exact:
+        essence += f"<loop>{limit}</loop>".encode()
+    pressure = settings.get("PSTRESS", "")
+    if pressure.strip("0.-"):
+        essence += f"<pressure>{escape(pressure)}</pressure>".encode()
+    return essence
+
+
+def _electronic_loop(
+    energies: list[ElementTree.Element], settings: Mapping[str, str]
+) -> list[ElementTree.Element]:
+    """The electronic steps without those of a linear response, which follow them: steps of the loop
+    have the usual energies alone, but for the first and the last one."""
     if settings.get("LEPSILON", "F")[:1] == "T" or settings.get("IBRION") in ("7", "8"):
-        # the steps of the linear response follow; those of the loop have these energies alone, but
-        # for the first and the last one
-        names = [{energy.get("name") for energy in step} for step in electronic]
-        steps = next((n + 1 for n in range(1, steps) if names[n] != _ENERGIES), steps)
-    return f"<loop>{limit}</loop>".encode() if steps >= int(limit) else b""
+        names = [{energy.get("name") for energy in step} for step in energies]
+        return energies[
+            : next((n + 1 for n in range(1, len(names)) if names[n] != _ENERGIES), None)
+        ]
+    return energies
 
 
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
@@ -128,7 +135,7 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     properties: dict[str, float | np.ndarray] = {}
     free = step.find("energy/i[@name='e_fr_energy']")
     if free is not None:
-        properties["free_energy"] = _number(free)
+        properties["free_energy"] = _number(free) - _work_of_pressure(step, cell)
         properties["energy"] = properties["free_energy"] + _towards_zero_smearing(step)
     forces = step.find("varray[@name='forces']")
     if forces is not None:
@@ -167,6 +174,13 @@ def _symbols(step: ElementTree.Element) -> list[str]:
             symbol = named[0] if known else _SHORTENED.get(symbol, symbol)  # type: ignore[index]
         symbols.append(symbol)
     return symbols
+
+
+def _work_of_pressure(step: ElementTree.Element, cell: np.ndarray) -> float:
+    """PV in eV of an external pressure (PSTRESS), which VASP adds to the energy of an ionic step."""
+    pressure = step.find("pressure")
+    volume = abs(float(np.linalg.det(cell)))
+    return 0.0 if pressure is None else _number(pressure) * KILOBAR * volume
 
 
 def _towards_zero_smearing(step: ElementTree.Element) -> float:
