@@ -6,9 +6,11 @@ import json
 import zipfile
 from pathlib import Path
 
+import ase.db
 import numpy as np
 import pandas as pd
 import pytest
+from ase.build import bulk
 
 from atomloom.config import parse_config
 from atomloom.errors import AtomloomError
@@ -136,6 +138,51 @@ def test_a_label_that_contradicts_the_structure_s_own_is_refused():
     used, refused, _ = divided(config("a.json", labels=None))
     assert refused == {"j2": "gap is 2 beside the structure and 7.5 in it"}
     assert used["gap"]["j3"] == 7.5000001
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "json", "jsonl", "csv of structures", "xyz", "pymatgen", "db"])  # fmt: skip
+def test_truth_is_1_and_untruth_0_in_every_format(kind):
+    flags = [i % 3 == 0 for i in range(12)]
+    source, labels = "cif", None
+    if kind in ("csv", "parquet"):
+        write_cifs()
+        table = pd.DataFrame({"id": [f"s{i:02d}" for i in range(12)], "gap": flags})
+        labels = f"l.{kind}"
+        getattr(table, f"to_{kind}")(labels, index=False)
+    elif kind == "xyz":
+        source = "a.xyz"
+        Path(source).write_text("".join(frame(i, f"gap={'FT'[f]}") for i, f in enumerate(flags)))
+    elif kind == "csv of structures":
+        source = "a.csv"
+        rows = [[cif_text(ELEMENTS[i], "O", 4 + 0.1 * i), f] for i, f in enumerate(flags)]
+        pd.DataFrame(rows, columns=["cif", "gap"]).to_csv(source, index=False)
+    elif kind == "db":
+        source = "a.db"
+        with ase.db.connect(source) as database:
+            for i, flag in enumerate(flags):
+                database.write(bulk(ELEMENTS[i], "fcc", 4 + 0.1 * i), gap=flag)
+    elif kind == "pymatgen":
+        source = "a.json"
+        site = {"species": [{"element": "Rb", "occu": 1}], "abc": [0, 0, 0]}
+        cells = [{"matrix": np.diag([5 + 0.1 * i] * 3).tolist()} for i in range(12)]
+        parts = zip(cells, flags, strict=True)
+        entries = [{"lattice": c, "sites": [site], "properties": {"gap": f}} for c, f in parts]
+        Path(source).write_text(json.dumps(entries))
+    else:
+        source = f"a.{kind}"
+        entries = [json.dumps(entry(i, gap=flag)) for i, flag in enumerate(flags)]
+        text = f"[{','.join(entries)}]" if kind == "json" else "\n".join(entries)
+        Path(source).write_text(text)
+    used, refused, _ = divided(config(source, labels=labels))
+    assert used["gap"].tolist() == flags
+    assert not refused
+
+
+def test_an_infinite_number_in_a_structure_is_no_label():
+    Path("a.xyz").write_text("".join(frame(i, f"gap={'inf' if i == 4 else i}") for i in range(12)))
+    used, refused, _ = divided(config("a.xyz", labels=None))
+    assert refused == {"a-000004": "no label: gap is inf, no finite number"}
+    assert len(used) == 11
 
 
 def test_a_label_table_goes_before_what_stands_in_the_records():

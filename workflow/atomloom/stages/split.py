@@ -247,6 +247,9 @@ def _join_targets(
         else:
             _require_property(records, name)
             frame[name] = _from_properties(records, name)
+        for row in np.flatnonzero(np.isinf(frame[name])):
+            reason = f"no label: {name} is {frame[name][row]}, no finite number"
+            problem[row] = problem[row] or reason
     unknown = np.all([frame[name].isna() for name in targets], axis=0)
     problem[unknown & (problem == "")] = f"no label: the record has no {' and no '.join(targets)}"
     for name in config.dataset.global_features:

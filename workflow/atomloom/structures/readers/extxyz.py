@@ -426,6 +426,8 @@ def _numbers(
                 factor = units.of(name, "energy", 1, 0)
             kept = f"{name}_in_file" if name == "energy" else property_name(name, per_atom=False)
             properties[kept] = values[0] * factor if len(values) == 1 else np.array(values) * factor
+        elif len(words) == 1 and words[0] in _FLAGS:
+            properties[property_name(name, per_atom=False)] = float(words[0] in _TRUE)
     if choice.energy is not None:
         properties["energy"] = _energy(choice.energy, keys, comment, units)
         _refuse_doubt(choice, keys, comment, units, properties)

@@ -71,7 +71,7 @@ def _structure(
     properties: dict[str, float | np.ndarray] = {
         property_name(str(name), per_atom=False): float(value)
         for name, value in (content.get("properties") or {}).items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
+        if isinstance(value, (int, float))
     }
     properties.update(columns)
     return Structure(numbers, positions, cell, pbc, properties, per_atom=frozenset(columns))
