@@ -131,6 +131,11 @@ def test_it_is_refused_where_it_is_not_known_which_level_is_meant(comment, colum
         parse("extxyz", frame(comment, *columns))
 
 
+def test_a_unit_in_a_name_is_no_level_of_theory():
+    properties = parse("extxyz", frame("energy_Ha=-0.5", "forces_Ha")).properties
+    assert set(properties) == {"energy_Ha", "forces_Ha"}
+
+
 @pytest.mark.parametrize(
     ("options", "energy", "forces"),
     [

@@ -321,6 +321,8 @@ def test_a_name_never_beats_the_content(format):
 
 
 def test_a_name_tells_where_the_content_does_not():
+    by_columns = b"1\nProperties=pos:R:3:species:S:1\n-0.5 0 0 Cu\n"
+    assert format_of("a.cif", by_columns) == format_of("a", by_columns) == "extxyz"
     assert format_of("POSCAR", b"rubbish") == format_of("poscar_3", b"") == "poscar"
     assert format_of("a.cif", b"_cell_length_a 3\n") == "cif"
     assert format_of("poscars.json", b"{}") == "json"

@@ -75,7 +75,10 @@ _NEUTRAL = frozenset((
 ))  # fmt: skip
 """Units that are ours, whatever they are of."""
 _BLOCK = 1 << 16
-_HEAD = re.compile(rb"\A\s*\d{1,9}[ \t]*\r?\n[^\n]*\r?\n[ \t]*[A-Za-z0-9]{1,3}[ \t]+[-+]?[\d.]")
+_HEAD = re.compile(
+    rb"\A\s*\d{1,9}[ \t]*\r?\n(?:[^\n]*\bproperties[ \t]*=|[^\n]*\r?\n[ \t]*[A-Za-z0-9]{1,3}[ \t]+[-+]?[\d.])",
+    re.IGNORECASE,
+)
 
 
 def sniff(head: bytes) -> bool:

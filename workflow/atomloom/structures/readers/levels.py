@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from atomloom.errors import AtomloomError
+from atomloom.structures.units import unit_factor
 
 REFERENCE = ("", "ref", "dft", "reference", "qm")
 """Levels that a record is about, the usual one first; others are predictions beside it."""
@@ -184,10 +185,10 @@ def _parts(name: str, quantities: tuple[str, ...]) -> tuple[str, str]:
     for quantity in sorted(quantities, key=len, reverse=True):
         if lower == quantity:
             return "", quantity
-        if lower.endswith(f"_{quantity}"):
-            return lower.removesuffix(f"_{quantity}"), quantity
-        if lower.startswith(f"{quantity}_"):
-            return lower.removeprefix(f"{quantity}_"), quantity
+        if lower.endswith(f"_{quantity}") or lower.startswith(f"{quantity}_"):
+            level = lower.removesuffix(f"_{quantity}").removeprefix(f"{quantity}_")
+            # `energy_ha` is no energy of a level, and none in eV
+            return ("", "") if unit_factor(level, 1, 0) is not None else (level, quantity)
     return "", ""
 
 

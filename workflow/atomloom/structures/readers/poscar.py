@@ -33,7 +33,7 @@ _BLOCK = 1 << 16
 _LONGEST = 8 << 20
 _AHEAD = 40
 """Lines within which elements and numbers of atoms end."""
-_FRAME = re.compile(rb"\s*[a-z]+\s+configuration\s*=", re.IGNORECASE)
+_FRAME = re.compile(rb"\s*(?:[a-z]+\s+configuration|konfig)\s*=", re.IGNORECASE)
 _BEHIND = re.compile(
     r"(?:c|k|d|cart\w*|kart\w*|direct|fractional|lattice velocities.*|velocities|augmentation.*)\s*",
     re.IGNORECASE,
@@ -175,7 +175,7 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     if len(tokens) != 3 * total:
         short = next(n for n, row in enumerate(words) if len(row) < 3)
         raise AtomloomError(f"line {line + 2 + short}: not three coordinates")
-    _check_remainder(lines, line + 1 + total)
+    _check_remainder(lines, line + 1 + total, total)
     coordinates = floats(tokens, f"lines {line + 2} to {line + 1 + total}: ").reshape(total, 3)
     # VASP: C, c, K, k mean Cartesian, anything else direct coordinates
     positions = coordinates * scale if mode in ("c", "k") and mode else coordinates @ cell
@@ -208,21 +208,33 @@ def _composition(lines: Sequence[str]) -> tuple[list[str], list[int], int]:
     return symbols, counts, at
 
 
-def _check_remainder(lines: list[str], first: int) -> None:
+def _check_remainder(lines: list[str], first: int, atoms: int) -> None:
     """Refuse what stands behind the coordinates and may be atoms: of velocities, of the
     predictor-corrector and of grids nothing is read, and remarks do no harm."""
     following = lines[first].split()[:3] if first < len(lines) else []
     if len(following) == 3 and all(map(_is_number, following)):
         raise AtomloomError(f"line {first + 1}: more coordinates than atoms")
     text = -1
+    vectors = blocks = (
+        0  # rows of three numbers since the last other line; runs of one for each atom
+    )
     for number in range(first, len(lines)):
         start = lines[number].lstrip()[:1]
+        if start.isalpha() or not start:
+            blocks += vectors == atoms
+            vectors = 0
         if start.isalpha():
             text = -1 if _BEHIND.fullmatch(lines[number].strip()) else number
         elif text >= 0 and start and start not in "#!":
             raise AtomloomError(
                 f"line {text + 1}: `{lines[text].strip()[:40]}`, and numbers behind it, are no velocities"
             )
+        elif start:
+            vectors += 1 if len(lines[number].split()) == 3 else -len(lines)
+    if blocks + (vectors == atoms) > 1:
+        raise AtomloomError(
+            f"several times {atoms} rows behind the coordinates: more than velocities"
+        )
 
 
 def _numbers(comment: str, symbols: list[str], counts: list[int], behind: list[str]) -> np.ndarray:
@@ -272,7 +284,7 @@ def _word_behind(text: str) -> str:
 def _elements_of_comment(comment: str, counts: list[int]) -> list[str]:
     """The elements of a comment that is a list of them and nothing else, as VASP 4 wants it; numbers
     in it must be those of the atoms, or in proportion to them."""
-    found = [_ELEMENT.fullmatch(word) for word in comment.split()]
+    found = [_ELEMENT.fullmatch(word) for word in _words(comment)]
     symbols = [match[1] for match in found if match and match[1] in NUMBERS]
     if len(symbols) != len(found) or len(found) != len(counts):
         return []
