@@ -320,6 +320,11 @@ def test_a_name_never_beats_the_content(format):
             assert format_of(name, CONTENTS[format].encode(encoding)) == format, name
 
 
+def test_a_document_of_poscars_is_known_whether_it_was_escaped_once_or_twice():
+    for text in (JSON, json.dumps({"train": {"a": POSCAR.replace("\n", "\\n")}})):
+        assert format_of("a", text.encode()) == "json"
+
+
 def test_a_name_tells_where_the_content_does_not():
     by_columns = b"1\nProperties=pos:R:3:species:S:1\n-0.5 0 0 Cu\n"
     assert format_of("a.cif", by_columns) == format_of("a", by_columns) == "extxyz"

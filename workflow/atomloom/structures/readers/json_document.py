@@ -35,7 +35,7 @@ _SINGLE = frozenset((
 _HEAD = re.compile(rb"\A(?:\xef\xbb\xbf)?\s*[\[{]")
 _SIGNS = (
     rb'"sites"', rb'"lattice_mat"', rb'"lattice"', rb'"structure"', rb'"cif"', rb'"poscar"',
-    rb'{"columns"', rb'{"index"', rb'"atoms"', rb"irect\n", rb"artesian\n", rb"irect\r", rb"artesian\r", rb"_cell_length_a",
+    rb'{"columns"', rb'{"index"', rb'"atoms"', b"irect\\", b"artesian\\", rb"_cell_length_a",
 )  # fmt: skip
 _FIRST_READ = 1 << 20
 
