@@ -254,9 +254,14 @@ def test_lists_are_read_in_styles_old_and_new(text):
     assert parse("extxyz", frame(f"dipole={text}")).properties["dipole"].tolist() == [1, 2, 3]
 
 
-@pytest.mark.parametrize("text", ["1_0", '"1_0"', "abc", "T", '"T T F"', '""', "1.2.3", '"1 x"'])
+@pytest.mark.parametrize("text", ["1_0", '"1_0"', "abc", '"T T F"', '""', "1.2.3", '"1 x"'])
 def test_what_is_no_number_is_no_property(text):
     assert parse("extxyz", frame(f"gap={text}")).properties == {}
+
+
+@pytest.mark.parametrize(("text", "number"), [("T", 1), ("F", 0), ("True", 1), ('"false"', 0)])
+def test_truth_is_a_number_as_in_every_format(text, number):
+    assert parse("extxyz", frame(f"metal={text}")).properties == {"metal": number}
 
 
 @pytest.mark.parametrize(
