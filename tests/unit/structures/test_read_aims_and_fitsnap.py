@@ -44,6 +44,11 @@ def test_atoms_in_lengths_and_fractions_of_a_crystal():
     np.testing.assert_allclose(structure.positions, [[0.1, 0.2, 0.3], [2.75, 3, 3.625], [4, -1, 2]])
 
 
+def test_keywords_are_read_in_any_case():
+    loud = CRYSTAL.replace("lattice_vector", "LATTICE_VECTOR").replace("atom ", "Atom ")
+    assert parse("aims", loud).hash == parse("aims", CRYSTAL).hash
+
+
 def test_without_lattice_vectors_it_is_a_molecule():
     structure = parse("aims", MOLECULE)
     assert structure.numbers.tolist() == [8, 1, 1]

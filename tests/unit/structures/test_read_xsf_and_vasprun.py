@@ -397,12 +397,15 @@ def test_the_work_of_an_external_pressure_is_no_part_of_the_energy(tmp_path, pre
     assert (structure.properties["free_energy"] == without) == (pressure == 0)
 
 
+@pytest.mark.parametrize("setting", ['"LEPSILON"> T', '"LCALCEPS"> T', '"IBRION"> 8'])
 @pytest.mark.parametrize(("loop", "converged"), [(2, True), (3, False)])
-def test_steps_of_the_linear_response_are_none_of_the_electronic_loop(tmp_path, loop, converged):
+def test_steps_of_the_linear_response_are_none_of_the_electronic_loop(
+    tmp_path, loop, converged, setting
+):
     short = '<energy><i name="e_fr_energy">-1</i><i name="e_wo_entrp">-1</i><i name="e_0_energy">-1</i></energy>'
     full = short.replace("<energy>", '<energy><i name="alphaZ">1</i>')
     steps = [full, *[short] * (loop - 2), full, short, short]
-    text = vasprun_text().replace(NELM, NELM.replace("60", "3") + '<i name="LEPSILON"> T </i>')
+    text = vasprun_text().replace(NELM, f"{NELM.replace('60', '3')}<i name={setting} </i>")
     ours = "".join(f"<scstep>{step}</scstep>" for step in steps)
     text = re.sub("<scstep>.*?</scstep>(?=<structure>)", ours, text)
     assert text.count("<scstep>") == 3 * len(steps)

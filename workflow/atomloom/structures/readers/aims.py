@@ -41,7 +41,7 @@ def sniff(head: bytes) -> bool:
         words = line.partition("#")[0].split()
         if not words or words[0].lower().startswith(_OTHERS):
             continue
-        return words[0] in _GIVEN and _is_row(words)
+        return words[0].lower() in _GIVEN and _is_row(words)
     return False
 
 
@@ -56,18 +56,18 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
         if not words or words[0].lower().startswith(_OTHERS):
             continue
         where = f"line {number}: "
-        if words[0] not in _GIVEN:
+        keyword = words[0].lower()
+        if keyword not in _GIVEN:
             raise AtomloomError(f"{where}`{words[0][:20]}` is no keyword that is read")
-        if len(words) < (4 if words[0] == "lattice_vector" else 5):
-            wanted = (
-                "three numbers" if words[0] == "lattice_vector" else "three numbers and a species"
-            )
-            raise AtomloomError(f"{where}{words[0]} without {wanted}")
-        if words[0] == "lattice_vector":
+        is_vector = keyword == "lattice_vector"
+        if len(words) < (4 if is_vector else 5):
+            wanted = "three numbers" if is_vector else "three numbers and a species"
+            raise AtomloomError(f"{where}{keyword} without {wanted}")
+        if is_vector:
             vectors.append(words[1:4])
         else:
             atoms.append(words[1:4])
-            fractional.append(words[0] == "atom_frac")
+            fractional.append(keyword == "atom_frac")
             numbers.append(_number(words[4], where))
     if len(vectors) not in (0, 3):
         raise AtomloomError(f"{len(vectors)} lattice vectors, not 3")
@@ -93,7 +93,7 @@ def _is_row(words: list[str]) -> bool:
         numbers = floats(words[1:4])
     except AtomloomError:
         return False
-    return len(numbers) == 3 and (words[0] == "lattice_vector" or len(words) > 4)
+    return len(numbers) == 3 and (words[0].lower() == "lattice_vector" or len(words) > 4)
 
 
 def _number(species: str, where: str) -> int:

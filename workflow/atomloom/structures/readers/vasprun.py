@@ -106,7 +106,8 @@ def _electronic_loop(
 ) -> list[ElementTree.Element]:
     """The electronic steps without those of a linear response, which follow them: steps of the loop
     have the usual energies alone, but for the first and the last one."""
-    if settings.get("LEPSILON", "F")[:1] == "T" or settings.get("IBRION") in ("7", "8"):
+    responds = "T" in (settings.get(name, "F")[:1] for name in ("LEPSILON", "LCALCEPS"))
+    if responds or settings.get("IBRION") in ("7", "8"):
         names = [{energy.get("name") for energy in step} for step in energies]
         return energies[
             : next((n + 1 for n in range(1, len(names)) if names[n] != _ENERGIES), None)
