@@ -268,6 +268,7 @@ def test_predictions_depend_on_no_neighbour_in_the_batch_and_on_no_order(trained
     np.testing.assert_allclose(picked, together[rows], rtol=2e-5)
 
 
+@pytest.mark.filterwarnings("ignore:the model has not seen")  # it was trained on random elements
 def test_structures_of_other_libraries_are_predicted(trained):
     from ase.build import bulk
     from pymatgen.core import Lattice, Structure

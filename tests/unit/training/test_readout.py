@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from atomloom.config import parse_config
+from atomloom.data.opening import open_loader
 from atomloom.errors import AtomloomError
+from atomloom.graphs.build import build_graphs
 from atomloom.models import build_model
-from atomloom.models.layers import pool, read_out
+from atomloom.models.layers import pool, read_out, segment_sum
 from atomloom.structures.structure import Structure
+from atomloom.structures.table import StructureTable
 from atomloom.training.data import LabelledGraphs
 from atomloom.training.globals import GlobalFeatures
 from atomloom.training.loop import train
@@ -20,6 +23,9 @@ from atomloom.training.targets import Standardizer
 from tests.unit.training.runs import history, small_config, small_data
 
 MODELS = ("icomformer", "ecomformer")
+
+# Trained on random elements, they are asked of rocksalt.
+pytestmark = pytest.mark.filterwarnings("ignore:the model has not seen")
 
 
 def quiet(_):
@@ -75,8 +81,8 @@ def test_extensive_targets_are_standardised_by_the_atom():
     assert exact.std.tolist() == [1.0]
 
 
-def test_a_supercell_has_exactly_twice_the_value(tmp_path):
-    """Of eComFormer, which knows nothing of the cell; the lattice self-edges would tell it."""
+def test_without_edges_along_the_lattice_a_supercell_has_exactly_twice_the_value(tmp_path):
+    """Of eComFormer, on graphs that its config does not allow: it is these edges that tell the cell."""
     data = small_data(40)
     targets = data.targets * np.diff(data.table.node_ptr)[:, None]
     data = LabelledGraphs(data.table, targets, data.rows)
@@ -88,6 +94,39 @@ def test_a_supercell_has_exactly_twice_the_value(tmp_path):
     assert loaded.card.standardizer.extensive
     one, two, three = loaded.predict([rocksalt(1), rocksalt(2), rocksalt(3)])[:, 0]
     np.testing.assert_allclose([two, three], [2 * one, 3 * one], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "neighbors", "exact"),
+    [
+        ("icomformer", 6, False),
+        ("ecomformer", 6, False),
+        ("alignn", 6, True),
+        ("alignn", 12, False),  # an atom of the small cell is its own neighbour
+        ("painn", None, True),
+        ("chebyshev", None, True),
+    ],
+)
+def test_twice_the_cell_has_what_the_description_of_readout_says(name, neighbors, exact):
+    content = {"name": name, "readout": "sum", "width": 8}
+    if name == "painn":
+        content = {"name": name, "width": 8, "layers": 2}
+    if name == "chebyshev":
+        content = {"name": name, "species": ["Na", "Cl"], "radial_order": 4, "angular_order": 2}
+    dataset = {"name": "x", "source": "x", "target": "energy"}
+    graph = {} if neighbors is None else {"max_neighbors": neighbors}
+    config = parse_config({"dataset": dataset, "model": content, "graph": graph})
+    torch.manual_seed(1)
+    model = build_model(config.model, 1).double().eval()
+    table = build_graphs(StructureTable.from_structures([rocksalt(1), rocksalt(2)]), config.graph)
+    (batch,) = open_loader(table, np.arange(2), dtype=torch.float64)
+    with torch.no_grad():
+        values = model(batch).reshape(-1)
+    if config.model.kind == "potential":
+        values = segment_sum(values, batch.node_graph, 2)
+    one, two = values.tolist()
+    assert (abs(two / one - 2) < 1e-12) == exact
+    assert two == pytest.approx(2 * one, rel=0.5)
 
 
 @pytest.mark.parametrize("name", MODELS)

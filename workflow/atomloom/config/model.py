@@ -60,8 +60,9 @@ class IComFormerConfig(ModelSection):
     """Node layers; the one edge layer follows the first of them."""
     readout: Readout = "mean"
     """What makes a structure's value of its atoms'. `mean`: for targets that do not grow with the cell
-    (an energy an atom, a band gap). `sum`: for targets that do (a total energy), exactly twice as much
-    for twice the cell; they are learnt as sum_i (scale e_i + shift) over the atoms i."""
+    (an energy an atom, a band gap). `sum`: for targets that do (a total energy), learnt as
+    sum_i (scale e_i + shift) over the atoms i. Twice the cell has about twice the value, not exactly: the
+    edges along the lattice tell atoms which cell was chosen. Of PaiNN and Chebyshev it holds exactly."""
 
     def graph_needs(self) -> dict[str, Any]:
         """The lattice triad, as vectors and as edges."""
@@ -81,8 +82,9 @@ class EComFormerConfig(ModelSection):
     """Node layers; the equivariant layer follows the first of them."""
     readout: Readout = "mean"
     """What makes a structure's value of its atoms'. `mean`: for targets that do not grow with the cell
-    (an energy an atom, a band gap). `sum`: for targets that do (a total energy), exactly twice as much
-    for twice the cell; they are learnt as sum_i (scale e_i + shift) over the atoms i."""
+    (an energy an atom, a band gap). `sum`: for targets that do (a total energy), learnt as
+    sum_i (scale e_i + shift) over the atoms i. Twice the cell has about twice the value, not exactly: the
+    edges along the lattice tell atoms which cell was chosen. Of PaiNN and Chebyshev it holds exactly."""
 
     def graph_needs(self) -> dict[str, Any]:
         """The lattice triad as edges."""
@@ -108,8 +110,9 @@ class ALIGNNConfig(ModelSection):
     """Gaussians for cosines of angles."""
     readout: Readout = "mean"
     """What makes a structure's value of its atoms'. `mean`: for targets that do not grow with the cell
-    (an energy an atom, a band gap). `sum`: for targets that do (a total energy), exactly twice as much
-    for twice the cell; they are learnt as sum_i (scale e_i + shift) over the atoms i."""
+    (an energy an atom, a band gap). `sum`: for targets that do (a total energy), learnt as
+    sum_i (scale e_i + shift) over the atoms i. Twice the cell has exactly twice the value where no atom
+    is its own neighbour; in smaller cells, where such edges count twice, only about twice."""
     backend: Literal["auto", "dgl", "torch"] = unkeyed("auto")
     """What sums over edges. `auto`: on a CPU DGL's kernels where DGL is installed, and blocks that
     stay in the cache for the line graph; elsewhere torch. `dgl`, `torch`: that alone."""
