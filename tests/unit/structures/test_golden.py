@@ -10,12 +10,15 @@ import json
 import numpy as np
 import pytest
 from crystals import parse
+from test_read_aims_and_fitsnap import CRYSTAL, fitsnap
 from test_read_databases import RUNNER
 from test_read_extxyz import FRAME
+from test_read_outcar import outcar
 from test_read_poscar import TEXT
 from test_read_xsf_and_vasprun import XSF, vasprun_text
 
 from atomloom.keys import CONVERTER
+from atomloom.structures.readers import REGISTRY
 from atomloom.structures.readers.vasprun import split as split_vasprun
 
 RUTILE = """data_rutile
@@ -52,7 +55,10 @@ RECORDS = {
     "pymatgen": PYMATGEN,
     "jarvis": JARVIS,
     "vasprun": next(split_vasprun(io.BytesIO(vasprun_text().encode()), {})).payload,
+    "aims": CRYSTAL,
 }
+FILES = {"outcar": outcar(), "fitsnap": json.dumps(fitsnap())}
+"""Of formats whose records are rewritten as atomloom's plain JSON."""
 
 GOLDEN = {
     2: {
@@ -64,12 +70,19 @@ GOLDEN = {
         "pymatgen": "7bff8ff5bc172e89",
         "jarvis": "ec573079fac9dee3",
         "vasprun": "823903b18c95d15f",
+        "aims": "4f1800526d326af0",
+        "outcar": "dd9cb10fa92561a1",
+        "fitsnap": "3abb21be8ae39755",
     }
 }
 
 
 def digest(format: str) -> str:
-    structure = parse(format, RECORDS[format])
+    if format in FILES:
+        piece = next(REGISTRY[format].split(io.BytesIO(FILES[format].encode()), {}))
+        structure = parse(piece.format, piece.payload)
+    else:
+        structure = parse(format, RECORDS[format])
     content = hashlib.blake2b(structure.hash, digest_size=8)
     for name in sorted(structure.properties):
         quanta = np.rint(np.asarray(structure.properties[name]) / 1e-8).astype("<i8")
@@ -77,7 +90,7 @@ def digest(format: str) -> str:
     return content.hexdigest()
 
 
-@pytest.mark.parametrize("format", RECORDS)
+@pytest.mark.parametrize("format", [*RECORDS, *FILES])
 def test_a_changed_reader_raises_the_converter_version(format):
     assert CONVERTER in GOLDEN, "add the digests of the new CONVERTER"
     assert digest(format) == GOLDEN[CONVERTER][format]
