@@ -54,6 +54,7 @@ _PAIR = re.compile(
 _BARE_PBC = re.compile(
     r"(?<!\S)pbc\s*=\s*((?:[A-Za-z01]+\s+)*[A-Za-z01]+)(?!\S)(?!\s*=)", re.IGNORECASE
 )
+_WORD_BEHIND = re.compile(r"\s*=\s*[^\s\"']++\s++([A-Za-z][A-Za-z./]*+)(?!\S)(?!\s*=)")
 _UNIT_KEY = re.compile(r"(?:(.+?)[-_.]?)?units?(?:[-_.](.+))?", re.IGNORECASE)
 _OTHER_UNITS = re.compile(
     r"\b(?:in|units?:?)\s*\(?(?:bohr|a\.u\.|au|atomic units)(?!\w)|\bcell\(|\{(?:atomic_unit|angstrom)\}",
@@ -139,7 +140,7 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     comment, _, body = rest.partition("\n")
     count = integer(head.strip(), "line 1: number of atoms", least=1)
     keys = _keys(comment) if "=" in comment else {}
-    layout = _layout(" ".join(_values(_pop(keys, "Properties") or "")))
+    layout = _layout((_pop(keys, "Properties") or "").strip("\"' "))
     if layout is None:
         return _plain(count, comment, keys, body, options)
     tokens = body.split()
@@ -158,7 +159,7 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
         positions = _column(tokens, layout.position, 3, width, count)
         for name, first, size in layout.columns:
             columns[name] = _column(tokens, first, size, width, count)
-    units = _Units(keys, count) if "unit" in comment.lower() else _NO_UNITS
+    units = _Units(keys, count) if "nit" in comment or "NIT" in comment else _NO_UNITS
     cell, pbc = _cell(keys, comment)
     if units.length != 1.0:
         positions, cell = positions * units.length, cell * units.length
@@ -262,7 +263,7 @@ def _plain(
             raise AtomloomError(f"line {place + 3}: not an element and three coordinates")
     numbers = atomic_numbers([row[0] for row in rows])
     positions = floats([token for row in rows for token in row[1:]], "atoms: ").reshape(count, 3)
-    units = _Units(keys, count) if "unit" in comment.lower() else _NO_UNITS
+    units = _Units(keys, count) if "nit" in comment or "NIT" in comment else _NO_UNITS
     cell, pbc = _cell(keys, comment)
     cell = cell * units.length
     properties = _numbers(keys, comment, _choice(keys, (), options), cell, units)
@@ -423,17 +424,15 @@ def _numbers(
         words = _values(text)
         if words and all(map(_is_number, words)):
             values = [float(word) for word in words]
-            if name not in ("energy", "free_energy") and "energy" not in name.lower():
-                factor = 1.0
-            else:
-                factor = units.of(name, "energy", 1, 0)
+            factor = units.of(name, "energy", 1, 0) if "energy" in name.lower() else 1.0
             kept = f"{name}_in_file" if name == "energy" else property_name(name, per_atom=False)
             properties[kept] = values[0] * factor if len(values) == 1 else np.array(values) * factor
         elif len(words) == 1 and words[0] in _FLAGS:
             properties[property_name(name, per_atom=False)] = float(words[0] in _TRUE)
     if choice.energy is not None:
         properties["energy"] = _energy(choice.energy, keys, comment, units)
-        _refuse_doubt(choice, keys, comment, units, properties)
+        if choice.same or choice.kinetic is not None:
+            _refuse_doubt(choice, keys, comment, units, properties)
     if choice.stress is not None:
         stress = stress_matrix(floats(_values(keys[choice.stress]), f"{choice.stress}: "))
         properties["stress"] = stress * units.of("stress", "stress", 1, -3)
@@ -456,8 +455,7 @@ def _energy(name: str, keys: dict[str, str], comment: str, units: _Units) -> flo
     words = _values(keys[name])
     behind = words[1] if len(words) == 2 else ""
     if len(words) == 1 and keys[name][0] not in "\"'[{":
-        match = _behind(name).search(comment)
-        behind = match[1] if match else ""
+        behind = _behind(name, comment)
     factor = unit_factor(behind, 1, 0) if behind else None
     if len(words) == 2 and factor is not None:
         words = words[:1]
@@ -467,12 +465,15 @@ def _energy(name: str, keys: dict[str, str], comment: str, units: _Units) -> flo
     return float(values[0]) * (units.of("energy", "energy", 1, 0) if factor is None else factor)
 
 
-@lru_cache(maxsize=256)
-def _behind(name: str) -> re.Pattern[str]:
+def _behind(name: str, comment: str) -> str:
     """The bare word behind the bare value of a name."""
-    return re.compile(
-        rf"(?<!\S){re.escape(name)}\s*=\s*[^\s\"']++\s++([A-Za-z][A-Za-z./]*+)(?!\S)(?!\s*=)"
-    )
+    at = comment.find(name)
+    while at >= 0:
+        match = _WORD_BEHIND.match(comment, at + len(name))
+        if match and (at == 0 or comment[at - 1].isspace()):
+            return match[1]
+        at = comment.find(name, at + 1)
+    return ""
 
 
 def _refuse_doubt(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -48,12 +47,13 @@ def sniff(head: bytes) -> bool:
     """A comment, a number, three lines of three numbers."""
     lines = _unescaped(head).split(b"\n", 6)[1:5]
     rows = [line[:400].split() for line in lines]
-    return (
-        len(rows) == 4
-        and len(rows[0]) in (1, 3)
-        and all(len(row) == 3 for row in rows[1:])
-        and all(map(_is_number, chain.from_iterable(rows)))
-    )
+    if list(map(len, rows)) not in ([1, 3, 3, 3], [3, 3, 3, 3]):
+        return False
+    words = [word for row in rows for word in row]
+    try:
+        return len(list(map(float, words))) > 0
+    except ValueError:
+        return all(map(_is_number, words))
 
 
 def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
