@@ -109,6 +109,16 @@ def test_ordering_that_takes_long_is_interrupted_and_named_and_spoils_no_other(c
     assert elements(parse("pymatgen", text(chain({"Na": 0.5}, 2)), order=True)) == "ClClNa"
 
 
+def test_after_an_interruption_no_crystal_gets_the_answer_of_another(monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ordering.select, "select", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        parse("pymatgen", text(chain({"Na": 0.5}, 2)), order=True)
+    assert ordering._WORKER._process is None
+
+
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "10", True])
 def test_the_time_is_a_positive_number(value):
     with pytest.raises(AtomloomError, match="order_seconds is a number of seconds"):

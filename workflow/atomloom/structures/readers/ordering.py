@@ -48,6 +48,7 @@ ALIKE = 0.1
 
 _IDLE = 60  # s without a crystal, after which the process ends
 _SILENT = 10.0  # s after which the log names the crystal that is waited for
+_PATIENCE = 10  # times the processor time that a busy machine may take for it
 
 
 def ordered(structure: Any, options: Mapping[str, Any]) -> Structure:
@@ -165,20 +166,32 @@ class _Worker:
         """
         line = json.dumps(request).encode() + b"\n"
         with self._lock:
-            for _ in range(2):  # it may have ended, being idle, just when it was asked
-                process = self._running()
-                assert process.stdin is not None
-                assert process.stdout is not None
-                with suppress(BrokenPipeError):
-                    process.stdin.write(line)
-                    process.stdin.flush()
-                if not select.select([process.stdout], [], [], _SILENT)[0]:
-                    log.warning("%s: is being ordered", RECORD.get() or "a disordered structure")
-                answer = process.stdout.readline()
-                if answer:
-                    return json.loads(answer)
+            try:
+                for _ in range(2):  # it may have ended, being idle, just when it was asked
+                    answer = self._exchange(line, request["seconds"])
+                    if answer:
+                        return json.loads(answer)
+                    self.stop()
+            except BaseException:  # interrupted: the next one must not get this one's answer
                 self.stop()
+                raise
         raise AtomloomError("disordered, and the process that orders it ended: out of memory?")
+
+    def _exchange(self, line: bytes, seconds: float) -> bytes:
+        """Send a request and wait for the answer; empty where the process ended."""
+        process = self._running()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with suppress(BrokenPipeError):
+            process.stdin.write(line)
+            process.stdin.flush()
+        if not select.select([process.stdout], [], [], _SILENT)[0]:
+            log.warning("%s: is being ordered", RECORD.get() or "a disordered structure")
+            # it interrupts itself, unless it is in the middle of something that cannot be
+            if not select.select([process.stdout], [], [], _PATIENCE * (seconds + _IDLE))[0]:
+                self.stop()
+                return b'{"late": true}'
+        return process.stdout.readline()
 
     def stop(self) -> None:
         """End the process, if there is one."""
