@@ -53,6 +53,10 @@ def test_aenet_s_energy_and_forces_are_read():
         ("total energy = -10.5 a.u.", -10.5 * HARTREE),
         ("total energy (Ry) = -10.5", -10.5 * HARTREE / 2),
         ("total energy [eV]: -10.5", -10.5),
+        ("total energy = -10.5 (Ry)", -10.5 * HARTREE / 2),
+        ("total energy = -10.5 [Ha]", -10.5 * HARTREE),
+        ("total energy = -10.5 Ry.", -10.5 * HARTREE / 2),
+        ("total energy = -10.5 eV (per cell)", -10.5),
         ("total energy = -10.5 furlong", "line 1: `furlong` is no known unit of energy"),
         ("total energy = -10.5 eV/atom", "line 1: `eV/atom` is no known unit of energy"),
         (

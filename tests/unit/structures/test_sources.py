@@ -374,6 +374,17 @@ def test_byte_order_marks_and_line_ends_of_any_editor_are_read(
         assert isinstance(parse_record(format, payload), Structure)
 
 
+def test_texts_in_a_document_have_the_line_ends_and_marks_of_any_editor(tmp_path):
+    texts = {
+        "a": POSCAR,
+        "b": "\ufeff" + POSCAR,
+        "c": POSCAR.replace("\n", "\r\n"),
+        "d": POSCAR.replace("\n", "\r"),
+    }
+    (tmp_path / "all.json").write_text(json.dumps(texts))
+    assert [(s.id, len(s)) for s in read(tmp_path / "all.json")] == [(name, 6) for name in texts]
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 @pytest.mark.parametrize("name", ["POSCAR", "a.xyz", "a.json", "a.xml"])
 def test_text_in_utf_16_is_refused_with_a_line_that_says_so(tmp_path, name, encoding):

@@ -109,7 +109,7 @@ def is_wide(text: bytes) -> bool:
     """Whether text is in UTF-16 or UTF-32, with a byte order mark or without."""
     start = text[:64]
     return start.startswith(_WIDE_MARKS) or (
-        len(start) >= 16 and any(start) and not (any(start[0::2]) and any(start[1::2]))
+        len(start) >= 8 and any(start) and not (any(start[0::2]) and any(start[1::2]))
     )
 
 

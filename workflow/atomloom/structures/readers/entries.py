@@ -108,7 +108,7 @@ def by_name(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
 def is_entry(value: Any, options: Mapping[str, Any], groups: bool = True) -> bool:
     """Whether a value looks like an entry, or like a group of entries by name."""
     if isinstance(value, str):
-        return "\n" in value.replace("\\n", "\n")
+        return "\n" in value.replace("\\n", "\n").replace("\r", "\n")
     if not isinstance(value, dict):
         return False
     if kind_of(value) or ase_json.is_row(value) or options.get("structure_column") in value:

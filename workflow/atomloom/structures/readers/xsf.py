@@ -42,7 +42,7 @@ _PERIODIC = {
 }
 _OF_DIMENSION = dict(zip("3210", _PERIODIC, strict=True))
 _ENERGY = re.compile(
-    r"total energy\s*(?:[(\[]\s*([^)\]]*?)\s*[)\]])?\s*[=:]\s*(\S+)[ \t]*([^\s,;()]*)",
+    r"total energy\s*(?:[(\[]\s*([^)\]]*?)\s*[)\]])?\s*[=:]\s*(\S+)[ \t]*[(\[]?[ \t]*([^\s,;()\[\]]*)",
     re.IGNORECASE,
 )
 _HEAD = re.compile(
@@ -197,7 +197,7 @@ def _energy(found: re.Match[str], where: str) -> tuple[float, bool]:
     """An energy in eV, and whether the file has it in another unit."""
     before, number, behind = found.groups()
     unit = before or behind or "eV"
-    factor = unit_factor(unit, 1, 0)
+    factor = unit_factor(unit, 1, 0) or unit_factor(unit.rstrip("."), 1, 0)
     if factor is None:
         raise AtomloomError(f"{where}`{unit[:40]}` is no known unit of energy")
     return float(floats([number], where)[0]) * factor, factor != 1.0
