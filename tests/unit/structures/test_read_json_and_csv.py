@@ -356,6 +356,15 @@ def test_a_column_named_as_structures_are_may_be_one_of_labels(text, structures)
     assert csv_table.sniff(text.encode()[: 1 << 16]) == structures
 
 
+def test_names_in_latin_1_stay_different(tmp_path):
+    path = tmp_path / "s.csv"
+    text = "id,cif,group\nü,data_a,é\nö,data_b,è\n"
+    for encoding in ("latin-1", "utf-8", "utf-8-sig"):
+        path.write_bytes(text.encode(encoding))
+        assert [r.id for r in records(path)] == ["ü", "ö"]
+        assert [r.labels["group"] for r in records(path)] == ["é", "è"]
+
+
 def test_two_columns_of_one_name_that_differ_are_no_number(tmp_path):
     cif = CifWriter(CRYSTALS[0])
     path = tmp_path / "s.csv"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import math
@@ -28,6 +29,10 @@ OPTIONS = entries.OPTIONS
 
 LOOKED_AT = 20
 """Rows that tell whether a column named as structures are holds some."""
+
+
+LATIN_1 = "atomloom.latin-1"
+"""Way of decoding bytes that are not UTF-8, so that different names stay different."""
 
 
 def sniff(head: bytes) -> bool:
@@ -62,7 +67,7 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
         AtomloomError: when no column holds structures, or the table is damaged.
     """
     csv.field_size_limit(MAX_RECORD_BYTES)  # the default of 128 KiB is too small for a large CIF
-    text = io.TextIOWrapper(borrowed(stream), encoding="utf-8-sig", errors="replace", newline="")
+    text = io.TextIOWrapper(borrowed(stream), encoding="utf-8-sig", errors=LATIN_1, newline="")
     rows = csv.reader(text)
     try:
         header = next(rows, [])
@@ -92,6 +97,14 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     """A table is no single record."""
     raise AtomloomError("a table is no structure: its rows are")
+
+
+def _as_latin_1(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return error.object[error.start : error.end].decode("latin-1"), error.end
+
+
+codecs.register_error(LATIN_1, _as_latin_1)
 
 
 def _value(text: str) -> float | str:

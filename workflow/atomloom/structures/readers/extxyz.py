@@ -400,7 +400,7 @@ def _is_number(word: str) -> bool:
         float(word)
     except ValueError:
         return False
-    return "_" not in word
+    return "_" not in word and word.isascii()
 
 
 def _choice(keys: dict[str, str], vectors: tuple[str, ...], options: Mapping[str, Any]) -> Choice:
