@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
+from atomloom.compiled import njit
 from atomloom.config.training import Batching
 from atomloom.errors import AtomloomError
 from atomloom.graphs.graph import GraphTable

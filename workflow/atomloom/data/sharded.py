@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from numba import njit
 
+from atomloom.compiled import njit
 from atomloom.data.batching import Sizes
 from atomloom.errors import AtomloomError
 from atomloom.forms import misled

@@ -13,9 +13,9 @@ from itertools import accumulate
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from atomloom.compiled import njit
 from atomloom.data.batch import GraphBatch
 from atomloom.errors import AtomloomError
 from atomloom.graphs.graph import GraphTable

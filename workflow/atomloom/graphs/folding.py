@@ -16,7 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
+
+from atomloom.compiled import njit
 
 
 @dataclass(frozen=True, eq=False)

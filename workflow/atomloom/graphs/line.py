@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numba import njit
 
+from atomloom.compiled import njit
 from atomloom.graphs.graph import Graph
 
 

@@ -21,7 +21,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
+
+from atomloom.compiled import njit
 
 TIE = 1e-8
 """A; edges of one atom whose sorted distances follow each other this closely are put in the order

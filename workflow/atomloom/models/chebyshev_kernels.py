@@ -20,7 +20,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from atomloom.compiled import njit
 
 LANES = 8
 """Groups of neighbours are padded to a multiple of this, so that no loop has a remainder."""

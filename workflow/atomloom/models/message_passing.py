@@ -11,6 +11,7 @@ Legend: N nodes, E edges; features of a node or an edge may have any shape.
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from typing import Literal, Protocol
 
@@ -91,6 +92,8 @@ def choose_backend(wanted: Backend, device: torch.device) -> str:
 @lru_cache(maxsize=1)
 def dgl_imports() -> bool:
     """Whether DGL is installed and loads."""
+    # Unless it is told, it notes its backend in a file in the home folder, and fails where there is none.
+    os.environ.setdefault("DGLBACKEND", "pytorch")
     try:
         import dgl  # noqa: F401
     except (ImportError, OSError):  # absent; or built for another torch

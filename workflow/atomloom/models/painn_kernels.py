@@ -20,7 +20,8 @@ Arrays of atoms: x [N, 2, D], y [N, 3, D], g and m [N, 4, D].
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from atomloom.compiled import njit
 
 PLAIN = {"nogil": True, "cache": True, "error_model": "numpy"}
 FAST = PLAIN | {"fastmath": {"reassoc", "nsz", "contract", "arcp"}}

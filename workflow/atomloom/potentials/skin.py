@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
 
+from atomloom.compiled import njit
 from atomloom.config.graph import GraphSpec
 from atomloom.data.batch import GraphBatch
 from atomloom.errors import AtomloomError

@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import njit
 
+from atomloom.compiled import njit
 from atomloom.errors import AtomloomError
 from atomloom.structures.structure import Structure
 

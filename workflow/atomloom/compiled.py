@@ -1,0 +1,65 @@
+"""Kernels compiled by numba, whose machine code is kept for the next process where there is a place for it.
+
+numba keeps it beside the source or in the home folder, and raises where neither can be written to: an
+installation for many users, a container, a batch node without homes. Then a folder among the temporary
+files does, or else every process compiles for itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numba
+
+
+def njit(*, cache: bool = False, **options: Any) -> Callable[[Callable], Any]:
+    """numba's decorator of this name, but `cache` is a wish: where it cannot be granted, nothing is kept."""
+
+    def compiled(function: Callable) -> Any:
+        kernel = numba.njit(**options)(function)
+        if cache:
+            _keep(kernel)
+        return kernel
+
+    return compiled
+
+
+def _keep(kernel: Any) -> None:
+    try:
+        kernel.enable_caching()
+    except RuntimeError:  # no place that can be written to
+        if (folder := _own_temporary_folder()) is None:
+            return
+        numba.config.CACHE_DIR = folder
+        try:
+            kernel.enable_caching()
+        except RuntimeError:
+            return
+    save = kernel._cache.save_overload
+
+    def save_if_there_is_room(*overload: Any) -> None:
+        with suppress(OSError):
+            save(*overload)
+
+    kernel._cache.save_overload = save_if_there_is_room
+
+
+@functools.cache
+def _own_temporary_folder() -> str | None:
+    """A folder that nobody else can write to, since numba loads pickles from it; None where there is none."""
+    try:
+        folder = Path(tempfile.gettempdir()) / f"atomloom-kernels-{os.getuid()}"
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        facts = folder.lstat()
+    except OSError:
+        return None
+    own = facts.st_uid == os.getuid() and not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return str(folder) if own and stat.S_ISDIR(facts.st_mode) else None
