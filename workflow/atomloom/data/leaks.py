@@ -23,9 +23,9 @@ from atomloom.data.congruence import FARTHEST_ATOM, Motif, congruent
 from atomloom.data.environments import Environments
 from atomloom.structures.table import StructureTable
 
-AT_A_TIME = 2000
-"""Structures that are described together."""
-MOTIFS = 4096
+ATOMS_AT_A_TIME = 50_000
+"""Atoms that are described together, about."""
+MOTIFS = 512
 """Structures kept at hand for comparing."""
 _RANK = {"train": 0, "val": 1, "test": 2}
 
@@ -112,8 +112,7 @@ def find_candidates(
     rank = frame["split"].map(_RANK).to_numpy(np.int64)
     splits = frame.groupby("formula")["split"].nunique()
     wanted = np.flatnonzero(frame["formula"].isin(splits.index[splits > 1]).to_numpy())
-    described = [_described(chunks, frame, wanted)] if len(wanted) else []
-    for points, places in (part for parts in described for part in parts):
+    for points, places in _described(chunks, frame, wanted):
         own = rank[places]
         if own.min() == own.max():
             continue
@@ -136,10 +135,12 @@ def _described(
     Compared are structures of one formula that are periodic in as many directions; molecules with
     as many atoms.
     """
+    if not len(wanted):
+        return
     values, parts = [], []
     for chunk, rows in frame.iloc[wanted].assign(place=wanted).groupby("chunk"):
-        for start in range(0, len(rows), AT_A_TIME):
-            part = rows.iloc[start : start + AT_A_TIME]
+        counts = np.diff(chunks[chunk].table.node_ptr)[rows["row"].to_numpy(np.int64)]
+        for _, part in rows.groupby(np.cumsum(counts) // ATOMS_AT_A_TIME):
             table = chunks[chunk].table.take(part["row"].to_numpy(np.int64))
             described, length = Environments.of(table).means()
             values.append(described)
