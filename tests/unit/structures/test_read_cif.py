@@ -113,7 +113,7 @@ def test_uncertainties_charges_isotopes_and_quotes_are_understood():
         ("Cl1", "", 17),
         ("O2A", "", 8),
         ("CL1", "'C2 Cl4'", None),
-        ("CL1", "'Na Cl'", 17),
+        ("CL1", "Cl", 17),
         ("OW", "", 8),
     ],
 )
@@ -179,7 +179,7 @@ def test_what_is_wrong_is_said(change, message):
 def test_a_cif_of_pymatgen_cut_short_between_atoms_is_noticed():
     text = str(CifWriter(symmetric_crystals()["perovskite"]))
     lines = text.rstrip().splitlines()
-    with pytest.raises(AtomloomError, match="4 atoms read, but the formula"):
+    with pytest.raises(AtomloomError, match="O2 Sr1 Ti1 read, but the formula"):
         parse("cif", "\n".join(lines[:-1]) + "\n")
 
 

@@ -2,24 +2,40 @@
 
 Files in P1 take a short path. Otherwise each site is moved onto its special position (the mean of
 the images that its stabiliser maps onto it) and every image is kept once, so that coordinates
-rounded to a few decimals never double an atom. Coordinates keep all the digits of the file.
+rounded to a few decimals never double an atom. Coordinates keep all the digits of the file. What
+was read is held against the file's formula, Z and multiplicities (`cif_content`), which also choose
+where the symmetry (`cif_symmetry`) is named in a way that leaves a choice.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from atomloom.errors import AtomloomError
-from atomloom.structures.elements import NUMBERS, SYMBOLS, atomic_number
 from atomloom.structures.readers.base import Piece, decode, read_limited
+from atomloom.structures.readers.cif_content import (
+    Evidence,
+    Formula,
+    check_content,
+    elements_of,
+    formula_of,
+    multiplicities_of,
+    parse_formula,
+)
+from atomloom.structures.readers.cif_symmetry import (
+    Ranks,
+    Setting,
+    check_metric,
+    settings,
+)
+from atomloom.structures.readers.cif_tags import UNKNOWN, Tags
 from atomloom.structures.readers.ordering import OPTIONS as ORDERING
 from atomloom.structures.readers.ordering import TODO, ordered
 from atomloom.structures.structure import Structure
@@ -34,37 +50,25 @@ OPTIONS = {
 }
 
 SITE_TOLERANCE = 0.05  # A; far above the rounding of three decimals, far below any bond
+OVERLAP = 0.5  # A; atoms this close are never real
 FULL_OCCUPANCY = 1e-3
-MAX_OPERATIONS = 192  # of the groups with the most, in their conventional cells
 MAX_PYMATGEN_BYTES = 1 << 20  # pymatgen's parser is slow; a crystal that needs it is small
 
-_OPERATIONS = (
-    "_symmetry_equiv_pos_as_xyz",
-    "_space_group_symop_operation_xyz",
-    "_space_group_symop.operation_xyz",
-    "_symmetry_equiv.pos_as_xyz",
-)
-_NAMES = (
-    "_symmetry_space_group_name_H-M",
-    "_space_group_name_H-M_alt",
-    "_space_group_name_H-M_ref",
-    "_space_group_name_H-M",
-    "_symmetry_space_group_name_Hall",
-    "_space_group_name_Hall",
-    "_symmetry_Int_Tables_number",
-    "_space_group_IT_number",
-)
 _CELL = tuple(f"_cell_length_{axis}" for axis in "abc") + tuple(
     f"_cell_angle_{angle}" for angle in ("alpha", "beta", "gamma")
 )
 _FRACT = tuple(f"_atom_site_fract_{axis}" for axis in "xyz")
-_COLUMNS = ("_atom_site_type_symbol", "_atom_site_label", "_atom_site_occupancy")
-_BLOCK = re.compile(rb"^data_\S*", re.MULTILINE | re.IGNORECASE)
+_MARK = b"\xef\xbb\xbf"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _HEAD = re.compile(rb"\A(?:\xef\xbb\xbf)?(?:\s*#[^\n]*\n)*\s*data_", re.IGNORECASE)
 _EVALUATED = re.compile(rb"transform_\w*_pp", re.IGNORECASE)
 """A tag whose value pymatgen evaluates as a formula, however long that takes."""
-_INTEGERS = re.compile("[0-9]+")
-_UNKNOWN = frozenset((None, "?", "."))
+# what may hold `data_` without beginning a block, and the beginning of a block
+_TOKEN = re.compile(
+    rb"""^;.*?(?:^;|\Z) | (?<!\S)(?: \#[^\n]* | '[^\n]*?'(?!\S) | "[^\n]*?"(?!\S) | (data_\S+) )""",
+    re.MULTILINE | re.DOTALL | re.IGNORECASE | re.VERBOSE,
+)
+_SITES = re.compile(rb"^\s*(?:loop_\s+)?_atom_site[_.](?!aniso|type)", re.MULTILINE | re.IGNORECASE)
 
 
 def sniff(head: bytes) -> bool:
@@ -75,17 +79,20 @@ def sniff(head: bytes) -> bool:
 def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
     """One record a data block with atom sites; the whole file where there is one block or none."""
     payload = read_limited(stream)
+    if payload[:2] in _UTF16:  # two bytes a character: what is yielded is no range of the file
+        yield from (piece._replace(offset=-1) for piece in split(io.BytesIO(_plain(payload)), {}))
+        return
     if payload.count(b"data_") < 2 and b"DATA_" not in payload and b"Data_" not in payload:
         yield Piece(payload, 0)
         return
-    starts = [match.start() for match in _BLOCK.finditer(payload)]
+    lines = payload if b"\n" in payload else payload.replace(b"\r", b"\n")
+    starts = [found.start() for found in _TOKEN.finditer(lines) if found.group(1)]
     blocks = [
         (start, end)
         for start, end in zip(starts, [*starts, len(payload)][1:], strict=True)
-        if payload.find(b"_atom_site", start, end) >= 0
+        if _SITES.search(lines, start, end)
     ]
-    # a text field that quotes `data_` would cut a file in the wrong place
-    if len(starts) < 2 or len(blocks) < 2 or re.search(rb"^;[^;]*^data_[^;]*^;", payload, re.M):
+    if len(blocks) < 2:
         yield Piece(payload, 0)
         return
     for start, end in blocks:
@@ -96,6 +103,7 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     """The crystal of the first data block that has atom sites."""
     import gemmi
 
+    payload = _plain(payload)
     if options.get("order"):
         return _by_pymatgen(payload, options)
     try:
@@ -103,39 +111,254 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     except (ValueError, RuntimeError) as error:
         return _where_gemmi_gives_up(payload, error)
     for block in document:
-        sites = _sites(block)
-        if sites:
-            break
+        tags = Tags(block)
+        sites = tags.sites
+        if _FRACT[0] in sites:
+            return _of_block(tags, sites, float(options.get("site_tolerance", SITE_TOLERANCE)))
+    if any(Tags(block).column("_atom_site_cartn_x") for block in document):
+        raise AtomloomError("only Cartesian sites (_atom_site_Cartn_x), no fractional ones")
+    raise AtomloomError("no atom sites (_atom_site_fract_x)" if len(document) else "no data block")
+
+
+def _plain(payload: bytes) -> bytes:
+    """The text in UTF-8, without a byte order mark."""
+    if payload.isascii():
+        return payload
+    if payload[:2] in _UTF16:
+        try:
+            return payload.decode("utf-16").encode()
+        except UnicodeDecodeError:
+            raise AtomloomError("begins with the byte order mark of UTF-16, but is not") from None
+    return decode(payload.removeprefix(_MARK)).encode()
+
+
+class _Sites(NamedTuple):
+    """N sites as a file lists them, and what it says of all of them."""
+
+    numbers: np.ndarray
+    """[N] atomic numbers."""
+    fractional: np.ndarray
+    """[N, 3]"""
+    names: list[str]
+    """Labels, or numbers where there are none."""
+    multiplicities: list[int] | None
+    """Where the file gives them."""
+    formula: Formula | None
+    """Of the file."""
+    doubt: str
+    """What makes them incomplete, unless the formula says otherwise."""
+
+
+class _Atoms(NamedTuple):
+    """All atoms of the cell, by one setting."""
+
+    setting: Setting
+    numbers: np.ndarray
+    fractional: np.ndarray
+    evidence: Evidence
+
+
+def _of_block(tags: Tags, columns: Mapping[str, list[str]], tolerance: float) -> Structure:
+    cell = _cell_matrix(*[_number(tags.first(tag), tag) for tag in _CELL])
+    sites = _sites(columns, formula_of(tags))
+    ranks = settings(tags)
+    if len(ranks) == len(ranks[0]) == 1:
+        atoms = _atoms(sites, cell, ranks[0][0], tolerance)
     else:
-        if any(block.find_values("_atom_site_Cartn_x") for block in document):
-            raise AtomloomError("only Cartesian sites (_atom_site_Cartn_x), no fractional ones")
-        raise AtomloomError(
-            "no atom sites (_atom_site_fract_x)" if len(document) else "no data block"
-        )
-    cell = _cell_matrix(*[_number(block.find_value(tag), tag) for tag in _CELL])
-    fractional = _fractional(sites)
-    numbers = _elements(sites, block, len(fractional))
-    _refuse_disorder(sites, len(fractional))
-    operations = _operations(block)
-    if operations is not None:
-        tolerance = float(options.get("site_tolerance", SITE_TOLERANCE))
-        numbers, fractional = _expand(numbers, fractional, cell, *operations, tolerance)
-    if payload.startswith(b"# generated using pymatgen"):
-        _check_count(block, len(numbers))
-    return Structure(numbers, fractional @ cell, cell, np.ones(3, dtype=bool))
+        atoms = _fitting(sites, cell, ranks, tolerance)
+    return Structure(atoms.numbers, atoms.fractional @ cell, cell, np.ones(3, dtype=bool))
 
 
-def _sites(block: Any) -> dict[str, list[str]]:
-    """Columns of the table of atom sites by their tags in lower case; empty where there is none."""
-    loop = block.find_loop(_FRACT[0]).get_loop()
-    if loop is not None:
-        # all values at once, then every n-th: much quicker than asking for column after column
-        values, tags = loop.values, loop.tags
-        width = len(tags)
-        return {tag.lower(): values[place::width] for place, tag in enumerate(tags)}
-    if not block.find_values(_FRACT[0]):
-        return {}
-    return {tag: list(block.find_values(tag)) for tag in (*_FRACT, *_COLUMNS)}  # a single site
+def _fitting(sites: _Sites, cell: np.ndarray, ranks: Ranks, tolerance: float) -> _Atoms:
+    """The atoms by the one setting that the cell and the counts of the file allow.
+
+    Raises:
+        AtomloomError: when they allow none, or several that give other crystals.
+    """
+    refusals = []
+    for rank in ranks:
+        allowed = []
+        for setting in rank:
+            try:
+                allowed.append(_atoms(sites, cell, setting, tolerance))
+            except AtomloomError as error:
+                refusals.append(error)
+        allowed = [atoms for atoms in allowed if atoms.evidence.counted] or allowed
+        if len(allowed) > 1:
+            allowed = [atoms for atoms in allowed if not _overlap(atoms, cell)]
+        if not allowed:
+            continue
+        first, *others = allowed
+        for other in others:
+            if not _same(first, other, cell, tolerance):
+                raise AtomloomError(
+                    f"the symmetry may be that of {first.setting.name} or of {other.setting.name}, "
+                    "and the file does not decide",
+                    todo="list the operations (_space_group_symop_operation_xyz)",
+                )
+        return first
+    raise refusals[0] if refusals else AtomloomError("atoms overlap in every setting of the group")
+
+
+def _overlap(atoms: _Atoms, cell: np.ndarray) -> bool:
+    from atomloom.structures.checks import closest_pair
+
+    structure = Structure(atoms.numbers, atoms.fractional @ cell, cell, np.ones(3, dtype=bool))
+    return closest_pair(structure, OVERLAP)[0] >= 0
+
+
+def _same(one: _Atoms, other: _Atoms, cell: np.ndarray, tolerance: float) -> bool:
+    """Whether both are the same atoms at the same places, in any order."""
+    if len(one.numbers) != len(other.numbers):
+        return False
+    for number, site in zip(one.numbers, one.fractional, strict=True):
+        apart = other.fractional[other.numbers == number] - site
+        apart -= np.rint(apart)
+        if not (np.linalg.norm(apart @ cell, axis=1) < tolerance).any():
+            return False
+    return True
+
+
+def _atoms(sites: _Sites, cell: np.ndarray, setting: Setting, tolerance: float) -> _Atoms:
+    """All atoms by one setting.
+
+    Raises:
+        AtomloomError: when the cell, or what the file says of its content, contradicts it.
+    """
+    numbers, fractional = sites.numbers, sites.fractional
+    images, repeats = [1] * len(numbers), 0
+    operations = len(setting.rotations)
+    if operations > 1:
+        check_metric(setting, cell)
+        fractional, images = _expand(fractional, cell, setting, tolerance)
+        numbers = np.repeat(numbers, images)
+        kept = _first_of_repeated(sites, numbers, fractional, images, cell, tolerance)
+        repeats = len(numbers) - int(kept.sum())
+        if repeats:
+            numbers, fractional = numbers[kept], fractional[kept]
+    evidence = check_content(numbers, sites.formula, sites.multiplicities, images, operations)
+    if repeats and not (evidence.composition or len(numbers) == len(sites.numbers)):
+        raise AtomloomError("some of the sites are images of each other under the operations")
+    if sites.doubt and not evidence.composition:
+        raise AtomloomError(sites.doubt)
+    if setting.doubt and not evidence.counted:
+        raise AtomloomError(setting.doubt)
+    return _Atoms(setting, numbers, fractional, evidence)
+
+
+def _expand(
+    fractional: np.ndarray, cell: np.ndarray, setting: Setting, tolerance: float
+) -> tuple[np.ndarray, list[int]]:
+    """([K, 3] images of all sites, each once and on its special position; how many of each site)."""
+    found = []
+    for site in fractional:
+        moved = setting.rotations @ site + setting.translations - site
+        moved -= np.rint(moved)
+        fixed = np.linalg.norm(moved @ cell, axis=1) < tolerance
+        special = site + moved[fixed].mean(axis=0) if fixed.any() else site
+        images = setting.rotations @ special + setting.translations
+        images -= np.floor(images)
+        found.append(_distinct(images, cell, tolerance))
+    return np.concatenate(found), [len(images) for images in found]
+
+
+def _distinct(images: np.ndarray, cell: np.ndarray, tolerance: float) -> np.ndarray:
+    """The images that are apart from every one before them."""
+    apart = images[:, None] - images[None]
+    apart -= np.rint(apart)
+    same = np.einsum("ijk,kl->ijl", apart, cell, optimize=True)
+    close = np.einsum("ijk,ijk->ij", same, same) < tolerance * tolerance
+    first = np.argmax(close, axis=1)  # of each image, the earliest one in the same place
+    return images[first == np.arange(len(images))]
+
+
+def _first_of_repeated(
+    sites: _Sites,
+    numbers: np.ndarray,
+    fractional: np.ndarray,
+    images: list[int],
+    cell: np.ndarray,
+    tolerance: float,
+) -> np.ndarray:
+    """[K] bool: the images of the sites that are not images of a site before them.
+
+    Raises:
+        AtomloomError: when such a site is of another element.
+    """
+    ends = np.cumsum(images)
+    kept = np.ones(len(numbers), dtype=bool)
+    for site, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        apart = fractional[:start] - fractional[start]
+        apart -= np.rint(apart)
+        apart = apart @ cell
+        close = np.einsum("ij,ij->i", apart, apart) < tolerance * tolerance
+        if not close.any():
+            continue
+        place = int(np.argmax(close))
+        if numbers[place] != numbers[start]:
+            before = int(np.searchsorted(ends, place, side="right"))
+            raise AtomloomError(
+                f"sites {sites.names[before]} and {sites.names[site]} are at one place"
+            )
+        kept[start:end] = False
+    return kept
+
+
+def _sites(columns: Mapping[str, list[str]], formula: Formula | None) -> _Sites:
+    dummies = columns.get("_atom_site_calc_flag", [])
+    doubt = ""
+    if "dum" in dummies:
+        columns = {
+            tag: [value for value, flag in zip(values, dummies, strict=True) if flag != "dum"]
+            for tag, values in columns.items()
+            if len(values) == len(dummies)
+        }
+        doubt = "a dummy site (_atom_site_calc_flag dum), whose atom has no place"
+    fractional = _fractional(columns)
+    count = len(fractional)
+    if not count:
+        raise AtomloomError("no atom sites but dummies (_atom_site_calc_flag dum)")
+    numbers = elements_of(columns, count, formula)
+    labels = columns.get("_atom_site_label", [])
+    names = labels if len(labels) == count else [str(site) for site in range(count)]
+    _refuse_partial(columns, names)
+    doubt = doubt or _attached_hydrogens(columns, names) or _alternatives(columns)
+    return _Sites(numbers, fractional, names, multiplicities_of(columns, count), formula, doubt)
+
+
+def _refuse_partial(columns: Mapping[str, list[str]], names: list[str]) -> None:
+    occupancy = columns.get("_atom_site_occupancy", [])
+    if occupancy.count("1") == len(occupancy):
+        return
+    for site, text in enumerate(occupancy):
+        if text == "1" or text in UNKNOWN:
+            continue
+        value = _number(text, f"_atom_site_occupancy of site {site}")
+        if not abs(value - 1) <= FULL_OCCUPANCY:
+            name = names[site] if site < len(names) else site
+            raise AtomloomError(f"disordered site {name} (occupancy {value:g})", todo=TODO)
+
+
+def _attached_hydrogens(columns: Mapping[str, list[str]], names: list[str]) -> str:
+    for site, text in enumerate(columns.get("_atom_site_attached_hydrogens", [])):
+        if text not in UNKNOWN and _number(text, f"attached hydrogens of site {site}") > 0:
+            return f"hydrogens attached to site {names[site]} have no places of their own"
+    return ""
+
+
+def _alternatives(columns: Mapping[str, list[str]]) -> str:
+    groups = (
+        columns.get("_atom_site_disorder_group") or columns.get("_atom_site_label_alt_id") or []
+    )
+    named = {*groups} - {".", "?", "0", "''"}
+    if not named:
+        return ""
+    assemblies = columns.get("_atom_site_disorder_assembly", [""] * len(groups))
+    pairs = {pair for pair in zip(assemblies, groups, strict=True) if pair[1] in named}
+    several = len(pairs) > len({assembly for assembly, _ in pairs})
+    if several or any(group.startswith("-") for group in named):
+        return "disordered: sites that are alternatives of each other (_atom_site_disorder_group)"
+    return ""
 
 
 def _number(text: str | None, tag: str) -> float:
@@ -146,7 +369,9 @@ def _number(text: str | None, tag: str) -> float:
 
         value = math.nan if text is None else gemmi.cif.as_number(text)
         if math.isnan(value):
-            raise AtomloomError(f"{tag} is {'missing' if text in _UNKNOWN else text}") from None
+            raise AtomloomError(
+                f"{tag} is {'missing' if text is None or text in UNKNOWN else text}"
+            ) from None
         return value
 
 
@@ -178,9 +403,9 @@ def _cosine_sine(degrees: float) -> tuple[float, float]:
     return math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
 
 
-def _fractional(sites: Mapping[str, list[str]]) -> np.ndarray:
+def _fractional(columns: Mapping[str, list[str]]) -> np.ndarray:
     """[N, 3] fractional coordinates of the sites listed."""
-    texts = [sites.get(tag, []) for tag in _FRACT]
+    texts = [columns.get(tag, []) for tag in _FRACT]
     count = len(texts[0])
     if not count == len(texts[1]) == len(texts[2]):
         missing = next(
@@ -198,199 +423,6 @@ def _fractional(sites: Mapping[str, list[str]]) -> np.ndarray:
     return np.array(values).reshape(3, count).T
 
 
-def _elements(sites: Mapping[str, list[str]], block: Any, count: int) -> np.ndarray:
-    """[N] uint8 atomic numbers, by type symbol, else by label."""
-    symbols = sites.get("_atom_site_type_symbol", [])
-    if len(symbols) == count:
-        try:
-            return np.array([_of_type(symbol) for symbol in symbols], dtype=np.uint8)
-        except AtomloomError:
-            if not any(symbol in _UNKNOWN for symbol in symbols):
-                raise
-    labels = sites.get("_atom_site_label", [])
-    if len(labels) != count:
-        raise AtomloomError("atom sites without element symbols")
-    formula = _formula(block) or Counter[int]()
-    return np.array([_of_label(label, frozenset(formula)) for label in labels], dtype=np.uint8)
-
-
-@lru_cache(maxsize=4096)
-def _of_type(symbol: str) -> int:
-    """Atomic number of a type symbol such as Fe, Fe3+ or 'O2-'."""
-    found = re.match(r"[A-Za-z]+", symbol.strip("'\""))
-    if found is None:
-        raise AtomloomError(f"unknown element `{symbol[:20]}`")
-    return atomic_number(found.group())
-
-
-@lru_cache(maxsize=4096)
-def _of_label(label: str, formula: frozenset[int]) -> int:
-    """Atomic number of a site label such as Fe1, O2A or CL1, by the formula where it is ambiguous."""
-    letters = re.match(r"[A-Za-z]{1,2}", label.strip("'\""))
-    if letters is None:
-        raise AtomloomError(f"unknown element in site label `{label[:20]}`")
-    text = letters.group()
-    long, short = NUMBERS.get(text.capitalize()), NUMBERS.get(text[0].upper())
-    if len(text) == 2 and text[1].islower() and text[0].isupper():
-        short = None
-    possible = {number for number in (long, short) if number}
-    if len(possible) > 1:
-        possible = possible & formula or possible
-    if len(possible) != 1:
-        names = " or ".join(SYMBOLS[number] for number in sorted(possible))
-        raise AtomloomError(
-            f"site label `{label[:20]}` may be {names}: no type symbols"
-            if possible
-            else f"unknown element in site label `{label[:20]}`"
-        )
-    return possible.pop()
-
-
-def _refuse_disorder(sites: Mapping[str, list[str]], count: int) -> None:
-    occupancy = sites.get("_atom_site_occupancy", [])
-    if occupancy.count("1") == len(occupancy):
-        return
-    for site, text in enumerate(occupancy):
-        if text == "1" or text in _UNKNOWN:
-            continue
-        value = _number(text, f"_atom_site_occupancy of site {site}")
-        if not abs(value - 1) <= FULL_OCCUPANCY:
-            labels = sites.get("_atom_site_label", [])
-            name = f" {labels[site]}" if len(labels) == count else ""
-            raise AtomloomError(f"disordered site{name} (occupancy {value:g})", todo=TODO)
-
-
-def _operations(block: Any) -> tuple[np.ndarray, np.ndarray] | None:
-    """([M, 3, 3] rotations, [M, 3] translations) of the space group; None for P1."""
-    for tag in _OPERATIONS:
-        texts = list(block.find_values(tag))
-        if texts:
-            return _operation_matrices(tuple(texts))
-    names = {tag: block.find_value(tag) for tag in _NAMES}
-    names = {tag: value for tag, value in names.items() if value not in _UNKNOWN}
-    return _operations_by_name(
-        tuple(names.items()),
-        *(
-            _number(block.find_value(tag), tag)
-            for tag in ("_cell_angle_alpha", "_cell_angle_gamma")
-        ),
-    )
-
-
-@lru_cache(maxsize=512)
-def _operation_matrices(texts: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray] | None:
-    import gemmi
-
-    if len(texts) > MAX_OPERATIONS:
-        raise AtomloomError(f"{len(texts)} symmetry operations, more than any space group has")
-    operations = []
-    for text in texts:
-        try:
-            operations.append(gemmi.Op(gemmi.cif.as_string(text).replace(" ", "")))
-        except (RuntimeError, ValueError):
-            raise AtomloomError(f"symmetry operation `{text[:60]}` cannot be read") from None
-    return _matrices(operations)
-
-
-@lru_cache(maxsize=512)
-def _operations_by_name(
-    names: tuple[tuple[str, str], ...], alpha: float, gamma: float
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Operations of a group that the file only names; None where it names none (taken as P1)."""
-    import gemmi
-
-    if not names:
-        return None
-    for tag, value in names:
-        text = gemmi.cif.as_string(value).strip()
-        try:
-            if "number" in tag:
-                group = gemmi.find_spacegroup_by_number(int(text))
-            elif "Hall" in tag:
-                return _matrices(list(gemmi.symops_from_hall(text)))
-            else:
-                group = gemmi.find_spacegroup_by_name(text, alpha, gamma)
-        except (RuntimeError, ValueError):
-            continue
-        if group is not None:
-            return _matrices(list(group.operations()))
-    raise AtomloomError(f"unknown space group {names[0][1]} and no symmetry operations")
-
-
-def _matrices(operations: list[Any]) -> tuple[np.ndarray, np.ndarray] | None:
-    if len(operations) == 1 and operations[0].triplet() == "x,y,z":
-        return None
-    scale = float(operations[0].DEN)
-    rotations = np.array([operation.rot for operation in operations]) / scale
-    return rotations, np.array([operation.tran for operation in operations]) / scale
-
-
-def _expand(
-    numbers: np.ndarray,
-    fractional: np.ndarray,
-    cell: np.ndarray,
-    rotations: np.ndarray,
-    translations: np.ndarray,
-    tolerance: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """All atoms of the cell from the sites listed: every image once, special positions exact.
-
-    Raises:
-        AtomloomError: when two listed sites are images of each other.
-    """
-    all_numbers: list[int] = []
-    all_images: list[np.ndarray] = []
-    for number, site in zip(numbers.tolist(), fractional, strict=True):
-        moved = rotations @ site + translations - site
-        moved -= np.rint(moved)
-        fixed = np.linalg.norm(moved @ cell, axis=1) < tolerance
-        special = site + moved[fixed].mean(axis=0) if fixed.any() else site
-        images = rotations @ special + translations
-        images -= np.floor(images)
-        kept = _distinct(images, cell, tolerance)
-        all_numbers += [number] * len(kept)
-        all_images.append(kept)
-    stacked = np.concatenate(all_images) if all_images else np.zeros((0, 3))
-    return np.array(all_numbers, dtype=np.uint8), stacked
-
-
-def _distinct(images: np.ndarray, cell: np.ndarray, tolerance: float) -> np.ndarray:
-    """The images that are apart from every one before them."""
-    apart = images[:, None] - images[None]
-    apart -= np.rint(apart)
-    same = np.einsum("ijk,kl->ijl", apart, cell, optimize=True)
-    close = np.einsum("ijk,ijk->ij", same, same) < tolerance * tolerance
-    first = np.argmax(close, axis=1)  # of each image, the earliest one in the same place
-    return images[first == np.arange(len(images))]
-
-
-def _formula(block: Any) -> Counter[int] | None:
-    """Atomic numbers and counts of _chemical_formula_sum, if it is given and can be read."""
-    import gemmi
-
-    text = block.find_value("_chemical_formula_sum")
-    if text in _UNKNOWN:
-        return None
-    counts: Counter[int] = Counter()
-    for part in re.findall(r"([A-Za-z]+)([0-9.]*)", gemmi.cif.as_string(text)):
-        number = NUMBERS.get(part[0])
-        if number is None:
-            return None
-        try:
-            counts[number] += float(part[1] or 1)  # type: ignore[assignment]
-        except ValueError:
-            return None
-    return counts
-
-
-def _check_count(block: Any, count: int) -> None:
-    """pymatgen writes the formula of the whole cell: a file cut short betrays itself by it."""
-    text = block.find_value("_chemical_formula_sum") or ""
-    expected = sum(map(int, _INTEGERS.findall(text)))
-    if expected != count and expected and "." not in text:
-        raise AtomloomError(f"{count} atoms read, but the formula {text} has {expected}")
-
-
 def _where_gemmi_gives_up(payload: bytes, error: Exception) -> Structure:
     """pymatgen's more lenient reading, taken only where the formula in the file confirms it."""
     message = str(error).replace("data:", "line ", 1)
@@ -406,22 +438,20 @@ def _where_gemmi_gives_up(payload: bytes, error: Exception) -> Structure:
 
 
 def _confirms(payload: bytes, numbers: np.ndarray) -> bool:
-    found = re.search(
-        rb"^_chemical_formula_sum\s+(?:'([^'\n]*)'|\"([^\"\n]*)\"|(\S+))", payload, re.M
+    """Whether formula and Z, found by their tags alone, agree with what was read."""
+    text, units = (
+        re.search(rf"^\s*{tag}\s+(?:'([^'\n]*)'|\"([^\"\n]*)\"|(\S+))", decode(payload), re.M)
+        for tag in ("_chemical_formula_sum", "_cell_formula_units_Z")
     )
-    if found is None:
+    if text is None:
         return False
-    text = next(group for group in found.groups() if group is not None).decode("latin-1")
-    parts = re.findall(r"([A-Z][a-z]?)([0-9.]*)", text)
+    formula = parse_formula(
+        text[text.lastindex or 0], units[units.lastindex or 0] if units else None
+    )
     try:
-        formula = {NUMBERS[symbol]: float(count or 1) for symbol, count in parts}
-    except (KeyError, ValueError):
+        return check_content(numbers, formula).composition
+    except AtomloomError:
         return False
-    read = Counter(numbers.tolist())
-    if set(read) != set(formula):
-        return False
-    ratios = [read[number] / formula[number] for number in read if formula[number] > 0]
-    return len(ratios) == len(read) and max(ratios) - min(ratios) < 1e-3
 
 
 def _by_pymatgen(payload: bytes, options: Mapping[str, Any]) -> Structure:

@@ -1,0 +1,88 @@
+"""Values of a CIF data block by tag, the spellings of all dictionaries taken as one.
+
+It knows nothing of what the values mean.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from typing import Any
+
+UNKNOWN = frozenset(("?", ".", "''", '""', "'?'", '"?"', "'.'"))
+_SITE = "_atom_site_fract_x"
+_CATEGORIES = ("_atom_site_", "_space_group", "_symmetry", "_symetry", "_magnetic_space", "_cell_")
+
+
+class Tags:
+    """Values of one block; tags are asked for in lower case, and with the dots of newer dictionaries
+    (_space_group.IT_number) as underscores.
+
+    Tags are looked up one by one: a structure needs few of the hundreds that a file may have.
+    """
+
+    def __init__(self, block: Any) -> None:
+        self._block = block
+        self._dotted = bool(block.get_mmcif_category_names())
+
+    def first(self, tag: str) -> str | None:
+        """The value as it is written, of a loop the first one; None if it is unknown or not there."""
+        if self._dotted:
+            value = self.every.get(tag, "?")[0]
+        else:
+            value = self._block.find_value(tag)
+        return None if value in UNKNOWN else value
+
+    def text(self, tag: str) -> str | None:
+        """The value without quotes."""
+        value = self.first(tag)
+        return None if value is None else unquoted(value)
+
+    def column(self, tag: str) -> list[str]:
+        """All values, without those that are unknown all together."""
+        if self._dotted:
+            values = self.every.get(tag, [])
+        else:
+            found = self._block.find_values(tag)
+            # to run through few of them is slow
+            values = [found[0]] if len(found) == 1 else list(found) if found else []
+        return [] if UNKNOWN.issuperset(values) else values
+
+    @property
+    def sites(self) -> dict[str, list[str]]:
+        """Columns of the table of atom sites; empty where there are none."""
+        if self._dotted:
+            return {tag: v for tag, v in self.every.items() if tag.startswith("_atom_site_")}
+        loop = self._block.find_loop(_SITE).get_loop()
+        if loop is not None:
+            return _columns(loop)
+        return self.every if self._block.find_value(_SITE) is not None else {}  # a single site
+
+    @cached_property
+    def every(self) -> dict[str, list[str]]:
+        """All values, but for loops that say nothing of cell, symmetry and sites."""
+        found: dict[str, list[str]] = {}
+        for item in self._block:
+            if (pair := item.pair) is not None:
+                found[_plain(pair[0])] = pair[1:]
+            elif (loop := item.loop) is not None and _plain(loop.tags[0]).startswith(_CATEGORIES):
+                found |= _columns(loop)
+        return found
+
+
+def _columns(loop: Any) -> dict[str, list[str]]:
+    # all values at once, then every n-th: much quicker than asking for column after column
+    values, tags = loop.values, loop.tags
+    width = len(tags)
+    return {_plain(tag): values[place::width] for place, tag in enumerate(tags)} if values else {}
+
+
+@lru_cache(maxsize=4096)
+def _plain(name: str) -> str:
+    return name.lower().replace(".", "_")
+
+
+def unquoted(value: str) -> str:
+    """The text of a value as it is written."""
+    if value[0] in "'\"":
+        return value[1:-1].strip()
+    return value.strip(";\r\n ") if value[0] == ";" else value
