@@ -398,6 +398,15 @@ def test_rows_by_id_and_by_file_name_of_one_record_must_agree(tmp_path):
     assert frame["problem"].tolist() == [torn, "", ""]
 
 
+def test_a_row_of_another_record_is_no_second_row(tmp_path):
+    path = tmp_path / "l.csv"
+    path.write_text("id,gap\na,1\na.cif,2\n")
+    config = parse_config({"dataset": {"name": "x", "source": "s", "target": "gap"}})
+    records = Named(["a", "a.cif"], ["a.cif", "a.cif.cif"], ["a.cif", "a.cif.cif"], [{}, {}])
+    frame = join_labels(config, [read_labels(Labels(file=str(path)))], records).frame
+    assert frame.to_dict("list") == {"gap": [1, 2], "problem": ["", ""]}
+
+
 def test_indices_of_several_levels_stay_in_order(tmp_path):
     frame = pd.DataFrame({"id": ["a"], "run": [1], "gap": [2.0]}).set_index(["id", "run"])
     frame.to_parquet(tmp_path / "l.parquet")

@@ -258,9 +258,11 @@ class _Join:
         if not found:
             own = [labels.get(name) for labels in self._records.own]
             return own if any(value is not None for value in own) else None
-        merged: list[Any] = [None] * len(self.problem)
-        origin = [""] * len(merged)
-        for table, rows in found:
+        (table, rows), *others = found
+        column = table.column(name)
+        merged = [None if row < 0 else column[row] for row in rows.tolist()]
+        origin = [table.file] * len(merged)
+        for table, rows in others:
             column = table.column(name)
             for place in np.flatnonzero(rows >= 0):
                 value = column[rows[place]]
@@ -343,12 +345,12 @@ class _Join:
             self._note(place, reason)
         for table, rows in zip(self._tables, self._rows, strict=True):
             torn = table.contradictory(used)
-            for place in np.flatnonzero(rows >= 0):
+            by_file = table.row_of.keys() & files_of.keys() - set(self._records.ids)
+            for place in np.flatnonzero(rows >= 0) if torn or by_file else ():
                 name, file = self._records.ids[place], self._records.names[place]
-                other = table.row_of.get(file, rows[place])
-                by_both = other != rows[place] and files_of[file] == 1
+                by_both = file in by_file and files_of[file] == 1
                 if table.ids[rows[place]] in torn or (
-                    by_both and not table.agree(rows[place], other, used)
+                    by_both and not table.agree(rows[place], table.row_of[file], used)
                 ):
                     self._note(place, f"`{name}` has several different labels in {table.file}")
 
@@ -484,9 +486,12 @@ def _csv_columns(payload: bytes, labels: Labels) -> tuple[list[str], list[Callab
     order: tuple[str, ...] = ("\t", *_SEPARATORS[:2]) if ".tsv" in file.lower() else _SEPARATORS
     if told := _SEPARATOR_LINE.match(text):
         text, order = text[told.end() :], (told[1],)
-    readings = [_Reading.of(text, separator, labels.columns) for separator in order]
-    fitting = [reading for reading in readings if not reading.problem and len(reading.names) > 1]
-    best = fitting[0] if fitting else max(readings, key=lambda reading: len(reading.names))
+    readings = []
+    for separator in order:
+        readings.append(_Reading.of(text, separator, labels.columns))
+        if readings[-1].fits:
+            break
+    best = max(readings, key=lambda reading: (reading.fits, len(reading.names)))
     if best.problem:
         raise AtomloomError(best.problem, where=file, todo=best.todo)
     rows = best.rows
@@ -517,6 +522,11 @@ class _Reading:
     problem: str = ""
     """Why it cannot be read so; empty where it can."""
     todo: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the separator is the table's."""
+        return not self.problem and len(self.names) > 1
 
     @classmethod
     def of(cls, text: str, separator: str, given: list[str] | None) -> _Reading:
