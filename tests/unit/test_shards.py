@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
+import numcodecs.blosc
+import numcodecs.zstd
 import numpy as np
 import pytest
 import zarr
@@ -255,6 +259,78 @@ def test_unknown_codec_is_named(tmp_path, arrays):
     edit(path, change)
     with pytest.raises(AtomloomError, match="unknown codec sz3"):
         read_shard(path)
+
+
+def bomb(path, arrays, name: str, **info) -> None:
+    """A shard in which one array says other things of itself than it is."""
+
+    def change(member, data):
+        return json.dumps(json.loads(data) | info) if member == f"{name}/zarr.json" else data
+
+    write_shard(path, arrays, {})
+    edit(path, change)
+
+
+def grid(*shape: int) -> dict:
+    return {"configuration": {"chunk_shape": list(shape)}, "name": "regular"}
+
+
+GZIP = [{"name": "bytes"}, {"name": "gzip"}]
+ZEROS = 80 << 20
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"shape": [10**12], "chunk_grid": grid(10**12)},
+        {"shape": [10**12]},
+        {"chunk_grid": grid(10**12)},
+        {"shape": [10**6], "chunk_grid": grid(1)},
+        {"shape": [-1]},
+    ],
+    ids=str,
+)
+def test_an_array_larger_than_its_file_can_hold_is_damage(tmp_path, arrays, info):
+    path = tmp_path / "a.zarr.zip"
+    bomb(path, arrays, "src", **info)
+    with pytest.raises(AtomloomError, match="array `src` is damaged"):
+        read_shard(path)
+    assert len(verify_shard(path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("member", "data", "codecs"),
+    [
+        ("src/c/0", gzip.compress(bytes(ZEROS), 1), GZIP),
+        ("src/c/0", numcodecs.zstd.compress(bytes(ZEROS)), [{"name": "bytes"}, {"name": "zstd"}]),
+        ("src/c/0", numcodecs.blosc.compress(bytes(ZEROS), b"zstd", 3, 2), None),
+        ("src/c/0", bytes(ZEROS), [{"name": "bytes"}]),
+        ("src/zarr.json", b" " * ZEROS, None),
+        ("zarr.json", b" " * ZEROS, None),
+    ],
+    ids=["gzip", "zstd", "blosc", "zip", "description", "group"],
+)
+def test_what_unpacks_without_end_in_a_shard_is_damage(tmp_path, arrays, member, data, codecs):
+    path = tmp_path / "a.zarr.zip"
+    bomb(path, arrays, "src", **({"codecs": codecs} if codecs else {}))
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in (members | {member: data}).items():
+            archive.writestr(name, content)
+    del data
+    tracemalloc.start()
+    try:
+        assert len(verify_shard(path)) == 1
+        assert tracemalloc.get_traced_memory()[1] < ZEROS / 4, "nothing like it was held"
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_fifo_is_no_shard(tmp_path):
+    os.mkfifo(tmp_path / "a.zarr.zip")
+    with pytest.raises(AtomloomError, match="a FIFO, not a plain file"):
+        read_shard(tmp_path / "a.zarr.zip")
 
 
 def test_objects_text_and_nan_attributes_are_refused(tmp_path):

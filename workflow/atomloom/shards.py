@@ -10,12 +10,12 @@ structures, graphs or torch.
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import math
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib import metadata
@@ -27,7 +27,7 @@ import numcodecs.zstd
 import numpy as np
 
 from atomloom.errors import AtomloomError
-from atomloom.files import write_atomically
+from atomloom.files import open_plain, write_atomically
 from atomloom.keys import array_digest, canonical
 
 # Blosc's threads write blocks in the order they finish, so bytes would differ from run to run.
@@ -36,6 +36,13 @@ numcodecs.blosc.use_threads = False
 SUFFIX = ".zarr.zip"
 CHUNK_BYTES = 64 * 2**20
 REPAIR = "run `atomloom repair`"
+
+MAX_EXPANSION = 1000
+"""An array that takes more than this times the bytes of its shard, and more than one chunk, is refused."""
+SLACK = 1 << 16
+"""Bytes that a packed chunk may have more than what it holds, and that a description of an array has."""
+MAX_CHUNKS = 1 << 16
+"""Chunks of one array."""
 
 LIBRARIES = ("atomloom", "numba", "numcodecs", "numpy", "spglib")
 RESERVED = ("digests", "libraries")
@@ -170,12 +177,16 @@ class _Shard:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            content = path.read_bytes()
+            with open_plain(path) as file:
+                content = file.read()
         except FileNotFoundError:
             raise AtomloomError("no such shard", where=path, todo=REPAIR) from None
         except OSError as error:
             raise AtomloomError(f"cannot be read: {error.strerror}", where=path) from error
-        self.archive, group = self._guard("is no complete shard", lambda: _open_group(content))
+        self.limit = max(CHUNK_BYTES, MAX_EXPANSION * len(content))
+        self.archive, group = self._guard(
+            "is no complete shard", lambda: _open_group(content, max(CHUNK_BYTES, len(content)))
+        )
         self.attributes: dict[str, Any] = group.get("attributes", {})
         digests = self.attributes.get("digests")
         if group.get("node_type") != "group" or not isinstance(digests, dict):
@@ -193,7 +204,7 @@ class _Shard:
 
     def array(self, name: str, verify: bool) -> np.ndarray:
         array, complete = self._guard(
-            f"array `{name}` is damaged", lambda: _read_array(self.archive, name)
+            f"array `{name}` is damaged", lambda: _read_array(self.archive, name, self.limit)
         )
         # A missing chunk means fill value to Zarr; only the digest tells that from a lost one.
         if (verify or not complete) and array_digest(array) != self.digests[name]:
@@ -211,17 +222,24 @@ class _Shard:
         return AtomloomError(what, where=self.path, todo=REPAIR)
 
 
-def _open_group(content: bytes) -> tuple[zipfile.ZipFile, dict[str, Any]]:
+def _open_group(content: bytes, limit: int) -> tuple[zipfile.ZipFile, dict[str, Any]]:
     archive = zipfile.ZipFile(io.BytesIO(content))
-    group = json.loads(archive.read("zarr.json"))
+    group = json.loads(_member(archive, "zarr.json", limit))
     if group["zarr_format"] != 3:
         raise ValueError(f"Zarr format {group['zarr_format']}, not 3")
     return archive, group
 
 
-def _read_array(archive: zipfile.ZipFile, name: str) -> tuple[np.ndarray, bool]:
+def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    """A file of the zip, unless it unpacks to more than `limit` bytes."""
+    if archive.getinfo(name).file_size > limit:
+        raise ValueError(f"{name} unpacks to more than {limit >> 20} MiB")
+    return archive.read(name)
+
+
+def _read_array(archive: zipfile.ZipFile, name: str, limit: int) -> tuple[np.ndarray, bool]:
     """The array, and whether every chunk of it was there."""
-    info = json.loads(archive.read(f"{name}/zarr.json"))
+    info = json.loads(_member(archive, f"{name}/zarr.json", SLACK))
     shape = tuple(info["shape"])
     dtype = np.dtype(info["data_type"]).newbyteorder("<")
     grid, keys = info["chunk_grid"], info["chunk_key_encoding"]
@@ -229,13 +247,16 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> tuple[np.ndarray, bool]:
         raise ValueError(f"{grid['name']} chunks with {keys['name']} keys")
     chunk_shape = tuple(grid["configuration"]["chunk_shape"])
     separator = keys.get("configuration", {}).get("separator", "/")
-    decoders = _decoders(info["codecs"])
+    decode = _decoder(info["codecs"])
     if dtype not in _TYPES or len(chunk_shape) != len(shape):
         raise ValueError(f"data type {dtype}, chunks {chunk_shape} of an array {shape}")
+    counts = [-(-extent // step) for extent, step in zip(shape, chunk_shape, strict=True)]
+    size = math.prod(chunk_shape) * dtype.itemsize
+    if max(size, math.prod(shape) * dtype.itemsize) > limit or math.prod(counts) > MAX_CHUNKS:
+        raise ValueError(f"an array {shape} in chunks {chunk_shape} in a file of this size")
 
     fill = complex(*info["fill_value"]) if dtype.kind == "c" else info["fill_value"]
     array = np.empty(shape, dtype)
-    counts = [-(-extent // step) for extent, step in zip(shape, chunk_shape, strict=True)]
     complete = True
     for index in np.ndindex(*counts):
         key = separator.join(["c", *map(str, index)])
@@ -245,9 +266,7 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> tuple[np.ndarray, bool]:
         if f"{name}/{key}" not in archive.NameToInfo:
             array[where], complete = fill, False
             continue
-        data: Any = archive.read(f"{name}/{key}")
-        for decode in decoders:
-            data = decode(data)
+        data = decode(_member(archive, f"{name}/{key}", size + SLACK), size)
         chunk = np.frombuffer(data, dtype).reshape(chunk_shape)
         if chunk_shape == shape:
             # The decoder's buffer is ours alone; only bytes objects would be read-only.
@@ -258,30 +277,44 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> tuple[np.ndarray, bool]:
     return array, complete
 
 
-def _decoders(codecs: list[dict[str, Any]]) -> list[Callable[[Any], Any]]:
-    """Functions that undo the codecs of an array, last codec first; empty for bare bytes."""
+def _decoder(codecs: list[dict[str, Any]]) -> Callable[[bytes, int], Any]:
+    """Function that undoes the codecs of an array: of packed bytes and the size of what they hold."""
     first, *rest = codecs
     if first["name"] != "bytes" or first.get("configuration", {}).get("endian", "little") != (
         "little"
     ):
         raise ValueError(f"codec {first}")
-    known: dict[str, Callable[[Any], Any]] = {
+    names = [codec["name"] for codec in rest]
+    known: dict[str, Callable[[bytes, int], Any]] = {
         "blosc": _blosc_decompress,
-        "zstd": numcodecs.zstd.decompress,
-        "gzip": gzip.decompress,
+        "zstd": _zstd_decompress,
+        "gzip": _gzip_decompress,
     }
-    unknown = [codec["name"] for codec in rest if codec["name"] not in known]
-    if unknown:
-        raise ValueError(f"unknown codec {', '.join(unknown)}")
-    return [known[codec["name"]] for codec in reversed(rest)]
+    if not names:
+        return lambda data, size: data
+    if len(names) > 1 or names[0] not in known:
+        raise ValueError(f"unknown codec {', '.join(names)}")
+    return known[names[0]]
 
 
-def _blosc_decompress(data: bytes) -> np.ndarray:
+def _blosc_decompress(data: bytes, size: int) -> np.ndarray:
     # The header's bytes 4 to 8 hold the decompressed size; decoding into our own buffer saves the
     # copy that a bytes object would need to become writeable.
-    out = np.empty(int.from_bytes(data[4:8], "little"), np.uint8)
+    if int.from_bytes(data[4:8], "little") != size:
+        raise ValueError(f"a chunk that is not of {size} bytes")
+    out = np.empty(size, np.uint8)
     numcodecs.blosc.decompress(data, out)
     return out
+
+
+def _zstd_decompress(data: bytes, size: int) -> np.ndarray:
+    out = np.empty(size, np.uint8)
+    numcodecs.zstd.decompress(data, out)
+    return out
+
+
+def _gzip_decompress(data: bytes, size: int) -> bytes:
+    return zlib.decompressobj(wbits=31).decompress(data, size + 1)
 
 
 def _portable(name: str, array: np.ndarray) -> np.ndarray:
