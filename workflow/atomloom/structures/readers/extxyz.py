@@ -48,13 +48,14 @@ POSITION = ("pos", "positions", "position")
 # possessive, and only where a word begins: a comment of a megabyte must not take a minute; what
 # stands behind a blank and goes on with `=` is the next key, not the value of an empty one
 _PAIR = re.compile(
-    r"""(?<![^\s="'])([^\s="']++)\s*+=\s*+(?!(?<=\s)[^\s="']++\s*+=)"""
+    r"""(?<![^\s="'])([^\s="']++)["']?+\s*+=\s*+(?!(?<=\s)[^\s="']++\s*+=)"""
     r"""("(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'|\[[^"'=]*\]|\{[^}"'=]*+\}|[^\s"']++)"""
 )
 _BARE_PBC = re.compile(
     r"(?<!\S)pbc\s*=\s*((?:[A-Za-z01]+\s+)*[A-Za-z01]+)(?!\S)(?!\s*=)", re.IGNORECASE
 )
 _WORD_BEHIND = re.compile(r"\s*=\s*[^\s\"']++\s++([A-Za-z][A-Za-z./]*+)(?!\S)(?!\s*=)")
+_PER_ATOM = re.compile(r"(?:/|_per_| per )atoms?$")
 _UNIT_KEY = re.compile(r"(?:(.+?)[-_.]?)?units?(?:[-_.](.+))?", re.IGNORECASE)
 _OTHER_UNITS = re.compile(
     r"\b(?:in|units?:?)\s*\(?(?:bohr|a\.u\.|au|atomic units)(?!\w)|\bcell\(|\{(?:atomic_unit|angstrom)\}",
@@ -164,7 +165,8 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     if units.length != 1.0:
         positions, cell = positions * units.length, cell * units.length
     choice = _choice(keys, layout.vectors, options)
-    properties = _numbers(keys, comment, choice, cell, units)
+    units = _with_unit_behind(units, choice.energy, keys, comment, count)
+    properties = _numbers(keys, choice, cell, units)
     of_atoms = {}
     for name, values in columns.items():
         values = np.ascontiguousarray(values if values.shape[1] > 1 else values[:, 0])
@@ -266,7 +268,9 @@ def _plain(
     units = _Units(keys, count) if "nit" in comment or "NIT" in comment else _NO_UNITS
     cell, pbc = _cell(keys, comment)
     cell = cell * units.length
-    properties = _numbers(keys, comment, _choice(keys, (), options), cell, units)
+    choice = _choice(keys, (), options)
+    units = _with_unit_behind(units, choice.energy, keys, comment, count)
+    properties = _numbers(keys, choice, cell, units)
     return Structure(numbers, positions * units.length, cell, pbc, properties)
 
 
@@ -354,14 +358,27 @@ class _Units:
                 if self._named.setdefault(quantity, (key, unit))[1] != unit:
                     raise AtomloomError(f"`{key}` and `{self._named[quantity][0]}` differ")
                 del keys[key]
+        self._settle()
+
+    def _settle(self) -> None:
         self.length = self.of("length", "length", 0, 1)
-        # a stress in GPa says nothing of energies
-        factors = [
-            self.of(name, name, 1, power)
+        self._foreign = self.length != 1.0 or any(
+            self.of(name, name, 1, power) != (self._count if _PER_ATOM.search(unit) else 1)
             for name, power in _POWERS.items()
-            if name in self._named and name != "stress"
-        ]
-        self._foreign = any(factor != 1.0 for factor in (self.length, *factors))
+            for _, unit in [self._named.get(name, ("", ""))]
+            # a stress in GPa says nothing of energies
+            if unit and (name != "stress" or "/" in unit)
+        )
+
+    def with_energy(self, key: str, unit: str, count: int) -> _Units:
+        """These units and that of the energy."""
+        known = self._named.get("energy")
+        if known is not None and known[1] != unit:
+            raise AtomloomError(f"`{key}` is in {unit}, but `{known[0]}` is {known[1][:40]}")
+        units = _Units({}, count)
+        units._named = {**self._named, "energy": (key, unit)}
+        units._settle()
+        return units
 
     def of(self, what: str, quantity: str, energy: int, length: int) -> float:
         """The factor of a quantity that is there.
@@ -377,7 +394,7 @@ class _Units:
                 )
             return 1.0
         key, unit = self._named[quantity]
-        bare = re.sub(r"(?:/|_per_| per )atoms?$", "", unit)
+        bare = _PER_ATOM.sub("", unit)
         factor = unit_factor(bare if energy and not length else unit, energy, length)
         if factor is None:
             raise AtomloomError(f"`{key}` is {unit[:40]}, which is no known unit of {quantity}")
@@ -414,7 +431,7 @@ def _choice(keys: dict[str, str], vectors: tuple[str, ...], options: Mapping[str
 
 
 def _numbers(
-    keys: dict[str, str], comment: str, choice: Choice, cell: np.ndarray, units: _Units
+    keys: dict[str, str], choice: Choice, cell: np.ndarray, units: _Units
 ) -> dict[str, float | np.ndarray]:
     """Numbers of the comment line: `energy`, `stress`, and the others by their names."""
     properties: dict[str, float | np.ndarray] = {}
@@ -430,9 +447,9 @@ def _numbers(
         elif len(words) == 1 and words[0] in _FLAGS:
             properties[property_name(name, per_atom=False)] = float(words[0] in _TRUE)
     if choice.energy is not None:
-        properties["energy"] = _energy(choice.energy, keys, comment, units)
+        properties["energy"] = _energy(choice.energy, keys, units)
         if choice.same or choice.kinetic is not None:
-            _refuse_doubt(choice, keys, comment, units, properties)
+            _refuse_doubt(choice, keys, units, properties)
     if choice.stress is not None:
         stress = stress_matrix(floats(_values(keys[choice.stress]), f"{choice.stress}: "))
         properties["stress"] = stress * units.of("stress", "stress", 1, -3)
@@ -450,19 +467,34 @@ def _numbers(
     return properties
 
 
-def _energy(name: str, keys: dict[str, str], comment: str, units: _Units) -> float:
-    """An energy in eV, by the unit that stands behind it or that the comment line names."""
+def _energy(name: str, keys: dict[str, str], units: _Units) -> float:
+    """An energy in eV."""
     words = _values(keys[name])
-    behind = words[1] if len(words) == 2 else ""
-    if len(words) == 1 and keys[name][0] not in "\"'[{":
-        behind = _behind(name, comment)
-    factor = unit_factor(behind, 1, 0) if behind else None
-    if len(words) == 2 and factor is not None:
+    if len(words) == 2 and _is_energy_unit(words[1]):
         words = words[:1]
     values = floats(words, f"{name}: ")
     if values.size != 1:
         raise AtomloomError(f"{name} has {values.size} values")
-    return float(values[0]) * (units.of("energy", "energy", 1, 0) if factor is None else factor)
+    return float(values[0]) * units.of("energy", "energy", 1, 0)
+
+
+def _with_unit_behind(
+    units: _Units, name: str | None, keys: dict[str, str], comment: str, count: int
+) -> _Units:
+    """Units, and that of the energy where it stands behind the number."""
+    if name is None:
+        return units
+    text = keys[name]
+    if text[0] in "\"'[{":
+        words = _values(text)
+        unit = words[1] if len(words) == 2 else ""
+    else:
+        unit = _behind(name, comment)
+    return units.with_energy(name, unit, count) if unit and _is_energy_unit(unit) else units
+
+
+def _is_energy_unit(word: str) -> bool:
+    return unit_factor(_PER_ATOM.sub("", word), 1, 0) is not None
 
 
 def _behind(name: str, comment: str) -> str:
@@ -479,14 +511,13 @@ def _behind(name: str, comment: str) -> str:
 def _refuse_doubt(
     choice: Choice,
     keys: dict[str, str],
-    comment: str,
     units: _Units,
     properties: Mapping[str, float | np.ndarray],
 ) -> None:
     """Refuse an energy beside which another one stands, so that it is not known which is meant."""
     energy = float(properties["energy"])
     for name in choice.same:
-        other = _energy(name, keys, comment, units)
+        other = _energy(name, keys, units)
         if not abs(other - energy) <= 1e-6 * max(1.0, abs(energy)):
             raise AtomloomError(
                 f"`{choice.energy}` and `{name}` differ, {energy:g} and {other:g} eV", todo=TODO

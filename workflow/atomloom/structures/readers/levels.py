@@ -7,6 +7,7 @@ which values must agree for a choice to be sound, nothing of files.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +27,7 @@ _PREDICTED = frozenset((
 _ENERGIES = ("energy", "potential_energy", "total_energy", "totenergy", "free_energy")
 """Energies, the one that forces are the derivative of first."""
 _TOTAL = ("total_energy", "totenergy")
+_KINETIC = re.compile("kinetic|e_?kin", re.IGNORECASE)
 _FORCES = ("forces", "force")
 _STRESS = ("stress",)
 _VIRIAL = ("virial", "virials")
@@ -83,7 +85,7 @@ def choose(
         of_energy, of_forces = _levels(energies, forces)
     energy = energy_key or _first(energies, of_energy)
     same: list[str] = []
-    kinetic = next((name for name in names if "kinetic" in name.lower()), None)
+    kinetic = next((name for name in names if _KINETIC.search(name)), None)
     if energy is not None and energy_key is None:
         others = REFERENCE if forces_key is None or of_energy != of_forces else ()
         same = _rivals(energies, of_energy, forces, others, kinetic is not None)
@@ -149,8 +151,12 @@ def _rivals(
         if other in energies and other != level and (other in forces or level not in forces)
     ]
     for other, name in others:
-        total = other in _TOTAL and not kinetic
-        if other == quantity or (quantity == "energy" and (total or other == "potential_energy")):
+        total = other in _TOTAL and (quantity in _TOTAL or not kinetic)
+        if (
+            other == quantity
+            or (total and quantity in ("energy", *_TOTAL))
+            or (quantity == "energy" and other == "potential_energy")
+        ):
             rivals.append(name)
     return rivals
 
