@@ -30,5 +30,10 @@ class InterruptedRun(AtomloomError):
     """A run that was stopped by Ctrl-C and has saved where it was."""
 
 
+def again(stage: str) -> str:
+    """What to do about a file that a stage makes: by hand, or in the workflow."""
+    return f"{stage} again: `atomloom {stage}`, or `snakemake --forcerun {stage}`"
+
+
 def _rebuild(what: str, where: str, todo: str) -> AtomloomError:
     return AtomloomError(what, where=where, todo=todo)

@@ -126,19 +126,37 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *names: str, todo: str = "remove it and run again") -> Any:
     """Read JSON.
+
+    Args:
+        path: the file.
+        names: of an object that has to have them.
+        todo: what makes the file anew, for the message.
 
     Raises:
         AtomloomError: when the file is missing or damaged.
     """
     try:
         with open_plain(path) as file:
-            return json.loads(file.read())
+            content = json.loads(file.read())
     except OSError as error:
-        raise AtomloomError("cannot be read", where=path, todo=str(error.strerror)) from None
-    except ValueError as error:
-        raise AtomloomError(f"is not valid JSON: {error}", where=path) from None
+        raise AtomloomError(f"cannot be read: {error.strerror}", where=path, todo=todo) from None
+    except (ValueError, RecursionError) as error:
+        raise AtomloomError(f"is not valid JSON: {error}", where=path, todo=todo) from None
+    if names and not isinstance(content, Mapping):
+        raise AtomloomError("is no JSON object", where=path, todo=todo)
+    if missing := [name for name in names if name not in content]:
+        raise AtomloomError(f"says nothing of {', '.join(missing)}", where=path, todo=todo)
+    return content
+
+
+def require_digest(path: Path, digest: str | None, todo: str) -> None:
+    """Raise AtomloomError where a file is missing, or not the one of this `file_digest`, if it is known."""
+    if not path.exists():
+        raise AtomloomError("does not exist", where=path, todo=todo)
+    if digest is not None and file_digest(path) != digest:
+        raise AtomloomError("is cut or damaged: its digest differs", where=path, todo=todo)
 
 
 def write_spec(folder: Path, spec: Mapping[str, Any]) -> None:

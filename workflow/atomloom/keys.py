@@ -65,7 +65,7 @@ def short_hash(value: Any) -> str:
     return hashlib.blake2b(canonical_json(value).encode(), digest_size=8).hexdigest()
 
 
-def fingerprint(payload: bytes) -> bytes:
+def fingerprint(payload: bytes | memoryview) -> bytes:
     """16 bytes naming a raw record by its bytes alone."""
     return hashlib.blake2b(payload, digest_size=FINGERPRINT_BYTES).digest()
 

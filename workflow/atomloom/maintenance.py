@@ -16,14 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from atomloom.errors import AtomloomError
+from atomloom.errors import AtomloomError, again
 from atomloom.files import TEMPORARY_SUFFIX, read_json
 from atomloom.graphs.graph import GraphTable
 from atomloom.graphs.store import read_graphs
 from atomloom.keys import short_hash
+from atomloom.parquet import read_table
+from atomloom.plan import Plan
 from atomloom.shards import SUFFIX, verify_shard
 from atomloom.stages.convert import read_chunk, read_chunk_records
-from atomloom.stages.graphs import read_chunk_graphs
+from atomloom.stages.graphs import DONORS, read_chunk_graphs
 from atomloom.stages.label import PARTIAL, read_labels
 from atomloom.structures.downloads import damaged_downloads
 from atomloom.structures.table import StructureTable
@@ -70,6 +72,11 @@ def verify_store(store: Path, workers: int = 1) -> Iterator[Damage]:
             yield Damage(spec, error.what)
     for path in damaged_downloads(store / "downloads"):
         yield Damage(path, "is not what was downloaded")
+    for path in sorted(store.glob(f"graphs/*/{DONORS}")):
+        try:
+            read_table(path, todo=again("index"))
+        except AtomloomError as error:
+            yield Damage(path, error.what)
     problems = partial(problems_of, store)
     if workers > 1 and len(paths) > 1:
         with ProcessPoolExecutor(workers) as pool:
@@ -161,10 +168,10 @@ def named_shards(results: Sequence[Path]) -> set[str]:
                 todo="name the results folders of all projects on this store",
             )
         for plan in plans:
-            keys = [key for key, _, _ in read_json(plan)["chunks"]]
+            keys = Plan.read(plan).chunk_keys
             named |= {f"{kind}/{key}{SUFFIX}" for kind in ("structures", "labels") for key in keys}
         for index in folder.glob("*/index/*/index.json"):
-            content = read_json(index)
+            content = read_json(index, "graph_key", "shards", todo=again("index"))
             named |= {f"graphs/{content['graph_key']}/{shard}" for shard in content["shards"]}
     return named
 

@@ -26,10 +26,11 @@ from atomloom.config.graph import GraphSpec
 from atomloom.config.model import IComFormerConfig, ModelConfig
 from atomloom.config.reading import read_config_file
 from atomloom.config.training import Training
-from atomloom.errors import AtomloomError
+from atomloom.errors import AtomloomError, again
 from atomloom.files import expand_home, read_json, write_text
 from atomloom.keys import chain_hash
 from atomloom.layout import Layout, PlannedLayout
+from atomloom.parquet import read_table
 from atomloom.plan import Plan
 from atomloom.structures.adapters import to_structure
 from atomloom.structures.elements import SYMBOLS
@@ -62,17 +63,19 @@ class Run:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """Errors: target -> split -> name -> number."""
-        return read_json(self.folder / "metrics.json")
+        return read_json(self.folder / "metrics.json", todo=again("evaluate"))
 
     @cached_property
     def history(self) -> pd.DataFrame:
         """A row an epoch."""
-        return pd.read_csv(self.folder / "history.csv")
+        from atomloom.stages.train import read_history
+
+        return read_history(self.places)
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """A row a structure."""
-        return pd.read_parquet(self.folder / "predictions.parquet")
+        return read_table(self.folder / "predictions.parquet", todo=again("evaluate"))
 
     @cached_property
     def model(self) -> LoadedModel:

@@ -6,12 +6,16 @@ makes it. A chunk is named by the fingerprints of its records, in order, and by 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from atomloom.errors import AtomloomError, again
 from atomloom.files import read_json, write_json
+
+_KEY = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,31 @@ class Plan:
 
     @classmethod
     def read(cls, path: Path | str) -> Plan:
-        """Read `plan.json`."""
-        content = read_json(Path(path))
-        content["chunks"] = tuple(Chunk(*chunk) for chunk in content["chunks"])
-        return cls(**content)
+        """Read `plan.json`.
+
+        Raises:
+            AtomloomError: when it is missing or damaged, or its chunks are not those of its records.
+        """
+        path = Path(path)
+        content = read_json(path, *(item.name for item in fields(cls)), todo=again("plan"))
+        try:
+            content["chunks"] = tuple(Chunk(*chunk) for chunk in content["chunks"])
+            plan = cls(**content)
+            _require_cover(plan)
+        except (TypeError, ValueError) as error:
+            raise AtomloomError(f"is no plan: {error}", where=path, todo=again("plan")) from None
+        return plan
+
+
+def _require_cover(plan: Plan) -> None:
+    """Raise ValueError where the chunks are not the records, one after another."""
+    end = 0
+    for chunk in plan.chunks:
+        if not _KEY.fullmatch(chunk.key) or chunk.first != end or chunk.count < 1:
+            raise ValueError(f"chunk {chunk.key} does not follow the one before")
+        end += chunk.count
+    if end != plan.records:
+        raise ValueError(f"its chunks hold {end} of {plan.records} records")
 
 
 def cut_chunks(

@@ -17,6 +17,10 @@ import pandas as pd
 from atomloom.errors import AtomloomError
 from atomloom.files import write_atomically
 
+QUARANTINE = "quarantine.csv"
+"""The table of a job that went well."""
+TOO_MUCH = "quarantine-too-much.csv"
+"""The table of a job that stopped because of it."""
 COLUMNS = ("id", "source", "record", "reason")
 
 
@@ -59,19 +63,25 @@ class Quarantine:
         """Write the table as CSV."""
         write_atomically(path, lambda temporary: self.frame().to_csv(temporary, index=False))
 
-    def check(self, max_fraction: float, path: Path) -> None:
-        """Stop when too much is refused.
+    def close(self, folder: Path, max_fraction: float) -> None:
+        """Write the table into a folder, and stop when too much is refused.
+
+        The workflow removes what a failed job was to make, `quarantine.csv` too: what the error names
+        is a copy that it does not know.
 
         Args:
+            folder: where to.
             max_fraction: largest fraction of the records that may be in quarantine.
-            path: where the table was written, for the message.
 
         Raises:
             AtomloomError: when more than that is in quarantine, or nothing is left.
         """
-        total = len(self.ids)
+        self.write(folder / QUARANTINE)
+        total, path = len(self.ids), folder / TOO_MUCH
         if len(self) <= max_fraction * total and len(self) < total:
+            path.unlink(missing_ok=True)
             return
+        self.write(path)
         rows = self.frame()
         kinds = [reason_kind(row.reason, names=(row.source, row.id)) for row in rows.itertuples()]
         commonest, count = Counter(kinds).most_common(1)[0]

@@ -16,10 +16,11 @@ import numpy as np
 
 from atomloom.compiled import njit
 from atomloom.data.batching import Sizes
-from atomloom.errors import AtomloomError
+from atomloom.errors import AtomloomError, again
 from atomloom.forms import misled
 from atomloom.graphs.graph import ARRAYS, GraphTable
 from atomloom.graphs.store import GraphStore, other_graphs, read_graphs
+from atomloom.parquet import read_table
 from atomloom.shards import REPAIR, read_shard
 
 POINTERS = {"node_ptr": "atoms", "edge_ptr": "edges", "triplet_ptr": "triplets"}
@@ -66,12 +67,10 @@ class ShardedGraphs:
         path = self._store.path
         index = path / "index.parquet" if path.is_dir() else path
         if index.suffix == ".parquet" and index.exists():
-            import pandas as pd
-
-            try:
-                frame = pd.read_parquet(index, columns=["n_atoms", "n_edges", "n_triplets"])
-            except (OSError, ValueError, KeyError) as error:
-                raise AtomloomError(f"is no index of graphs: {error}", where=index) from error
+            wanted = ["n_atoms", "n_edges", "n_triplets"]
+            frame = read_table(index, wanted, todo=again("index"))
+            if frame.min(axis=None) < 0:
+                raise AtomloomError("is no index of graphs", where=index, todo=again("index"))
             return Sizes(*(frame[name].to_numpy(np.int64) for name in frame))
         parts = [Sizes.of(read_graphs(path)) for path in self._paths]
         self._sound.update(range(len(self._paths)))

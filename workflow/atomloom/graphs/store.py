@@ -7,7 +7,6 @@ knows nothing of how graphs are built, nor of training; DGL is imported only by 
 
 from __future__ import annotations
 
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -19,16 +18,17 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from atomloom.config.graph import GraphSpec
-from atomloom.errors import AtomloomError
+from atomloom.errors import AtomloomError, again
+from atomloom.files import read_json
 from atomloom.graphs.graph import ARRAYS, OPTIONAL_ARRAYS, Graph, GraphTable, no_graphs
 from atomloom.graphs.line import jarvis_graph
 from atomloom.keys import BUILDER, HASH_BYTES
+from atomloom.parquet import read_table
 from atomloom.shards import REPAIR, SUFFIX, read_attributes, read_shard, write_shard
 
 if TYPE_CHECKING:
     import dgl
 
-INDEX_AGAIN = "run `atomloom index` again"
 KEPT_SHARDS = 8
 """How many shards a store keeps in memory."""
 
@@ -96,18 +96,13 @@ class GraphStore:
             self._list_shards()
 
     def _read_index(self, index: Path) -> None:
-        import pandas as pd  # half a second that a folder of shards does not need
-
-        try:
-            frame = pd.read_parquet(index, columns=["hash", "shard", "row"])
-        except (OSError, ValueError, KeyError) as error:
-            raise AtomloomError(f"is no index of graphs: {error}", where=index) from error
+        frame = read_table(index, ["hash", "shard", "row"], todo=again("index"))
         names, self.shard = np.unique(frame["shard"].to_numpy(str), return_inverse=True)
         folder = _folder_of(index, list(names))
         self.paths = [folder / name for name in names]
         self.row = frame["row"].to_numpy(np.int64)
         if self.row.min(initial=0) < 0 or any(len(value) != HASH_BYTES for value in frame["hash"]):
-            raise AtomloomError("is no index of graphs", where=index, todo=INDEX_AGAIN)
+            raise AtomloomError("is no index of graphs", where=index, todo=again("index"))
         hashes = b"".join(frame["hash"])
         self._hashes = np.frombuffer(hashes, np.uint8).reshape(len(frame), -1)
 
@@ -266,7 +261,7 @@ def _folder_of(index: Path, names: list[str]) -> Path:
     told = index.with_name("index.json")
     places = [index.parent]
     if told.exists():
-        store = Path(json.loads(told.read_text())["store"])
+        store = Path(read_json(told, "store", todo=again("index"))["store"])
         places += [store, *(parent / store for parent in index.resolve().parents)]
     for place in places:
         if all((place / name).exists() for name in names[:1]):

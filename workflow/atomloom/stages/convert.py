@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from atomloom.errors import AtomloomError
+from atomloom.errors import AtomloomError, again
 from atomloom.forms import Form, misfit
 from atomloom.keys import CONVERTER, canonical_json, chain_hash, fingerprint_record
 from atomloom.layout import Layout
+from atomloom.parquet import read_table
 from atomloom.plan import Chunk, Plan
 from atomloom.shards import REPAIR, SUFFIX, read_shard, reasons_in, write_shard
 from atomloom.stages.plan import SPOOL
@@ -29,7 +30,6 @@ from atomloom.structures.structure import Structure
 from atomloom.structures.table import FORMS, StructureTable, no_structures
 
 MEMBER_COLUMNS = ["id", "source", "number", "format", "file", "offset", "length", "fingerprint"]
-PLAN_AGAIN = "plan again: `atomloom plan`, or `snakemake --forcerun plan`"
 PROPERTY = "property:"
 """Prefix of property arrays in the shard."""
 RECORD_FORMS = {"hash": FORMS["hash"], "record": Form(("S",), ("int32",))}
@@ -57,7 +57,7 @@ def convert_chunk(layout: Layout, plan: Plan, key: str, log: Callable[[str], Non
         raise AtomloomError(
             f"does not hold the records that chunk {key} is named by",
             where=layout.plan_folder / "members.parquet",
-            todo=PLAN_AGAIN,
+            todo=again("plan"),
         )
     read = read_records(layout, members)
     path = layout.structures(key)
@@ -211,11 +211,9 @@ def _members_of(layout: Layout, plan: Plan, key: str) -> pd.DataFrame:
     if chunk is None:
         raise AtomloomError(f"the plan has no chunk {key}", where=layout.plan_folder / "plan.json")
     position = plan.chunks.index(chunk)
-    return pd.read_parquet(
-        layout.plan_folder / "members.parquet",
-        columns=MEMBER_COLUMNS,
-        filters=[("chunk", "==", position)],
-    )
+    table = layout.plan_folder / "members.parquet"
+    chosen = [("chunk", "==", position)]
+    return read_table(table, MEMBER_COLUMNS, todo=again("plan"), filters=chosen)
 
 
 def _payloads(layout: Layout, members: pd.DataFrame) -> Iterator[tuple[object, bytes]]:
@@ -237,7 +235,7 @@ def _payloads(layout: Layout, members: pd.DataFrame) -> Iterator[tuple[object, b
             yield member, payload
     except OSError as error:
         raise AtomloomError(
-            f"cannot be read: {error.strerror}", where=error.filename, todo=PLAN_AGAIN
+            f"cannot be read: {error.strerror}", where=error.filename, todo=again("plan")
         ) from None
     finally:
         if file is not None:
@@ -258,7 +256,7 @@ def _changed(path: Path, member: Any, spooled: bool) -> AtomloomError:
         f"record {member.number} of {member.source} (`{member.id}`) is not what was planned: "
         + ("the spool is damaged" if spooled else "the file has changed since"),
         where=path,
-        todo=PLAN_AGAIN,
+        todo=again("plan"),
     )
 
 

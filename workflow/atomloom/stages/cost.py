@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from atomloom.errors import AtomloomError
+from atomloom.errors import AtomloomError, again
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.store import write_graphs
 from atomloom.layout import Layout
+from atomloom.parquet import read_table
 from atomloom.plan import Plan
 from atomloom.stages.convert import MEMBER_COLUMNS, read_records, write_structures
 from atomloom.structures.table import StructureTable
@@ -72,7 +72,7 @@ def estimate_cost(layout: Layout, plan: Plan) -> Cost:
     Raises:
         AtomloomError: when not one record of the sample can be used.
     """
-    members = pd.read_parquet(layout.plan_folder / "members.parquet", columns=MEMBER_COLUMNS)
+    members = read_table(layout.plan_folder / "members.parquet", MEMBER_COLUMNS, todo=again("plan"))
     rows = np.unique(np.linspace(0, len(members) - 1, SAMPLE).astype(int))
     read_records(layout, members.iloc[rows[:1]])  # the first record of a format imports its library
     started = time.perf_counter()

@@ -13,11 +13,14 @@ from atomloom.data.sharded import ShardedGraphs
 from atomloom.files import write_atomically, write_json
 from atomloom.graphs.graph import Graph, GraphTable
 from atomloom.layout import PlannedLayout
+from atomloom.parquet import write_table
 from atomloom.potentials.committee import Evaluation
 from atomloom.potentials.evaluation import evaluate_table
 from atomloom.potentials.students import TIMED, compare_with_teacher
 from atomloom.reports.figures import parity_figure
+from atomloom.stages.index import read_indexed_records
 from atomloom.stages.label import read_labels_of
+from atomloom.stages.split import read_dataset
 from atomloom.stages.train import load_labelled
 from atomloom.structures.elements import SYMBOLS
 from atomloom.structures.structure import Structure
@@ -45,8 +48,8 @@ def evaluate_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     run, config = places.run, places.config
     data = load_labelled(places)
     model = load_model(run / "model.safetensors")
-    frame = pd.read_parquet(places.split / "dataset.parquet")
-    index = pd.read_parquet(places.index / "index.parquet", columns=["record"])
+    frame = read_dataset(places)
+    index = read_indexed_records(places)
     frame = frame[frame["record"].isin(index["record"])].reset_index(drop=True)
     if len(data.table) < len(index):  # in memory, only labelled graphs are held
         index = index[index["record"].isin(frame["record"])].reset_index(drop=True)
@@ -62,7 +65,7 @@ def evaluate_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
         }
     table = tables["predictions"]
     for name, content in tables.items():
-        write_parquet(run / f"{name}.parquet", content)
+        write_table(run / f"{name}.parquet", content)
     write_atomically(run / "predictions.csv", lambda path: table.to_csv(path, index=False))
     metrics = {
         name: split_metrics(tables.get(name, table), name, config.training.classes)
@@ -131,11 +134,6 @@ def _headline(values: dict[str, float | int | None], unit: str) -> str:
     named = {"accuracy": "accuracy", "F1": "f1", "AUC": "auc", "calibration error": "calibration"}
     known = [f"{n} {values[k]:.4g}" for n, k in named.items() if values[k] is not None]
     return ", ".join(known)
-
-
-def write_parquet(path: Path, table: pd.DataFrame) -> None:
-    """Write a table atomically."""
-    write_atomically(path, lambda temporary: table.to_parquet(temporary, index=False))
 
 
 def _predict_properties(

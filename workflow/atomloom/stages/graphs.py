@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from atomloom.config import GraphSpec
-from atomloom.errors import AtomloomError
+from atomloom.errors import AtomloomError, again
 from atomloom.files import write_spec
 from atomloom.graphs.build import build_graph, build_graphs
 from atomloom.graphs.graph import Graph, GraphTable
 from atomloom.graphs.store import read_graphs, write_graphs
 from atomloom.layout import Layout
+from atomloom.parquet import read_table
 from atomloom.shards import REPAIR, reasons_in
 from atomloom.stages.convert import (
     ChunkRecords,
@@ -46,7 +46,12 @@ class Donors:
         path = folder / DONORS
         if not path.exists():
             return cls(folder, {}, {})
-        frame = pd.read_parquet(path)
+        try:
+            frame = read_table(path, ["hash", "shard", "row"], todo=again("index"))
+        except AtomloomError:
+            return cls(
+                folder, {}, {}
+            )  # a shortcut that is damaged is none; the index makes it anew
         places = zip(frame["shard"], frame["row"], strict=True)
         return cls(folder, dict(zip(frame["hash"], places, strict=True)), {})
 

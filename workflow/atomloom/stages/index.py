@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from atomloom.errors import AtomloomError
-from atomloom.files import write_atomically, write_json, write_spec
+from atomloom.errors import AtomloomError, again
+from atomloom.files import write_json, write_spec
 from atomloom.keys import BUILDER
 from atomloom.layout import PlannedLayout
+from atomloom.parquet import read_table, write_table
 from atomloom.quarantine import Quarantine
 from atomloom.stages.convert import read_chunk_records, require_whole
 from atomloom.stages.graphs import DONORS, read_chunk_graphs
+from atomloom.stages.plan import read_members
 
 
 def write_index(places: PlannedLayout, log: Callable[[str], None]) -> Path:
@@ -31,9 +33,7 @@ def write_index(places: PlannedLayout, log: Callable[[str], None]) -> Path:
         AtomloomError: when a shard is missing or damaged, or too much is in quarantine.
     """
     layout, plan = places.layout, places.plan
-    members = pd.read_parquet(
-        layout.plan_folder / "members.parquet", columns=["id", "source", "number"]
-    )
+    members = read_members(layout, plan)
     quarantine = Quarantine.of(members)
     parts = []
     neighbors = np.zeros(1, dtype=np.int64)
@@ -71,9 +71,8 @@ def write_index(places: PlannedLayout, log: Callable[[str], None]) -> Path:
         )
     frame = pd.concat(parts, ignore_index=True)
     folder = places.index
-    write_atomically(folder / "index.parquet", lambda path: frame.to_parquet(path, index=False))
-    quarantine.write(folder / "quarantine.csv")
-    quarantine.check(layout.config.dataset.checks.max_fraction, folder / "quarantine.csv")
+    write_table(folder / "index.parquet", frame)
+    quarantine.close(folder, layout.config.dataset.checks.max_fraction)
     shards = [layout.graphs(key) for key in plan.chunk_keys]
     write_spec(folder, places.index_spec)
     write_json(
@@ -123,4 +122,13 @@ def _add_counts(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _remember_donors(folder: Path, frame: pd.DataFrame) -> None:
     """Let later chunks of this graph spec find these graphs by structure hash."""
     donors = frame[["hash", "shard", "row"]].drop_duplicates("hash")
-    write_atomically(folder / DONORS, lambda path: donors.to_parquet(path, index=False))
+    write_table(folder / DONORS, donors)
+
+
+def read_indexed_records(places: PlannedLayout) -> pd.DataFrame:
+    """Column `record` of the index: which records have a graph.
+
+    Raises:
+        AtomloomError: when the table is missing or damaged.
+    """
+    return read_table(places.index / "index.parquet", ["record"], todo=again("index"))

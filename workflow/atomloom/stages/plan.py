@@ -8,7 +8,7 @@ range (members of compressed archives, entries of a JSON) are copied once, uncom
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,10 +18,11 @@ import pandas as pd
 
 from atomloom.config import Config, Split, expand_variables
 from atomloom.data.splits import names_by_source
-from atomloom.errors import AtomloomError
+from atomloom.errors import AtomloomError, again
 from atomloom.files import file_digest, read_json, write_atomically, write_spec
 from atomloom.keys import canonical_json, chain_hash, fingerprint_record
 from atomloom.layout import Layout
+from atomloom.parquet import read_table, write_table
 from atomloom.plan import Chunk, Plan, cut_chunks
 from atomloom.stages.labels import (
     LabelTable,
@@ -111,10 +112,8 @@ def make_plan(layout: Layout, log: Callable[[str], None]) -> Plan:
     plan = Plan(
         chunks=chunks,
         records=len(members.id),
-        members_digest=chain_hash(
-            part for pair in zip(members.id, members.fingerprint, strict=True) for part in pair
-        ),
-        labels_digest=chain_hash([labels.to_csv(index=False)]),
+        members_digest=_members_digest(members.id, members.fingerprint),
+        labels_digest=_labels_digest(labels),
         fixed_digest=_fixed_digest(layout.config.split, members.source),
         labels_without_record=unclaimed,
     )
@@ -131,17 +130,45 @@ def make_plan(layout: Layout, log: Callable[[str], None]) -> Plan:
             "chunk": chunk_of.astype(np.int32),
         }
     )
-    write_atomically(folder / "labels.parquet", lambda path: labels.to_parquet(path, index=False))
-    write_atomically(
-        folder / "members.parquet",
-        lambda path: frame.to_parquet(path, index=False, row_group_size=ROW_GROUP),
-    )
+    write_table(folder / "labels.parquet", labels)
+    write_table(folder / "members.parquet", frame, row_group_size=ROW_GROUP)
     write_spec(folder, layout.plan_spec)
     plan.write(folder / "plan.json")
     log(f"{plan.records:,} records in {len(chunks)} chunks")
     if unclaimed:
         log(f"{unclaimed:,} rows of the label table have no record")
     return plan
+
+
+def read_members(layout: Layout, plan: Plan) -> pd.DataFrame:
+    """Columns id, source and number of the plan's records.
+
+    Raises:
+        AtomloomError: when the table is missing or damaged, or of another plan.
+    """
+    path = layout.plan_folder / "members.parquet"
+    members = read_table(path, ["id", "source", "number", "fingerprint"], todo=again("plan"))
+    if _members_digest(members["id"], members.pop("fingerprint")) != plan.members_digest:
+        raise AtomloomError("holds other records than the plan", where=path, todo=again("plan"))
+    return members
+
+
+def read_planned_labels(layout: Layout, plan: Plan) -> pd.DataFrame:
+    """What `labels.parquet` says of the plan's records; errors as `read_members`."""
+    path = layout.plan_folder / "labels.parquet"
+    labels = read_table(path, todo=again("plan"))
+    if len(labels) != plan.records or _labels_digest(labels) != plan.labels_digest:
+        raise AtomloomError("holds other labels than the plan", where=path, todo=again("plan"))
+    return labels
+
+
+def _members_digest(ids: Iterable[str], fingerprints: Iterable[bytes]) -> str:
+    pairs = zip(ids, fingerprints, strict=True)
+    return chain_hash(part for pair in pairs for part in pair)
+
+
+def _labels_digest(labels: pd.DataFrame) -> str:
+    return chain_hash([labels.to_csv(index=False)])
 
 
 def _fixed_digest(split: Split, sources: list[str]) -> str:

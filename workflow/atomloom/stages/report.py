@@ -5,24 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from atomloom.files import write_atomically
+from atomloom.errors import again
+from atomloom.files import read_json, require_digest, write_atomically
 from atomloom.layout import PlannedLayout, report_mark
+from atomloom.quarantine import QUARANTINE
 from atomloom.reports import ReportInputs, write_report
+from atomloom.stages.split import read_split
+from atomloom.stages.train import HISTORY
 
 
 def report_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     """Write the report of the run and return its path.
 
     Raises:
-        AtomloomError: when the run was not evaluated.
+        AtomloomError: when the run was not evaluated, or the history or the quarantine is cut.
     """
     output = places.layout.report
+    card = read_json(places.run / "run.json", "digests", todo=again("train"))
+    for path, digests, stage in (
+        (places.run / HISTORY, card["digests"], "train"),
+        (places.split / QUARANTINE, read_split(places)["digests"], "split"),
+    ):
+        require_digest(path, digests[path.name], again(stage))
     inputs = ReportInputs(
         run=places.run / "run.json",
         metrics=places.run / "metrics.json",
         predictions=places.run / "predictions.parquet",
-        history=places.run / "history.csv",
-        quarantine=places.split / "quarantine.csv",
+        history=places.run / HISTORY,
+        quarantine=places.split / QUARANTINE,
         index=places.index / "index.json",
         timings=places.layout.timings,
     )

@@ -40,7 +40,7 @@ def refresh_sources(layout: Layout, fetch: Callable[[str], None] | None = None) 
     """
     folder = layout.plan_folder
     manifest, cache = folder / "sources.json", folder / ".seen.json"
-    known = read_json(cache) if cache.exists() else {}
+    known = _known(cache)
     downloads = {str(item.path): item for item in downloads_of(layout)}
     if fetch is not None:
         for item in downloads.values():
@@ -59,11 +59,26 @@ def refresh_sources(layout: Layout, fetch: Callable[[str], None] | None = None) 
         "files": [[path, digests[path]] for path in paths],
         "tables": [[path, digests[path]] for path in tables],
     }
-    if not manifest.exists() or read_json(manifest) != content:
+    if _kept(manifest) != content:
         write_json(manifest, content)
     if seen != known:
         write_json(cache, seen)
     return manifest
+
+
+def _kept(path: Path) -> Any:
+    """What a file holds that is written anew where it is missing or damaged: then nothing."""
+    try:
+        return read_json(path)
+    except AtomloomError:
+        return None
+
+
+def _known(cache: Path) -> dict[str, list[Any]]:
+    """What was seen of each file at the last look."""
+    kept = _kept(cache)
+    rows = kept.items() if isinstance(kept, dict) else ()
+    return {path: row for path, row in rows if isinstance(row, list) and len(row) == 3}
 
 
 def downloads_of(layout: Layout) -> list[Download]:

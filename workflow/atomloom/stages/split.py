@@ -16,13 +16,15 @@ import pandas as pd
 from atomloom.config import Config
 from atomloom.data.leaks import find_duplicates
 from atomloom.data.splits import SPLITS, divide
-from atomloom.errors import AtomloomError
-from atomloom.files import read_json, write_atomically, write_json, write_spec
+from atomloom.errors import AtomloomError, again
+from atomloom.files import file_digest, read_json, write_atomically, write_json, write_spec
 from atomloom.layout import PlannedLayout
-from atomloom.quarantine import Quarantine
+from atomloom.parquet import read_table, write_table
+from atomloom.quarantine import QUARANTINE, Quarantine
 from atomloom.stages.convert import ConvertedChunk, require_whole
 from atomloom.stages.label import labelled_chunk
 from atomloom.stages.labels import OWN, TEXT, array_targets
+from atomloom.stages.plan import read_members, read_planned_labels
 from atomloom.structures.composition import elements_text, reduced_formula
 
 
@@ -45,17 +47,13 @@ def write_split(places: PlannedLayout, log: Callable[[str], None]) -> Path:
             be empty, or duplicates were found where `split.duplicates` is `stop`.
     """
     layout, plan, config = places.layout, places.plan, places.config
-    members = pd.read_parquet(
-        layout.plan_folder / "members.parquet", columns=["id", "source", "number"]
-    )
-    labels = pd.read_parquet(layout.plan_folder / "labels.parquet")
+    members, labels = read_members(layout, plan), read_planned_labels(layout, plan)
     quarantine = Quarantine.of(members)
     records = _read_structures(places, members, quarantine)
     folder = places.split
 
     def check() -> None:
-        quarantine.write(folder / "quarantine.csv")
-        quarantine.check(config.dataset.checks.max_fraction, folder / "quarantine.csv")
+        quarantine.close(folder, config.dataset.checks.max_fraction)
 
     check()  # where nothing could be read, that is the news, not that nothing has the target
     frame = _join_targets(config, records, labels, quarantine, log)
@@ -81,14 +79,14 @@ def write_split(places: PlannedLayout, log: Callable[[str], None]) -> Path:
             f"{row.kind} duplicate of a structure of the {row.other_split} split; {row.other_id}",
         )
     refused, told = len(quarantine) - len(removed), _told(duplicates, frame)
-    quarantine.write(folder / "quarantine.csv")
+    quarantine.write(folder / QUARANTINE)
     frame = frame[~frame["record"].isin(removed["record"])]
     counts = {name: int((frame["split"] == name).sum()) for name in SPLITS}
     _require_rows(counts, removed, folder)
     known = _known_values(config, frame)
     _require_values(known)
     frame = frame.drop(columns="source")  # where files lie is no part of the data set
-    write_atomically(folder / "dataset.parquet", lambda path: frame.to_parquet(path, index=False))
+    write_table(folder / "dataset.parquet", frame)
     write_spec(folder, places.dataset_spec)
     write_json(
         folder / "split.json",
@@ -102,6 +100,7 @@ def write_split(places: PlannedLayout, log: Callable[[str], None]) -> Path:
             "removed_as_duplicates": len(removed),
             "labels_without_record": plan.labels_without_record,
             "known": known,
+            "digests": {QUARANTINE: file_digest(folder / QUARANTINE)},
         },
     )
     for target, values in known.items():
@@ -172,9 +171,13 @@ def _require_values(known: dict[str, dict[str, int]]) -> None:
             )
 
 
-def read_split_counts(places: PlannedLayout) -> dict[str, Any]:
-    """What `split.json` says."""
-    return read_json(places.split / "split.json")
+def read_split(places: PlannedLayout) -> dict[str, Any]:
+    """What `split.json` says.
+
+    Raises:
+        AtomloomError: when it is missing or damaged.
+    """
+    return read_json(places.split / "split.json", "digests", todo=again("split"))
 
 
 def _read_structures(
@@ -299,3 +302,12 @@ def _columns_for_split(config: Config, frame: pd.DataFrame, labels: pd.DataFrame
     own = labels.iloc[frame["record"]].reset_index(drop=True)
     texts = {name.removeprefix(TEXT): own[name] for name in own if name.startswith(TEXT)}
     return pd.DataFrame({"formula": frame["formula"], **texts})
+
+
+def read_dataset(places: PlannedLayout) -> pd.DataFrame:
+    """The labelled and divided structures.
+
+    Raises:
+        AtomloomError: when the table is missing or damaged.
+    """
+    return read_table(places.split / "dataset.parquet", todo=again("split"))

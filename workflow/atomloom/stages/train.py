@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,21 @@ import pandas as pd
 from atomloom.config import Config
 from atomloom.data.opening import LoaderChoice, choose_loader
 from atomloom.data.sharded import ShardedGraphs
-from atomloom.files import read_json, write_json, write_spec
+from atomloom.errors import again
+from atomloom.files import file_digest, read_json, require_digest, write_json, write_spec
 from atomloom.graphs.graph import GraphTable
 from atomloom.graphs.store import GraphStore
 from atomloom.layout import PlannedLayout
 from atomloom.runcard import environment, now
+from atomloom.stages.index import read_indexed_records
 from atomloom.stages.label import labelled_chunk
 from atomloom.stages.labels import array_targets
-from atomloom.stages.split import read_split_counts
+from atomloom.stages.split import read_dataset, read_split
 from atomloom.training.data import LabelledGraphs
 from atomloom.training.loop import train
 from atomloom.training.potential import REPORTED
+
+HISTORY = "history.csv"
 
 
 def train_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
@@ -43,11 +47,13 @@ def train_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     config = places.config
     if result.rank > 0:
         return run  # one of several processes reports
+    counts = read_split(places)
+    del counts["digests"]
     write_json(
         run / "run.json",
         {
             "run_key": places.run_key,
-            "dataset": {"name": config.dataset.name, **read_split_counts(places)},
+            "dataset": {"name": config.dataset.name, **counts},
             "keys": {
                 "plan": places.layout.plan_folder.name,
                 "graph": places.layout.graph_key,
@@ -62,12 +68,24 @@ def train_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
             "best_epoch": result.best_epoch,
             "seconds": result.seconds,
             "loader": asdict(data.choice),
+            "digests": {HISTORY: file_digest(run / HISTORY)},
             "started": started,
             "finished": now(),
             **environment(result.device, result.threads),
         },
     )
     return run
+
+
+def read_history(places: PlannedLayout) -> pd.DataFrame:
+    """A row an epoch.
+
+    Raises:
+        AtomloomError: when the table is missing or cut.
+    """
+    card = read_json(places.run / "run.json", "digests", todo=again("train"))
+    require_digest(places.run / HISTORY, card["digests"].get(HISTORY), again("train"))
+    return pd.read_csv(places.run / HISTORY)
 
 
 def _reported(config: Config) -> dict[str, Any]:
@@ -80,8 +98,8 @@ def _reported(config: Config) -> dict[str, Any]:
 
 def load_labelled(places: PlannedLayout) -> LabelledGraphs:
     """All labelled graphs with their targets, in the order of the index, and the rows of each split."""
-    index = pd.read_parquet(places.index / "index.parquet", columns=["record"])
-    dataset = pd.read_parquet(places.split / "dataset.parquet")
+    index = read_indexed_records(places)
+    dataset = read_dataset(places)
     source = ShardedGraphs(GraphStore(places.index))
     choice = _choice_of_loader(places, source)
     table: GraphTable | ShardedGraphs = source
@@ -120,7 +138,11 @@ def _choice_of_loader(places: PlannedLayout, source: ShardedGraphs) -> LoaderCho
     """
     settings = places.config.training
     path = places.run / "state" / "loader.json"
-    begun = LoaderChoice(**read_json(path)) if path.exists() else None
+    begun = None
+    if path.exists():
+        names = [item.name for item in fields(LoaderChoice)]
+        content = read_json(path, *names, todo=f"remove {path.parent} to train from the beginning")
+        begun = LoaderChoice(**{name: content[name] for name in names})
     gigabytes = settings.loader.memory_gb
     choice = choose_loader(
         source,

@@ -28,7 +28,7 @@ from atomloom.config.training import Batching, Training
 from atomloom.data.batch import GraphBatch
 from atomloom.data.loader import Loader
 from atomloom.errors import AtomloomError, InterruptedRun
-from atomloom.files import read_json, write_json
+from atomloom.files import file_digest, read_json, write_json
 from atomloom.keys import TRAINER, short_hash
 from atomloom.models.registry import build_model, require_elements
 from atomloom.training.clock import Clock
@@ -130,22 +130,28 @@ def train(
     """
     run_dir = Path(run_dir)
     key = _run_digest(data, config)
-    finished = run_dir / "state" / "finished.json"
-    if finished.exists() and (run_dir / "model.safetensors").exists():
-        content = read_json(finished)
+    finished, history = run_dir / "state" / "finished.json", run_dir / "history.csv"
+    if finished.exists():
+        content = read_json(finished, "key", "result", "history", todo=f"remove {finished.parent}")
         if content["key"] != key:
             raise AtomloomError(
                 "is a finished run with other data or settings", where=run_dir, todo="remove it"
             )
-        log("already trained")
-        return TrainResult(**content["result"])
+        if not (run_dir / "model.safetensors").exists():
+            # Somebody has taken the result away: what is asked for is a training, not its last state.
+            finished.unlink()
+            (run_dir / "state" / "last.ckpt").unlink(missing_ok=True)
+        elif history.exists() and file_digest(history) == content["history"]:
+            log("already trained")
+            return TrainResult(**content["result"])
     fabric = open_fabric(config.training, log)
     if not fabric.is_global_zero:
         log = _say_nothing
     with arithmetic(config.training, fabric.device.type), termination_noticed() as asked_to_stop:
         result = _train(data, config, run_dir, key, fabric, log, asked_to_stop)
     if fabric.is_global_zero:
-        write_json(finished, {"key": key, "result": asdict(result)})
+        own = {"key": key, "result": asdict(result), "history": file_digest(history)}
+        write_json(finished, own)
     close_fabric(fabric)
     return replace(result, rank=fabric.global_rank)
 

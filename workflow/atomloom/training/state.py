@@ -21,15 +21,21 @@ from torch import Tensor
 
 from atomloom.errors import AtomloomError
 from atomloom.files import write_atomically
+from atomloom.keys import FINGERPRINT_BYTES, fingerprint
 
 FORMAT = 1
 SHARE = 0.02  # of the time that saving at ends of epochs may take
 
 
 def save_state(path: Path, key: str, content: Mapping[str, Any]) -> None:
-    """Write a state atomically; a kill at any moment leaves the old one or the new one."""
+    """Write a state atomically; a kill at any moment leaves the old one or the new one.
+
+    Torch notices no other bits in tensors: behind what it has written, where it does not look, stands
+    the digest of it.
+    """
     buffer = io.BytesIO()  # torch has an error of its own for a full disk
     torch.save({"format": FORMAT, "key": key, **_plain(content)}, buffer)
+    buffer.write(fingerprint(buffer.getbuffer()))
     write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
@@ -43,7 +49,11 @@ def load_state(path: Path, key: str) -> dict[str, Any] | None:
         return None
     todo = f"remove {path.parent} to start this run from the beginning"
     try:
-        content = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
+        whole = path.read_bytes()
+        written, digest = whole[:-FINGERPRINT_BYTES], whole[-FINGERPRINT_BYTES:]
+        if fingerprint(written) != digest:
+            raise ValueError("its digest differs")
+        content = torch.load(io.BytesIO(written), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise almost anything
         raise AtomloomError(f"cannot be read: {error}", where=path, todo=todo) from None
     if content.get("format") != FORMAT:
