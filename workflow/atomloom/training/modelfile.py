@@ -6,6 +6,7 @@ needed to build the model and to use it. It knows nothing of the loop.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -24,7 +25,7 @@ from atomloom.config.dataset import Checks
 from atomloom.config.graph import GraphSpec
 from atomloom.config.model import ModelConfig
 from atomloom.config.root import Config
-from atomloom.errors import AtomloomError
+from atomloom.errors import AtomloomError, again
 from atomloom.files import plain_stat, write_atomically
 from atomloom.structures.elements import SYMBOLS
 from atomloom.training.globals import GlobalFeatures
@@ -112,7 +113,7 @@ def write_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> N
         "unit": card.unit,
         "scale": card.standardizer.content(),
         "checks": card.checks.model_dump(mode="json", exclude={"max_fraction"}),
-        "facts": {**card.facts, "atomloom": __version__},
+        "facts": {"atomloom": __version__, **card.facts},
     }
     if card.elements is not None:
         content["elements"] = list(card.elements)
@@ -122,7 +123,8 @@ def write_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> N
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     # Written by us: safetensors would give the file to its owner alone, and has an error of its own
     # for a full disk.
-    payload = save(flat, metadata={"atomloom": json.dumps(content, sort_keys=True)})
+    text = json.dumps(content, sort_keys=True)
+    payload = save(flat, metadata={"atomloom": text, "digest": _digest(flat, text)})
     write_atomically(path, lambda temporary: temporary.write_bytes(payload))
 
 
@@ -130,7 +132,8 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     """Tensors and card of a model file.
 
     Raises:
-        AtomloomError: when the file is missing, damaged, no model of atomloom, or of a newer one.
+        AtomloomError: when the file is missing, damaged, no model of atomloom, of a newer one, or
+            holds numbers that are not finite.
     """
     if not path.exists():
         raise AtomloomError("no model here", where=path, todo="train one first")
@@ -143,12 +146,47 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
         raise AtomloomError(f"cannot be read: {error}", where=path) from None
     if "atomloom" not in metadata:
         raise AtomloomError("holds tensors, but no model of atomloom", where=path)
-    content = json.loads(metadata["atomloom"])
-    if content["format"] != FORMAT:
+    text = metadata["atomloom"]
+    # Files of before have none.
+    if metadata.get("digest", digest := _digest(tensors, text)) != digest:
+        raise AtomloomError("is damaged: its digest differs", where=path, todo=again("train"))
+    card = _card_of(path, text)
+    infinite = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if infinite:
         raise AtomloomError(
-            f"has format {content['format']}, this atomloom reads {FORMAT}",
+            f"has weights that are not finite numbers: {', '.join(infinite[:3])}",
             where=path,
-            todo=f"use atomloom {content.get('facts', {}).get('atomloom', '')}",
+            todo=again("train"),
+        )
+    return tensors, card
+
+
+def _digest(tensors: Mapping[str, Tensor], card: str) -> str:
+    """Digest of names, types, shapes and bytes of tensors, and of the card as it is written."""
+    digest = hashlib.blake2b(card.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _card_of(path: Path, text: str) -> ModelCard:
+    """The card as it is written in a file.
+
+    Raises:
+        AtomloomError: when it is of another version, or describes no model that is known here.
+    """
+    try:
+        content = json.loads(text)
+        form, version = content["format"], content.get("facts", {}).get("atomloom", "")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise AtomloomError(f"has a damaged card: {error}", where=path) from None
+    if form != FORMAT:
+        raise AtomloomError(
+            f"has format {form}, this atomloom reads {FORMAT}",
+            where=path,
+            todo=f"use atomloom {version}",
         )
     try:
         model = TypeAdapter(ModelConfig).validate_python(content["model"])
@@ -165,11 +203,41 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
             checks=Checks.model_validate(content.get("checks", {})),
             elements=tuple(content["elements"]) if "elements" in content else None,
         )
-    except (ValidationError, KeyError) as error:
+        _require_sense(card)
+    except AtomloomError as error:
+        raise AtomloomError(f"has a damaged card: {error.what}", where=path) from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise AtomloomError(
             f"describes a model that is not known here: {error}", where=path
         ) from None
-    return tensors, card
+    return card
+
+
+def _require_sense(card: ModelCard) -> None:
+    """Raise ValueError where a card contradicts itself, or scales by what is no finite number."""
+    names = card.targets
+    if not names or len(set(names)) < len(names) or not all(isinstance(n, str) for n in names):
+        raise ValueError("targets are not names")
+    if not isinstance(card.unit, (str, Mapping)):
+        raise ValueError("the unit is no text")
+    if isinstance(card.standardizer, EnergyReference):
+        known = card.standardizer.element_energies
+        numbers = [known[~np.isnan(known)], card.standardizer.shift, card.standardizer.scale]
+        divisors = [card.standardizer.scale]
+    else:
+        numbers = [card.standardizer.mean, card.standardizer.std]
+        divisors = [card.standardizer.std]
+        if {len(card.standardizer.log), *map(len, numbers)} != {len(names)}:
+            raise ValueError(f"there are other scales than those of {len(names)} targets")
+    if card.given is not None:
+        numbers += [card.given.mean, card.given.std]
+        divisors.append(card.given.std)
+        if {len(card.given.mean), len(card.given.std)} != {len(card.given.names)}:
+            raise ValueError("global features have other scales than names")
+    if not all(np.isfinite(np.asarray(value, dtype=np.float64)).all() for value in numbers):
+        raise ValueError("a scale is no finite number")
+    if not all((np.asarray(value) > 0).all() for value in divisors):
+        raise ValueError("a scale is not above zero")
 
 
 def working_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:

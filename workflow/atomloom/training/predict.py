@@ -21,7 +21,7 @@ from atomloom.data.batch import GraphBatch
 from atomloom.data.loader import Loader
 from atomloom.data.opening import LoaderChoice, open_loader
 from atomloom.data.sharded import ShardedGraphs
-from atomloom.errors import AtomloomError
+from atomloom.errors import AtomloomError, again
 from atomloom.files import expand_home
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
@@ -100,10 +100,31 @@ def load_model(path: str | Path) -> LoadedModel:
     dtype = working_dtype(tensors)
     with torch.random.fork_rng(devices=[]):
         given = (len(card.given.names),) if card.given else ()
-        model = build_model(card.model, card.outputs, *given)
+        try:
+            model = build_model(card.model, card.outputs, *given)
+        except (RuntimeError, ValueError, TypeError, MemoryError, OverflowError) as error:
+            raise AtomloomError(
+                f"describes a model that cannot be built: {error}", where=path
+            ) from None
+    _require_tensors(Path(path), tensors, model.state_dict())
     model.to(dtype)
     model.load_state_dict(tensors)
     return LoadedModel(model.eval().requires_grad_(False), card, dtype)
+
+
+def _require_tensors(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise AtomloomError where a file has other tensors than the model that it describes."""
+    wrong = [f"no {name}" for name in wanted if name not in found]
+    wrong += [f"{name}, which it does not have" for name in found if name not in wanted]
+    for name in found.keys() & wanted.keys():
+        ours, its = wanted[name], found[name]
+        if its.shape != ours.shape or its.is_floating_point() != ours.is_floating_point():
+            wrong.append(f"{name} as {its.dtype} {list(its.shape)}, not {list(ours.shape)}")
+    if wrong:
+        shown = "; ".join(sorted(wrong)[:3]) + ("; ..." if len(wrong) > 3 else "")
+        raise AtomloomError(
+            f"does not hold the tensors of its model: {shown}", where=path, todo=again("train")
+        )
 
 
 def predict_table(
