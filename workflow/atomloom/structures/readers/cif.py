@@ -9,7 +9,6 @@ where the symmetry (`cif_symmetry`) is named in a way that leaves a choice.
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import warnings
@@ -19,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from atomloom.errors import AtomloomError
-from atomloom.structures.readers.base import Piece, decode, read_limited
+from atomloom.structures.readers.base import BYTE_ORDER_MARK, Piece, decode, read_limited
 from atomloom.structures.readers.cif_content import (
     Evidence,
     Formula,
@@ -58,8 +57,6 @@ _CELL = tuple(f"_cell_length_{axis}" for axis in "abc") + tuple(
     f"_cell_angle_{angle}" for angle in ("alpha", "beta", "gamma")
 )
 _FRACT = tuple(f"_atom_site_fract_{axis}" for axis in "xyz")
-_MARK = b"\xef\xbb\xbf"
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _HEAD = re.compile(rb"\A(?:\xef\xbb\xbf)?(?:\s*#[^\n]*\n)*\s*data_", re.IGNORECASE)
 _EVALUATED = re.compile(rb"transform_\w*_pp", re.IGNORECASE)
 """A tag whose value pymatgen evaluates as a formula, however long that takes."""
@@ -79,9 +76,6 @@ def sniff(head: bytes) -> bool:
 def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
     """One record a data block with atom sites; the whole file where there is one block or none."""
     payload = read_limited(stream)
-    if payload[:2] in _UTF16:  # two bytes a character: what is yielded is no range of the file
-        yield from (piece._replace(offset=-1) for piece in split(io.BytesIO(_plain(payload)), {}))
-        return
     if payload.count(b"data_") < 2 and b"DATA_" not in payload and b"Data_" not in payload:
         yield Piece(payload, 0)
         return
@@ -124,12 +118,7 @@ def _plain(payload: bytes) -> bytes:
     """The text in UTF-8, without a byte order mark."""
     if payload.isascii():
         return payload
-    if payload[:2] in _UTF16:
-        try:
-            return payload.decode("utf-16").encode()
-        except UnicodeDecodeError:
-            raise AtomloomError("begins with the byte order mark of UTF-16, but is not") from None
-    return decode(payload.removeprefix(_MARK)).encode()
+    return decode(payload.removeprefix(BYTE_ORDER_MARK)).encode()
 
 
 class _Sites(NamedTuple):

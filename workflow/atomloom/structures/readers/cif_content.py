@@ -184,10 +184,9 @@ def _of_type(symbol: str, made_of: frozenset[int] | None) -> int:
     text = symbol.strip("'\" ")
     found = _TYPE.fullmatch(text)
     if found is None:
-        if text[-1:].isdigit() or text[:1].isdigit() or not text.isalnum():
-            _refuse_mixture(text, made_of)
-            if re.fullmatch(r"[A-Za-z]{1,2}[0-9]+[A-Za-z]?'*", text):
-                return _of_label(text, made_of)  # labels stand in the column of types
+        _refuse_mixture(text, made_of)
+        if re.fullmatch(r"[A-Za-z]{1,2}[0-9]+[A-Za-z]?'*", text):
+            return _of_label(text, made_of)  # labels stand in the column of types
         raise AtomloomError(f"unknown element `{text[:20]}`")
     name = found.group(1)
     number = NUMBERS.get(name) or NUMBERS.get(name.capitalize())

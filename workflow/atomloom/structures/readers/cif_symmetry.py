@@ -429,8 +429,11 @@ def _rows_by_name(text: str) -> list[Any]:
     short = "".join(name.split()).lower()
     rows = _short_names().get(short)
     if rows is None:
-        group = gemmi.find_spacegroup_by_name(name) or _by_full_name(short)
-        rows = _short_names()["".join(group.hm.split()).lower()] if group is not None else []
+        group = gemmi.find_spacegroup_by_name(name)
+        groups = [group] if group is not None else _by_full_name(short)
+        rows = [
+            row for group in groups for row in _short_names()["".join(group.hm.split()).lower()]
+        ]
     if axis:
         rows = [row for row in rows if row.monoclinic_unique_axis() == axis.group(1).lower()]
     told = [row for row in rows if _extension(row).upper() == extension]
@@ -456,16 +459,18 @@ def _short_names() -> dict[str, list[Any]]:
 
 
 @lru_cache(maxsize=64)
-def _by_full_name(short: str) -> Any:
-    """The group of a full symbol such as F 4/m -3 2/m."""
+def _by_full_name(short: str) -> list[Any]:
+    """Groups of a full symbol such as F 4/m -3 2/m; those with an e-glide may mean two settings."""
     import gemmi
     import spglib
 
+    found = {}
     for hall_number in range(1, 531):
         kind = _quietly(spglib.get_spacegroup_type, hall_number)
         if kind.international_full.replace("_", "").replace(" ", "").lower() == short:
-            return gemmi.find_spacegroup_by_ops(gemmi.symops_from_hall(kind.hall_symbol))
-    return None
+            group = gemmi.find_spacegroup_by_ops(gemmi.symops_from_hall(kind.hall_symbol))
+            found[group.hm] = group
+    return list(found.values())
 
 
 def _quietly(function: Callable[..., Any], *arguments: Any) -> Any:
