@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from atomloom import __version__
@@ -554,9 +555,9 @@ class _Parts:
             for number in range(self.count)
         ]
         records = pa.concat_tables(parts).group_by(columns, use_threads=False).aggregate([])
-        ids, sources = (records[name].to_pylist() for name in columns)
-        if len(set(ids)) == len(ids):
+        if pc.count_distinct(records["id"]).as_py() == records.num_rows:
             return {}
+        ids, sources = (records[name].to_pylist() for name in columns)
         told_apart, _ = tell_apart(ids, ids, sources)
         pairs = zip(ids, sources, told_apart, strict=True)
         return {(id, source): new for id, source, new in pairs if new != id}

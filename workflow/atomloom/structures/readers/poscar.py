@@ -251,7 +251,8 @@ def _numbers(comment: str, symbols: list[str], counts: list[int], behind: list[s
         if by_atom is None:
             raise AtomloomError(
                 "no element symbols: neither a line of them, nor words behind the coordinates, and the "
-                "comment is no list of them"
+                "comment is no list of them",
+                todo="put one above the numbers of atoms",
             )
         return by_atom
     numbers = np.repeat(atomic_numbers(symbols), counts)
