@@ -26,6 +26,7 @@ from atomloom.inspection import inspect_path
 from atomloom.stages import labels as label_tables
 from atomloom.stages.labels import read_labels
 from atomloom.structures import enumerate_records, list_files, parse_record, read, sources
+from atomloom.structures.readers import base, csv_table, extxyz, json_document, poscar, runner
 from atomloom.training.modelfile import read_model
 from tests.workflow.project import cif_text
 
@@ -283,4 +284,54 @@ def test_packed_tables_are_read_whatever_their_name_says(tmp_path, name):
             archive.addfile(entry, io.BytesIO(text))
     else:
         (tmp_path / file).write_bytes(gzip.compress(text))
-    assert read_labels(Labels(file=f"{tmp_path}/{name}")).columns["gap"] == ["1.5"]
+    assert read_labels(Labels(file=f"{tmp_path}/{name}")).column("gap") == ["1.5"]
+
+
+ENDLESS_TEXTS = {
+    "x.xyz": b"3\n" + b" " * BOMB,
+    "y.xyz": b"3\n\n" + b"H 0 0 0\n" + b" " * BOMB,
+    "z.xyz": b"%d\n\n" % (BOMB // 8) + b"H 0 0 0\n" * (BOMB // 8),
+    "input.data": b"begin\n" + b" " * BOMB,
+    "rows.csv": b"cif,gap\n" + b" " * BOMB,
+    "x.cif": b"data_x\n" + b" " * BOMB,
+    "x.json": b'[{"lattice_mat": "' + b" " * BOMB,
+    "x.vasp": b"title\n" + b" " * BOMB,
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS_TEXTS)
+def test_a_record_without_end_is_one_line(tmp_path, monkeypatch, name):
+    for reader in (extxyz, runner, csv_table, json_document, poscar, base):
+        monkeypatch.setattr(reader, "MAX_RECORD_BYTES", 1 << 20)
+    monkeypatch.setattr(extxyz, "_LINE", 1 << 20)
+    monkeypatch.setattr(json_document, "_FIRST_READ", 1 << 16)
+    monkeypatch.setattr(base.read_limited, "__defaults__", (1 << 20,))
+    (tmp_path / name).write_bytes(ENDLESS_TEXTS[name])
+    (reason,) = refusals(tmp_path / name)
+    assert "more than 1 MiB" in reason or "within 1 MiB" in reason or "too large" in reason
+
+
+def test_entities_that_stand_for_others_without_end_are_no_xml(tmp_path):
+    entities = ['<!ENTITY e0 "lol">']
+    entities += [f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12)]
+    text = f"<!DOCTYPE m [{''.join(entities)}]><modeling><a>&e11;</a></modeling>"
+    (tmp_path / "vasprun.xml").write_text(text)
+    assert "not valid XML" in refusals(tmp_path / "vasprun.xml")[0]
+
+
+@pytest.mark.parametrize("array", ["coord", "energy"])
+def test_arrays_of_objects_are_not_unpickled(tmp_path, array):
+    class Runs:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "ran"),))
+
+    folder = tmp_path / "set.000"
+    folder.mkdir()
+    (tmp_path / "type.raw").write_text("0")
+    (tmp_path / "type_map.raw").write_text("Cu")
+    arrays = {"coord": np.zeros((1, 3)), "box": np.eye(3).reshape(1, 9), "energy": np.zeros(1)}
+    arrays[array] = np.array([Runs()], dtype=object)
+    for name, values in arrays.items():
+        np.save(folder / f"{name}.npy", values, allow_pickle=True)
+    assert refusals(tmp_path / "type.raw")
+    assert not (tmp_path / "ran").exists()

@@ -211,7 +211,7 @@ def _train_in_processes(layout: Layout, log: Log) -> None:
     """By the command: several processes are started by starting the same command again."""
     path = layout.merged_config
     write_text(path, dump_config(layout.config))
-    command = [sys.executable, "-m", "atomloom", "train", "--config", str(path)]
+    command = [sys.executable, "-P", "-m", "atomloom", "train", "--config", str(path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         last = ""
         for line in process.stderr:

@@ -107,7 +107,7 @@ def run_trials(places: PlannedLayout, sizes: list[int]) -> None:
 
 def _attempt(config: Path, sizes: list[int], limit: int | None) -> Iterator[Trial]:
     """Trials by a process of its own, which is ended when it takes more than the limit."""
-    command = [sys.executable, "-m", "atomloom", "bench", "batch", "--config", str(config)]
+    command = [sys.executable, "-P", "-m", "atomloom", "bench", "batch", "--config", str(config)]
     command += ["--trials", ",".join(map(str, sizes))]
     ended = threading.Event()
     with (

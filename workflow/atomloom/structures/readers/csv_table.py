@@ -7,6 +7,7 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import islice
 from typing import Any, BinaryIO
 
@@ -68,7 +69,7 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
     """
     csv.field_size_limit(MAX_RECORD_BYTES)  # the default of 128 KiB is too small for a large CIF
     text = io.TextIOWrapper(borrowed(stream), encoding="utf-8-sig", errors=LATIN_1, newline="")
-    rows = csv.reader(text)
+    rows = csv.reader(_lines(text))
     try:
         header = next(rows, [])
         column = entries.find_column(
@@ -97,6 +98,13 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     """A table is no single record."""
     raise AtomloomError("a table is no structure: its rows are")
+
+
+def _lines(text: io.TextIOWrapper) -> Iterator[str]:
+    for line in iter(partial(text.readline, MAX_RECORD_BYTES), ""):
+        if len(line) == MAX_RECORD_BYTES:
+            raise AtomloomError(f"a line of more than {MAX_RECORD_BYTES >> 20} MiB")
+        yield line
 
 
 def _as_latin_1(error: UnicodeError) -> tuple[str, int]:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from atomloom.errors import AtomloomError
+from atomloom.files import read_plain
 from atomloom.structures.elements import species_number
 from atomloom.structures.readers import plain_json
 from atomloom.structures.readers.base import (
@@ -105,12 +106,18 @@ class _Binary:
         return np.asarray(self._values[frame], dtype=np.float64)
 
 
+_MAX_TEXT = 4 << 30
+
+
 class _Text:
     """Frames of one quantity, a line of `width` numbers each, in a .raw."""
 
     def __init__(self, path: Path, width: int) -> None:
         self.name, self._width = path.name, width
-        rows = [line.partition("#")[0].split() for line in decode(path.read_bytes()).splitlines()]
+        rows = [
+            line.partition("#")[0].split()
+            for line in decode(read_plain(path, _MAX_TEXT)).splitlines()
+        ]
         self._rows = [(number, row) for number, row in enumerate(rows, start=1) if row]
 
     def __len__(self) -> int:
@@ -209,7 +216,7 @@ class _System:
 
 
 def _words(path: Path) -> list[str]:
-    return decode(path.read_bytes()).split()
+    return decode(read_plain(path, _MAX_TEXT)).split()
 
 
 def _place(folder: Path) -> tuple[int, str]:

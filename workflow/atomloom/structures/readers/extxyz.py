@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any, BinaryIO
 
@@ -26,7 +26,6 @@ from atomloom.structures.readers.base import (
     integer,
     stress_matrix,
     stress_of_virial,
-    unreadable,
 )
 from atomloom.structures.readers.levels import TODO, Choice, choose
 from atomloom.structures.structure import Structure, property_name
@@ -77,6 +76,9 @@ _NEUTRAL = frozenset((
 ))  # fmt: skip
 """Units that are ours, whatever they are of."""
 _BLOCK = 1 << 16
+_LINE = 16 << 20
+_LINES = 64
+"""Lines that are read before anybody looks how long they are."""
 _HEAD = re.compile(
     rb"\A\s*\d{1,9}[ \t]*\r?\n(?:[^\n]*\bproperties[ \t]*=|[^\n]*\r?\n[ \t]*[A-Za-z0-9]{1,3}[ \t]+[-+]?[\d.])",
     re.IGNORECASE,
@@ -92,6 +94,7 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
     """One record a frame. Where the count of a frame is wrong, what stands before the next line
     that is a count becomes a record of its own, which then fails to parse."""
     offset = 0
+    rows = iter(partial(stream.readline, _LINE), b"")
     line = stream.readline(_BLOCK)
     while line:
         count = line.strip()
@@ -107,13 +110,15 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
         lines = [line]
         wanted, size = int(count) + 1, len(line)
         while wanted > 0:
-            block = list(islice(stream, min(wanted, _BLOCK)))
+            block = list(islice(rows, min(wanted, _LINES)))
             lines += block
             wanted -= len(block)
-            size += sum(map(len, block)) if len(block) == _BLOCK else 0
-            if size > MAX_RECORD_BYTES:
-                yield unreadable(f"a frame of more than {MAX_RECORD_BYTES >> 20} MiB")
-                return
+            size += sum(map(len, block))
+            if size >= _LINE and (size > MAX_RECORD_BYTES or max(map(len, block)) >= _LINE):
+                raise AtomloomError(
+                    f"a frame of more than {MAX_RECORD_BYTES >> 20} MiB, or a line of more than "
+                    f"{_LINE >> 20} MiB"
+                )
             if not block:
                 break
         frame = b"".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -31,7 +32,7 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
     and then fails to parse."""
     lines: list[bytes] = []
     offset = size = 0
-    for line in stream:
+    for line in iter(partial(stream.readline, MAX_RECORD_BYTES + 1), b""):
         word = line.split(None, 1)[:1]
         if word == [b"begin"] and any(entry.strip() for entry in lines):
             yield Piece(b"".join(lines), offset)

@@ -58,9 +58,11 @@ def _steps(stream: BinaryIO) -> Iterator[Piece]:
     atoms = b""
     settings: dict[str, str] = {}
     depth = 0
+    root = ElementTree.Element("")
     try:
         for event, element in ElementTree.iterparse(stream, ("start", "end")):
             if event == "start":
+                root = element if depth == 0 else root
                 depth += 1
                 continue
             depth -= 1
@@ -77,7 +79,7 @@ def _steps(stream: BinaryIO) -> Iterator[Piece]:
             elif element.tag == "calculation":
                 yield Piece(b"<step>" + atoms + _essence(element, settings) + b"</step>")
             if depth == 1:
-                element.clear()
+                root.clear()
     except ElementTree.ParseError as error:
         raise AtomloomError(f"not valid XML: {error}") from None
 
