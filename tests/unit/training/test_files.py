@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import sys
 from dataclasses import replace
@@ -194,6 +195,16 @@ def test_the_log_shows_the_least_error_of_each_target_whichever_epoch_is_the_bes
         )
     line = progress_line(history, 10, ["gap", "energy", "rare"], ["eV", "eV/atom", ""], 1.0)
     assert "gap 1 eV (best 1), energy 0.9 eV/atom (best 0.5), rare nan (best nan)" in line
+
+
+def test_a_target_that_is_called_like_a_time_keeps_its_digits(tmp_path):
+    history = History(["gap", "lifetime_seconds"])
+    numbers = {"learning_rate": 1.0, "train_loss": 1.0, "val_loss": 1.0, "seconds": 0.123456789}
+    history.add(epoch=1, step=1, maes=[0.5, 1.25e-9], parts={}, **numbers)
+    history.write(tmp_path / "history.csv")
+    (row,) = csv.DictReader((tmp_path / "history.csv").read_text().splitlines())
+    assert row["val_mae_lifetime_seconds"] == "1.25e-09"
+    assert row["seconds"] == "0.123457"
 
 
 def test_a_property_model_knows_the_elements_it_was_trained_on(tmp_path):

@@ -74,10 +74,14 @@ class History:
         writer.writeheader()
         # Times to the microsecond; everything else as exactly as it is known.
         writer.writerows(
-            {k: round(v, 6) if k.endswith("seconds") else v for k, v in row.items()}
-            for row in self.rows
+            {k: round(v, 6) if is_time(k) else v for k, v in row.items()} for row in self.rows
         )
         write_text(path, text.getvalue())
+
+
+def is_time(column: str) -> bool:
+    """Whether a column of the history holds seconds; a target may be called so, too."""
+    return column.endswith("seconds") and not column.startswith("val_mae")
 
 
 def progress_line(

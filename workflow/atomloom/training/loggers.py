@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from atomloom.errors import AtomloomError
+from atomloom.training.history import is_time
 
 GROUPS = {"train": "loss/train", "val_loss": "loss/val", "val_mae": "error/val_mae"}
 """Beginning of a column of the history -> where it stands; all else is under its own name."""
@@ -122,7 +123,7 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     named = {}
     for name, value in row.items():
         group = next((g for start, g in GROUPS.items() if name.startswith(start)), None)
-        if name.endswith("seconds"):
+        if is_time(name):
             group = f"time/{name}"
         elif group is not None and name.startswith("val_mae_"):
             group = f"{group}/{name.removeprefix('val_mae_')}"
