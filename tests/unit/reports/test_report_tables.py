@@ -11,6 +11,7 @@ import pytest
 from atomloom.errors import AtomloomError
 from atomloom.quarantine import reason_kind
 from atomloom.reports import tables
+from atomloom.reports.formats import measured, unit_name
 
 
 def small_frame(**columns) -> pd.DataFrame:
@@ -92,6 +93,81 @@ def test_uncertainty_is_the_standard_error_of_the_absolute_errors():
     assert found.mae_uncertainty("test") == pytest.approx(expected)
     assert found.mae_uncertainty("train") is None
     assert found.mae("val") is None
+
+
+def test_uncertainty_follows_what_the_split_kept_together():
+    """Two structures of one group say no more than one, where they err alike."""
+    frame = small_frame(gap_predicted=[1.5, 2.1, 3.1, 4.5])  # absolute errors 0.1, 0.1, 0.5
+    alone = tables.predictions_of(frame, "gap").mae_uncertainty("test")
+    found = tables.predictions_of(frame, "gap", groups={"b": "1", "c": "1", "d": "2"})
+    assert found.independent("test") == 2
+    mean = 0.7 / 3
+    sums = np.array([0.2 - 2 * mean, 0.5 - mean])
+    assert found.mae_uncertainty("test") == pytest.approx(np.sqrt(2 * (sums**2).sum()) / 3)
+    assert found.mae_uncertainty("test") > alone
+    one = tables.predictions_of(frame, "gap", groups=dict.fromkeys("bcd", "1"))
+    assert one.mae_uncertainty("test") is None
+
+
+def test_components_are_no_structures_and_those_of_one_structure_err_together():
+    rows = pd.DataFrame(
+        {
+            "id": ["a"] * 6 + ["b"] * 3,
+            "split": "test",
+            "elements": ["Ti"] * 3 + ["O"] * 6,
+            "atom": [0] * 3 + [1] * 3 + [0] * 3,
+            "component": [0, 1, 2] * 3,
+            "forces": 0.0,
+            "forces_predicted": [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.4, 0.4, 0.4],
+        }
+    )
+    found = tables.predictions_of(rows, "forces", "eV/A")
+    assert (found.noun, found.of_atoms, found.unit) == ("component", True, "eV/Å")
+    assert (found.structures("test"), found.independent("test")) == (2, 2)
+    sums = np.array([6 * (0.1 - 0.2), 3 * (0.4 - 0.2)])
+    assert found.mae_uncertainty("test") == pytest.approx(np.sqrt(2 * (sums**2).sum()) / 9)
+    by_element = {e.symbol: (e.count, e.mae) for e in tables.element_errors(found, "test")}
+    assert by_element == {"Ti": (3, pytest.approx(0.1)), "O": (6, pytest.approx(0.25))}
+
+
+def test_structures_of_the_same_elements_have_no_errors_by_element():
+    same = small_frame(elements=["Ti,O"] * 4, formula="TiO2")
+    assert tables.element_errors(tables.predictions_of(same, "gap"), "test") == ()
+
+
+@pytest.mark.parametrize(
+    ("group", "column", "expected"),
+    [
+        ("family", "text:family", {"a": "x", "b": "y"}),
+        ("formula", "formula", {"a": "x", "b": "y"}),
+        (None, "formula", {}),
+        ("family", "other", {}),
+    ],
+)
+def test_groups_are_those_that_the_config_names(tmp_path, group, column, expected):
+    pd.DataFrame({"id": ["a", "b"], column: ["x", "y"]}).to_parquet(tmp_path / "dataset.parquet")
+    card = tables.RunCard({"config": {"split": {"group": group}}})
+    assert tables.read_groups(tmp_path / "dataset.parquet", card) == expected
+    assert tables.read_groups(tmp_path / "none.parquet", card) == {}
+
+
+@pytest.mark.parametrize(
+    ("written", "printed"),
+    [
+        ("eV/A", "eV/Å"), ("eV/A^3", "eV/Å³"), ("eV/Ang", "eV/Å"), ("A", "Å"), ("A^2", "Å²"),
+        ("cm^-1", "cm⁻¹"), ("meV/atom", "meV/atom"), ("A/m", "A/m"), ("mA", "mA"), ("eV", "eV"),
+        ("", ""), ("eV/Å", "eV/Å"), ("kJ/mol/A", "kJ/mol/Å"), ("A/m^2", "A/m²"), ("AU", "AU"),
+    ],
+)  # fmt: skip
+def test_units_are_printed_as_the_field_prints_them(written, printed):
+    assert unit_name(written) == printed
+
+
+def test_small_errors_of_energies_per_atom_are_told_in_mev():
+    assert measured(0.01234, "eV/atom") == ("12.3", "meV/atom")
+    assert measured(0.1234, "eV/atom") == ("0.123", "eV/atom")
+    assert measured(0.01234, "eV") == ("0.0123", "eV")
+    assert measured(None, "eV/atom")[1] == "eV/atom"
 
 
 def test_reasons_are_grouped_without_numbers_names_and_advice():

@@ -445,7 +445,7 @@ def error_figure(predictions: Predictions) -> tuple[Figure, float, int]:
             f"error of {predictions.target}, predicted {MINUS} reference", predictions.unit, WIDTH
         )
     )
-    axes.set_ylabel("structures of the split (%)")
+    axes.set_ylabel(f"{predictions.noun}s of the split (%)")
     axes.legend(loc="upper right")
     return figure, reach, int((np.abs(errors) > reach).sum())
 
@@ -509,7 +509,7 @@ def _density(figure: Figure, axes: Axes, predictions: Predictions, split: str) -
     if image.norm.vmax is None or image.norm.vmax <= 1:
         image.set_norm(LogNorm(vmin=1, vmax=2))
     bar = figure.colorbar(image, ax=axes, shrink=0.75, pad=0.02, aspect=28)
-    bar.set_label("structures in a cell")
+    bar.set_label(f"{predictions.noun}s in a cell")
     bar.outline.set_visible(False)
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
     bar.ax.yaxis.set_minor_locator(NullLocator())

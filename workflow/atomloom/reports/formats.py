@@ -79,6 +79,24 @@ def with_unit(text: str, unit: str) -> str:
     return f"{text} {unit}" if unit and text != NONE else text
 
 
+def unit_name(unit: str) -> str:
+    """A unit as the field prints it: eV/A as eV/Å, cm^-1 as cm⁻¹, eV/A^3 as eV/Å³.
+
+    An A is taken for an angstrom where it stands alone or below the line; A/m keeps its ampere.
+    """
+    unit = re.sub(r"\bAng(strom)?s?\b", "Å", unit)
+    unit = re.sub(r"(?<=/)A(?![\w/])|^A(?=$|\^[23]|\*\*[23])", "Å", unit)
+    return re.sub(r"(?:\^|\*\*)(-?\d+)", lambda match: match[1].translate(_SUPERSCRIPTS), unit)
+
+
+def measured(value: object, unit: str, digits: int = 3) -> tuple[str, str]:
+    """A number and its unit; errors of energies per atom below 0.1 eV are told in meV."""
+    found = finite(value)
+    if unit == "eV/atom" and found is not None and 0 < abs(found) < 0.1:
+        return number(1000 * found, digits), "meV/atom"
+    return number(value, digits), unit
+
+
 def percent(share: object) -> str:
     """A share (0 to 1) as a percentage."""
     found = finite(share)

@@ -95,7 +95,7 @@ class ElementTable:
     low: float
     high: float
     rare: int
-    """Elements in fewer than RELIABLE structures."""
+    """Elements in fewer than RELIABLE structures or components."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,14 @@ class TargetPart:
     split: str
     count: int
     mae: float
+    noun: str
+    """What is counted: structures, or components."""
     parity: tuple[Drawing, ...]
     errors: Drawing
+    holders: str
+    """What an element's error is the mean of."""
+    named: bool
+    """Whether it is known which elements there are."""
     elements: ElementTable | None
     worst: tuple[WorstPrediction, ...]
 
@@ -145,12 +151,16 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
     scores = tables.read_scores(paths.metrics, card)
     frame = tables.read_frame(paths.predictions)
     targets = tuple(dict.fromkeys([*card.targets, *(score.target for score in scores)]))
+    groups = tables.read_groups(paths.dataset, card) if paths.dataset is not None else {}
     predictions = {
         target: found
         for target in targets
         if (
             found := tables.predictions_of(
-                tables.frame_of(paths.predictions, frame, target), target, card.unit(target)
+                tables.frame_of(paths.predictions, frame, target),
+                target,
+                card.unit(target),
+                groups,
             )
         )
         is not None
@@ -181,9 +191,9 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
         .get_template("report.html.j2")
         .render(
             title=f"{_model_name(card)} on {_dataset_name(card)}",
-            summary=_summary(card, judged),
+            summary=_summary(card, judged, predictions),
             meta=_meta(card),
-            tiles=_tiles(card, judged, predictions, course),
+            tiles=_tiles(card, judged, predictions, course, groups),
             remarks=_remarks(card, scores, frame, targets, predictions, quarantine, history),
             scores=scores,
             decimals={
@@ -242,7 +252,9 @@ def _judged_scores(scores: tuple[Score, ...], targets: tuple[str, ...]) -> tuple
     return tuple(found)
 
 
-def _summary(card: RunCard, judged: tuple[Score, ...]) -> str:
+def _summary(
+    card: RunCard, judged: tuple[Score, ...], predictions: Mapping[str, Predictions]
+) -> str:
     """One sentence: which model on which data reached what."""
     head = f"{_model_name(card)} on {_dataset_name(card)}"
     if not judged:
@@ -250,15 +262,20 @@ def _summary(card: RunCard, judged: tuple[Score, ...]) -> str:
     parts = []
     for score in judged[:4]:
         name = f" of {score.target}" if len(judged) > 1 else ""
-        parts.append(f"{score.split} MAE{name} {with_unit(number(score.mae), score.unit)}")
+        parts.append(f"{score.split} MAE{name} {_error(score.mae, score.unit)}")
     if len(judged) > 4:
         parts.append(f"and {len(judged) - 4} more targets")
     text = f"{head}: {', '.join(parts)}"
-    counts = {score.count for score in judged}
+    counts = {
+        predictions[score.target].structures(score.split)
+        if score.target in predictions and predictions[score.target].noun != "structure"
+        else score.count
+        for score in judged
+    }
     if len(counts) == 1 and (count := counts.pop()) is not None:
         text += f" over {plural(count, 'structure')}"
     if len(judged) == 1 and judged[0].mad is not None:
-        text += f" (mean absolute deviation {with_unit(number(judged[0].mad), judged[0].unit)})"
+        text += f" (mean absolute deviation {_error(judged[0].mad, judged[0].unit)})"
     return text
 
 
@@ -267,26 +284,29 @@ def _tiles(
     judged: tuple[Score, ...],
     predictions: Mapping[str, Predictions],
     course: Course | None,
+    groups: Mapping[str, str],
 ) -> list[Tile]:
     tiles = []
     for score in judged[:4]:
         suffix = f", {score.target}" if len(judged) > 1 else ""
         found = predictions.get(score.target)
         uncertainty = found.mae_uncertainty(score.split) if found is not None else None
-        note = f"± {number(uncertainty, 2)} standard error" if uncertainty else ""
-        tiles.append(Tile(f"{score.split} MAE{suffix}", number(score.mae), note, score.unit))
+        value, unit = formats.measured(score.mae, score.unit)
+        note = ""
+        if uncertainty:
+            scale = 1000 if unit != score.unit else 1
+            note = f"± {number(scale * uncertainty, 2)} standard error"
+            if found.group is not None:
+                kind = "group" if groups else "structure"
+                note += f" over {plural(found.independent(score.split), kind)}"
+        tiles.append(Tile(f"{score.split} MAE{suffix}", value, note, unit))
     if len(judged) == 1:
         score = judged[0]
         if score.rmse is not None:
-            largest = with_unit(number(score.max_error), score.unit)
-            tiles.append(
-                Tile(
-                    f"{score.split} RMSE",
-                    number(score.rmse),
-                    f"largest error {largest}" if score.max_error is not None else "",
-                    score.unit,
-                )
-            )
+            largest = _error(score.max_error, score.unit)
+            value, unit = formats.measured(score.rmse, score.unit)
+            note = f"largest error {largest}" if score.max_error is not None else ""
+            tiles.append(Tile(f"{score.split} RMSE", value, note, unit))
         if score.r2 is not None:
             tiles.append(Tile(f"{score.split} R²", formats.fixed(score.r2, 3)))
         if score.share_of_mad is not None:
@@ -334,7 +354,11 @@ def _remarks(
         remarks.append(
             "There is no test split: the errors above are not those of unseen structures."
         )
-    counts = [s.count for s in scores if s.split == "test" and s.count is not None]
+    counts = [
+        predictions[s.target].structures("test") if s.target in predictions else s.count
+        for s in scores
+        if s.split == "test" and s.count is not None
+    ]
     if counts and max(counts) < FEW_TEST_STRUCTURES:
         remarks.append(
             f"The test split holds only {plural(max(counts), 'structure')}: "
@@ -356,7 +380,7 @@ def _remarks(
             )
         if found.unlabelled:
             remarks.append(
-                f"{plural(found.unlabelled, 'structure')} without a reference {target}: "
+                f"{plural(found.unlabelled, found.noun)} without a reference {target}: "
                 "left out of its figures and tables."
             )
         for score in scores:
@@ -622,14 +646,14 @@ def _target_part(place: int, predictions: Predictions, vector_points: int) -> Ta
     bias = with_unit(
         formats.fixed(errors.mean(), formats.decimals_for(mae), sign=True), predictions.unit
     )
-    middle = with_unit(number(float(np.median(np.abs(errors)))), predictions.unit)
-    tail = with_unit(number(float(np.quantile(np.abs(errors), 0.95))), predictions.unit)
+    middle = _error(float(np.median(np.abs(errors))), predictions.unit)
+    tail = _error(float(np.quantile(np.abs(errors), 0.95)), predictions.unit)
     caption = (
         f"Errors. On {SPLIT_NAMES[split]}: mean {bias}, half of them within {middle}, "
         f"95 % within {tail}."
     )
     if beyond:
-        caption += f" {plural(beyond, 'structure')} beyond ± {number(reach)} not shown."
+        caption += f" {plural(beyond, predictions.noun)} beyond ± {number(reach)} not shown."
     return TargetPart(
         target=predictions.target,
         unit=predictions.unit,
@@ -637,6 +661,13 @@ def _target_part(place: int, predictions: Predictions, vector_points: int) -> Ta
         split=split,
         count=len(errors),
         mae=mae,
+        noun=predictions.noun,
+        holders=(
+            f"{predictions.noun}s on atoms of it"
+            if predictions.of_atoms
+            else f"{'components of ' * (predictions.noun != 'structure')}structures that contain it"
+        ),
+        named=any(predictions.elements),
         parity=tuple(parity),
         errors=_drawing(figure, f"errors-{place}", caption),
         elements=_element_table(predictions, split),
@@ -654,11 +685,11 @@ def _element_table(predictions: Predictions, split: str) -> ElementTable | None:
     cells = []
     for symbol, (row, column) in POSITIONS.items():
         error = by_symbol.get(symbol)
-        heat, tip = 0.0, f"{symbol}: in no structure of the split"
+        heat, tip = 0.0, f"{symbol}: in no {predictions.noun} of the split"
         if error is not None:
             heat = (error.mae - low) / (high - low) if high > low else 0.5
-            mae = with_unit(number(error.mae), predictions.unit)
-            tip = f"{symbol}: MAE {mae} over {plural(error.count, 'structure')}"
+            mae = _error(error.mae, predictions.unit)
+            tip = f"{symbol}: MAE {mae} over {plural(error.count, predictions.noun)}"
         cells.append(ElementCell(symbol, row, column, error, min(1.0, max(0.0, heat)), tip))
     return ElementTable(
         cells=tuple(cells),
@@ -712,6 +743,11 @@ def _link(path: Path | None, folder: Path) -> str:
         return Path(os.path.relpath(path, folder)).as_posix()
     except ValueError:  # another drive on Windows
         return path.as_posix()
+
+
+def _error(value: object, unit: str) -> str:
+    """An error with its unit."""
+    return with_unit(*formats.measured(value, unit))
 
 
 def _last(values: np.ndarray) -> float:

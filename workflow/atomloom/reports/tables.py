@@ -23,7 +23,7 @@ from atomloom.errors import AtomloomError
 from atomloom.files import read_json
 from atomloom.parquet import read_table
 from atomloom.quarantine import reason_kind
-from atomloom.reports.formats import finite
+from atomloom.reports.formats import finite, unit_name
 
 SPLITS = ("train", "val", "test")
 STAGES = ("plan", "convert", "graphs", "index", "split", "train", "evaluate", "predict", "report")
@@ -68,6 +68,8 @@ class ReportInputs:
     """CSV: id, source, record, reason."""
     timings: Path | None = None
     """Folder of benchmark tables, STAGE/JOB.tsv with at least the columns s and max_rss (MiB)."""
+    dataset: Path | None = None
+    """Parquet of the divided data set: id, and the column `text:NAME` of groups kept together."""
     index: Path | None = None
     """Graph statistics of the index, JSON: structures, atoms, edges, bytes."""
 
@@ -117,6 +119,13 @@ class Predictions:
     """Rows left out because they have no finite reference."""
     failed: int
     """Rows left out because they have a reference, but no finite prediction."""
+    noun: str = "structure"
+    """What a row is: a structure, or a component of what a structure has several numbers of."""
+    of_atoms: bool = False
+    """Whether a row belongs to one atom, whose element is all that `elements` holds."""
+    group: np.ndarray | None = None
+    """[N] what is independent of each other: the groups that the split kept together, or structures,
+    of which a row is a part; None where each row is by itself."""
 
     def __len__(self) -> int:
         return len(self.reference)
@@ -136,9 +145,35 @@ class Predictions:
         return float(errors.mean()) if len(errors) else None
 
     def mae_uncertainty(self, split: str) -> float | None:
-        """Standard error of the MAE over the structures of the split; None below two of them."""
-        errors = np.abs(self.error[self.of(split)])
-        return float(errors.std(ddof=1) / math.sqrt(len(errors))) if len(errors) > 1 else None
+        """Standard error of the MAE on a split; None below two groups.
+
+        Rows of one group err together: what is drawn independently is the group, of which
+        sums of deviations count (the cluster-robust variance of a mean).
+        """
+        rows = self.of(split)
+        errors = np.abs(self.error[rows])
+        if not len(errors):
+            return None
+        groups = np.arange(len(errors)) if self.group is None else self.group[rows]
+        codes = pd.factorize(groups)[0]
+        count = int(codes.max()) + 1
+        if count < 2:
+            return None
+        sums = np.bincount(codes, errors - errors.mean())
+        return float(math.sqrt(count / (count - 1) * (sums**2).sum()) / len(errors))
+
+    def independent(self, split: str) -> int:
+        """Number of groups on a split, or of rows where each is by itself."""
+        rows = self.of(split)
+        return int(rows.sum()) if self.group is None else len(np.unique(self.group[rows]))
+
+    def structures(self, split: str) -> int:
+        """Number of structures on a split."""
+        return (
+            len(np.unique(self.id[self.of(split)]))
+            if self.noun != "structure"
+            else int(self.of(split).sum())
+        )
 
     @property
     def judged_split(self) -> str | None:
@@ -148,7 +183,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class ElementError:
-    """Mean absolute error of the structures that contain an element."""
+    """Mean absolute error of the structures that contain an element, or of components on its atoms."""
 
     symbol: str
     count: int
@@ -249,7 +284,7 @@ class RunCard:
             found = found.get(target)
         elif isinstance(found, list):
             found = dict(zip(self.targets, found, strict=False)).get(target)
-        return str(found) if found else ""
+        return unit_name(str(found)) if found else ""
 
 
 def read_run_card(path: Path) -> RunCard:
@@ -326,8 +361,11 @@ def frame_of(path: Path, frame: pd.DataFrame, target: str) -> pd.DataFrame:
     return read_frame(own) if own.exists() else frame
 
 
-def predictions_of(frame: pd.DataFrame, target: str, unit: str = "") -> Predictions | None:
-    """The rows of one target, or None if the table has no such columns.
+def predictions_of(
+    frame: pd.DataFrame, target: str, unit: str = "", groups: Mapping[str, str] | None = None
+) -> Predictions | None:
+    """The rows of one target, or None if the table has no such columns; `groups` by id, where the split
+    kept some together.
 
     Rows whose split is not train, val or test are left out here; `strangers` counts them.
 
@@ -343,11 +381,16 @@ def predictions_of(frame: pd.DataFrame, target: str, unit: str = "") -> Predicti
     predicted = pd.to_numeric(known[f"{target}_predicted"], errors="coerce").to_numpy(np.float64)
     complete = np.isfinite(reference) & np.isfinite(predicted)
     rows = known[complete]
-    formula = _texts(rows, "formula")
+    formula, ids = _texts(rows, "formula"), _texts(rows, "id")
+    parts = "component" in rows
+    group = np.array([groups.get(name, name) for name in ids], dtype=object) if groups else ids
     return Predictions(
         target=target,
-        unit=unit,
-        id=_texts(rows, "id"),
+        unit=unit_name(unit),
+        noun="component" if parts else "structure",
+        of_atoms="atom" in rows,
+        group=group if parts or groups else None,
+        id=ids,
         split=_texts(rows, "split"),
         formula=formula,
         elements=_elements(rows, formula),
@@ -368,8 +411,34 @@ def strangers(frame: pd.DataFrame) -> int:
     return int((~frame["split"].isin(SPLITS)).sum()) if "split" in frame else 0
 
 
+def read_groups(path: Path, card: RunCard) -> dict[str, str]:
+    """Group of each id, of a data set whose split kept groups together; empty of others.
+
+    Args:
+        path: parquet of the divided data set.
+        card: the run card, whose config names the group.
+
+    Raises:
+        AtomloomError: when the file is damaged.
+    """
+    name = card.text("config", "split", "group")
+    frame = read_frame(path) if name and path.is_file() else pd.DataFrame()
+    column = name if name == "formula" else f"text:{name}"
+    if column not in frame or "id" not in frame:
+        return {}
+    return dict(zip(frame["id"].astype(str), frame[column].astype(str), strict=True))
+
+
 def element_errors(predictions: Predictions, split: str) -> tuple[ElementError, ...]:
-    """Errors by element on a split: those with RELIABLE structures first, each by falling MAE."""
+    """Errors by element on a split: those with RELIABLE rows first, each by falling MAE.
+
+    None where all rows have the same elements: the errors of all would be that of the whole.
+    """
+    if (
+        len({frozenset(predictions.elements[row]) for row in np.flatnonzero(predictions.of(split))})
+        < 2
+    ):
+        return ()
     errors: dict[str, list[float]] = defaultdict(list)
     for row in np.flatnonzero(predictions.of(split)):
         for symbol in predictions.elements[row]:

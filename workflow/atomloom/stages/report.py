@@ -33,6 +33,7 @@ def report_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
         predictions=places.run / "predictions.parquet",
         history=places.run / HISTORY,
         quarantine=places.split / QUARANTINE,
+        dataset=places.split / "dataset.parquet",
         index=places.index / "index.json",
         timings=places.layout.timings,
     )

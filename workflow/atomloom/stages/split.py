@@ -40,7 +40,8 @@ def write_split(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     """Write `dataset.parquet`, `split.json`, `quarantine.csv`, `duplicates.csv`; return their folder.
 
     Columns of `dataset.parquet`: record (row of the plan), id, hash, split (train, val, test), one
-    column a target and a global feature, formula, elements (`Na,Cl`), n_atoms.
+    column a target and a global feature, formula, elements (`Na,Cl`), n_atoms, and `text:NAME` where
+    `split.group` is a column NAME.
 
     Raises:
         AtomloomError: when a target or column is missing, too much is in quarantine, a split would
@@ -59,9 +60,10 @@ def write_split(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     frame = _join_targets(config, records, labels, quarantine, log)
     check()
 
-    frame["split"] = divide(
-        config.split, frame, _columns_for_split(config, frame, labels), plan.records
-    )
+    columns = _columns_for_split(config, frame, labels)
+    frame["split"] = divide(config.split, frame, columns, plan.records)
+    if config.split.group not in (None, "formula"):
+        frame[f"{TEXT}{config.split.group}"] = columns[config.split.group].to_numpy()
     duplicates = find_duplicates(records.chunks, frame, config.split.duplicate_tolerance)
     write_atomically(folder / "duplicates.csv", lambda path: duplicates.to_csv(path, index=False))
     if len(duplicates) and config.split.duplicates == "stop":
