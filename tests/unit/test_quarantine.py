@@ -28,7 +28,7 @@ def test_the_commonest_reason_is_shown_with_its_advice(tmp_path):
     for record in (1, 2, 4):
         quarantine.add(record, f"structure {record}: has no cell; set `box: molecule`")
     with pytest.raises(AtomloomError) as error:
-        quarantine.check(0.05, tmp_path / "quarantine.csv")
+        quarantine.close(tmp_path, 0.05)
     assert "4 of 6 records are in quarantine" in str(error.value)
     assert (
         "(3 of them are like the first: b, structure 1: has no cell; set `box: molecule`)"
