@@ -272,11 +272,12 @@ def _plain(
     positions = floats([token for row in rows for token in row[1:]], "atoms: ").reshape(count, 3)
     units = _Units(keys, count) if "nit" in comment or "NIT" in comment else _NO_UNITS
     cell, pbc = _cell(keys, comment)
-    cell = cell * units.length
+    if units.length != 1.0:
+        positions, cell = positions * units.length, cell * units.length
     choice = _choice(keys, (), options)
     units = _with_unit_behind(units, choice.energy, keys, comment, count)
     properties = _numbers(keys, choice, cell, units)
-    return Structure(numbers, positions * units.length, cell, pbc, properties)
+    return Structure(numbers, positions, cell, pbc, properties)
 
 
 def _keys(comment: str) -> dict[str, str]:
