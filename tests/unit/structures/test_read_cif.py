@@ -138,9 +138,36 @@ def test_disorder_is_refused_unless_it_is_to_be_ordered():
     assert sorted(ordered.numbers.tolist()) == [11] * 2 + [17] * 4 + [19] * 2
 
 
+def test_what_is_ordered_already_is_read_alike_with_and_without_the_option():
+    rutile = str(CifWriter(symmetric_crystals()["rutile"], symprec=1e-3))
+    assert parse("cif", rutile, order=True).hash == parse("cif", rutile).hash
+    wrong = rutile.replace("Ti  Ti0", "O  Ti0")
+    assert wrong != rutile
+    with pytest.raises(AtomloomError, match="the formula is"):
+        parse("cif", wrong, order=True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("'K2 Na2 Cl4'", "'K2 Na2 Cl4 H8'", "but the formula is K2 Na2 Cl4 H8.*: no H among the sites"),
+        ("'K2 Na2 Cl4'", "'K4 Na4 Cl8'", "read, but the formula is K4 Na4 Cl8 with Z = 2"),
+        ("'K2 Na2 Cl4'", "'K3 Na1 Cl4'", "read, but the formula is K3 Na1 Cl4"),
+    ],
+)  # fmt: skip
+def test_partially_occupied_sites_that_contradict_the_formula_are_not_ordered(old, new, message):
+    crystal = Crystal.from_spacegroup(
+        "Fm-3m", Lattice.cubic(4.3), [{"Na": 0.5, "K": 0.5}, "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
+    )
+    text = str(CifWriter(crystal))
+    assert old in text, text
+    with pytest.raises(AtomloomError, match=message):
+        parse("cif", text.replace(old, new), order=True)
+
+
 def test_no_formula_in_a_file_is_evaluated():
     """pymatgen computes what stands in this tag: these powers of nine would keep it for ever."""
-    text = str(CifWriter(Crystal(Lattice.cubic(4), ["Fe"], [[0, 0, 0]]))).replace(
+    text = str(CifWriter(Crystal(Lattice.cubic(4), [{"Fe": 0.5}], [[0, 0, 0]]))).replace(
         "_cell_length_a",
         "_space_group_magn.number_BNS 1.1\n"
         "_space_group_magn.transform_BNS_Pp_abc '9**9**9**9*a,b,c;0,0,0'\n_cell_length_a",

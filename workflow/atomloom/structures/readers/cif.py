@@ -22,6 +22,7 @@ from atomloom.structures.readers.base import BYTE_ORDER_MARK, Piece, decode, rea
 from atomloom.structures.readers.cif_content import (
     Evidence,
     Formula,
+    check_amounts,
     check_content,
     elements_of,
     formula_of,
@@ -95,11 +96,18 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
 
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     """The crystal of the first data block that has atom sites."""
+    payload = _plain(payload)
+    try:
+        return _read(payload, options)
+    except AtomloomError as error:
+        if error.todo != TODO or not options.get("order"):
+            raise
+    return _by_pymatgen(payload, options)
+
+
+def _read(payload: bytes, options: Mapping[str, Any]) -> Structure:
     import gemmi
 
-    payload = _plain(payload)
-    if options.get("order"):
-        return _by_pymatgen(payload, options)
     try:
         document = gemmi.cif.read_string(payload)
     except (ValueError, RuntimeError) as error:
@@ -427,20 +435,25 @@ def _where_gemmi_gives_up(payload: bytes, error: Exception) -> Structure:
 
 
 def _confirms(payload: bytes, numbers: np.ndarray) -> bool:
-    """Whether formula and Z, found by their tags alone, agree with what was read."""
+    """Whether formula and Z agree with what was read."""
+    formula = _formula_by_tags(payload)
+    if formula is None:
+        return False
+    try:
+        return check_content(numbers, formula).composition
+    except AtomloomError:
+        return False
+
+
+def _formula_by_tags(payload: bytes) -> Formula | None:
+    """Formula and Z, found by their tags alone, in a file that need not be a CIF otherwise."""
     text, units = (
         re.search(rf"^\s*{tag}\s+(?:'([^'\n]*)'|\"([^\"\n]*)\"|(\S+))", decode(payload), re.M)
         for tag in ("_chemical_formula_sum", "_cell_formula_units_Z")
     )
     if text is None:
-        return False
-    formula = parse_formula(
-        text[text.lastindex or 0], units[units.lastindex or 0] if units else None
-    )
-    try:
-        return check_content(numbers, formula).composition
-    except AtomloomError:
-        return False
+        return None
+    return parse_formula(text[text.lastindex or 0], units[units.lastindex or 0] if units else None)
 
 
 def _by_pymatgen(payload: bytes, options: Mapping[str, Any]) -> Structure:
@@ -459,4 +472,10 @@ def _by_pymatgen(payload: bytes, options: Mapping[str, Any]) -> Structure:
             (structure, *_) = parser.parse_structures(primitive=False)
     except Exception as error:  # pymatgen raises a dozen kinds for files it cannot make sense of
         raise AtomloomError(f"pymatgen cannot read it: {error or type(error).__name__}") from None
-    return ordered(structure, options) if options.get("order") else to_structure(structure)
+    if not options.get("order"):
+        return to_structure(structure)
+    formula = _formula_by_tags(payload)
+    if formula is not None:
+        content = structure.composition.element_composition
+        check_amounts({kind.Z: amount for kind, amount in content.items()}, formula)
+    return ordered(structure, options)

@@ -46,6 +46,8 @@ _GROUPS = frozenset(("H", "AT", "AC"))  # OH, NH and CH; WAT and VAC
 _SURE = {symbol: number for symbol, number in NUMBERS.items() if symbol not in ("D", "T")}
 _RATIO_TOLERANCE = 1e-3
 _UNITS_TOLERANCE = 0.02
+_ROUNDED = 0.05
+"""Share of an atom, or of atoms, that rounded occupancies may be off."""
 
 
 class Formula(NamedTuple):
@@ -273,6 +275,36 @@ def check_content(
     if listed is not None and not (telling or counted):
         _check_multiplicities(listed, read, operations)
     return Evidence(formula is not None, counted or telling)
+
+
+def check_amounts(amounts: Mapping[int, float], formula: Formula) -> None:
+    """Compare the content of a cell of partially occupied sites with the file's own word.
+
+    Args:
+        amounts: atoms of each atomic number, fractions included.
+        formula: of the file.
+
+    Raises:
+        AtomloomError: where they contradict, beyond what rounded occupancies do.
+    """
+    whole = sum(amounts.values()) / sum(formula.counts.values())
+    candidates = [whole] if formula.units is None else [formula.units, 1.0]
+    if any(_holds(amounts, formula, units) for units in candidates):
+        return
+    read = " ".join(f"{SYMBOLS[z]}{amount:.4g}" for z, amount in sorted(amounts.items()))
+    given = "" if formula.units is None else f" with Z = {formula.units:g}"
+    missing = formula.counts.keys() - amounts.keys()
+    hint = f": no {_names(missing)} among the sites" if missing else ""
+    raise AtomloomError(f"{read} read, but the formula is {formula.text}{given}{hint}")
+
+
+def _holds(amounts: Mapping[int, float], formula: Formula, units: float) -> bool:
+    """Whether a cell holds so many formula units, as far as rounded occupancies tell."""
+    return all(
+        abs(amounts.get(z, 0.0) / units - count)
+        <= _ROUNDED * max(count, 1.0) + formula.errors.get(z, 0.0)
+        for z, count in ({z: 0.0 for z in amounts} | dict(formula.counts)).items()
+    )
 
 
 def _check_units(ratio: float, numbers: np.ndarray, formula: Formula, operations: int) -> None:
