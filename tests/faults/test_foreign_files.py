@@ -319,6 +319,12 @@ def test_entities_that_stand_for_others_without_end_are_no_xml(tmp_path):
     assert "not valid XML" in refusals(tmp_path / "vasprun.xml")[0]
 
 
+def test_an_outcar_of_more_atoms_than_fit_is_one_line(tmp_path):
+    text = " vasp.6.3\n   ions per type =  900000000\n POSITION   TOTAL-FORCE (eV/Angst)\n ---\n"
+    (tmp_path / "OUTCAR").write_text(text)
+    assert "900000000 atoms" in refusals(tmp_path / "OUTCAR")[0]
+
+
 @pytest.mark.parametrize("array", ["coord", "energy"])
 def test_arrays_of_objects_are_not_unpickled(tmp_path, array):
     class Runs:

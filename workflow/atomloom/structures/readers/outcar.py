@@ -18,6 +18,7 @@ from atomloom.errors import AtomloomError
 from atomloom.structures.elements import NUMBERS
 from atomloom.structures.readers import plain_json
 from atomloom.structures.readers.base import Piece, decode, floats, integer, unreadable
+from atomloom.structures.readers.poscar import MAX_ATOMS
 from atomloom.structures.readers.vasp import (
     OPTIONS,
     at_limit,
@@ -83,6 +84,8 @@ class _Run:
         elif "ions per type =" in line:
             counts = line.partition("=")[2].split()
             self.counts = [integer(word, "ions per type") for word in counts]
+            if sum(self.counts) > MAX_ATOMS:
+                raise AtomloomError(f"ions per type: {sum(self.counts)} atoms")
         elif words[:2] == ["NELM", "="]:
             value = "".join(words[2:3]).rstrip(";")
             self.limit = int(value) if value.isdecimal() else 0
