@@ -14,33 +14,23 @@ import torch
 
 from atomloom import load_config
 from atomloom.cli import main
+from atomloom.config import parse_config
 from atomloom.errors import AtomloomError
 from atomloom.files import expand_home, write_atomically, write_json, write_text
 from atomloom.layout import Layout
 from atomloom.shards import write_shard
-from atomloom.training.modelfile import write_model
+from atomloom.training.modelfile import ModelCard, write_model
 from atomloom.training.state import save_state
+from atomloom.training.targets import Standardizer
 from tests.workflow.project import CONFIG
 
-
-class Card:
-    """As much of a model card as writing a file asks for."""
-
-    def __init__(self) -> None:
-        self.model = self.graph = self.standardizer = self
-        self.targets, self.unit, self.facts, self.given = (), "", {}, None
-
-    def model_dump(self, **options: object) -> dict:
-        return {}
-
-    content = model_dump
-
-
+SCALE = Standardizer(np.zeros(1), np.ones(1), np.zeros(1, dtype=bool))
+CARD = ModelCard.of(parse_config(CONFIG), SCALE, {})
 ARRAY = np.random.default_rng(0).normal(size=20_000)
 WRITERS = {
     "text": lambda path: write_text(path, "x" * 200_000),
     "json": lambda path: write_json(path, ARRAY.tolist()),
-    "model": lambda path: write_model(path, {"weight": torch.tensor(ARRAY)}, Card()),
+    "model": lambda path: write_model(path, {"weight": torch.tensor(ARRAY)}, CARD),
     "state": lambda path: save_state(path, "key", {"weight": torch.tensor(ARRAY)}),
     "shard": lambda path: write_shard(path, {"array": ARRAY}, {}),
     "parquet": lambda path: write_atomically(path, pd.DataFrame({"a": ARRAY}).to_parquet),
@@ -117,7 +107,7 @@ def test_a_tilde_in_any_path_of_a_config_is_the_home_folder(home):
 
 def test_a_tilde_in_any_argument_is_the_home_folder(home, capsys):
     (home / "data").mkdir()
-    (home / "store").mkdir()
+    (home / "store" / "structures").mkdir(parents=True)
     (home / "data" / "a.xyz").write_text("1\n\nH 0 0 0\n")
     for arguments in (["inspect", "~/data"], ["verify", "~/store"]):
         assert main(arguments) == 0
@@ -142,3 +132,15 @@ def test_a_log_that_cannot_be_written_is_one_line(home, capsys):
     log.parent.write_text("a file")
     assert main(["plan", "--config", "none.yaml", "--log", str(log)]) == 1
     assert "none.yaml" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_anywhere_is_one_line(home, capsys, monkeypatch):
+    def refused(path):
+        Path("blocked").write_text("a file")
+        yield str(Path("blocked/folder").mkdir())
+
+    monkeypatch.setattr("atomloom.inspection.inspect_path", refused)
+    assert main(["inspect", "."]) == 1
+    assert capsys.readouterr().err == "atomloom inspect: blocked/folder: Not a directory\n"
+    with pytest.raises(NotADirectoryError):
+        main(["inspect", ".", "--debug"])

@@ -66,6 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not _nobody_reads():
             raise
         return NOBODY_READS
+    except OSError as error:  # a full disk, a folder's mode: where it was met matters to nobody
+        if options.debug or not error.strerror:
+            raise
+        place = "" if error.filename is None else f"{error.filename}: "
+        _say(f"atomloom {options.command}: {place}{error.strerror}")
+        return 1
     return 0
 
 

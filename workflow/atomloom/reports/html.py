@@ -592,8 +592,7 @@ def _learning(
     for place, unit in enumerate(dict.fromkeys(units.values())):
         group = {name: values for name, values in errors.items() if units[name] == unit}
         least = ", ".join(
-            f"{name} {_error(float(np.nanmin(values)), unit)}"
-            for name, values in group.items()
+            f"{name} {_error(float(np.nanmin(values)), unit)}" for name, values in group.items()
         )
         caption = f"Mean absolute error on the validation split. Least: {least}."
         figure = figures.validation_figure(course, group, unit)
