@@ -12,6 +12,7 @@ from atomloom.errors import AtomloomError
 from atomloom.potentials.teachers import ase_calculator, teach
 from atomloom.structures.adapters import stress_matrix, to_structure
 from atomloom.structures.table import StructureTable
+from tests.unit.potentials.models import write_potential
 
 
 def rattled(count: int, symbol: str = "Cu"):
@@ -87,6 +88,21 @@ def test_a_failure_says_why_and_stops_nobody():
 def test_a_teacher_that_is_not_there_is_one_clear_line(settings, message):
     with pytest.raises(AtomloomError, match=message):
         ase_calculator(Teacher(**settings)).get_potential_energy(bulk("Cu"))
+
+
+def test_a_potential_teaches_in_the_precision_asked_for_and_takes_no_other_options(tmp_path):
+    model = str(write_potential(tmp_path / "cu.safetensors"))
+    table = table_of(rattled(2))
+
+    def energies(**options) -> np.ndarray:
+        teacher = Teacher(calculator="atomloom", model=model, options=options)
+        return np.array([label.energy for label in teach(teacher, table)])
+
+    difference = np.abs(energies(dtype="float64") - energies(device="cpu"))
+    assert (difference > 0).any()
+    assert (difference < 1e-4).all()
+    with pytest.raises(AtomloomError, match="no option `dtpye`; known are device, dtype, skin"):
+        energies(dtpye="float64")
 
 
 def test_a_module_that_breaks_while_it_is_imported_is_one_clear_line(tmp_path, monkeypatch):

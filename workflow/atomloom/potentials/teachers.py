@@ -153,15 +153,23 @@ def _reason(error: Exception) -> str:
 
 def _teach_by_potential(teacher: Teacher, table: StructureTable) -> Iterator[Label]:
     from atomloom.graphs.build import build_graphs
+    from atomloom.potentials.committee import Committee
     from atomloom.potentials.evaluation import evaluate_table
-    from atomloom.training.predict import load_model
 
-    loaded = load_model(model_path(teacher))
+    unknown = sorted(set(teacher.options) - {"device", "dtype", "skin"})
+    if unknown:
+        raise AtomloomError(
+            f"atomloom: no option `{unknown[0]}`",
+            where="teacher.options",
+            todo="known are device, dtype, skin",
+        )
+    options = {key: value for key, value in teacher.options.items() if key != "skin"}
+    committee = Committee.open(model_path(teacher), **options)
     for first in range(0, len(table), TOGETHER):
         begun = time.perf_counter()
         rows = np.arange(first, min(first + TOGETHER, len(table)))
-        graphs = build_graphs(table.take(rows), loaded.card.graph)
-        found = evaluate_table(loaded, graphs, forces=True, stress=True, **teacher.options)
+        graphs = build_graphs(table.take(rows), committee.graph)
+        found = evaluate_table(committee, graphs, forces=True, stress=True)
         each = (time.perf_counter() - begun) / len(rows)
         for place, row in enumerate(rows):
             atoms = slice(*graphs.node_ptr[place : place + 2])
