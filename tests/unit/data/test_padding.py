@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from atomloom.config.model import (
     IComFormerConfig,
     PaiNNConfig,
 )
-from atomloom.data.padding import PaddedBatch, Shape, padded_shape, rounded_up
+from atomloom.data.padding import PaddedBatch, Shape, fits, padded_shape, rounded_up
 from atomloom.models import build_model, chebyshev, painn
 from atomloom.models.derivatives import evaluate_potential
 from atomloom.training.losses import loss_sum
@@ -116,6 +116,7 @@ def test_a_padded_batch_is_a_whole_batch(structures):
     assert padded.dst.diff().min() >= 0
     degree = torch.bincount(padded.dst, minlength=shape.atoms)
     torch.testing.assert_close(padded.dst_ptr.diff(), degree)
+    assert degree[len(batch.numbers) :].max() <= degree[: len(batch.numbers)].max()
     atoms = torch.bincount(padded.node_graph, minlength=shape.structures)
     torch.testing.assert_close(padded.node_ptr.diff(), atoms)
     assert atoms.min() >= 1  # what is divided by the number of atoms stays finite
@@ -124,6 +125,17 @@ def test_a_padded_batch_is_a_whole_batch(structures):
         if isinstance(value, torch.Tensor) and item.name != "targets":
             assert torch.isfinite(value).all(), item.name
     assert padded.targets[structures:].isnan().all()
+
+
+def test_a_batch_fits_its_own_shape_and_none_that_would_waste_much():
+    batch = batch_of(0, 5)
+    shape = padded_shape(batch)
+    assert fits(batch, shape)
+    assert fits(batch, replace(shape, atoms=2 * shape.atoms))
+    assert not fits(batch, replace(shape, edges=2 * shape.edges))
+    assert not fits(batch, replace(shape, atoms=len(batch.numbers) + 1))
+    assert not fits(batch, replace(shape, structures=5))
+    assert not fits(batch, replace(shape, edges=len(batch.src)))
 
 
 def test_what_cannot_be_padded_is_left_alone():

@@ -3,7 +3,8 @@
 What is filled in is structures of one atom behind the others; the last has all further atoms. They
 count nothing: targets are unknown, edges have multiplicity 0, atoms weight 0 in batch statistics. So
 outputs of the other structures, gradients and running statistics are those of the batch as it was,
-to rounding. Everything happens on the batch's device, and nothing waits for it.
+to rounding. Atoms that fill up have no more edges than others, and edges of the same lengths: a
+network must not overflow on them. Everything happens on the batch's device, and nothing waits for it.
 
 Legend: B structures, N atoms, E edges, L pairs of edges, of the padded batch.
 """
@@ -23,6 +24,8 @@ OF_PAIRS = {"line_src", "line_dst"}
 """Extras that can be padded, by what they belong to."""
 STEPS_PER_OCTAVE = 4
 """Sizes to which counts are rounded up, between a power of two and the next."""
+MOST_WASTE = 1.25
+"""Times the edges of a batch that a shape may have to be taken for it."""
 SPARE_EDGES = 2
 """A pair of edges that counts nothing is made of two."""
 
@@ -44,19 +47,41 @@ def padded_shape(batch: GraphBatch) -> Shape | None:
         return None
     if not len(batch.src) or batch.node_weight is not None:
         return None
-    pairs = batch.extras.get("line_src")
     structures = rounded_up(batch.size + 1)
+    edges = rounded_up(len(batch.src) + SPARE_EDGES)
     return Shape(
         structures,
-        rounded_up(len(batch.numbers) + structures - batch.size),
-        rounded_up(len(batch.src) + SPARE_EDGES),
-        0 if pairs is None else rounded_up(len(pairs)),
+        rounded_up(len(batch.numbers) + _atoms_wanted(batch, structures, edges)),
+        edges,
+        rounded_up(_pairs(batch)),
     )
+
+
+def fits(batch: GraphBatch, shape: Shape) -> bool:
+    """Whether a batch that can be padded can be filled up to a shape without much waste."""
+    edges = len(batch.src)
+    return (
+        shape.structures > batch.size
+        and edges + SPARE_EDGES <= shape.edges <= MOST_WASTE * edges + SPARE_EDGES
+        and shape.atoms - len(batch.numbers) >= _atoms_wanted(batch, shape.structures, shape.edges)
+        and shape.pairs >= _pairs(batch)
+    )
+
+
+def _atoms_wanted(batch: GraphBatch, structures: int, edges: int) -> int:
+    """Atoms to fill up with: one a structure, and so many that the edges have ends enough."""
+    ends = -(-(edges - len(batch.src)) * len(batch.numbers) // len(batch.src))
+    return max(structures - batch.size, ends)
+
+
+def _pairs(batch: GraphBatch) -> int:
+    pairs = batch.extras.get("line_src")
+    return 0 if pairs is None else len(pairs)
 
 
 def rounded_up(count: int) -> int:
     """The next of the sizes to which counts are rounded, at most a quarter more."""
-    step = max(1, (1 << (count.bit_length() - 1)) // STEPS_PER_OCTAVE)
+    step = max(1, (1 << max(0, count.bit_length() - 1)) // STEPS_PER_OCTAVE)
     return -(-count // step) * step
 
 
@@ -119,15 +144,14 @@ class PaddedBatch:
         into.node_ptr[-1:].fill_(shape.atoms)
         _copy(into.node_weight, None, 0.0, rows=atoms)
 
-        # Further edges lead from the further atoms to themselves, shared out evenly, so that no atom
-        # is the end of very many.
+        # Further edges lead from the further atoms to themselves, shared out evenly.
         ends = count[:more_edges] * more_atoms // more_edges + atoms
         _copy(into.src, batch.src, ends)
         _copy(into.dst, batch.dst, ends)
         first = (count[: more_atoms + 1] * more_edges + more_atoms - 1) // more_atoms
         _copy(into.dst_ptr, batch.dst_ptr[:-1], first + edges)
         _copy(into.shift, batch.shift, 0.0)
-        _copy(into.vectors, batch.vectors, 1.0)
+        _copy(into.vectors, batch.vectors, batch.vectors[count[:more_edges] % edges])
         _copy(into.multiplicity, batch.multiplicity, 0.0, rows=edges)
         if batch.targets is not None:
             _copy(into.targets, batch.targets, torch.nan)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from atomloom.config.training import Training
 from atomloom.data.batch import GraphBatch
-from atomloom.data.padding import PaddedBatch, Shape, padded_shape
+from atomloom.data.padding import PaddedBatch, Shape, fits, padded_shape
 
 Mark = Callable[[str], None] | None
 MicroStep = Callable[[GraphBatch, Tensor, Mark], Tensor]
@@ -80,10 +80,7 @@ class RecordedSteps:
 
         `mark` hears of a replay as `backward` alone.
         """
-        shape = padded_shape(batch) if self._on else None
-        recording = self._recordings.get(shape) if shape is not None else None
-        if recording is None and shape is not None and len(self._recordings) < MOST_SHAPES:
-            recording = self._record(shape, batch, share)
+        recording = self._recording_for(batch, share) if self._on else None
         if recording is None:
             return self._step(batch, share, mark)
         recording.padded.fill(batch)
@@ -94,6 +91,18 @@ class RecordedSteps:
         if mark:
             mark("backward")
         return recording.sums
+
+    def _recording_for(self, batch: GraphBatch, share: Tensor) -> _Recording | None:
+        """That of the smallest shape that the batch fits, made if there is none; None without."""
+        shape = padded_shape(batch)
+        if shape is None:
+            return None
+        fitting = [known for known in self._recordings if fits(batch, known)]
+        if fitting:
+            return self._recordings[min(fitting, key=lambda known: known.edges)]
+        if len(self._recordings) == MOST_SHAPES:
+            return None
+        return self._record(shape, batch, share)
 
     def _record(self, shape: Shape, batch: GraphBatch, share: Tensor) -> _Recording | None:
         """A recording of the step; None, and no more attempts, where that fails or does not pay."""
