@@ -120,6 +120,7 @@ def test_a_lost_shard_is_said_to_be_missing(project, capsys):
     [
         *(["convert", "--workers", n] for n in ("0", "-1", "1e3", "99999999999")),
         ["train", "--threads", "-2"],
+        ["train", "--threads", "100000"],
         ["bench", "batch", "--memory", "nan"],
         ["bench", "precision", "--steps", "0"],
         ["predict", "--model", "m", "--source", "s", "--output", "o", "--chunk", "0"],

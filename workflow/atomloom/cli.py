@@ -111,6 +111,13 @@ def _count(text: str) -> int:
     return number
 
 
+def _few(text: str) -> int:
+    """A number of threads or processes, of an option."""
+    if not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 1,024")
+    return int(text)
+
+
 def _amount(text: str) -> float:
     """A number that is not negative, of an option."""
     number = float(text)
@@ -172,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument(
             "--workers",
-            type=_count,
+            type=_few,
             default=os.cpu_count() or 1,
             metavar="N",
             help="processes (all cores)",
@@ -180,10 +187,10 @@ def _parser() -> argparse.ArgumentParser:
     command("index", _index, "say where the graph of each record is")
     command("split", _split, "join labels and divide into training, validation and test")
     command("train", _train, "train the model, or go on with it").add_argument(
-        "--threads", type=_count, metavar="N", help="CPU threads"
+        "--threads", type=_few, metavar="N", help="CPU threads"
     )
     command("evaluate", _evaluate, "predict every structure and measure errors").add_argument(
-        "--threads", type=_count, metavar="N", help="CPU threads"
+        "--threads", type=_few, metavar="N", help="CPU threads"
     )
     command("report", _report, "write the report")
     sub = command("bench", _bench, "measure on this data and machine what training can do")
@@ -198,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--steps", type=_count, default=300, metavar="N", help="precision: steps of each (300)"
     )
-    sub.add_argument("--threads", type=_count, metavar="N", help="CPU threads")
+    sub.add_argument("--threads", type=_few, metavar="N", help="CPU threads")
     sub.add_argument("--trials", help=argparse.SUPPRESS)
 
     _add_predict(commands)
@@ -216,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("store", type=Path, help="the store's folder")
         sub.add_argument(
             "--workers",
-            type=_count,
+            type=_few,
             default=os.cpu_count() or 1,
             metavar="N",
             help="processes (all cores)",
@@ -294,7 +301,7 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
         help="option of the format's reader; may be repeated",
     )
     sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    sub.add_argument("--threads", type=_count, metavar="N", help="CPU threads")
+    sub.add_argument("--threads", type=_few, metavar="N", help="CPU threads")
     sub.add_argument("--log", type=Path, metavar="FILE", help="also append messages to this file")
     sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
     sub.set_defaults(run=_predict)
