@@ -57,6 +57,7 @@ MAX_PYMATGEN_BYTES = 1 << 20  # pymatgen's parser is slow; a crystal that needs 
 _CELL = tuple(f"_cell_length_{axis}" for axis in "abc") + tuple(
     f"_cell_angle_{angle}" for angle in ("alpha", "beta", "gamma")
 )
+_PERIODIC = np.ones(3, dtype=bool)
 _FRACT = tuple(f"_atom_site_fract_{axis}" for axis in "xyz")
 _HEAD = re.compile(rb"\A(?:\xef\xbb\xbf)?(?:\s*#[^\n]*\n)*\s*data_", re.IGNORECASE)
 _EVALUATED = re.compile(rb"transform_\w*_pp", re.IGNORECASE)
@@ -156,14 +157,18 @@ class _Atoms(NamedTuple):
 
 
 def _of_block(tags: Tags, columns: Mapping[str, list[str]], tolerance: float) -> Structure:
-    cell = _cell_matrix(*[_number(tags.first(tag), tag) for tag in _CELL])
+    texts = list(map(tags.first, _CELL))
+    try:
+        cell = _cell_matrix(*map(float, texts))  # type: ignore[arg-type] # None is reported below
+    except (TypeError, ValueError):  # unknown, or with a standard uncertainty
+        cell = _cell_matrix(*map(_number, texts, _CELL))
     sites = _sites(columns, formula_of(tags))
     ranks = settings(tags)
     if len(ranks) == len(ranks[0]) == 1:
         atoms = _atoms(sites, cell, ranks[0][0], tolerance)
     else:
         atoms = _fitting(sites, cell, ranks, tolerance)
-    return Structure(atoms.numbers, atoms.fractional @ cell, cell, np.ones(3, dtype=bool))
+    return Structure(atoms.numbers, atoms.fractional @ cell, cell, _PERIODIC.copy())
 
 
 def _fitting(sites: _Sites, cell: np.ndarray, ranks: Ranks, tolerance: float) -> _Atoms:

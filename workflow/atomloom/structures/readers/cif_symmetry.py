@@ -140,7 +140,7 @@ def _listed(tags: Tags) -> Setting | None:
         if tags.first(tag) is not None:
             raise AtomloomError(f"a modulated structure ({tag}), which no single cell holds")
     if tags.first(_DIMENSION) not in (None, "0"):
-        raise AtomloomError("a modulated structure (_cell_modulation_dimension): no cell holds it")
+        raise AtomloomError(f"a modulated structure ({_DIMENSION}), which no single cell holds")
     if magnetic := tags.column(_MAGNETIC[0]):
         return _of_magnetic(tuple(magnetic), tuple(tags.column(_MAGNETIC[1]) or ["x,y,z,+1"]))
     for tag in _OPERATIONS:
