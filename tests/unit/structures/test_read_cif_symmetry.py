@@ -525,5 +525,5 @@ def test_a_block_quoted_in_a_text_field_is_no_record():
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1"])
 def test_a_byte_order_mark_and_names_in_latin_are_no_hindrance(tmp_path, encoding):
     path = tmp_path / "x.cif"
-    path.write_bytes(cif(P1 + "_author 'Åse'\n", "Na Na 0 0 0").encode(encoding))
+    path.write_bytes(cif(P1 + "_author 'Åse'\n_pages 3·8\n", "Na Na 0 0 0").encode(encoding))
     assert [structure.numbers.tolist() for structure in read(path)] == [[11]]

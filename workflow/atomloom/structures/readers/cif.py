@@ -124,10 +124,10 @@ def _read(payload: bytes, options: Mapping[str, Any]) -> Structure:
 
 
 def _plain(payload: bytes) -> bytes:
-    """The text in UTF-8, without a byte order mark."""
+    """The text in ASCII, which is all that CIF knows; names and dashes of authors become `?`."""
     if payload.isascii():
         return payload
-    return decode(payload.removeprefix(BYTE_ORDER_MARK)).encode()
+    return decode(payload.removeprefix(BYTE_ORDER_MARK)).encode("ascii", "replace")
 
 
 class _Sites(NamedTuple):
