@@ -35,9 +35,6 @@ NO_VARIATION = 1e-5
 TOGETHER = 2e7
 """Multiplications above which networks of several elements are not run on all atoms on a CPU."""
 
-TABLES = ("set_weights", "harmonics", "legendre")
-"""Names under which a model holds what `torch_features` takes of its basis."""
-
 
 class Chebyshev(nn.Module):
     """Energies of atoms from Chebyshev features of their neighbourhoods."""
@@ -75,9 +72,7 @@ class Chebyshev(nn.Module):
         place = torch.full((len(SYMBOLS),), -1)
         place[list(self.numbers)] = torch.arange(len(self.numbers))
         self.register_buffer("place", place, persistent=False)
-        # Held by the model, since a table that is sent to a GPU makes it wait.
-        for name, table in zip(TABLES, _tables(self.basis), strict=True):
-            self.register_buffer(name, table, persistent=False)
+        self._tables_on: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
         shape = (len(self.species), self.basis.features)
         self.register_buffer("feature_mean", torch.zeros(shape))
         self.register_buffer("feature_scale", torch.ones(shape))
@@ -181,8 +176,17 @@ class Chebyshev(nn.Module):
             if wait and vectors.shape[0]:
                 self._require_apart(float(vectors.detach().square().sum(dim=1).min().sqrt()))
             atoms = batch.numbers.shape[0]
-            tables = tuple(getattr(self, name) for name in TABLES)
+            tables = self._tables(vectors.device)
             return torch_features(vectors, neighbour, batch.dst, atoms, self.basis, tables)
+
+    def _tables(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of the basis, sent to a device once, since it is waited for; no buffers, which would
+        be rounded with the weights."""
+        if torch.compiler.is_compiling():  # which makes constants of them
+            return _tables(self.basis)
+        if device not in self._tables_on:
+            self._tables_on[device] = tuple(t.to(device) for t in _tables(self.basis))
+        return self._tables_on[device]
 
     def _require_apart(self, distance: float) -> None:
         if distance < self.least_distance:
