@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import ase.io
 import numpy as np
@@ -183,6 +184,18 @@ def test_every_frame_of_an_xdatcar_is_a_record(tmp_path, moving_cell):
         with pytest.raises(AtomloomError, match=r"of \d+ coordinate lines"):
             read(path)
         assert [len(s) for s in map(outcome, records(path))][:3] == [len(ours[0])] * 3
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_frames_of_an_xdatcar_that_blank_lines_begin_are_records(tmp_path, count):
+    path = tmp_path / "XDATCAR"
+    ase.io.write(path, frames(False)[:count], format="vasp-xdatcar")
+    named = read(path)
+    path.write_text(re.sub(r"Direct configuration=.*", "", path.read_text()) + "\n\n")
+    ours = read(path)
+    assert len(ours) == count
+    for structure, reference in zip(ours, named, strict=True):
+        np.testing.assert_array_equal(structure.positions, reference.positions)
 
 
 @pytest.mark.parametrize("velocities", [True, False])

@@ -59,6 +59,7 @@ def test_aenet_s_energy_and_forces_are_read():
         ("total energy = -10.5 eV (per cell)", -10.5),
         ("total energy = -10.5 furlong", "line 1: `furlong` is no known unit of energy"),
         ("total energy = -10.5 eV/atom", "line 1: `eV/atom` is no known unit of energy"),
+        ("total energy = -10.5 eV per atom", "line 1: `eV per atom` is no known unit of energy"),
         (
             "total energy = -10.5 eV\n# total energy = -11 eV",
             "line 2: another total energy than before",
@@ -85,6 +86,8 @@ def test_forces_beside_an_energy_in_another_unit_need_one_themselves():
         properties = parse("xsf", text, xsf_forces=unit).properties
         assert properties["energy"] == pytest.approx(-123.5 * HARTREE / 2)
         np.testing.assert_allclose(properties["forces"][0], np.array([0.1, 0.2, 0.3]) * factor)
+    without = parse("xsf", XSF.split("\n", 1)[1]).properties["forces"]
+    np.testing.assert_allclose(without[0], np.array([0.1, 0.2, 0.3]) * HARTREE)
     with pytest.raises(AtomloomError, match="xsf_forces is `ev`, `rydberg` or `hartree`"):
         check_options({"xsf_forces": "Ha"})
     with pytest.raises(AtomloomError, match="runner_units is `bohr` or `metal`"):
@@ -160,7 +163,7 @@ def test_what_ase_writes_is_read_as_ase_reads_it():
     stream = io.StringIO()
     ase.io.write(stream, atoms, format="xsf")
     reference = ase.io.read(io.StringIO(stream.getvalue()), format="xsf")
-    ours = parse("xsf", stream.getvalue(), xsf_forces="hartree")
+    ours = parse("xsf", stream.getvalue())
     assert_same_arrays(ours, reference, 1e-12)
     np.testing.assert_allclose(ours.properties["forces"], reference.get_forces(), rtol=1e-6)
 

@@ -61,9 +61,10 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
     lines = _Lines(stream)
     header: list[bytes] = []
     count = 0
+    unnamed = False
     while ahead := lines.peek(_AHEAD):
         start, size = lines.offset, 0
-        shared = header if _FRAME.match(ahead[0]) else []
+        shared = header if _is_frame(ahead, unnamed) else []
         if not shared:
             try:
                 _, counts, size = _composition(decode(b"".join(ahead)).split("\n"))
@@ -74,19 +75,34 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
         selective = ahead[size : size + 1] and ahead[size].lstrip()[:1] in (b"S", b"s")
         frame = lines.take(size + (2 if selective else 1) + count)
         header = shared or frame[:size]
-        while lines.peek(1) and not _begins(lines):
+        unnamed = not selective and not b"".join(frame[size : size + 1]).strip()
+        while lines.peek(1) and not _begins(lines, unnamed):
             frame += lines.take(1)
             if lines.offset - start > MAX_RECORD_BYTES:
                 raise AtomloomError(f"a record of more than {MAX_RECORD_BYTES >> 20} MiB")
         yield Piece(b"".join(shared + frame), -1 if shared else start)
 
 
-def _begins(lines: _Lines) -> bool:
-    """Whether another structure begins here: a frame of an XDATCAR, or a whole POSCAR."""
-    (first,) = lines.peek(1)
-    if _FRAME.match(first):
+def _is_frame(ahead: Sequence[bytes], unnamed: bool) -> bool:
+    """Whether a frame of an XDATCAR that has no cell of its own begins here.
+
+    Args:
+        ahead: the next lines.
+        unnamed: whether a blank line stood where frames of VASP 5.2.12 and later have a name.
+    """
+    if _FRAME.match(ahead[0]):
         return True
+    if not unnamed or ahead[0].strip() or len(ahead) < 2:
+        return False
+    words = ahead[1].split()
+    return len(words) == 3 and all(map(_is_number, words))
+
+
+def _begins(lines: _Lines, unnamed: bool) -> bool:
+    """Whether another structure begins here: a frame of an XDATCAR, or a whole POSCAR."""
     ahead = lines.peek(6)
+    if _is_frame(ahead, unnamed):
+        return True
     # for most lines, which are those of grids and velocities, that is all there is to do
     if len(ahead) < 6 or not (ahead[5].split() or [b"."])[0].isalnum():
         return False

@@ -1,7 +1,8 @@
 """XSF of XCrySDen, with the energies and forces that aenet puts there (eV, eV/A).
 
 A comment `# total energy = -123.4 eV` gives the energy, in eV unless it names another unit; columns
-behind the coordinates are the forces. Animations (ANIMSTEPS) are one record a step.
+behind the coordinates are the forces: aenet's beside such an energy, and those of XCrySDen (hartree/A),
+which ASE and Quantum ESPRESSO write, where there is none. Animations (ANIMSTEPS) are one record a step.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ ABOUT = "XSF of XCrySDen and aenet, with energies and forces"
 PATTERNS = ("*.xsf", "*.axsf")
 HINTS: tuple[str, ...] = ()
 OPTIONS = {
-    "xsf_forces": "unit of the forces: `ev` per A unless given, `rydberg` or `hartree` per A, as XCrySDen "
-    "has them"
+    "xsf_forces": "unit of the forces: `ev`, `rydberg` or `hartree` per A; unless given, `ev` beside an "
+    "energy in eV, and `hartree`, as XCrySDen has them, where there is no energy"
 }
 
 _PERIODIC = {
@@ -42,7 +43,7 @@ _PERIODIC = {
 }
 _OF_DIMENSION = dict(zip("3210", _PERIODIC, strict=True))
 _ENERGY = re.compile(
-    r"total energy\s*(?:[(\[]\s*([^)\]]*?)\s*[)\]])?\s*[=:]\s*(\S+)[ \t]*[(\[]?[ \t]*([^\s,;()\[\]]*)",
+    r"total energy\s*(?:[(\[]\s*([^)\]]*?)\s*[)\]])?\s*[=:]\s*(\S+)[ \t]*[(\[]?[ \t]*([^\s,;()\[\]]*)([ \t]+per[ \t]+atom)?",
     re.IGNORECASE,
 )
 _HEAD = re.compile(
@@ -188,15 +189,16 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
                 "the energy is not in eV, and nothing says what the forces are in",
                 todo="set the option xsf_forces",
             )
-        properties["forces"] = table[:, 3:] * (unit_factor(f"{given or 'ev'}/a", 1, -1) or 1.0)
+        unit = given or ("ev" if "energy" in properties else "hartree")
+        properties["forces"] = table[:, 3:] * (unit_factor(f"{unit}/a", 1, -1) or 1.0)
     pbc = _PERIODIC[named or ("CRYSTAL" if cell.any() else "MOLECULE")]
     return Structure(numbers, table[:, :3], cell, np.array(pbc), properties)
 
 
 def _energy(found: re.Match[str], where: str) -> tuple[float, bool]:
     """An energy in eV, and whether the file has it in another unit."""
-    before, number, behind = found.groups()
-    unit = before or behind or "eV"
+    before, number, behind, per_atom = found.groups()
+    unit = (before or behind or "eV") + (per_atom or "")
     factor = unit_factor(unit, 1, 0) or unit_factor(unit.rstrip("."), 1, 0)
     if factor is None:
         raise AtomloomError(f"{where}`{unit[:40]}` is no known unit of energy")
