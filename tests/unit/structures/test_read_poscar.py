@@ -187,9 +187,10 @@ def test_every_frame_of_an_xdatcar_is_a_record(tmp_path, moving_cell):
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_frames_of_an_xdatcar_that_blank_lines_begin_are_records(tmp_path, count):
+@pytest.mark.parametrize("moving_cell", [True, False])
+def test_frames_of_an_xdatcar_that_blank_lines_begin_are_records(tmp_path, count, moving_cell):
     path = tmp_path / "XDATCAR"
-    ase.io.write(path, frames(False)[:count], format="vasp-xdatcar")
+    ase.io.write(path, frames(moving_cell)[:count], format="vasp-xdatcar")
     named = read(path)
     path.write_text(re.sub(r"Direct configuration=.*", "", path.read_text()) + "\n\n")
     ours = read(path)

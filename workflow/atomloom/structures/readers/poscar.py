@@ -114,7 +114,8 @@ def _begins(lines: _Lines, unnamed: bool) -> bool:
         atomic_numbers(symbols or ())
     except AtomloomError:
         return False
-    return sum(counts) > 0 and end < len(texts) and texts[end].lstrip()[:1].isalpha()
+    mode = texts[end].lstrip()[:1] if end < len(texts) else "?"
+    return sum(counts) > 0 and (mode.isalpha() or (unnamed and not mode))
 
 
 class _Lines:
