@@ -5,6 +5,7 @@ Each row is a promise of docs/design.md; the numbers are those of snakemake's ow
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -197,6 +198,48 @@ def test_a_lost_shard_is_made_again_and_nothing_is_trained(project, kind, jobs):
     project.snakemake()
     assert {path: path.read_bytes() for path in store.rglob("*.zarr.zip")} == content
     assert project.jobs() == {}
+
+
+@pytest.mark.parametrize(
+    ("lost", "jobs"),
+    [
+        ("runs/*/model.safetensors", {"train": 1, "evaluate": 1}),
+        ("runs/*/predictions.parquet", {"evaluate": 1, "report": 1}),
+        ("index/*/index.parquet", {"index": 1}),
+        ("split/*/dataset.parquet", {"split": 1}),
+    ],
+)
+def test_what_the_workflow_is_for_is_made_again_where_it_is_lost(project, lost, jobs):
+    (path,) = (project.folder / "results" / "tiny").glob(lost)
+    path.unlink()
+    assert project.jobs() == jobs
+
+
+def test_another_unit_reaches_cards_and_report_and_trains_nothing(project):
+    project.write_config(changed(dataset={"unit": "kcal/mol"}))
+    assert project.jobs() == {"report": 1}
+    project.snakemake()
+    results = project.folder / "results" / "tiny"
+    (card,) = results.glob("runs/*/run.json")
+    assert json.loads(card.read_text())["unit"] == "kcal/mol"
+    assert "kcal/mol" in (results / "report.html").read_text()
+    assert b"kcal/mol" in card.with_name("model.safetensors").read_bytes()
+    assert project.jobs() == {}
+
+
+def test_a_training_that_is_asked_for_trains_and_what_is_deleted_leaves_no_state(project):
+    (run,) = (project.folder / "results" / "tiny" / "runs").iterdir()
+    model = (run / "model.safetensors").read_bytes()
+    project.snakemake("--forcerun", "train", "--until", "train")
+    (log,) = (project.folder / "results" / "tiny" / "logs" / "train").iterdir()
+    assert "epoch 2/2" in log.read_text()
+    assert "already trained" not in log.read_text()
+    assert (run / "model.safetensors").read_bytes() == model
+    project.snakemake("--delete-all-output", "--dry-run")
+    assert (run / "state").exists()
+    project.snakemake("--delete-all-output")
+    left = {path.name for path in run.rglob("*") if path.is_file()}
+    assert left == {"spec.json"}, "only what explains the folder's name"
 
 
 def test_unused_training_options_do_not_enter_the_key(project):

@@ -240,8 +240,9 @@ class PlannedLayout:
     # --- report ---
     @property
     def report_key(self) -> str:
-        """Names what the report shows: the run, over its index and split."""
-        return short_hash([self.run_key, self.index.name, self.split.name])
+        """Names what the report shows: the run, over its index and split, and in which unit."""
+        unit = self.config.dataset.unit
+        return short_hash([self.run_key, self.index.name, self.split.name, unit])
 
 
 REPORT_MARK = "<!-- atomloom report "

@@ -152,6 +152,7 @@ def run_pipeline(config: Config, log: Log = print) -> Run:
         AtomloomError: when a stage fails.
     """
     from atomloom.stages.evaluate import evaluate_run
+    from atomloom.stages.relabel import relabel_run
     from atomloom.stages.train import train_run
 
     places = prepare(config, log)
@@ -163,6 +164,7 @@ def run_pipeline(config: Config, log: Log = print) -> Run:
             _train_in_processes(places.layout, log)
     if not (run / "parity.png").exists():
         evaluate_run(places, log)
+    relabel_run(places, log)
     return Run(places)
 
 

@@ -26,6 +26,8 @@ PACKAGES = (
     "dgl",
     "snakemake",
 )
+HISTORY = "history.csv"
+"""The table beside the run card that has a row an epoch."""
 
 
 def now() -> str:

@@ -4,6 +4,7 @@ Only the plan knows the chunks, so functions that need it are evaluated after th
 """
 
 import os
+import shutil
 import sys
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,19 @@ from atomloom.plan import Plan
 from atomloom.stages.sources import refresh_sources
 
 put_on_path()
+
+UNDECLARED = ("state", "checkpoints")
+"""Folders of a run that its training keeps through a failure: no outputs of a rule."""
+
+
+def deletes_all_output(arguments):
+    """Whether this call of snakemake is to delete what the workflow has made."""
+    dry = {"--dry-run", "--dryrun"} & {*arguments} or any(
+        argument[:1] == "-" != argument[1:2] and "n" in argument
+        for argument in arguments
+    )
+    return "--delete-all-output" in arguments and not dry
+
 
 try:
     for file in workflow.configfiles if workflow.is_main_process else []:
@@ -42,6 +56,17 @@ except AtomloomError as error:
 
 PLAN = layout.plan_folder / "plan.json"
 CONFIG = layout.merged_config
+
+if workflow.is_main_process and PLAN.exists():
+    try:
+        known = PlannedLayout(layout, Plan.read(PLAN))
+    except AtomloomError as error:
+        print(f"atomloom: {PLAN}: {error.what}; it is made anew", file=sys.stderr)
+        PLAN.unlink()
+    else:
+        # What a training goes on with is no output, which a job that begins again would lose.
+        for folder in UNDECLARED if deletes_all_output(sys.argv[1:]) else ():
+            shutil.rmtree(known.run / folder, ignore_errors=True)
 
 
 RULES = workflow.current_basedir.get_path_or_uri(secret_free=True)
@@ -126,6 +151,24 @@ def labels(wildcards):
 def place(name, *file):
     """Input function: a file in the folder that the planned layout calls `name`."""
     return lambda wildcards: getattr(planned(), name).joinpath(*file)
+
+
+def prepared(wildcards):
+    """Input function: the index and the divided data set."""
+    places, quarantine = planned(), "quarantine.csv"
+    index = [
+        places.index / name for name in ("index.json", "index.parquet", quarantine)
+    ]
+    return index + [
+        places.split / name for name in ("dataset.parquet", "split.json", quarantine)
+    ]
+
+
+def trained(wildcards):
+    """Input function: what a run leaves, its model first."""
+    names = ("model.safetensors", "run.json", "history.csv", "metrics.json")
+    tables = ("predictions.parquet", "predictions.csv", "parity.png")
+    return [planned().run / name for name in names + tables]
 
 
 def merged_config(wildcards, output):

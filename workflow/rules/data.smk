@@ -59,6 +59,7 @@ rule split:
         layout.results / "split" / "{dataset}" / "dataset.parquet",
         layout.results / "split" / "{dataset}" / "split.json",
         layout.results / "split" / "{dataset}" / "quarantine.csv",
+        layout.results / "split" / "{dataset}" / "spec.json",
     log:
         layout.logs / "split" / "{dataset}.log",
     conda:

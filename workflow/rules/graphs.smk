@@ -34,6 +34,7 @@ rule index:
         layout.results / "index" / "{index}" / "index.json",
         layout.results / "index" / "{index}" / "index.parquet",
         layout.results / "index" / "{index}" / "quarantine.csv",
+        layout.results / "index" / "{index}" / "spec.json",
     log:
         layout.logs / "index" / "{index}.log",
     conda:

@@ -1,6 +1,7 @@
 """Graphs and labels to a trained model and its errors.
 
 REQUIRED INPUTS: the index of graphs, the divided data set.
+Of both, the spec is waited for: a table of theirs that was lost is made again, and nothing is trained.
 OUTPUTS: a folder a run: run card, model, history; predictions, metrics and the parity figure.
 """
 
@@ -10,8 +11,8 @@ RUN = layout.results / "runs" / "{run}"
 rule train:
     """Train the model; a training that was killed goes on where it was."""
     input:
-        index=ancient(place("index", "index.parquet")),
-        split=ancient(place("split", "dataset.parquet")),
+        index=ancient(place("index", "spec.json")),
+        split=ancient(place("split", "spec.json")),
     output:
         RUN / "run.json",
         RUN / "model.safetensors",
@@ -37,8 +38,8 @@ rule evaluate:
     input:
         ancient(RUN / "run.json"),
         ancient(RUN / "model.safetensors"),
-        index=ancient(place("index", "index.parquet")),
-        split=ancient(place("split", "dataset.parquet")),
+        index=ancient(place("index", "spec.json")),
+        split=ancient(place("split", "spec.json")),
     output:
         RUN / "metrics.json",
         RUN / "predictions.parquet",

@@ -190,6 +190,19 @@ def test_interrupted_in_any_chunk_it_goes_on_and_ends_with_the_same_bytes(
         assert path.read_bytes() == (broken.parent / path.name).read_bytes(), path.name
 
 
+def test_a_part_that_is_damaged_is_predicted_again(copper, frames, tmp_path, monkeypatch):
+    options = ["--model", copper, "--source", frames, "--chunk", 12]
+    whole, broken = tmp_path / "a" / "t.parquet", tmp_path / "b" / "t.parquet"
+    assert call(*options, "--output", whole) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(stage._Parts, "join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert call(*options, "--output", broken) == 130
+    (part,) = broken.parent.glob(".t.*.parts/00000001.predictions.parquet")
+    part.write_bytes(part.read_bytes()[:-20])
+    assert call(*options, "--output", broken) == 0
+    assert broken.read_bytes() == whole.read_bytes()
+
+
 def test_killed_it_goes_on(copper, tmp_path, monkeypatch):
     source, output = tmp_path / "frames.extxyz", tmp_path / "out" / "table.parquet"
     write(source, crystals(240))

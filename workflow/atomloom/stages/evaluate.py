@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from atomloom.config import Config
 from atomloom.data.sharded import ShardedGraphs
 from atomloom.files import write_atomically, write_json
 from atomloom.graphs.graph import Graph, GraphTable
@@ -29,6 +30,7 @@ from atomloom.training.metrics import split_metrics
 from atomloom.training.potential import REPORTED
 from atomloom.training.predict import LoadedModel, load_model, predict_table
 
+PARITY = "parity.png"
 BLOCK = 10_000
 """Structures whose graphs are held at a time."""
 DESCRIPTION = ["id", "split", "formula", "elements", "n_atoms"]
@@ -59,10 +61,7 @@ def evaluate_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
         units = dict(REPORTED[name] for name in config.dataset.target)
     else:
         tables = _predict_properties(places, model, data, frame, rows)
-        units = {
-            name: "" if config.training.classes else config.dataset.unit_of(name)
-            for name in config.dataset.target
-        }
+        units = property_units(config)
     table = tables["predictions"]
     for name, content in tables.items():
         write_table(run / f"{name}.parquet", content)
@@ -72,10 +71,7 @@ def evaluate_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
         for name in units
     }
     write_json(run / "metrics.json", metrics)
-    write_atomically(
-        run / "parity.png",
-        lambda path: parity_figure([tables.get(n, table) for n in units], list(units), units, path),
-    )
+    write_parity(run, [tables.get(name, table) for name in units], units)
     known = set(model.card.elements or ())
     unseen = frame["elements"].map(lambda text: set(str(text).split(",")) - known)
     if model.card.elements is not None and (guessed := int(unseen.map(bool).sum())):
@@ -89,6 +85,18 @@ def evaluate_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     if config.teacher is not None and config.model.kind == "potential":
         _compare_with_teacher(places, data, log)
     return run
+
+
+def property_units(config: Config) -> dict[str, str]:
+    """Unit of each target of a property model; classes have none."""
+    classes, unit_of = config.training.classes, config.dataset.unit_of
+    return {name: "" if classes else unit_of(name) for name in config.dataset.target}
+
+
+def write_parity(run: Path, tables: Sequence[pd.DataFrame], units: Mapping[str, str]) -> None:
+    """Write `parity.png` of some targets, whose predictions are in these tables."""
+    names = list(units)
+    write_atomically(run / PARITY, lambda path: parity_figure(tables, names, units, path))
 
 
 def _compare_with_teacher(

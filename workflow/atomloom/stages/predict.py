@@ -34,6 +34,7 @@ from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
 from atomloom.keys import BUILDER, CONVERTER, short_hash
 from atomloom.models.registry import require_elements
+from atomloom.parquet import read_arrow, write_table
 from atomloom.potentials.committee import Committee
 from atomloom.potentials.evaluation import evaluate_table, structure_table
 from atomloom.structures.checks import check_structure
@@ -509,8 +510,14 @@ class _Parts:
         write_spec(self.folder, content)
 
     def has(self, number: int) -> bool:
-        """Whether a chunk is done: its predictions are written last."""
-        return self._path(number, "predictions").exists()
+        """Whether a chunk is done, and what was written of it is whole."""
+        names = ("predictions", "refused", "forces")  # the first is written last
+        try:
+            for name in names if self.request.forces else names[:2]:
+                self._read(name, number)
+        except AtomloomError:
+            return False
+        return True
 
     def write(self, number: int, tables: _Tables) -> None:
         """Keep the tables of a chunk."""
@@ -522,7 +529,7 @@ class _Parts:
     def rows(self, number: int) -> int:
         """Structures predicted in a chunk; from now on it is one of those to join."""
         self.count = max(self.count, number + 1)
-        return pq.read_metadata(self._path(number, "predictions")).num_rows
+        return self._read("predictions", number).num_rows
 
     def join(self, schema: pa.Schema) -> tuple[int, int, str]:
         """Write the output; returns numbers of structures predicted and refused, and the first reason
@@ -550,7 +557,7 @@ class _Parts:
         """The ids of records of several files that have one name, by id and source."""
         columns = ["id", "source"]
         parts = [
-            pq.read_table(self._path(number, name), columns=columns)
+            self._read(name, number).select(columns)
             for name in ("predictions", "refused")
             for number in range(self.count)
         ]
@@ -564,7 +571,7 @@ class _Parts:
 
     def _table(self, name: str, number: int) -> pa.Table:
         """A table of a chunk, with the ids that tell its records from those of other files."""
-        table = pq.read_table(self._path(number, name))
+        table = self._read(name, number)
         if name == "forces" or not self._told_apart:
             return table
         pairs = zip(table["id"].to_pylist(), table["source"].to_pylist(), strict=True)
@@ -573,19 +580,21 @@ class _Parts:
 
     def _join(self, name: str, path: Path, schema: pa.Schema) -> None:
         first = 0
-        with pq.ParquetWriter(path, schema) as writer:
+        with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
             for number in range(self.count):
                 table = self._table(name, number)
                 if name == "forces":
                     rows = pa.array(table["row"].to_numpy() + first)
                     table = table.set_column(0, "row", rows)
-                    first += pq.read_metadata(self._path(number, "predictions")).num_rows
+                    first += self._read("predictions", number).num_rows
                 writer.write_table(table.cast(schema))
 
     def _write(self, number: int, name: str, table: pa.Table) -> None:
-        write_atomically(
-            self._path(number, name), lambda temporary: pq.write_table(table, temporary)
-        )
+        write_table(self._path(number, name), table)
+
+    def _read(self, name: str, number: int) -> pa.Table:
+        todo = f"remove {self.folder} and predict again"
+        return read_arrow(self._path(number, name), todo=todo)
 
     def _path(self, number: int, name: str) -> Path:
         return self.folder / f"{number:08d}.{name}.parquet"

@@ -10,8 +10,9 @@ from atomloom.files import read_json, require_digest, write_atomically
 from atomloom.layout import PlannedLayout, report_mark
 from atomloom.quarantine import QUARANTINE
 from atomloom.reports import ReportInputs, write_report
+from atomloom.runcard import HISTORY
+from atomloom.stages.relabel import relabel_run
 from atomloom.stages.split import read_split
-from atomloom.stages.train import HISTORY
 
 
 def report_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
@@ -21,6 +22,7 @@ def report_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
         AtomloomError: when the run was not evaluated, or the history or the quarantine is cut.
     """
     output = places.layout.report
+    relabel_run(places, log)
     card = read_json(places.run / "run.json", "digests", todo=again("train"))
     for path, digests, stage in (
         (places.run / HISTORY, card["digests"], "train"),

@@ -19,7 +19,7 @@ from atomloom.files import file_digest, read_json, require_digest, write_json, w
 from atomloom.graphs.graph import GraphTable
 from atomloom.graphs.store import GraphStore
 from atomloom.layout import PlannedLayout
-from atomloom.runcard import environment, now
+from atomloom.runcard import HISTORY, environment, now
 from atomloom.stages.index import read_indexed_records
 from atomloom.stages.label import labelled_chunk
 from atomloom.stages.labels import array_targets
@@ -27,8 +27,6 @@ from atomloom.stages.split import read_dataset, read_split
 from atomloom.training.data import LabelledGraphs
 from atomloom.training.loop import train
 from atomloom.training.potential import REPORTED
-
-HISTORY = "history.csv"
 
 
 def train_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
@@ -62,7 +60,7 @@ def train_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
                 "run": places.run_key,
             },
             "config": config.model_dump(mode="json"),
-            **_reported(config),
+            **reported(config),
             "model": {"name": config.model.name, "parameters": result.parameters},
             "epochs_run": result.epochs_run,
             "best_epoch": result.best_epoch,
@@ -88,7 +86,7 @@ def read_history(places: PlannedLayout) -> pd.DataFrame:
     return pd.read_csv(places.run / HISTORY)
 
 
-def _reported(config: Config) -> dict[str, Any]:
+def reported(config: Config) -> dict[str, Any]:
     """What errors are reported of, and its unit."""
     if config.model.kind == "property":
         return {"target": config.dataset.target, "unit": config.dataset.unit}

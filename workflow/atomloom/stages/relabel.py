@@ -1,0 +1,48 @@
+"""The unit in what a finished run says of itself: it is no part of the run's key, and may change.
+
+A unit names numbers and changes none, so another one trains nothing: run card, model files and the
+parity figure are written again with it. Called by the report, which is what a new unit makes anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from atomloom.errors import again
+from atomloom.files import read_json, write_json
+from atomloom.layout import PlannedLayout
+from atomloom.parquet import read_table
+
+
+def relabel_run(places: PlannedLayout, log: Callable[[str], None]) -> None:
+    """Bring the unit in the cards of a run up to date; a run that has the config's is left alone.
+
+    Raises:
+        AtomloomError: when the run card or a model file is missing or damaged.
+    """
+    run, unit = places.run, places.config.dataset.unit
+    card = read_json(run / "run.json", "config", todo=again("train"))
+    if card["config"]["dataset"].get("unit", "") == unit:
+        return
+    # Most commands have no need of torch.
+    from atomloom.stages.evaluate import PARITY, property_units, write_parity
+    from atomloom.stages.train import reported
+    from atomloom.training.modelfile import read_model, write_model
+
+    log(f"the unit is now {unit or 'none'}: run card and model file are written again")
+    for path in _model_files(run):
+        tensors, own = read_model(path)
+        write_model(path, tensors, replace(own, unit=unit))
+    if places.config.model.kind == "property" and (run / PARITY).exists():
+        units = property_units(places.config)
+        predictions = read_table(run / "predictions.parquet", todo=again("evaluate"))
+        write_parity(run, [predictions] * len(units), units)
+    # The card comes last: as long as it has the old unit, all of this is done again.
+    card["config"]["dataset"]["unit"] = unit
+    write_json(run / "run.json", card | reported(places.config))
+
+
+def _model_files(run: Path) -> list[Path]:
+    return [run / "model.safetensors", *sorted((run / "checkpoints").glob("*.safetensors"))]
