@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter
 
 import gemmi
@@ -316,6 +317,40 @@ def test_centrings_left_out_of_the_list_are_noticed():
         parse("cif", cif(head, "K K .1 .2 .3"))
 
 
+def test_operations_that_are_not_all_of_the_group_named_are_noticed_without_a_formula():
+    """Generators, or a list without the centrings; where the file counts its atoms, the list is right."""
+    name = "_symmetry_space_group_name_H-M 'I m m m'\n"
+    plain = [f"{x},{y},{z}" for x in ("x", "-x") for y in ("y", "-y") for z in ("z", "-z")]
+    cell, site = "3 4 5 90 90 90", "K K 0 0 0"
+    for operations in (["x,y,z", "-x,-y,-z"], plain):
+        head = name + listed(*operations)
+        with pytest.raises(AtomloomError, match="of the file or of I m m m, and the file does not"):
+            parse("cif", cif(head, site, cell))
+        counted = head + "\n_chemical_formula_sum K\n_cell_formula_units_Z 1"
+        assert content(cif(counted, site, cell)) == "K1"
+    whole = [*plain, *(re.sub(r"([xyz])", r"\1+1/2", operation) for operation in plain)]
+    assert content(cif(name + listed(*whole), site, cell)) == "K2"
+    # the operations of a primitive cell are no part of those of the larger one
+    assert content(cif(name + listed("x,y,z", "-x,-y,-z"), site, "3 3 3 70 80 100")) == "K1"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "_symmetry_cell_setting cubic",
+        "_space_group_crystal_system orthorhombic",
+        "_parent_space_group.name_H-M_alt 'F m -3 m'",
+    ],
+)
+def test_symmetry_of_which_only_the_kind_or_the_parent_is_said_is_no_p1(said):
+    with pytest.raises(AtomloomError, match=r"without a space group|which is not understood"):
+        parse("cif", cif(said, NACL))
+    whole = "\n_chemical_formula_sum 'Na Cl'\n_cell_formula_units_Z 1"
+    if "parent" not in said:
+        assert content(cif(said + whole, NACL)) == "Cl1 Na1"
+        assert content(cif("_symmetry_cell_setting triclinic", NACL)) == "Cl1 Na1"
+
+
 def test_all_atoms_in_p1_may_be_more_units_than_they_were():
     """A supercell that keeps Z, and OQMD's Z, which is atoms over elements."""
     head = "_symmetry_space_group_name_H-M 'P 1'\n" + listed("x,y,z")
@@ -400,6 +435,10 @@ LABELS = SITES.replace("_atom_site_type_symbol", "")
         ("Fe/Mn1", None, None),
         ("Fe,Mn", None, None),
         ("FeMn1", None, None),
+        ("Nb1Zr1", None, None),
+        ("Nb0.8", None, None),
+        ("H2O1", None, None),
+        ("H2O", "H", "H"),
         ("X1", None, None),
         ("M1", None, None),
     ],
@@ -436,6 +475,12 @@ def test_labels_are_one_element_of_the_formula_or_refused(label, formula, elemen
         ("FeMn", None),
         ("OH", None),
         ("OH2", None),
+        ("H2O", None),
+        ("NH4+", None),
+        ("NO3-", None),
+        ("CN-", None),
+        ("CO32-", None),
+        ("PO43-", None),
         ("T", None),
         ("M", None),
     ],
@@ -513,6 +558,12 @@ def test_every_block_with_sites_is_a_record(tmp_path, text, line_end):
     path = tmp_path / "two.cif"
     path.write_bytes(text.format(*body).replace("\n", line_end).encode())
     assert [structure.numbers.tolist() for structure in read(path)] == [[11], [19]]
+
+
+def test_a_text_of_several_structures_is_no_single_record():
+    two = cif(P1, NACL) + cif(P1, NACL).replace("data_x", "data_y")
+    with pytest.raises(AtomloomError, match="several data blocks with atom sites in one record"):
+        parse("cif", two)
 
 
 def test_a_block_quoted_in_a_text_field_is_no_record():

@@ -33,6 +33,7 @@ from atomloom.structures.readers.cif_symmetry import (
     Ranks,
     Setting,
     check_metric,
+    larger_settings,
     settings,
 )
 from atomloom.structures.readers.cif_tags import UNKNOWN, Tags
@@ -113,10 +114,12 @@ def _read(payload: bytes, options: Mapping[str, Any]) -> Structure:
         document = gemmi.cif.read_string(payload)
     except (ValueError, RuntimeError) as error:
         return _where_gemmi_gives_up(payload, error)
-    for block in document:
+    for place, block in enumerate(document, start=1):
         tags = Tags(block)
         sites = tags.sites
         if _FRACT[0] in sites:
+            if any(_FRACT[0] in Tags(other).sites for other in [*document][place:]):
+                raise AtomloomError("several data blocks with atom sites in one record")
             return _of_block(tags, sites, float(options.get("site_tolerance", SITE_TOLERANCE)))
     if any(Tags(block).column("_atom_site_cartn_x") for block in document):
         raise AtomloomError("only Cartesian sites (_atom_site_Cartn_x), no fractional ones")
@@ -166,6 +169,8 @@ def _of_block(tags: Tags, columns: Mapping[str, list[str]], tolerance: float) ->
     ranks = settings(tags)
     if len(ranks) == len(ranks[0]) == 1:
         atoms = _atoms(sites, cell, ranks[0][0], tolerance)
+        if not atoms.evidence.counted and (larger := larger_settings(tags, ranks[0][0])):
+            atoms = _fitting(sites, cell, ((atoms.setting, *larger),), tolerance)
     else:
         atoms = _fitting(sites, cell, ranks, tolerance)
     return Structure(atoms.numbers, atoms.fractional @ cell, cell, _PERIODIC.copy())

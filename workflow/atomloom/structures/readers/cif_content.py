@@ -37,12 +37,18 @@ _BRACKET = re.compile(
 _CHARGE = re.compile(r"(?<![A-Za-z])[0-9]*[+-]|[+-][0-9]*(?![A-Za-z0-9])")
 _TYPE = re.compile(
     r"([A-Za-z]{1,2})(?:val|va)?"  # Cval and Siva are scattering factors
-    r"(?:[0-9]*\.?[0-9]*[+-]+\.?|[+-]+[0-9]*\.?[0-9]*|\((?:[IVX]+|[0-9]*[+-])\)|_[0-9]+)?"
+    r"(?:[0-9]?(?:\.[0-9]*)?[+-]+\.?|[+-]+[0-9]*\.?[0-9]*|\((?:[IVX]+|[0-9]*[+-])\)|_[0-9]+)?"
 )
 _MIXED = re.compile(r"([A-Z][a-z]?)[0-9.+-]*\s*[,/&+|:;]\s*[0-9.]*([A-Z][a-z]?)(?![a-z])")
 _SHARES = re.compile(r"([A-Z][a-z]?)[0-9]*\.[0-9]+\s*([A-Z][a-z]?)(?![a-z])")
 _TOGETHER = re.compile(r"([A-Z][a-z])([A-Z][a-z])")
+_SITE_OF_TWO = re.compile(r"([A-GI-Z][a-z]?)[0-9]+([A-Z][a-z])[0-9]")
+_SHARE = re.compile(r"[A-Z][a-z]?0?\.[0-9]+")
+_WATER = re.compile(r"H[23]O[0-9]*[+-]?")
 _GROUPS = frozenset(("H", "AT", "AC"))  # OH, NH and CH; WAT and VAC
+_IONS = frozenset(
+    ("NH", "NO", "CN")
+)  # NH4+, NO3- and CN- are none of nihonium, nobelium, copernicium
 _SURE = {symbol: number for symbol, number in NUMBERS.items() if symbol not in ("D", "T")}
 _RATIO_TOLERANCE = 1e-3
 _UNITS_TOLERANCE = 0.02
@@ -187,12 +193,13 @@ def _of_type(symbol: str, made_of: frozenset[int] | None) -> int:
     found = _TYPE.fullmatch(text)
     if found is None:
         _refuse_mixture(text, made_of)
-        if re.fullmatch(r"[A-Za-z]{1,2}[0-9]+[A-Za-z]?'*", text):
+        if re.fullmatch(r"[A-Za-z]{1,2}[0-9]+[A-Za-z]?'*", text) and not _WATER.fullmatch(text):
             return _of_label(text, made_of)  # labels stand in the column of types
         raise AtomloomError(f"unknown element `{text[:20]}`")
     name = found.group(1)
     number = NUMBERS.get(name) or NUMBERS.get(name.capitalize())
-    if number is None or (name in ("D", "T") and not _hydrogen(name, made_of)):
+    isotope = name in ("D", "T")
+    if number is None or name in _IONS or (isotope and not _hydrogen(name, made_of)):
         raise AtomloomError(f"unknown element `{text[:20]}`")
     return number
 
@@ -207,8 +214,12 @@ def _hydrogen(name: str, made_of: frozenset[int] | None) -> bool:
 def _of_label(label: str, made_of: frozenset[int] | None) -> int:
     """Atomic number of a site label such as Fe1, O2A or CL1, by the formula where it is ambiguous."""
     text = label.strip("'\" ")
-    _refuse_mixture(text, made_of)
+    _refuse_mixture(text, made_of, _SITE_OF_TWO)
+    if _SHARE.fullmatch(text):
+        raise AtomloomError(f"disordered site: `{text[:40]}` is a share of an atom, or a mixture")
     found = re.match(r"[A-Za-z]+", text)
+    if made_of is None and _WATER.fullmatch(text):
+        found = None
     if found is None:
         raise AtomloomError(f"unknown element in site label `{text[:20]}`")
     letters = found.group()
@@ -235,9 +246,9 @@ def _of_label(label: str, made_of: frozenset[int] | None) -> int:
     return possible.pop()
 
 
-def _refuse_mixture(text: str, made_of: frozenset[int] | None) -> None:
+def _refuse_mixture(text: str, made_of: frozenset[int] | None, *more: re.Pattern[str]) -> None:
     """Two elements on one site, as in Nb,Zr or Fe/Mn or Nb0.8Zr0.2."""
-    for pattern in (_MIXED, _SHARES, _TOGETHER):
+    for pattern in (_MIXED, _SHARES, _TOGETHER, *more):
         found = pattern.match(text.strip("'\""))
         if found is None:
             continue

@@ -49,7 +49,8 @@ _TYPE = "_space_group_name_h-m_ref"
 _NUMBER = ("_space_group_it_number", "_symmetry_int_tables_number")
 _CODE = "_space_group_it_coordinate_system_code"
 _NAMES = (*_HALL, *_SYMBOLS, *_TRANSFORMS, _TYPE, *_NUMBER, _CODE)
-_SYMMETRY = re.compile(r"_(?:magnetic_)?(?:space_?group|sym+et+ry|symop)")
+_SYSTEM = ("_symmetry_cell_setting", "_space_group_crystal_system")
+_SYMMETRY = re.compile(r"_(?:magnetic_|parent_)?(?:space_?group|sym+et+ry|symop)")
 _NO_GROUP = re.compile(r"cell_setting|crystal_system|_id$|transform|patterson|wyckoff|standard")
 _SAYS_P1 = frozenset(("'P 1'", "P1", "'P1'", '"P 1"'))
 _P1 = frozenset(("p1", "1", "1.1", "x,y,z", "x,y,z,+1", "a1", "c1^1"))
@@ -107,13 +108,39 @@ def settings(tags: Tags) -> Ranks:
             return ((listed,),)
         if tags.first(_HERMANN_MAUGUIN[0]) in _SAYS_P1:
             return ((P1,),)
-    found = {tag: tags.text(tag) for tag in _NAMES}
-    names = tuple((tag, text) for tag, text in found.items() if text is not None)
-    if names:
+    if names := _names(tags):
         return _named(names) if listed is None else _named_beside_identity(names)
     if listed is None:
         _refuse_unread(tags.every)
+        for tag in _SYSTEM:
+            if (system := tags.text(tag)) and system.lower() not in ("triclinic", "anorthic"):
+                return ((P1._replace(doubt=f"{system} without a space group or operations"),),)
     return ((P1,),)
+
+
+def larger_settings(tags: Tags, listed: Setting) -> tuple[Setting, ...]:
+    """Settings of the group a file names that hold more than all the operations it lists: centrings may
+    have been left out of the list, or it may be one of generators."""
+    names = _names(tags) if len(listed.rotations) > 1 and not tags.column(_MAGNETIC[0]) else ()
+    if not names:
+        return ()
+    try:
+        ranks = _named(names)
+    except AtomloomError:
+        return ()
+    known = {row.tobytes() for row in _grid(listed.rotations, listed.translations)}
+    return tuple(
+        setting
+        for rank in ranks
+        for setting in rank
+        if len(setting.rotations) > len(known)
+        and known <= {row.tobytes() for row in _grid(setting.rotations, setting.translations)}
+    )
+
+
+def _names(tags: Tags) -> tuple[tuple[str, str], ...]:
+    found = {tag: tags.text(tag) for tag in _NAMES}
+    return tuple((tag, text) for tag, text in found.items() if text is not None)
 
 
 def check_metric(setting: Setting, cell: np.ndarray) -> None:
