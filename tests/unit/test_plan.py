@@ -60,3 +60,11 @@ def test_plan_reads_back_what_it_wrote(tmp_path):
     plan.write(tmp_path / "plan.json")
     assert Plan.read(tmp_path / "plan.json") == plan
     assert plan.chunk_keys == ["a", "b"]
+
+
+def test_a_record_closes_a_chunk_that_holds_the_least_and_the_greatest_closes_any():
+    """Record by record: 1 where its fingerprint closes a chunk, in chunks of 3 to 6."""
+    records = [(0 if closes else 1).to_bytes(8, "little") for closes in map(int, "110001100000011")]
+    expected = [(0, 3 + 3), (6, 6), (12, 3)]
+    assert list(cut_chunks(records, 5, 3, 6)) == expected
+    assert list(cut_chunks(records[2:], 5, 3, 6)) == [(0, 4), (4, 6), (10, 3)]

@@ -195,3 +195,21 @@ def test_a_limit_of_the_process_counts(tmp_path, monkeypatch):
 
 def test_this_machine_has_some_memory_free():
     assert free_memory().size > 0
+
+
+def test_there_is_room_for_two_windows_and_two_batches(graphs, free):
+    """One window is read while the other is trained on; the limits are exact to the byte."""
+    batch = int(np.sort(graphs.weights)[-BOUNDS.structures :].sum())
+    shard = int(np.bincount(graphs.shard, graphs.weights).max())
+    least = 2 * (shard + batch) + graphs.reading
+    choice = choose_loader(graphs, BOUNDS, mode="disk", budget=least)
+    assert choice.window == shard
+    with pytest.raises(AtomloomError, match="two shards and two batches"):
+        choose_loader(graphs, BOUNDS, mode="disk", budget=least - 1)
+    larger = choose_loader(graphs, BOUNDS, mode="disk", budget=least + 1000)
+    assert larger.window == shard + 500
+    free(least)
+    assert choose_loader(graphs, BOUNDS, begun=choice).window == shard
+    free(least - 1)
+    with pytest.raises(AtomloomError, match="the run began with windows of"):
+        choose_loader(graphs, BOUNDS, begun=choice)

@@ -337,3 +337,39 @@ def test_a_record_s_own_value_that_a_label_table_overrules_is_said():
     convert_chunk(layout, plan, plan.chunk_keys[0], lines.append)
     write_split(PlannedLayout(layout, plan), lines.append)
     assert "2 structures hold another energy than the labels say: labels count" in lines
+
+
+def test_a_test_set_that_tears_groups_apart_is_said():
+    write_cifs()
+    write_labels([{"id": f"s{i:02d}", "gap": i, "family": f"f{i % 7}"} for i in range(12)])
+    Path("folds.json").write_text("\ufeff" + json.dumps({"fold_0": [0, 1, 5, 6]}))
+    split = {"kind": "folds", "folds_file": "folds.json", "group": "family", "val_fraction": 0.4}
+    layout, lines = Layout(config(split=split)), []
+    plan = make_plan(layout, say_nothing)
+    for key in plan.chunk_keys:
+        convert_chunk(layout, plan, key, say_nothing)
+    write_split(PlannedLayout(layout, plan), lines.append)
+    assert lines[0] == (
+        "warning: 2 groups of `family` stand in the test set and outside it, as split.kind: folds says "
+        "(first: f0)"
+    )
+
+
+def test_forces_of_a_record_whose_energy_no_table_knows_are_learnt():
+    values = "energy=-1 gap=1"
+    text = (
+        "".join(frame(i, values) for i in range(12))
+        .replace("pos:R:3 ", "pos:R:3:forces:R:3 ")
+        .replace(" 0 0 0\n", " 0 0 0 1 0 0\n")
+        .replace("2 2 2\n", "2 2 2 -1 0 0\n")
+    )
+    Path("b.xyz").write_text(text)
+    write_labels([{"id": f"b-{i:06d}", "energy": i if i else None} for i in range(12)])
+    settings = config("b.xyz", ["energy", "forces"])
+    potential = parse_config(
+        settings.model_dump(exclude={"model", "graph"}) | {"model": {"name": "painn", "width": 8}}
+    )
+    used, refused, _ = divided(potential)
+    assert not refused
+    assert np.isnan(used["energy"]["b-000000"])
+    assert used["energy"][1:].tolist() == list(range(1, 12))

@@ -155,6 +155,8 @@ def test_a_column_of_row_numbers_is_not_taken_for_ids_beside_one_that_is_called_
     says = refusal(tmp_path, ",id,gap\n0,4,1\n1,3,2\n")
     assert "its first column has no name and numbers the rows, beside a column `id`" in says
     assert "`Unnamed: 0`" in says
+    for of_a_table_cut_or_sorted in (",id,gap\n0,4,1\n3,3,2\n", ",id,gap\n1,4,1\n0,3,2\n"):
+        assert "numbers the rows" in refusal(tmp_path, of_a_table_cut_or_sorted)
     index = table_of(tmp_path, ",id,gap\n0,4,1\n1,3,2\n", id_column="Unnamed: 0")
     assert index.row_of == {"0": 0, "1": 1}
     assert table_of(tmp_path, ",gap\nx,1\ny,2\n").row_of == {"x": 0, "y": 1}, "an index of names"
@@ -442,3 +444,10 @@ def test_labels_that_were_good_before_keep_their_digest(tmp_path):
         "gap,text:set,problem\n1.5,train,\n"
         ",val,\"no label: gap is 'na', no finite number\"\n2.0,,\n,x,no label: gap is missing\n"
     )
+
+
+def test_a_header_that_contradicts_the_columns_given_is_no_row(tmp_path):
+    text = "id,note,gap\na,1,2\n"
+    says = refusal(tmp_path, text, columns=["id", "gap", "note"])
+    assert "l.csv: its first row names the columns id, note, gap" in says
+    assert table_of(tmp_path, text, columns=["id", "note", "gap"]).column("gap")[1:] == ["2"]

@@ -170,3 +170,11 @@ def test_what_classes_cannot_have_is_refused(target, training, message):
         parse_config(
             {"dataset": {"name": "x", "source": "x", "target": target}, "training": training}
         )
+
+
+def test_calibration_has_15_intervals_of_confidence():
+    """Two decisions between 0.6 and 0.7, on both sides of 10/15: right and wrong do not cancel."""
+    found = calibration_error(np.array([True, False]), np.array([0.62, 0.68]))
+    assert found == pytest.approx((0.38 + 0.68) / 2)
+    together = calibration_error(np.array([True, False]), np.array([0.61, 0.65]))
+    assert together == pytest.approx(abs(-0.39 + 0.65) / 2)

@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 
 from atomloom.data.loader import GraphLoader
 from atomloom.errors import AtomloomError
+from atomloom.training import loop
 from atomloom.training.data import LabelledGraphs
 from atomloom.training.loop import train
 from atomloom.training.metrics import class_metrics
 from atomloom.training.norms import statistics_of_this_batch
+from atomloom.training.objectives import PropertyObjective, Scores
 from atomloom.training.predict import load_model, predict_table
 from atomloom.training.state import load_state
 from tests.unit.training.runs import (
@@ -395,3 +397,49 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     assert train(data, config, tmp_path, lines.append) == first
     assert lines == ["already trained"]
     assert (tmp_path / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_plateau_rule_looks_at_validation_and_not_at_training(tmp_path, monkeypatch):
+    use_sum_model(monkeypatch)
+    rising = iter(Scores(error, error, (error,)) for error in (1.0, 2.0, 3.0, 4.0))
+    monkeypatch.setattr(PropertyObjective, "validate", lambda *arguments: next(rising))
+    options = {"scheduler": "plateau", "plateau_patience": 0, "plateau_factor": 0.5}
+    train(small_data(), small_config(epochs=4, learning_rate=0.02, **options), tmp_path, quiet)
+    rows = history(tmp_path)
+    losses = [row["train_loss"] for row in rows]
+    assert losses == sorted(losses, reverse=True), "training falls"
+    assert [row["learning_rate"] for row in rows] == [0.02, 0.02, 0.01, 0.005]
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_validation_uses_the_batch_statistics_of_the_first_process(
+    tmp_path, monkeypatch, ema_decay
+):
+    """Each process has own running statistics; without the first one's, each would judge another model."""
+    seen = []
+
+    def from_another(fabric, tensors):
+        for tensor in tensors:
+            if tensor.is_floating_point():
+                tensor.fill_(0.75)  # what the first process has
+
+    def noting(self, forward, loader, fabric, genuine=PropertyObjective.validate):
+        state = models[0].state_dict()
+        seen.append(
+            [v for name, v in state.items() if name.endswith(("running_mean", "running_var"))]
+        )
+        return genuine(self, forward, loader, fabric)
+
+    models = []
+
+    def keeping(*arguments, genuine=loop.build_model):
+        models.append(genuine(*arguments))
+        return models[-1]
+
+    monkeypatch.setattr(loop, "build_model", keeping)
+    monkeypatch.setattr(loop, "share_from_first", from_another)
+    monkeypatch.setattr(PropertyObjective, "validate", noting)
+    train(small_data(), small_config(epochs=1, ema_decay=ema_decay), tmp_path, quiet)
+    (statistics,) = seen
+    assert statistics, "the model has batch norms"
+    assert all(bool((tensor == 0.75).all()) for tensor in statistics)

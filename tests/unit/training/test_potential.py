@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from atomloom.config import parse_config
 from atomloom.config.training import PotentialTraining
 from atomloom.errors import AtomloomError
+from atomloom.models.derivatives import PotentialOutput
 from atomloom.training.loop import train
 from atomloom.training.objectives import step_shares
 from atomloom.training.potential import PotentialObjective
@@ -329,3 +330,20 @@ def test_structures_larger_than_a_batch_may_be_are_named(tmp_path, monkeypatch):
     large = int((np.diff(data.table.node_ptr)[rows] > 3).sum())
     assert 0 < large < len(rows)
     assert any(line.startswith(f"{large} structures alone exceed") for line in lines)
+
+
+def test_errors_that_structures_are_drawn_by_are_those_of_an_atom():
+    """A large structure whose atoms are as wrong as a small one's comes as often."""
+    data = pair_data(24)
+    config = pair_config(["energy"], potential={"sampling": "error"})
+    train_rows = data.split("train")
+    objective = PotentialObjective(data, config, train_rows, data.split("val"))
+    carried = objective.carried(training=True)
+    counts = np.diff(data.table.node_ptr)
+    rows = np.array([next(r for r in train_rows if counts[r] == n) for n in (2, 5)])
+    (batch,) = data.loader(rows, carried.targets, config.training.batch)
+    atoms = batch.node_ptr.diff()
+    energy = batch.targets[:, 0] + 0.25 * atoms * torch.tensor([1.0, -1.0])
+    objective.sums(PotentialOutput(torch.zeros(len(batch.numbers)), energy), batch)
+    drawn = carried.chances(1)[rows]
+    assert drawn[0] == pytest.approx(drawn[1])

@@ -51,6 +51,16 @@ def divide(split: Split, frame: pd.DataFrame, columns: pd.DataFrame, records: in
     return _by_ratio(split.ratios, groups, split.seed)
 
 
+def torn_groups(groups: Sequence[str], sets: Sequence[str]) -> list[str]:
+    """Groups that stand in the test set and outside it, in order of first appearance.
+
+    Where a column, folds or sources say what the test set is, they go before `split.group`.
+    """
+    inside = pd.Series(np.asarray(sets) == "test").groupby(np.asarray(groups), sort=False)
+    some = inside.any() & ~inside.all()
+    return [str(name) for name in some.index[some]]
+
+
 def _groups(split: Split, columns: pd.DataFrame) -> np.ndarray:
     """[S] integers: structures of one group stay together; by default each is its own group."""
     if split.group is None:
@@ -129,7 +139,7 @@ def _by_sources(split: Split, frame: pd.DataFrame, groups: np.ndarray) -> np.nda
 def _by_fold(split: Split, frame: pd.DataFrame, groups: np.ndarray, records: int) -> np.ndarray:
     path = Path(expand_variables(str(split.folds_file)))
     try:
-        folds = json.loads(path.read_text())
+        folds = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise AtomloomError(f"cannot be read: {error}", where=path) from None
     rows = folds.get(f"fold_{split.fold}") if isinstance(folds, dict) else None

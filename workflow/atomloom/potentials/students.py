@@ -97,14 +97,13 @@ def compare_with_teacher(
 
 def _dynamics(teacher: Teacher, student: AtomloomCalculator, atoms, seed: int) -> dict[str, float]:
     from ase import units
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+    from ase.md.velocitydistribution import Stationary, thermalize_momenta
     from ase.md.verlet import VelocityVerlet
 
     judge = ase_calculator(teacher)
     atoms.calc = student
-    MaxwellBoltzmannDistribution(
-        atoms, temperature_K=TEMPERATURE, rng=np.random.RandomState(seed), force_temp=True
-    )
+    rng = np.random.RandomState(seed)
+    thermalize_momenta(atoms, temperature_K=TEMPERATURE, rng=rng, exact_temperature=True)
     Stationary(atoms)
     total, energies, forces = [], [], []
 

@@ -312,12 +312,14 @@ class _Join:
     def mark_unlabelled(self, columns: Mapping[str, Any]) -> None:
         """Note why records have no label at all, or not a global feature.
 
-        Of names that the structures may hold themselves, only the split can say it.
+        Of names that the structures may hold themselves, as they do forces and stress, only the split
+        can say it.
         """
         told = set(self._config.dataset.global_features)
         here = read_here(self._config)
         targets = [name for name in here if name not in told]
-        if targets and all(name in columns for name in targets):
+        inside = array_targets(self._config)
+        if targets and not inside and all(name in columns for name in targets):
             unknown = np.all([np.isnan(columns[name]) for name in targets], axis=0)
             for place in np.flatnonzero(unknown):
                 self._note(place, self._reasons[targets[0]][place])
@@ -422,13 +424,16 @@ def _several(name: str, file: str) -> AtomloomError:
 def _refuse_row_numbers(
     labels: Labels, names: Sequence[str], ids: Sequence[str | None], position: int
 ) -> None:
-    """Refuse to take row numbers that pandas wrote for ids where another column is named as ids are."""
+    """Refuse to take row numbers that pandas wrote for ids where another column is named as ids are.
+
+    Of a table that was sorted or cut they are in another order, or with gaps.
+    """
     other = next((name for name in names if name.lower() in ID_KEYS), None)
     if (
         isinstance(labels.id_column, int)
         and names[position].startswith("Unnamed: ")
         and other is not None
-        and list(ids) == [str(row) for row in range(len(ids))]
+        and all(name is not None and name.isdecimal() for name in ids)
     ):
         raise AtomloomError(
             f"its first column has no name and numbers the rows, beside a column `{other}`",
@@ -543,6 +548,10 @@ class _Reading:
             if not names:
                 return cls([], [], "is no table: it is empty")
             for number, row in lines:
+                if given and not rows and row != given and sorted(row) == sorted(given):
+                    problem = f"its first row names the columns {', '.join(row)}"
+                    todo = "leave dataset.labels.columns out, or give them in this order"
+                    return cls(names, [], problem, todo)
                 if any(row[len(names) :]) or any(names[len(row) :]):
                     said = "dataset.labels.columns names" if given else "the header names"
                     problem = f"line {number} has {len(row)} columns, {said} {len(names)}"

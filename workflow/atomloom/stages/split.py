@@ -5,7 +5,7 @@ Depends on structures, labels and the split's options, not on graphs: a new cuto
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pandas as pd
 
 from atomloom.config import Config
 from atomloom.data.leaks import find_duplicates
-from atomloom.data.splits import SPLITS, divide
+from atomloom.data.splits import SPLITS, divide, torn_groups
 from atomloom.errors import AtomloomError, again
 from atomloom.files import file_digest, read_json, write_atomically, write_json, write_spec
 from atomloom.layout import PlannedLayout
@@ -62,6 +62,11 @@ def write_split(places: PlannedLayout, log: Callable[[str], None]) -> Path:
 
     columns = _columns_for_split(config, frame, labels)
     frame["split"] = divide(config.split, frame, columns, plan.records)
+    if config.split.group and (torn := torn_groups(columns[config.split.group], frame["split"])):
+        log(
+            f"warning: {len(torn):,} groups of `{config.split.group}` stand in the test set and outside "
+            f"it, as split.kind: {config.split.kind} says (first: {torn[0]})"
+        )
     if config.split.group not in (None, "formula"):
         frame[f"{TEXT}{config.split.group}"] = columns[config.split.group].to_numpy()
     duplicates = find_duplicates(records.chunks, frame, config.split.duplicate_tolerance)
@@ -256,13 +261,33 @@ def _join_targets(
             reason = f"no label: {name} is {frame[name][row]}, no finite number"
             problem[row] = problem[row] or reason
     unknown = np.all([frame[name].isna() for name in targets], axis=0)
-    problem[unknown & (problem == "")] = f"no label: the record has no {' and no '.join(targets)}"
+    unknown &= ~_have_arrays(records, arrays)
+    wanted = [*targets, *arrays]
+    problem[unknown & (problem == "")] = f"no label: the record has no {' and no '.join(wanted)}"
     for name in config.dataset.global_features:
         problem[frame[name].isna() & (problem == "")] = f"no label: the record has no {name}"
     for record, reason in zip(frame["record"], problem, strict=True):
         if reason:
             quarantine.add(record, reason)
     return frame[problem == ""].reset_index(drop=True)
+
+
+def _have_arrays(records: _Records, names: Sequence[str]) -> np.ndarray:
+    """[S] bool, whether a structure has known components of one of these properties."""
+    parts = []
+    for chunk in records.chunks:
+        table = chunk.table
+        found = np.zeros(len(table), dtype=bool)
+        for name in names:
+            values = table.properties.get(name)
+            if values is not None:
+                known = np.isfinite(values).reshape(len(values), -1).any(axis=1)
+                owners = np.arange(len(table))
+                if name in table.per_atom:
+                    owners = np.repeat(owners, np.diff(table.node_ptr))
+                found[owners[known]] = True
+        parts.append(found)
+    return np.concatenate(parts)
 
 
 def _agree(a: np.ndarray, b: np.ndarray) -> np.ndarray:
