@@ -37,7 +37,7 @@ lint: $(READY) ## format, style, types, workflow
 config: $(READY) ## renew config/config.yaml, the schema and the table of keys from the config models
 	$(BIN)/python -m atomloom.config.generate
 
-bench: $(READY) ## the benchmarks that the README states (long)
+bench: $(READY) ## the benchmarks behind docs/measured.md (long)
 	for file in $(BENCHMARKS); do $(BIN)/python $$file || exit 1; done
 
 clean: ## remove what the demo made (results/, store/), not the environment

@@ -1,4 +1,4 @@
-"""What the README shows works as it stands."""
+"""What the README and the pages under docs/ show works as it stands."""
 
 from __future__ import annotations
 
@@ -58,7 +58,12 @@ def test_no_target_stands_behind_the_configfile_of_a_command(page):
         assert all(file.endswith(".yaml") for file in files), command
 
 
-@pytest.mark.parametrize("name", re.findall(r"`atomloom (\w+)", README))
+NAMED = re.findall(
+    r"(?:`|    )atomloom (\w+)", README + (ROOT / "docs" / "everyday.md").read_text()
+)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMED)))
 def test_every_command_it_names_exists(name):
     done = subprocess.run(
         [sys.executable, "-m", "atomloom", name, "--help"], capture_output=True, text=True
@@ -67,6 +72,7 @@ def test_every_command_it_names_exists(name):
     assert "usage: atomloom" in done.stdout
 
 
-def test_every_path_it_names_exists():
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_path_it_names_exists(page):
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert "://" in link or (page.parent / link).exists(), link
