@@ -412,6 +412,8 @@ LABELS = SITES.replace("_atom_site_type_symbol", "")
         ("VAC1", None, None),
         ("Vac", None, None),
         ("OH1", None, None),
+        ("Oh1", None, None),
+        ("Rh1", None, "Rh"),
         ("Wat1", None, None),
         ("T1", "Al Si O2", None),
         ("T1", None, None),

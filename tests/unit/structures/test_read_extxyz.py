@@ -193,7 +193,7 @@ def test_a_stress_that_contradicts_the_virial_is_refused():
         ('energy=-1 stress="1 1 1 0 0 0" stress_unit=kbar', {"stress": 0.000624151}),
         ('energy=-1 stress="1 1 1 0 0 0" stress_unit=eV/Å**3', {"stress": 1.0}),
         ('energy=-1 energy_unit=Ha virial="1 1 1 0 0 0" virial_unit=Ha force_unit=Ha/Bohr', {"stress": -HARTREE / 120}),
-        ("energy=-1 charge_unit=e time_units=fs formula_units=4 unit_cell=[4,5,6]", {"energy": -1.0, "forces": 1.0}),
+        ("energy=-1 charge_unit=e time_units=fs formula_units=4 unit_cell=primitive", {"energy": -1.0, "forces": 1.0}),
     ],
 )  # fmt: skip
 def test_units_of_the_comment_line_are_converted(comment, expected):
@@ -220,6 +220,7 @@ def test_lengths_in_bohr_are_converted():
         ),
         ("energy=-0.5 energy-unit=hartree/bohr", "no known unit of energy"),
         ("force-unit=eV", "no known unit of force"),
+        ('units={"energy": "Ha"}', "`units` is a table, which is not read"),
         ("energy=-0.5 energy-unit=hartree", "not that of forces; name it by force-unit"),
         ("energy=-0.5 Ha", "not that of forces; name it by force-unit"),
         (
@@ -347,6 +348,26 @@ def test_columns_in_any_order_and_elements_by_number_are_read():
     assert read.numbers.tolist() == [29, 8]
     np.testing.assert_array_equal(read.positions, [[1, 2, 3], [4, 5, 6]])
     np.testing.assert_array_equal(read.properties["tag"], [5, 7])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("2\nAtoms. Timestep: 0\n3 0 0 0\n5 0 0 2\n", "`3` for an element: numbers of types"),
+        ("2\n\n1 0 0 0\n2 0 0 2\n", "`1` for an element: numbers of types"),
+        ("1\nProperties=species:S:1:pos:R:3\n1 0 0 0\n", "`1` for an element: numbers of types"),
+        ("1\nProperties=species:S:1:pos:R:3:Z:I:1\nSi 0 0 0 8\n", "not those of the species"),
+        ("1\nProperties=species:S:1:pos:R:3:Z:I:1\nSi 0 0 0 14\n", None),
+        ("1\nProperties=Z:I:1:pos:R:3\n1 0 0 0\n", None),
+        ("2\n\n8 0 0 0\n1 0 0 2\n", None),
+    ],
+)
+def test_numbers_for_elements_are_atomic_numbers_and_no_types(text, message):
+    if message is None:
+        assert parse("extxyz", text).numbers[0] in (1, 8, 14)
+        return
+    with pytest.raises(AtomloomError, match=message):
+        parse("extxyz", text)
 
 
 def test_plain_xyz_ignores_the_comment_and_further_columns():

@@ -233,6 +233,7 @@ def _of_label(label: str, made_of: frozenset[int] | None) -> int:
     if made_of is None:
         if letters[1:].upper() in _GROUPS or len(letters) > 2:
             plain = letters[:2].istitle() and letters[2:].isupper() and len(letters) == 3
+            plain = plain or letters in ("Rh", "Th")
             long, short = (long, None) if plain else (None, None)
         possible = {number for number in (long, short) if number}
     else:

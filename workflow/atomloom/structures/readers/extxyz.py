@@ -55,6 +55,7 @@ _BARE_PBC = re.compile(
 )
 _WORD_BEHIND = re.compile(r"\s*=\s*[^\s\"']++\s++([A-Za-z][A-Za-z./]*+)(?!\S)(?!\s*=)")
 _PER_ATOM = re.compile(r"(?:/|_per_| per )atoms?$")
+_CELL_KEY = re.compile(r"unit[-_.]?cell", re.IGNORECASE)
 _UNIT_KEY = re.compile(r"(?:(.+?)[-_.]?)?units?(?:[-_.](.+))?", re.IGNORECASE)
 _OTHER_UNITS = re.compile(
     r"\b(?:in|units?:?)\s*\(?(?:bohr|a\.u\.|au|atomic units)(?!\w)|\bcell\(|\{(?:atomic_unit|angstrom)\}",
@@ -153,7 +154,11 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     width = layout.width
     if len(tokens) != count * width:
         _explain(count, width, body)
-    numbers = atomic_numbers(tokens[layout.element :: width])
+    numbers = _elements(tokens[layout.element :: width], comment, layout.by_number)
+    if layout.number >= 0 and not np.array_equal(
+        numbers, atomic_numbers(tokens[layout.number :: width])
+    ):
+        raise AtomloomError("the atomic numbers are not those of the species")
     columns: dict[str, np.ndarray] = {}
     if layout.usual:
         del tokens[0::width]
@@ -165,7 +170,7 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
         positions = _column(tokens, layout.position, 3, width, count)
         for name, first, size in layout.columns:
             columns[name] = _column(tokens, first, size, width, count)
-    units = _Units(keys, count) if "nit" in comment or "NIT" in comment else _NO_UNITS
+    units = _units(keys, comment, count)
     cell, pbc = _cell(keys, comment)
     if units.length != 1.0:
         positions, cell = positions * units.length, cell * units.length
@@ -193,7 +198,9 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
 class _Layout:
     """Where each quantity stands in a row of `Properties`."""
 
-    __slots__ = ("columns", "element", "position", "usual", "vectors", "width")
+    __slots__ = (
+        "by_number", "columns", "element", "number", "position", "usual", "vectors", "width"
+    )  # fmt: skip
 
     def __init__(self, text: str) -> None:
         parts = text.split(":")
@@ -202,7 +209,7 @@ class _Layout:
         self.width, self.element, self.position = 0, -1, -1
         self.columns: list[tuple[str, int, int]] = []
         kinds = []
-        by_number = -1
+        self.number = -1
         for name, kind, size in zip(parts[0::3], parts[1::3], parts[2::3], strict=True):
             columns = integer(size, f"columns of `{name[:40]}` in Properties", least=1)
             if columns > 10_000:
@@ -212,15 +219,16 @@ class _Layout:
             elif kind == "R" and columns == 3 and name.lower() in POSITION and self.position < 0:
                 self.position = self.width
             elif kind == "I" and columns == 1 and name in ("Z", "numbers", "atomic_number"):
-                by_number = self.width
+                self.number = self.width
             elif kind in ("R", "I"):
                 self.columns.append((name, self.width, columns))
             elif kind not in ("S", "L"):
                 raise AtomloomError(f"type `{kind[:20]}` of `{name[:40]}` in Properties")
             kinds += [kind] * columns
             self.width += columns
-        if self.element < 0:
-            self.element = by_number
+        self.by_number = self.element < 0
+        if self.by_number:
+            self.element, self.number = self.number, -1
         if self.position < 0 or self.element < 0:
             missing = "pos:R:3" if self.position < 0 else "species:S:1"
             raise AtomloomError(f"Properties `{text[:80]}` has no {missing}")
@@ -236,6 +244,24 @@ class _Layout:
 @lru_cache(maxsize=256)
 def _layout(text: str) -> _Layout | None:
     return _Layout(text) if text else None
+
+
+def _elements(words: list[str], comment: str, by_number: bool = False) -> np.ndarray:
+    """[N] atomic numbers, by symbols, or by numbers that may not be types of LAMMPS and OVITO.
+
+    Raises:
+        AtomloomError: when they may, or one is no element.
+    """
+    if words[0].isdigit() and not by_number:
+        kinds = set(words)
+        if kinds == {str(n + 1) for n in range(len(kinds))} or comment.startswith(
+            "Atoms. Timestep"
+        ):
+            raise AtomloomError(
+                f"`{min(kinds)}` for an element: numbers of types, which may be any elements",
+                todo="write symbols there (in LAMMPS, dump_modify element)",
+            )
+    return atomic_numbers(words)
 
 
 def _column(tokens: list[str], first: int, size: int, width: int, count: int) -> np.ndarray:
@@ -268,9 +294,9 @@ def _plain(
     for place, row in enumerate(rows):
         if len(row) < 4:
             raise AtomloomError(f"line {place + 3}: not an element and three coordinates")
-    numbers = atomic_numbers([row[0] for row in rows])
+    numbers = _elements([row[0] for row in rows], comment)
     positions = floats([token for row in rows for token in row[1:]], "atoms: ").reshape(count, 3)
-    units = _Units(keys, count) if "nit" in comment or "NIT" in comment else _NO_UNITS
+    units = _units(keys, comment, count)
     cell, pbc = _cell(keys, comment)
     if units.length != 1.0:
         positions, cell = positions * units.length, cell * units.length
@@ -350,8 +376,12 @@ class _Units:
         self._count = count
         for key in list(keys):
             match = _UNIT_KEY.fullmatch(key)
-            if match is None or all(map(_is_number, _values(keys[key]))):
-                continue  # such as `unit_cell`
+            if (
+                match is None
+                or _CELL_KEY.fullmatch(key)
+                or all(map(_is_number, _values(keys[key])))
+            ):
+                continue
             quantity = _quantity(match[1] or match[2] or "")
             unit = keys[key].strip("\"'")
             if quantity == "any":
@@ -408,6 +438,23 @@ class _Units:
 
 
 _NO_UNITS = _Units({}, 1)
+
+
+def _units(keys: dict[str, str], comment: str, count: int) -> _Units:
+    """The units that a comment line names; takes their keys out.
+
+    Raises:
+        AtomloomError: when they stand in a table, or one is not known.
+    """
+    if "nit" not in comment and "NIT" not in comment:
+        return _NO_UNITS
+    opened = (key for key, value in keys.items() if value[0] in "{[" and not _values(value))
+    table = next(filter(_UNIT_KEY.fullmatch, opened), None)
+    if table is not None:
+        raise AtomloomError(
+            f"`{table}` is a table, which is not read", todo="name them energy-unit, force-unit"
+        )
+    return _Units(keys, count)
 
 
 def _quantity(name: str) -> str:
