@@ -347,3 +347,20 @@ def test_errors_that_structures_are_drawn_by_are_those_of_an_atom():
     objective.sums(PotentialOutput(torch.zeros(len(batch.numbers)), energy), batch)
     drawn = carried.chances(1)[rows]
     assert drawn[0] == pytest.approx(drawn[1])
+
+
+def test_forces_or_stress_of_a_structure_without_energy_are_learnt(tmp_path, monkeypatch):
+    use_pair_model(monkeypatch)
+    data = pair_data(24)
+    train_rows, val_rows = data.split("train"), data.split("val")
+    forces_alone, stress_alone, nothing = (int(row) for row in train_rows[:3])
+    data.targets[[forces_alone, stress_alone, nothing]] = np.nan
+    data.targets[val_rows] = np.nan
+    data.stress[[forces_alone, nothing]] = np.nan
+    for row in (stress_alone, nothing):
+        data.forces[slice(*data.table.node_ptr[row : row + 2])] = np.nan
+    seen = rows_seen(monkeypatch, data, pair_config(epochs=1), tmp_path)
+    assert sorted(seen) == sorted(set(train_rows.tolist()) - {nothing})
+    (row,) = history(tmp_path)
+    assert np.isfinite([row["val_loss"], row["val_mae_forces"], row["val_mae_stress"]]).all()
+    assert np.isnan(row["val_mae_energy_per_atom"])
