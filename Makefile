@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 BENCHMARKS := $(filter-out %_peer.py %/pipeline.py, $(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint config bench clean
+.PHONY: help run check test lint config bench clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,7 +24,10 @@ run: $(READY) ## the whole pipeline on the embedded demo data, ending with a rep
 	$(BIN)/snakemake --cores all
 	@echo; echo "open results/demo/report.html"
 
-test: $(READY) ## the tests
+check: $(READY) ## unit tests that are not slow, for every change (some minutes)
+	$(BIN)/python -m pytest -q -m "not slow" tests/unit
+
+test: $(READY) ## all tests
 	$(BIN)/python -m pytest -q
 
 lint: $(READY) ## format, style, types, workflow

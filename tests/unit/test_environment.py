@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import atomloom
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -66,3 +68,35 @@ def test_no_file_names_a_package_registry():
         if path.suffix in {".png", ".zip"} or not path.is_file():
             continue
         assert not pattern.search(path.read_text(errors="ignore")), name
+
+
+def test_one_version_stands_everywhere():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == version == atomloom.__version__
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= set(citation)
+
+
+def test_the_changelog_is_in_the_form_it_names():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    kinds = "Added|Changed|Deprecated|Removed|Fixed|Security"
+    assert "\n## Unreleased\n" in text
+    assert all(re.fullmatch(kinds, kind) for kind in re.findall(r"^### (.*)", text, re.M))
+
+
+def test_types_are_shipped():
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "package-data"
+    ]
+    assert "py.typed" in data["atomloom"]
+    assert (Path(atomloom.__file__).parent / "py.typed").exists()
+
+
+def test_checks_before_a_commit_are_those_of_the_environment():
+    repos = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repo["repo"] for repo in repos] == ["local"]
+    for hook in repos[0]["hooks"]:
+        folder, tool = hook["entry"].split()[0].rsplit("/", 1)
+        assert folder == ".venv/bin"
+        assert tool == "python" or tool in lock()

@@ -44,7 +44,7 @@ def _run(command: str, project: Project) -> str:
     return done.stdout + done.stderr
 
 
-PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "config").rglob("*.[my]*")]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "config").rglob("*.[my]*")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
