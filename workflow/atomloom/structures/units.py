@@ -19,7 +19,7 @@ _ATOMIC = frozenset(("au", "a.u.", "atomic", "atomicunit", "atomicunits", "hartr
 _ENERGIES = {
     1.0: "ev electronvolt electronvolts",
     1e-3: "mev",
-    HARTREE: "ha hartree hartrees eh e_h",
+    HARTREE: "ha hartree hartrees eh e_h au a.u.",
     1e-3 * HARTREE: "mha mhartree",
     RYDBERG: "ry ryd rydberg rydbergs",
     _KCAL_PER_MOL: "kcal/mol kcalmol",

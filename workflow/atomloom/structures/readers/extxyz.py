@@ -155,10 +155,6 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     if len(tokens) != count * width:
         _explain(count, width, body)
     numbers = _elements(tokens[layout.element :: width], comment, layout.by_number)
-    if layout.number >= 0 and not np.array_equal(
-        numbers, atomic_numbers(tokens[layout.number :: width])
-    ):
-        raise AtomloomError("the atomic numbers are not those of the species")
     columns: dict[str, np.ndarray] = {}
     if layout.usual:
         del tokens[0::width]
@@ -199,7 +195,7 @@ class _Layout:
     """Where each quantity stands in a row of `Properties`."""
 
     __slots__ = (
-        "by_number", "columns", "element", "number", "position", "usual", "vectors", "width"
+        "by_number", "columns", "element", "position", "usual", "vectors", "width"
     )  # fmt: skip
 
     def __init__(self, text: str) -> None:
@@ -209,7 +205,7 @@ class _Layout:
         self.width, self.element, self.position = 0, -1, -1
         self.columns: list[tuple[str, int, int]] = []
         kinds = []
-        self.number = -1
+        by_number = -1
         for name, kind, size in zip(parts[0::3], parts[1::3], parts[2::3], strict=True):
             columns = integer(size, f"columns of `{name[:40]}` in Properties", least=1)
             if columns > 10_000:
@@ -219,7 +215,7 @@ class _Layout:
             elif kind == "R" and columns == 3 and name.lower() in POSITION and self.position < 0:
                 self.position = self.width
             elif kind == "I" and columns == 1 and name in ("Z", "numbers", "atomic_number"):
-                self.number = self.width
+                by_number = self.width
             elif kind in ("R", "I"):
                 self.columns.append((name, self.width, columns))
             elif kind not in ("S", "L"):
@@ -228,7 +224,7 @@ class _Layout:
             self.width += columns
         self.by_number = self.element < 0
         if self.by_number:
-            self.element, self.number = self.number, -1
+            self.element = by_number
         if self.position < 0 or self.element < 0:
             missing = "pos:R:3" if self.position < 0 else "species:S:1"
             raise AtomloomError(f"Properties `{text[:80]}` has no {missing}")
@@ -422,6 +418,10 @@ class _Units:
         Raises:
             AtomloomError: when its unit is not known, or not said where those of others are foreign.
         """
+        if quantity == "virial" and quantity not in self._named:
+            _, unit = self._named.get("energy", ("", ""))
+            if unit and not _PER_ATOM.search(unit):
+                quantity = "energy"  # a virial is one
         if quantity not in self._named:
             if quantity != "length" and self._foreign:
                 raise AtomloomError(
