@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from atomloom.config import Split
-from atomloom.data.splits import divide
+from atomloom.data.splits import divide, names_by_source
 from atomloom.errors import AtomloomError
 
 
@@ -105,3 +105,28 @@ def test_files_can_be_the_test_set():
     assert "train" not in divide(whole, table, columns(60), 60)
     with pytest.raises(AtomloomError, match="no record is from a file like 'Ni"):
         divide(Split(kind="sources", test_sources=["Ni*"]), table, columns(60), 60)
+
+
+def test_a_glob_of_files_begins_where_a_name_or_a_folder_does():
+    files = [
+        "d/1.cif",
+        "d/11.cif",
+        "/a/contest/2.cif",
+        "/a/test/3.cif",
+        "z.zip::4.cif",
+        "z.zip::x/14.cif",
+    ]
+
+    def among(*globs: str) -> list[str]:
+        split = Split(kind="sources", test_sources=list(globs))
+        found = names_by_source(split, files) == "test"
+        return [file for file, inside in zip(files, found, strict=True) if inside]
+
+    assert among("1.cif") == ["d/1.cif"]
+    assert among("./d/1.cif") == ["d/1.cif"]
+    assert among("test/*") == among("/a/test/*") == ["/a/test/3.cif"]
+    assert among("4.cif") == ["z.zip::4.cif"]
+    assert among("z.zip*") == ["z.zip::4.cif", "z.zip::x/14.cif"]
+    assert among("*1.cif") == ["d/1.cif", "d/11.cif"]
+    with pytest.raises(AtomloomError, match="no record is from a file like 'est/"):
+        among("est/*")

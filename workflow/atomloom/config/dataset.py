@@ -182,7 +182,8 @@ class Split(Section):
     fold: int = Field(default=0, ge=0, le=MOST)
     """For `folds`: which fold is the test set."""
     test_sources: list[str] = []
-    """For `sources`: records of files whose path matches one of these globs are the test set."""
+    """For `sources`: records of files whose path, or its end from some folder on, matches one of these
+    globs are the test set."""
     val_sources: list[str] = []
     """For `sources`: likewise, the validation set."""
     val_fraction: float = Field(default=0.1, ge=0, lt=1)

@@ -121,7 +121,9 @@ def names_by_source(split: Split, sources: Sequence[str]) -> np.ndarray:
     result = np.full(len(sources), "train", dtype=object)
     for name, globs in (("val", split.val_sources), ("test", split.test_sources)):
         for glob in globs:
-            pattern = re.compile(fnmatch.translate(f"*{expand_variables(glob)}"))
+            # From a folder's beginning on: `1.cif` is not `11.cif`.
+            own = fnmatch.translate(expand_variables(glob).removeprefix("./"))
+            pattern = re.compile(f"(?s:.*(?:/|::))?{own}")
             found = np.array([pattern.match(path) is not None for path in sources], dtype=bool)
             if not found.any():
                 raise AtomloomError(
