@@ -173,6 +173,7 @@ def test_evaluation_holds_every_value_against_that_of_its_own_record(run):
     assert sorted(forces) == [name(place) for place in used(NO_FORCES)]
     for place in used(NO_FORCES):
         atoms, own = frames()[place], forces[name(place)]
+        assert own["atom"].tolist() == np.repeat(np.arange(len(atoms)), 3).tolist()
         found = own.pivot(index="atom", columns="component", values="forces").to_numpy()
         np.testing.assert_allclose(found, atoms.get_forces(), atol=1e-7)
         assert own["elements"].tolist() == np.repeat(atoms.get_chemical_symbols(), 3).tolist()

@@ -95,6 +95,9 @@ def test_logarithms_are_undone():
     [
         ([[NAN], [NAN]], [], "no training structure has a value of a"),
         ([[1.0], [np.inf]], [], "a of row 1 is infinite"),
+        ([[1.0], [1e300]], [], r"a, of up to 1e\+300, have squares beyond what numbers hold"),
+        ([[1.7e308], [1.7e308]], [], "squares beyond what numbers hold"),
+        ([[1e-300], [2e-300]], [], "squares beyond what numbers hold"),
         ([[1.0], [-2.0]], ["a"], "a of row 1 is -2.0, which has no logarithm"),
         ([[1.0], [2.0]], ["b"], "b is no target"),
     ],

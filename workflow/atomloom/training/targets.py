@@ -91,11 +91,11 @@ class Standardizer:
                 where="training.loss",
                 todo="cross_entropy is for classes: use mse, mae or huber, or number the classes",
             )
-        known = values[np.isfinite(values)].astype(np.int64)
-        count = int(known.max(initial=0)) + 1
+        count = int(np.nanmax(values, initial=0)) + 1
         trained = values[rows]
-        seen = np.unique(trained[np.isfinite(trained)]).astype(np.int64)
-        missing = np.setdiff1d(np.arange(count), seen)
+        seen = np.unique(trained[np.isfinite(trained)])
+        # If one is missing, then one of these: a mistaken number is not counted up to.
+        missing = np.setdiff1d(np.arange(min(count, len(seen) + 8)), seen)
         if count < 2 or len(missing):
             what = (
                 f"no training structure is of class {', '.join(map(str, missing[:8]))} of {name}"
@@ -127,8 +127,9 @@ class Standardizer:
             atoms: [S], number of atoms of each structure, where targets grow with it.
 
         Raises:
-            AtomloomError: when a target is unknown in all training rows, is infinite, has a
-                logarithm of what is not positive, or `logs` names no target.
+            AtomloomError: when a target is unknown in all training rows, is infinite, so large or
+                small that it has no deviation, has a logarithm of what is not positive, or `logs`
+                names no target.
         """
         for name in logs:
             if name not in names:
@@ -155,13 +156,21 @@ class Standardizer:
             if not len(known):
                 raise AtomloomError(f"no training structure has a value of {name}", where="targets")
             scale = np.abs(known).max()
-            if atoms is None:
-                mean[column] = known.mean()
-            else:
-                counts = atoms[rows][np.isfinite(values[:, column])]
-                mean[column] = known.sum() / counts.sum()
-                known = known - counts * mean[column]
-            std[column] = known.std()
+            with np.errstate(over="ignore", invalid="ignore"):
+                if atoms is None:
+                    mean[column] = known.mean()
+                else:
+                    counts = atoms[rows][np.isfinite(values[:, column])]
+                    mean[column] = known.sum() / counts.sum()
+                    known = known - counts * mean[column]
+                std[column] = known.std()
+                differ = np.ptp(known) > 1e-12 * scale
+            if not np.isfinite([mean[column], std[column]]).all() or (differ and not std[column]):
+                raise AtomloomError(
+                    f"values of {name}, of up to {scale:.3g}, have squares beyond what numbers hold",
+                    where="targets",
+                    todo="give them in another unit",
+                )
             # Equal values differ by rounding of their mean; that is no scale to divide by.
             if std[column] <= 1e-12 * max(scale, 1e-300):
                 std[column] = 1.0
