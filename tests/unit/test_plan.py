@@ -56,10 +56,11 @@ def test_mean_size_is_about_the_one_asked_for():
 
 
 def test_plan_reads_back_what_it_wrote(tmp_path):
-    plan = Plan((Chunk("a", 0, 3), Chunk("b", 3, 2), Chunk("a", 5, 3)), 8, "m", "l", "", 1)
+    one, other = "a" * 16, "b" * 16
+    plan = Plan((Chunk(one, 0, 3), Chunk(other, 3, 2), Chunk(one, 5, 3)), 8, "m", "l", "", 1)
     plan.write(tmp_path / "plan.json")
     assert Plan.read(tmp_path / "plan.json") == plan
-    assert plan.chunk_keys == ["a", "b"]
+    assert plan.chunk_keys == [one, other]
 
 
 def test_a_record_closes_a_chunk_that_holds_the_least_and_the_greatest_closes_any():

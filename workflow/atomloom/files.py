@@ -22,6 +22,9 @@ from atomloom.keys import FINGERPRINT_BYTES, canonical
 TEMPORARY_SUFFIX = ".part"
 """Ending of files still being written; after a killed job they may stay behind (`atomloom gc`)."""
 
+SEAL = "seal"
+"""Key of a JSON object that holds a digest of the others."""
+
 _SPECIAL = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -126,8 +129,18 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically, with a digest of what it says: a digit that flips is seen."""
+    write_json(path, {**content, SEAL: _seal(content)})
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    text = json.dumps(json.loads(json.dumps(content)), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
 def read_json(path: Path, *names: str, todo: str = "remove it and run again") -> Any:
-    """Read JSON.
+    """Read JSON; the seal of a sealed object is checked, and is no part of what comes back.
 
     Args:
         path: the file.
@@ -146,6 +159,8 @@ def read_json(path: Path, *names: str, todo: str = "remove it and run again") ->
         raise AtomloomError(f"is not valid JSON: {error}", where=path, todo=todo) from None
     if names and not isinstance(content, Mapping):
         raise AtomloomError("is no JSON object", where=path, todo=todo)
+    if isinstance(content, dict) and SEAL in content and content.pop(SEAL) != _seal(content):
+        raise AtomloomError("is damaged: it differs from its seal", where=path, todo=todo)
     if missing := [name for name in names if name not in content]:
         raise AtomloomError(f"says nothing of {', '.join(missing)}", where=path, todo=todo)
     return content

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from atomloom.errors import AtomloomError, again
-from atomloom.files import read_json, write_json
+from atomloom.files import read_json, write_sealed
 
 _KEY = re.compile(r"[0-9a-f]{16}")
 
@@ -53,7 +53,7 @@ class Plan:
         """Write `plan.json`."""
         content: dict[str, Any] = asdict(self)
         content["chunks"] = [[chunk.key, chunk.first, chunk.count] for chunk in self.chunks]
-        write_json(path, content)
+        write_sealed(path, content)
 
     @classmethod
     def read(cls, path: Path | str) -> Plan:

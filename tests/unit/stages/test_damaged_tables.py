@@ -130,6 +130,19 @@ def test_a_cut_file_is_named_with_what_makes_it_anew(places, kept, name, folder,
     assert len(str(found.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "folder", "use", "stage"),
+    [case for case in CASES if case[0].endswith(".json")],
+)
+def test_a_digit_or_letter_that_flips_in_a_json_is_seen(places, kept, name, folder, use, stage):
+    path = folder(places) / name
+    whole = path.read_bytes()
+    for old, new in ((b'"records": 20', b'"records": 28'), (b'": ', b'x": ')):
+        path.write_bytes(whole.replace(old, new, 1))
+        with pytest.raises(AtomloomError, match=rf"{name}: .*{stage} again"):
+            use(places)
+
+
 @pytest.mark.parametrize("name", ["members.parquet", "labels.parquet"])
 def test_a_table_of_another_plan_is_not_taken_for_this_ones(places, kept, name):
     """As a plan leaves it that is killed before it writes plan.json."""
@@ -159,6 +172,7 @@ def test_a_table_of_another_plan_is_not_taken_for_this_ones(places, kept, name):
 def test_a_plan_that_does_not_cover_its_records_is_refused(places, kept, change):
     path = plan_folder(places) / "plan.json"
     content = json.loads(path.read_text())
+    del content["seal"]
     change(content)
     path.write_text(json.dumps(content))
     with pytest.raises(AtomloomError, match=r"plan\.json: .*plan again"):

@@ -118,7 +118,7 @@ def test_a_run_that_stopped_early_is_not_gone_on_with(tmp_path, monkeypatch):
     whole = train(data, config, tmp_path / "whole", quiet)
     assert whole.stopped_early
     with monkeypatch.context() as patch:
-        kill_at(patch, "write_json", 1)
+        kill_at(patch, "write_sealed", 1)
         with pytest.raises(Killed):
             train(data, config, tmp_path / "parts", quiet)
     parts = train(data, config, tmp_path / "parts", quiet)

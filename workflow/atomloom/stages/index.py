@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from atomloom.errors import AtomloomError, again
-from atomloom.files import write_json, write_spec
+from atomloom.files import write_sealed, write_spec
 from atomloom.keys import BUILDER
 from atomloom.layout import PlannedLayout
 from atomloom.parquet import read_table, write_table
@@ -75,7 +75,7 @@ def write_index(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     quarantine.close(folder, layout.config.dataset.checks.max_fraction)
     shards = [layout.graphs(key) for key in plan.chunk_keys]
     write_spec(folder, places.index_spec)
-    write_json(
+    write_sealed(
         folder / "index.json",
         {
             "store": str(layout.graph_folder),

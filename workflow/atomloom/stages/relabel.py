@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from atomloom.errors import again
-from atomloom.files import read_json, write_json
+from atomloom.files import read_json, write_sealed
 from atomloom.layout import PlannedLayout
 from atomloom.parquet import read_table
 
@@ -41,7 +41,7 @@ def relabel_run(places: PlannedLayout, log: Callable[[str], None]) -> None:
         write_parity(run, [predictions] * len(units), units)
     # The card comes last: as long as it has the old unit, all of this is done again.
     card["config"]["dataset"]["unit"] = unit
-    write_json(run / "run.json", card | reported(places.config))
+    write_sealed(run / "run.json", card | reported(places.config))
 
 
 def _model_files(run: Path) -> list[Path]:

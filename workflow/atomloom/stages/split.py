@@ -17,7 +17,7 @@ from atomloom.config import Config
 from atomloom.data.leaks import find_duplicates
 from atomloom.data.splits import SPLITS, divide, torn_groups
 from atomloom.errors import AtomloomError, again
-from atomloom.files import file_digest, read_json, write_atomically, write_json, write_spec
+from atomloom.files import file_digest, read_json, write_atomically, write_sealed, write_spec
 from atomloom.layout import PlannedLayout
 from atomloom.parquet import read_table, write_table
 from atomloom.quarantine import QUARANTINE, Quarantine
@@ -95,7 +95,7 @@ def write_split(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     frame = frame.drop(columns="source")  # where files lie is no part of the data set
     write_table(folder / "dataset.parquet", frame)
     write_spec(folder, places.dataset_spec)
-    write_json(
+    write_sealed(
         folder / "split.json",
         {
             "dataset_key": places.dataset_key,

@@ -15,7 +15,7 @@ from atomloom.config import Config
 from atomloom.data.opening import LoaderChoice, choose_loader
 from atomloom.data.sharded import ShardedGraphs
 from atomloom.errors import again
-from atomloom.files import file_digest, read_json, require_digest, write_json, write_spec
+from atomloom.files import file_digest, read_json, require_digest, write_sealed, write_spec
 from atomloom.graphs.graph import GraphTable
 from atomloom.graphs.store import GraphStore
 from atomloom.layout import PlannedLayout
@@ -47,7 +47,7 @@ def train_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
         return run  # one of several processes reports
     counts = read_split(places)
     del counts["digests"]
-    write_json(
+    write_sealed(
         run / "run.json",
         {
             "run_key": places.run_key,
@@ -152,7 +152,7 @@ def _choice_of_loader(places: PlannedLayout, source: ShardedGraphs) -> LoaderCho
     )
     if begun is None:
         own = path.with_name(f"loader-{os.getpid()}.json")
-        write_json(own, asdict(choice))
+        write_sealed(own, asdict(choice))
         try:
             os.link(own, path)
         except FileExistsError:

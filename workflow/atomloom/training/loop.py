@@ -28,7 +28,7 @@ from atomloom.config.training import Batching, Training
 from atomloom.data.batch import GraphBatch
 from atomloom.data.loader import Loader
 from atomloom.errors import AtomloomError, InterruptedRun
-from atomloom.files import file_digest, read_json, write_json
+from atomloom.files import file_digest, read_json, write_sealed
 from atomloom.keys import TRAINER, short_hash
 from atomloom.models.registry import build_model, require_elements
 from atomloom.training.clock import Clock
@@ -151,7 +151,7 @@ def train(
         result = _train(data, config, run_dir, key, fabric, log, asked_to_stop)
     if fabric.is_global_zero:
         own = {"key": key, "result": asdict(result), "history": file_digest(history)}
-        write_json(finished, own)
+        write_sealed(finished, own)
     close_fabric(fabric)
     return replace(result, rank=fabric.global_rank)
 
