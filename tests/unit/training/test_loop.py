@@ -425,9 +425,8 @@ def test_validation_uses_the_batch_statistics_of_the_first_process(
 
     def noting(self, forward, loader, fabric, genuine=PropertyObjective.validate):
         state = models[0].state_dict()
-        seen.append(
-            [v for name, v in state.items() if name.endswith(("running_mean", "running_var"))]
-        )
+        names = [name for name in state if name.endswith(("running_mean", "running_var"))]
+        seen.append([state[name].clone() for name in names])
         return genuine(self, forward, loader, fabric)
 
     models = []
