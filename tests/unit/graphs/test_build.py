@@ -260,6 +260,7 @@ print(*[digest(build_graphs(table_of(*members), spec)) for spec in SPECS])
 """
 
 
+@pytest.mark.slow
 def test_fresh_processes_give_the_same_bytes():
     members = [rutile(), perovskite()] + [random_structure(i, 4 + i) for i in range(5)]
     here = [digest(build_graphs(table_of(*members), spec)) for spec in SPECS]

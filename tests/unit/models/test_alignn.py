@@ -465,6 +465,7 @@ def test_several_outputs():
     assert output.shape == (4, 3)
 
 
+@pytest.mark.slow
 def test_forward_is_one_graph_where_the_loader_has_worked_out_the_line_graph():
     """Compiled, it cannot go block by block, nor through DGL; and nothing waits for the device."""
     small = {"alignn_layers": 1, "gcn_layers": 1}

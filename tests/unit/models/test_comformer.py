@@ -350,7 +350,8 @@ def test_initial_weights_follow_the_seed(family):
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [False, True])
 def test_forward_is_one_graph_that_never_waits_for_the_device(family, dynamic):
     """The compiler stops where a value is asked for; the whole must pass through it."""
     models = seeded(family), seeded(family)

@@ -15,6 +15,7 @@ PAGE = Path(__file__).resolve().parents[3] / "docs" / "potentials.md"
 BLOCK = re.compile(r"```(\w+)\n(.*?)```|^    (\w+ [^\n]*)$", re.DOTALL | re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::FutureWarning")
 def test_the_page_can_be_followed_to_the_letter(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -200,6 +200,7 @@ def test_global_features_reach_the_network(tmp_path, name, readout):
     np.testing.assert_array_equal(loaded.predict(structures, globals=array), [cold, hot])
 
 
+@pytest.mark.slow
 def test_what_depends_on_temperature_alone_is_learnt(tmp_path):
     data = heated(120)
     model = {"name": "ecomformer", "width": 8, "layers": 2}

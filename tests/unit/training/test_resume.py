@@ -199,6 +199,7 @@ print(kills)
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
     """SIGKILL at random moments, in the middle of writing files too."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
