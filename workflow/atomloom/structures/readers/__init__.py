@@ -183,7 +183,8 @@ def parse_record(
         AtomloomError: saying what is wrong with the record; never anything else.
     """
     options = options or {}
-    named = RECORD.set(id)
+    # takes as long as the symmetry of a CIF, and it is only ordering that speaks while it works
+    named = RECORD.set(id) if options.get("order") else None
     try:
         if format == UNREADABLE:
             raise AtomloomError(payload.decode())
@@ -202,7 +203,8 @@ def parse_record(
     except Exception as error:  # a library's own kind; the rest of the records must go on
         raise AtomloomError(f"cannot be parsed: {error or type(error).__name__}") from error
     finally:
-        RECORD.reset(named)
+        if named is not None:
+            RECORD.reset(named)
     return structure.named(id) if id else structure
 
 

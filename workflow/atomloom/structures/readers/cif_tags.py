@@ -71,9 +71,14 @@ class Tags:
 
 def _columns(loop: Any) -> dict[str, list[str]]:
     # all values at once, then every n-th: much quicker than asking for column after column
-    values, tags = loop.values, loop.tags
+    values, tags = loop.values, _all_plain(*loop.tags)
     width = len(tags)
-    return {_plain(tag): values[place::width] for place, tag in enumerate(tags)} if values else {}
+    return {tag: values[place::width] for place, tag in enumerate(tags)} if values else {}
+
+
+@lru_cache(maxsize=512)
+def _all_plain(*names: str) -> tuple[str, ...]:
+    return tuple(map(_plain, names))
 
 
 @lru_cache(maxsize=4096)
