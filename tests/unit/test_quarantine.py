@@ -36,6 +36,15 @@ def test_the_commonest_reason_is_shown_with_its_advice(tmp_path):
     )
 
 
+def test_a_reason_that_no_file_can_hold_is_written_out(tmp_path):
+    """Half a character, as JSON may name it: an element, a group."""
+    quarantine = Quarantine.of(pd.DataFrame({"id": ["a"], "source": "x.json", "number": [0]}))
+    quarantine.add(0, "unknown element `\ud800`")
+    quarantine.write(tmp_path / "quarantine.csv")
+    assert r"unknown element `\ud800`" in (tmp_path / "quarantine.csv").read_text()
+    assert str(AtomloomError("no", where="caf\udce9")) == r"caf\udce9: no"
+
+
 def project(folder, **dataset) -> Layout:
     config = parse_config(
         {

@@ -19,7 +19,7 @@ class AtomloomError(Exception):
     def __init__(self, what: str, *, where: object = "", todo: str = "") -> None:
         self.what, self.where, self.todo = what, str(where), todo
         line = f"{self.where}: {what}" if self.where else what
-        super().__init__(" ".join(f"{line}; {todo}".split()) if todo else " ".join(line.split()))
+        super().__init__(legible(" ".join((f"{line}; {todo}" if todo else line).split())))
 
     def __reduce__(self) -> tuple:
         # Exceptions travel between worker processes; keyword-only arguments need help to do so.
@@ -28,6 +28,11 @@ class AtomloomError(Exception):
 
 class InterruptedRun(AtomloomError):
     """A run that was stopped by Ctrl-C and has saved where it was."""
+
+
+def legible(text: str) -> str:
+    """Text in which what no file can hold is written out: `\\udcff` for a byte that is no UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def again(stage: str) -> str:

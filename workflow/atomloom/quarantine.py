@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from atomloom.errors import AtomloomError
+from atomloom.errors import AtomloomError, legible
 from atomloom.files import write_atomically
 
 QUARANTINE = "quarantine.csv"
@@ -44,7 +44,7 @@ class Quarantine:
 
     def add(self, record: int, reason: str) -> None:
         """Refuse the record in this row of the plan."""
-        self.reasons.setdefault(int(record), " ".join(str(reason).split()))
+        self.reasons.setdefault(int(record), legible(" ".join(str(reason).split())))
 
     def frame(self) -> pd.DataFrame:
         """Columns id, source, record (number within its source), reason; in the order of the plan."""

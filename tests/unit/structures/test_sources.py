@@ -453,3 +453,21 @@ def test_records_stream_from_an_archive(tmp_path):
     assert next(stream).id == "0"
     with pytest.raises(AtomloomError):
         list(stream)
+
+
+def test_names_that_are_no_text_are_written_out_or_refused(tmp_path):
+    """Bytes that are no UTF-8, in an archive (another system's letters) and on disk."""
+    path = zip_of(tmp_path / "a.zip", {"whole.xyz": XYZ.encode()})
+    archive = tar_of(tmp_path / "a.tar", {"caf\udce9.xyz": XYZ.encode()})
+    (found,) = records(archive)
+    assert (found.id, found.member) == (r"caf\udce9", r"caf\udce9.xyz")
+    assert sources.source_name(archive, found.member).endswith(r"a.tar::caf\udce9.xyz")
+    assert sources.source_name(path, "x") == f"{path}::x"
+    with pytest.raises(AtomloomError, match=r"caf\\udce9\.xyz: .*not UTF-8; rename it"):
+        sources.source_name(tmp_path / "caf\udce9.xyz")
+    (tmp_path / "a.json").write_text(
+        json.dumps([{"id": "\ud800", "kind": "\ud800", "atoms": {"elements": ["Na"]}}])
+    )
+    (found,) = records(tmp_path / "a.json")
+    assert found.id == r"\ud800"
+    assert r"\ud800" in found.labels.values()

@@ -36,7 +36,7 @@ from atomloom.stages.labels import (
 from atomloom.stages.sources import label_members, refresh_sources
 from atomloom.structures.naming import tell_apart
 from atomloom.structures.readers import parse_record
-from atomloom.structures.sources import RawRecord, enumerate_records
+from atomloom.structures.sources import RawRecord, enumerate_records, source_name
 
 SPOOL = -1
 """File number of a record whose bytes are in the spool."""
@@ -192,7 +192,7 @@ def _add(members: _Members, record: RawRecord, files: list[Path], spool: BinaryI
         spool.write(payload)
     path = files[record.file]
     members.id.append(record.id)
-    members.source.append(f"{path}::{record.member}" if record.member else str(path))
+    members.source.append(source_name(path, record.member))
     members.number.append(record.number)
     members.format.append(record.format)
     members.file.append(where)

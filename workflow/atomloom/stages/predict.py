@@ -41,7 +41,12 @@ from atomloom.structures.checks import check_structure
 from atomloom.structures.elements import SYMBOLS
 from atomloom.structures.naming import tell_apart
 from atomloom.structures.readers import parse_record
-from atomloom.structures.sources import RawRecord, enumerate_records, list_files
+from atomloom.structures.sources import (
+    RawRecord,
+    enumerate_records,
+    list_files,
+    source_name,
+)
 from atomloom.structures.structure import Structure
 from atomloom.training.predict import LoadedModel, load_model, predict_table, unfit
 from atomloom.training.references import EnergyReference
@@ -455,15 +460,10 @@ def _predict_block(
     return good, bad, predict(good) if good else None
 
 
-def _source(request: Prediction, record: RawRecord) -> str:
-    file = str(request.files[record.file])
-    return f"{file}::{record.member}" if record.member else file
-
-
 def _identity(request: Prediction, records: Sequence[RawRecord]) -> dict[str, list]:
     return {
         "id": [record.id for record in records],
-        "source": [_source(request, record) for record in records],
+        "source": [source_name(request.files[r.file], r.member) for r in records],
         "record": [record.number for record in records],
     }
 

@@ -30,7 +30,7 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from atomloom.errors import AtomloomError
+from atomloom.errors import AtomloomError, legible
 from atomloom.files import expand_home, open_plain, plain_stat
 from atomloom.structures.readers import (
     REGISTRY,
@@ -249,6 +249,19 @@ def record_id(name: str) -> str:
     if stem.lower() in _GENERIC and path.parent.name:
         return path.parent.name
     return stem
+
+
+def source_name(path: Path, member: str = "") -> str:
+    """The place of a record as tables have it: `file` or `archive::member`.
+
+    Raises:
+        AtomloomError: when the file's name is no UTF-8, which no table can hold.
+    """
+    if legible(str(path)) != str(path):
+        raise AtomloomError(
+            "the name of this file is not UTF-8", where=legible(str(path)), todo="rename it"
+        )
+    return f"{path}::{member}" if member else str(path)
 
 
 def natural_key(text: str) -> list[tuple[int, int | str]]:
@@ -654,15 +667,15 @@ class _File:
         number = self.number
         self.number += 1
         return RawRecord(
-            id=id,
+            id=legible(id),
             file=self.index,
-            member=member,
+            member=legible(member),
             offset=base + piece.offset if base >= 0 and piece.offset >= 0 else -1,
             length=len(piece.payload),
             number=number,
             format=piece.format,
             payload=piece.payload,
-            labels=piece.labels,
+            labels={n: legible(v) if isinstance(v, str) else v for n, v in piece.labels.items()},
         )
 
     def _whole(self, pieces: Iterator[Piece], where: str) -> Iterator[Piece]:
