@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from array import array
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
@@ -425,15 +424,14 @@ def _fractional(columns: Mapping[str, list[str]]) -> np.ndarray:
         )
         raise AtomloomError(f"atom sites without {missing}")
     try:
-        # much quicker than an array of a list
-        values = array("d", map(float, texts[0] + texts[1] + texts[2]))
+        values = [*map(float, texts[0]), *map(float, texts[1]), *map(float, texts[2])]
     except ValueError:  # with a standard uncertainty, as in 0.1234(5)
-        values = array("d", (
+        values = [
             _number(text, f"{tag} of site {site}")
             for tag, column in zip(_FRACT, texts, strict=True)
             for site, text in enumerate(column)
-        ))  # fmt: skip
-    return np.frombuffer(values).reshape(3, count).T
+        ]
+    return np.array(values).reshape(3, count).T
 
 
 def _where_gemmi_gives_up(payload: bytes, error: Exception) -> Structure:

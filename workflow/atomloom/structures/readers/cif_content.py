@@ -117,13 +117,14 @@ def parse_formula(text: str, units: str | None = None) -> Formula | None:
 
 def _plain_parts(text: str) -> list[tuple[str, float, float]] | None:
     """Parts of a formula such as `C4 H4 O`, which nearly all are; None for any other."""
-    found: list[tuple[str, float, float]] = []
-    for part in text.split():
-        symbol = part.rstrip("0123456789")
-        if symbol not in NUMBERS:
-            return None
-        found.append((symbol, int(part[len(symbol) :] or 1), 0.0))
-    return found
+    found = [_plain_part(part) for part in text.split()]
+    return None if None in found else found  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=4096)
+def _plain_part(part: str) -> tuple[str, float, float] | None:
+    symbol = part.rstrip("0123456789")
+    return (symbol, int(part[len(symbol) :] or 1), 0.0) if symbol in NUMBERS else None
 
 
 def _parts(text: str, factor: float = 1.0) -> list[tuple[str, float, float]] | None:
