@@ -65,6 +65,7 @@ def exported(request, tmp_path_factory):
     return request.param, path, program
 
 
+@pytest.mark.slow
 def test_a_potential_with_its_forces_is_one_program(exported, tmp_path):
     kind, path, file = exported
     program = load_exported(file)
@@ -96,6 +97,7 @@ def test_the_file_holds_no_pickle(exported):
         assert json.loads(archive.read(card))["kind"] == "potential"
 
 
+@pytest.mark.slow
 def test_a_property_model_is_one_program(tmp_path):
     path = write_property_model(tmp_path / "gap.safetensors")
     program = load_exported(export_model(path, tmp_path / "gap.pt2"))
@@ -133,6 +135,7 @@ def test_a_compiled_program_gives_the_same_numbers(tmp_path):
         assert np.abs(said["stress"] - wanted.stress).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_a_model_file_gives_the_same_numbers_in_a_fresh_process_elsewhere(tmp_path, oxide):
     found = bulk("TiO", "rocksalt", 4.2, cubic=True)
     found.rattle(0.1, seed=1)
