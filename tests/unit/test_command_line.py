@@ -135,6 +135,23 @@ def test_numbers_of_options_are_checked(words, capsys):
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "option", ["order=[1", "box=!!python/object:os.system {}", "order=2020-01-01", "order=.nan"]
+)
+def test_values_of_reader_options_are_plain(tmp_path, capsys, option):
+    words = [
+        "--model",
+        "m.safetensors",
+        "--source",
+        "a.cif",
+        "--output",
+        str(tmp_path / "o.parquet"),
+    ]
+    assert main(["predict", *words, "--option", option]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"atomloom predict: --option: `{option}`: ")
+
+
 def test_gc_wants_an_age():
     with pytest.raises(SystemExit):
         main(["gc", "store", "--results", "results", "--min-age", "nan"])

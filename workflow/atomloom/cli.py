@@ -105,17 +105,22 @@ def _nobody_reads() -> bool:
 
 def _count(text: str) -> int:
     """A positive number of things, of an option."""
-    number = int(text)
-    if not 1 <= number <= 10**9:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 1,000,000,000")
-    return number
+    return _whole(text, 10**9)
 
 
 def _few(text: str) -> int:
     """A number of threads or processes, of an option."""
-    if not 1 <= int(text) <= 1024:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 1,024")
-    return int(text)
+    return _whole(text, 1024)
+
+
+def _whole(text: str, most: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if not 1 <= number <= most:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number between 1 and {most:,}")
+    return number
 
 
 def _amount(text: str) -> float:
@@ -483,15 +488,19 @@ def _predict(options: argparse.Namespace) -> None:
     import torch
     import yaml
 
+    from atomloom.config.base import check_plain
     from atomloom.config.training import Batching
     from atomloom.stages.predict import Prediction, predict_files
 
-    readers = {}
+    readers: dict[str, object] = {}
     for item in options.option:
         name, equals, value = item.partition("=")
         if not equals:
             raise AtomloomError(f"`{item}` is not NAME=VALUE", where="--option")
-        readers[name] = yaml.safe_load(value)
+        try:
+            readers |= check_plain({name: yaml.safe_load(value)})
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise AtomloomError(f"`{item}`: {error}", where="--option") from None
     if options.threads:
         torch.set_num_threads(options.threads)
     request = Prediction(

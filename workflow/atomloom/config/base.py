@@ -48,7 +48,7 @@ class Section(BaseModel):
         return content
 
 
-def _check_plain(options: dict[str, Any]) -> dict[str, Any]:
+def check_plain(options: dict[str, Any]) -> dict[str, Any]:
     """Refuse what a key cannot hold, or no program that takes options means."""
 
     def check(value: Any, name: str, depth: int) -> None:
@@ -79,7 +79,7 @@ def _check_plain(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-Options = Annotated[dict[str, Any], AfterValidator(_check_plain)]
+Options = Annotated[dict[str, Any], AfterValidator(check_plain)]
 """Keyword arguments for something that has its own names for them: plain values by name."""
 
 

@@ -300,9 +300,7 @@ def _predictor(request: Prediction) -> _Predictor:
     if all(isinstance(model.card.standardizer, EnergyReference) for model in models):
         return _PotentialPredictor(models, request.forces, request.device)
     if request.forces:
-        raise AtomloomError(
-            "a property model has no forces", where="--forces", todo="leave the option out"
-        )
+        raise AtomloomError("a property model has no forces", where="--forces", todo="leave it out")
     return _PropertyPredictor(models, request.device)
 
 
