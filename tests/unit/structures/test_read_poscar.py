@@ -192,7 +192,11 @@ def test_frames_of_an_xdatcar_that_blank_lines_begin_are_records(tmp_path, count
     path = tmp_path / "XDATCAR"
     ase.io.write(path, frames(moving_cell)[:count], format="vasp-xdatcar")
     named = read(path)
-    path.write_text(re.sub(r"Direct configuration=.*", "", path.read_text()) + "\n\n")
+    unnamed = re.sub(r"Direct configuration=.*", "", path.read_text())
+    if not moving_cell:  # the header stands once
+        header = unnamed[: unnamed.index("\n\n") + 1]
+        unnamed = header + unnamed.replace(header, "")
+    path.write_text(unnamed + "\n\n")
     ours = read(path)
     assert len(ours) == count
     for structure, reference in zip(ours, named, strict=True):
