@@ -203,6 +203,7 @@ def test_a_part_that_is_damaged_is_predicted_again(copper, frames, tmp_path, mon
     assert broken.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on(copper, tmp_path, monkeypatch):
     source, output = tmp_path / "frames.extxyz", tmp_path / "out" / "table.parquet"
     write(source, crystals(240))
