@@ -232,3 +232,14 @@ def test_a_termination_signal_saves_the_state_first(tmp_path, monkeypatch, call,
     train(data, config, tmp_path / "parts", lines.append)
     assert lines[0] == f"going on at {place}"
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_finished_run_whose_model_is_damaged_trains_again(tmp_path):
+    """As the error that names the damage says it will."""
+    data, config = small_data(), small_config()
+    train(data, config, tmp_path, quiet)
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-50] + bytes([whole[-50] ^ 4]) + whole[-49:])
+    train(data, config, tmp_path, quiet)
+    assert path.read_bytes() == whole

@@ -45,7 +45,7 @@ from atomloom.training.devices import (
 from atomloom.training.ema import MovingAverage
 from atomloom.training.history import History, progress_line
 from atomloom.training.loggers import open_loggers
-from atomloom.training.modelfile import ModelCard, write_model
+from atomloom.training.modelfile import ModelCard, read_model, write_model
 from atomloom.training.norms import statistics_of_this_batch
 from atomloom.training.objectives import Objective, build_objective, step_shares
 from atomloom.training.optimizers import build_optimizer, set_rate
@@ -137,8 +137,8 @@ def train(
             raise AtomloomError(
                 "is a finished run with other data or settings", where=run_dir, todo="remove it"
             )
-        if not (run_dir / "model.safetensors").exists():
-            # Somebody has taken the result away: what is asked for is a training, not its last state.
+        if not _is_whole(run_dir / "model.safetensors"):
+            # The result was taken away or damaged: what is asked for is a training, not its last state.
             finished.unlink()
             (run_dir / "state" / "last.ckpt").unlink(missing_ok=True)
         elif history.exists() and file_digest(history) == content["history"]:
@@ -154,6 +154,15 @@ def train(
         write_sealed(finished, own)
     close_fabric(fabric)
     return replace(result, rank=fabric.global_rank)
+
+
+def _is_whole(model: Path) -> bool:
+    """Whether a model file is there and sound."""
+    try:
+        read_model(model)
+    except AtomloomError:
+        return False
+    return True
 
 
 @dataclass(eq=False)
