@@ -601,7 +601,7 @@ def test_atoms_that_are_too_close_are_refused():
 
 
 def test_settings_that_make_no_sense_are_refused():
-    with pytest.raises(AtomloomError, match="unknown element `Xx`"):
+    with pytest.raises(ValueError, match="'Xx' is not a chemical element"):
         small_model(species=("Xx", "O"))
     with pytest.raises(AtomloomError, match=r"model\.hidden: has entries for O"):
         small_model(hidden={"O": (3,)})

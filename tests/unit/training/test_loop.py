@@ -187,7 +187,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path, monkeypatch):
 
 def test_a_run_that_diverges_stops(tmp_path, monkeypatch):
     use_sum_model(monkeypatch)
-    config = small_config(epochs=50, learning_rate=1e30, optimizer="sgd", scheduler="constant")
+    config = small_config(epochs=50, learning_rate=10.0, optimizer="sgd", scheduler="constant")
     with pytest.raises(AtomloomError, match="finite"):
         train(small_data(), config, tmp_path, quiet)
 
