@@ -10,9 +10,11 @@ import json
 import sys
 import zipfile
 
+import ase.db
 import numpy as np
 import pandas as pd
 import pytest
+from ase.build import bulk
 from crystals import assert_same_arrays, parse, symmetric_crystals
 from pymatgen.core import Molecule
 from pymatgen.core import Structure as Crystal
@@ -376,3 +378,31 @@ def test_two_columns_of_one_name_that_differ_are_no_number(tmp_path):
     first, second = records(path)
     assert first.labels == {"gap": "1 and 2", "note": "x"}
     assert second.labels == {"gap": "1_0", "note": "True"}
+
+
+def ase_rows(path, count: int) -> dict:
+    """A JSON database as ASE writes it, with what it says of the whole."""
+    with ase.db.connect(path, type="json", append=False) as database:
+        for number in range(count):
+            database.write(bulk("NaCl", "rocksalt", a=5 + number))
+        database.metadata = {"title": "salt", "default_columns": ["id"]}
+    return json.loads(path.read_text())
+
+
+def test_rows_that_an_ase_database_lists_and_does_not_hold_are_not_passed_over(tmp_path):
+    path = tmp_path / "salt.json"
+    whole = ase_rows(path, 3)
+    assert [r.id for r in records(path)] == ["salt-000001", "salt-000002", "salt-000003"]
+    write(path, whole | {"ids": [1, 3, 2]})
+    assert len(records(path)) == 3
+    for damaged, says in [
+        ({k: v for k, v in whole.items() if k != "2"}, "lists 3 rows, there is no row 2"),
+        (whole | {"2": None}, "lists 3 rows, there is no row 2"),
+        (whole | {"ids": [1, 2]}, "lists 2 rows, there is row 3 besides"),
+    ]:
+        with pytest.raises(AtomloomError, match=says):
+            records(write(path, damaged))
+    found = records(write(path, whole | {"2": {"numbers": 3}}))
+    assert len(found) == 3
+    with pytest.raises(AtomloomError, match="no structure in this entry"):
+        parse_record(found[2].format, found[2].payload)

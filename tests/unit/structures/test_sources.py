@@ -104,9 +104,11 @@ def test_a_missing_source_and_an_unknown_format_are_errors(tmp_path):
         AtomloomError, match=r"nowhere.*cannot be read: No such file.*dataset\.source"
     ):
         list_files(tmp_path / "nowhere")
-    with pytest.raises(AtomloomError, match="unknown format `xml`; known are: cif"):
+    with pytest.raises(
+        AtomloomError, match=r"^dataset\.format: unknown format `xml`; known are: cif"
+    ):
         list_files(tmp_path, None, "xml")
-    with pytest.raises(AtomloomError, match="unknown format"):
+    with pytest.raises(AtomloomError, match=r"^dataset\.format: unknown format"):
         list(enumerate_records([], "xml"))
 
 

@@ -127,9 +127,7 @@ def list_files(
         AtomloomError: when there is no such file or folder.
     """
     root = Path(expand_home(source))
-    given = None if format in (None, "auto") else format
-    if given is not None:
-        reader_of(given)
+    given = _given(format)
     try:
         if not root.is_dir():
             plain_stat(root)
@@ -160,6 +158,21 @@ def list_files(
     return kept
 
 
+def _given(format: str | None) -> str | None:
+    """The format that is asked for; None where each file says its own.
+
+    Raises:
+        AtomloomError: when there is no such format.
+    """
+    if format in (None, "auto"):
+        return None
+    try:
+        reader_of(str(format))
+    except AtomloomError as error:
+        raise AtomloomError(error.what, where="dataset.format", todo=error.todo) from None
+    return format
+
+
 def enumerate_records(
     files: Sequence[Path],
     format: str = "auto",
@@ -182,9 +195,7 @@ def enumerate_records(
     """
     options = dict(options or {})
     check_options(options)
-    given = None if format in (None, "auto") else format
-    if given is not None:
-        reader_of(given)
+    given = _given(format)
     for index, file in enumerate(files):
         if _is_companion(Path(file), given):
             continue

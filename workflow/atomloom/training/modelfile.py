@@ -142,8 +142,12 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
         raise AtomloomError(f"cannot be read: {error}", where=path) from None
+    except SafetensorError as error:
+        raise AtomloomError(
+            f"cannot be read, damaged or no model file: {error}", where=path, todo=again("train")
+        ) from None
     if "atomloom" not in metadata:
         raise AtomloomError("holds tensors, but no model of atomloom", where=path)
     text = metadata["atomloom"]

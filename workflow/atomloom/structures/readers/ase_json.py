@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,31 @@ from atomloom.structures.readers.base import Piece, scalar_labels, stress_matrix
 CALCULATED = ("energy", "free_energy", "forces", "charges", "magmoms", "magmom", "dipole")
 """Results of a row that become properties of the structure."""
 
+METADATA = "metadata"
+"""Key, behind the rows, of what is said of the database as a whole."""
+
 
 def is_row(value: Mapping[str, Any]) -> bool:
     """Whether an entry of a JSON is a row of such a database."""
     numbers = value.get("numbers")
     return isinstance(numbers, dict) and "__ndarray__" in numbers and "positions" in value
+
+
+def require_all(rows: Sequence[str], others: Iterable[str], listed: Any) -> None:
+    """Raise AtomloomError where the rows of a database are not those that its key `ids` lists.
+
+    Args:
+        rows: keys of its rows.
+        others: keys of what should be rows, but cannot be read.
+        listed: what stands under `ids`; what is no list says nothing.
+    """
+    if not isinstance(listed, list):
+        return
+    known = {str(id) for id in listed}
+    wrong = [f"no row {id}" for id in known - {*rows, *others}]
+    wrong += [f"row {id} besides" for id in {*rows} - known]
+    if wrong:
+        raise AtomloomError(f"damaged: `ids` lists {len(known)} rows, there is {min(wrong)}")
 
 
 def row(value: Mapping[str, Any], id: str) -> Piece:

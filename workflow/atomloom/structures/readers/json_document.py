@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from atomloom.errors import AtomloomError
-from atomloom.structures.readers import entries
+from atomloom.structures.readers import ase_json, entries
 from atomloom.structures.readers.base import MAX_RECORD_BYTES, Piece, borrowed, decode, unreadable
 from atomloom.structures.structure import Structure
 
@@ -72,6 +72,7 @@ def _object(scanner: _Scanner, options: Mapping[str, Any]) -> Iterator[Piece]:
     """A top-level object: a single entry, entries by name, or a table in pandas' form `split`."""
     others: dict[str, Any] = {}
     single = found = False
+    rows: list[str] = []  # of an ASE database
     usual = _SINGLE | {str(options.get("structure_column"))}
     for key in scanner.object_keys():
         if key == "data" and "columns" in others and scanner.peek() == "[":
@@ -84,7 +85,11 @@ def _object(scanner: _Scanner, options: Mapping[str, Any]) -> Iterator[Piece]:
             others[key] = scanner.value()
         else:
             value = scanner.value()
-            if entries.is_entry(value, options):
+            if rows and key == ase_json.METADATA:
+                others[key] = value
+            elif entries.is_entry(value, options):
+                if isinstance(value, dict) and ase_json.is_row(value):
+                    rows.append(key)
                 yield from entries.entry(value, options, key)
                 found = True
             else:
@@ -94,6 +99,9 @@ def _object(scanner: _Scanner, options: Mapping[str, Any]) -> Iterator[Piece]:
         return
     lists = [value for value in others.values() if _is_list_of_entries(value)]
     strange = {key: value for key, value in others.items() if isinstance(value, dict)}
+    if rows:
+        strange.pop(ase_json.METADATA, None)
+        ase_json.require_all(rows, strange, others.get("ids"))
     if found or (strange and not lists):
         for key, value in strange.items():
             yield from entries.entry(value, options, key)
