@@ -64,11 +64,12 @@ def test_a_column_without_validation_gives_some_of_its_training_rows():
     assert (result == "val").sum() == 18
 
 
-def test_an_unknown_word_in_the_column_is_named():
+@pytest.mark.parametrize(("word", "said"), [("tset", "'tset'"), (None, "empty"), (np.nan, "empty")])
+def test_an_unknown_word_in_the_column_is_named(word, said):
     with pytest.raises(
-        AtomloomError, match=r"`set` of s1 is 'tset'; it must be train, val or test"
+        AtomloomError, match=f"`set` of s1 is {said}; it must be train, val or test"
     ):
-        divide(Split(kind="column", column="set"), frame(2), columns(2, set=["train", "tset"]), 2)
+        divide(Split(kind="column", column="set"), frame(2), columns(2, set=["train", word]), 2)
 
 
 def test_folds_take_rows_of_the_plan_even_where_records_are_missing(tmp_path):

@@ -104,8 +104,9 @@ def _by_column(
     unknown = np.flatnonzero(result == None)  # noqa: E711 - element-wise
     if len(unknown):
         first = unknown[0]
+        value = "empty" if pd.isna(values.iloc[first]) else repr(values.iloc[first])
         raise AtomloomError(
-            f"`{split.column}` of {frame['id'].iloc[first]} is {values.iloc[first]!r}",
+            f"`{split.column}` of {frame['id'].iloc[first]} is {value}",
             where="split.column",
             todo="it must be train, val or test",
         )
