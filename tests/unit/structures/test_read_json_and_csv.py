@@ -406,3 +406,12 @@ def test_rows_that_an_ase_database_lists_and_does_not_hold_are_not_passed_over(t
     assert len(found) == 3
     with pytest.raises(AtomloomError, match="no structure in this entry"):
         parse_record(found[2].format, found[2].payload)
+
+
+def test_an_entry_by_name_that_is_null_becomes_a_record_that_fails(tmp_path):
+    first, *_, last = CRYSTALS
+    path = write(tmp_path / "a.json", {"a": first.as_dict(), "b": None, "c": last.as_dict()})
+    found = {record.id: record for record in records(path)}
+    assert found.keys() == {"a", "b", "c"}
+    with pytest.raises(AtomloomError, match="no structure but a NoneType"):
+        parse_record(found["b"].format, found["b"].payload)

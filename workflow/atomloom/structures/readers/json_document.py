@@ -102,6 +102,8 @@ def _object(scanner: _Scanner, options: Mapping[str, Any]) -> Iterator[Piece]:
     if rows:
         strange.pop(ase_json.METADATA, None)
         ase_json.require_all(rows, strange, others.get("ids"))
+    if found and "columns" not in others:  # an entry by name that has been lost
+        strange |= {key: value for key, value in others.items() if value is None}
     if found or (strange and not lists):
         for key, value in strange.items():
             yield from entries.entry(value, options, key)
