@@ -98,7 +98,7 @@ def _object(scanner: _Scanner, options: Mapping[str, Any]) -> Iterator[Piece]:
         yield from entries.columns(others, options) or entries.entry(others, options)
         return
     lists = [value for value in others.values() if _is_list_of_entries(value)]
-    strange = {key: value for key, value in others.items() if isinstance(value, dict)}
+    strange: dict[str, Any] = {k: value for k, value in others.items() if isinstance(value, dict)}
     if rows:
         strange.pop(ase_json.METADATA, None)
         ase_json.require_all(rows, strange, others.get("ids"))
