@@ -11,6 +11,7 @@ from ase.build import bulk
 
 import atomloom
 from atomloom.errors import AtomloomError
+from atomloom.files import read_json, write_sealed
 from atomloom.layout import PlannedLayout
 from atomloom.stages.train import load_labelled
 
@@ -62,7 +63,6 @@ def test_a_run_goes_on_as_it_began(tmp_path):
     run = trained(tmp_path, memory_gb=1.0)
     places: PlannedLayout = run.places
     path = run.folder / "state" / "loader.json"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "window": 10**12}))
+    write_sealed(path, {**read_json(path), "window": 10**12})
     with pytest.raises(AtomloomError, match="the run began with windows"):
         load_labelled(places)

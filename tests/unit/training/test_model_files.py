@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from atomloom.errors import AtomloomError
 from atomloom.training.loop import train
+from atomloom.training.modelfile import read_model, write_model
 from atomloom.training.predict import load_model, predict_table
 from tests.unit.potentials.models import write_potential
 from tests.unit.training.runs import small_config, small_data
@@ -40,16 +41,17 @@ def metadata_of(path) -> dict[str, str]:
         return dict(file.metadata())
 
 
-def rewrite(path, tensors=None, card=None, **metadata) -> None:
+def rewrite(path, tensors=None, card=None) -> None:
     """The file with other tensors or another card, and without a digest, as files of before are."""
-    own = {"atomloom": metadata_of(path)["atomloom"], **metadata}
-    if card is not None:
-        own["atomloom"] = card if isinstance(card, str) else json.dumps(card)
-    save_file(load_file(path) if tensors is None else tensors, path, metadata=own)
+    card = card_of(path) if card is None else card
+    text = card if isinstance(card, str) else json.dumps(card)
+    save_file(load_file(path) if tensors is None else tensors, path, metadata={"atomloom": text})
 
 
 def card_of(path) -> dict:
-    return json.loads(metadata_of(path)["atomloom"])
+    card = json.loads(metadata_of(path)["atomloom"])
+    del card["digest"]
+    return card
 
 
 def refused(path, match: str) -> None:
@@ -88,8 +90,14 @@ def test_a_file_of_before_without_a_digest_is_read(path):
     np.testing.assert_array_equal(predict_table(load_model(path), data.table), before)
 
 
+def test_equal_models_are_equal_files(path, trained):
+    for _ in range(8):
+        write_model(path, *read_model(path))
+        assert path.read_bytes() == trained
+
+
 def test_a_digest_that_differs_is_refused(path):
-    rewrite(path, digest="0" * 32)
+    rewrite(path, card=card_of(path) | {"digest": "0" * 32})
     refused(path, "its digest differs")
 
 

@@ -51,14 +51,11 @@ def write_split(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     members, labels = read_members(layout, plan), read_planned_labels(layout, plan)
     quarantine = Quarantine.of(members)
     records = _read_structures(places, members, quarantine)
-    folder = places.split
-
-    def check() -> None:
-        quarantine.close(folder, config.dataset.checks.max_fraction)
-
-    check()  # where nothing could be read, that is the news, not that nothing has the target
+    folder, max_fraction = places.split, config.dataset.checks.max_fraction
+    if len(quarantine) == plan.records:  # that is the news then, not that nothing has the target
+        quarantine.close(folder, max_fraction)
     frame = _join_targets(config, records, labels, quarantine, log)
-    check()
+    quarantine.close(folder, max_fraction)
 
     columns = _columns_for_split(config, frame, labels)
     frame["split"] = divide(config.split, frame, columns, plan.records)

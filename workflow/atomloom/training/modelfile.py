@@ -33,6 +33,8 @@ from atomloom.training.references import EnergyReference
 from atomloom.training.targets import Standardizer
 
 FORMAT = 2
+DIGEST = "digest"
+"""Name under which a card holds the digest of its file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +125,9 @@ def write_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> N
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     # Written by us: safetensors would give the file to its owner alone, and has an error of its own
     # for a full disk.
-    text = json.dumps(content, sort_keys=True)
-    payload = save(flat, metadata={"atomloom": text, "digest": _digest(flat, text)})
+    # One entry: safetensors writes several in any order, and equal models are equal files.
+    card = json.dumps({**content, DIGEST: _digest(flat, content)}, sort_keys=True)
+    payload = save(flat, metadata={"atomloom": card})
     write_atomically(path, lambda temporary: temporary.write_bytes(payload))
 
 
@@ -150,11 +153,11 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
         ) from None
     if "atomloom" not in metadata:
         raise AtomloomError("holds tensors, but no model of atomloom", where=path)
-    text = metadata["atomloom"]
+    content = _content_of(path, metadata["atomloom"])
     # Files of before have none.
-    if metadata.get("digest", digest := _digest(tensors, text)) != digest:
+    if content.pop(DIGEST, digest := _digest(tensors, content)) != digest:
         raise AtomloomError("is damaged: its digest differs", where=path, todo=again("train"))
-    card = _card_of(path, text)
+    card = _card_of(path, content)
     infinite = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if infinite:
         raise AtomloomError(
@@ -165,9 +168,11 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     return tensors, card
 
 
-def _digest(tensors: Mapping[str, Tensor], card: str) -> str:
-    """Digest of names, types, shapes and bytes of tensors, and of the card as it is written."""
-    digest = hashlib.blake2b(card.encode(), digest_size=16)
+def _digest(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> str:
+    """Digest of names, types, shapes and bytes of tensors, and of what the card says but for itself."""
+    card = {name: value for name, value in content.items() if name != DIGEST}
+    text = json.dumps(card, sort_keys=True)
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
@@ -175,16 +180,26 @@ def _digest(tensors: Mapping[str, Tensor], card: str) -> str:
     return digest.hexdigest()
 
 
-def _card_of(path: Path, text: str) -> ModelCard:
-    """The card as it is written in a file.
+def _content_of(path: Path, text: str) -> dict[str, Any]:
+    """What the card of a file says."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise AtomloomError(f"has a damaged card: {error}", where=path) from None
+    if not isinstance(content, dict):
+        raise AtomloomError("has a damaged card: it is no JSON object", where=path)
+    return content
+
+
+def _card_of(path: Path, content: dict[str, Any]) -> ModelCard:
+    """The card of what a file says.
 
     Raises:
         AtomloomError: when it is of another version, or describes no model that is known here.
     """
     try:
-        content = json.loads(text)
         form, version = content["format"], content.get("facts", {}).get("atomloom", "")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise AtomloomError(f"has a damaged card: {error}", where=path) from None
     if form != FORMAT:
         raise AtomloomError(
