@@ -25,10 +25,10 @@ run: $(READY) ## the whole pipeline on the embedded demo data, ending with a rep
 	@echo; echo "open results/demo/report.html"
 
 check: $(READY) ## unit tests that are not slow, for every change (some minutes)
-	$(BIN)/python -m pytest -q -m "not slow" tests/unit
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests/unit
 
-test: $(READY) ## all tests
-	$(BIN)/python -m pytest -q
+test: $(READY) ## all tests, in two processes
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(READY) ## format, style, types, workflow
 	$(BIN)/ruff format --check workflow tests benchmarks resources
