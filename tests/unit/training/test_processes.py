@@ -52,6 +52,16 @@ def launch(folder: Path, options: dict, kill_at: int = 0) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
+def launch_until_done(folder: Path, options: dict) -> subprocess.CompletedProcess:
+    """As a person would: a process that gloo loses, as it rarely does, is no end, the run goes on."""
+    for _ in range(3):
+        done = launch(folder, options)
+        if "Connection closed by peer" not in done.stderr:
+            break
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_equal_one(tmp_path, monkeypatch, strategy):
@@ -78,11 +88,9 @@ def test_two_processes_resume_to_the_same_bits(tmp_path, strategy):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
-    done = launch(whole, options)
-    assert done.returncode == 0, done.stderr
+    launch_until_done(whole, options)
     assert launch(parts, options, kill_at=4).returncode != 0
-    done = launch(parts, options)
-    assert done.returncode == 0, done.stderr
+    done = launch_until_done(parts, options)
     assert "going on at epoch 1, batch 3" in done.stdout
     assert history(whole / "run") == history(parts / "run")
     one, other = (load_file(folder / "run" / "model.safetensors") for folder in (whole, parts))
