@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NoReturn
@@ -418,6 +419,15 @@ def _each_chunk(
             for worker in multiprocessing.active_children():
                 worker.terminate()  # nothing is half written, whenever it ends
             raise
+        except BrokenProcessPool:
+            time.sleep(
+                0.5
+            )  # Ctrl-C ends workers too: it is raised here where they heard of it first
+            raise AtomloomError(
+                "a process was ended from outside, for want of memory perhaps",
+                where=f"atomloom {options.command}",
+                todo="run it again, with fewer --workers; what is done stays",
+            ) from None
         except BaseException:
             pool.shutdown(cancel_futures=True)  # what failed for one chunk would fail for others
             raise
