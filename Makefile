@@ -27,8 +27,9 @@ run: $(READY) ## the whole pipeline on the embedded demo data, ending with a rep
 check: $(READY) ## unit tests that are not slow, for every change (some minutes)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests/unit
 
-test: $(READY) ## all tests, in two processes
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+test: $(READY) ## all tests, in two processes; those that want the machine to themselves after the others
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest -q -m alone tests/unit/training/test_processes.py
 
 lint: $(READY) ## format, style, types, workflow
 	$(BIN)/ruff format --check workflow tests benchmarks resources
