@@ -56,7 +56,7 @@ MODEL = {
 
 def structures(count: int) -> tuple[str, list]:
     """What they are, and the structures."""
-    from atomloom.structures.readers import xsf
+    from atomloom.readers.formats import xsf
     from atomloom.structures.structure import Structure
 
     path = DATA / "aenet_tio2" / "dir_xsf.tar.gz"
@@ -105,7 +105,7 @@ class Problem:
         from atomloom.config.model import ChebyshevConfig
         from atomloom.data.loader import GraphLoader
         from atomloom.graphs.build import build_graphs
-        from atomloom.models.chebyshev import Chebyshev
+        from atomloom.models.chebyshev.network import Chebyshev
         from atomloom.structures.table import StructureTable
 
         self.torch, self.dtype = torch, getattr(torch, dtype)
@@ -246,7 +246,7 @@ def gradients(model) -> np.ndarray:
 
 def descriptor(options) -> dict:
     """Features of all atoms."""
-    from atomloom.models.chebyshev import torch_features
+    from atomloom.models.chebyshev.network import torch_features
 
     double, single = Problem("float64"), Problem("float32")
     torch = double.torch
@@ -421,8 +421,8 @@ def _modes():
 def _train(problem: Problem, settings: dict) -> list[float]:
     """Seconds of the epochs of a training, without the first."""
     from atomloom.config import parse_config
-    from atomloom.training.data import LabelledGraphs
-    from atomloom.training.loop import train
+    from atomloom.data.dataset import LabelledGraphs
+    from atomloom.training.trainer import train
 
     training = {k: v for k, v in settings.items() if k != "forces"}
     forces = settings.get("forces", False)
@@ -555,7 +555,7 @@ def main() -> None:
     options = parser.parse_args()
     import torch
 
-    from atomloom.runcard import processor
+    from atomloom.pipeline.run_card import processor
 
     torch.set_num_threads(1)
     results = json.loads(RESULT.read_text()) if RESULT.is_file() else {}

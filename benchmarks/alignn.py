@@ -36,12 +36,12 @@ from atomloom.data.batch import GraphBatch
 from atomloom.data.loader import GraphLoader
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
-from atomloom.graphs.line import jarvis_graph, line_graph
+from atomloom.graphs.line_graph import jarvis_graph, line_graph
 from atomloom.models import build_model
-from atomloom.models.features import cgcnn_features
-from atomloom.runcard import processor
-from atomloom.structures.readers import parse_record
-from atomloom.structures.sources import enumerate_records
+from atomloom.models.common.features import cgcnn_features
+from atomloom.pipeline.run_card import processor
+from atomloom.readers.registry import parse_record
+from atomloom.readers.sources import enumerate_records
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 

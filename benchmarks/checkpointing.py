@@ -35,7 +35,7 @@ def child(options: argparse.Namespace) -> None:
 
     from atomloom.config.model import ALIGNNConfig, EComFormerConfig, IComFormerConfig
     from atomloom.models import build_model
-    from atomloom.training.batchsize import peak_memory
+    from atomloom.training.batch_size import peak_memory
 
     sys.path.insert(0, str(HERE.parent))
     from tests.unit.models.batches import batch_from_graphs, random_crystal

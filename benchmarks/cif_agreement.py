@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from pymatgen.core import Structure as PymatgenStructure
 
-from atomloom.structures.readers import parse_record
-from atomloom.structures.sources import enumerate_records
+from atomloom.readers.registry import parse_record
+from atomloom.readers.sources import enumerate_records
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "cif_agreement.json"

@@ -21,11 +21,11 @@ from pathlib import Path
 from data_plane import random_crystals
 
 from atomloom.config import GraphSpec, parse_config
-from atomloom.layout import Layout
-from atomloom.shards import read_attributes
+from atomloom.pipeline.paths import Layout
 from atomloom.stages.convert import convert_chunk
 from atomloom.stages.graphs import build_chunk
 from atomloom.stages.plan import make_plan
+from atomloom.store.shards import read_attributes
 from atomloom.structures.elements import SYMBOLS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -37,7 +37,7 @@ from atomloom.config.graph import GraphSpec
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
 from atomloom.graphs.store import GraphStore, read_graphs, write_graphs
-from atomloom.runcard import processor
+from atomloom.pipeline.run_card import processor
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 

@@ -40,21 +40,21 @@ import torch
 from torch import Tensor
 
 import atomloom
+from atomloom.api import prepare, run_pipeline
 from atomloom.config import Config, load_config, parse_config
 from atomloom.config.training import Batching
+from atomloom.data.dataset import LabelledGraphs
 from atomloom.data.loader import GraphLoader
 from atomloom.graphs.build import build_graphs
-from atomloom.layout import PlannedLayout
+from atomloom.inference.devices import arithmetic, open_fabric
 from atomloom.models import build_model
 from atomloom.models.derivatives import evaluate_potential
-from atomloom.notebook import prepare, run_pipeline
+from atomloom.pipeline.paths import RunPaths
 from atomloom.stages.train import load_labelled
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 from atomloom.training.cuda_graphs import RecordedSteps
-from atomloom.training.data import LabelledGraphs
-from atomloom.training.devices import arithmetic, open_fabric
-from atomloom.training.loop import Bench, compiled_model, rows_with_targets
+from atomloom.training.trainer import Bench, compiled_model, rows_with_targets
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("ATOMLOOM_DATA") or ROOT.parent / "shared" / "data")
@@ -546,7 +546,7 @@ def mp36k(options: argparse.Namespace) -> dict[str, Any] | str:
     return _run(config, lambda places, spent: _epochs(places, 60 * options.minutes - spent))
 
 
-def _epochs(places: PlannedLayout, seconds: float) -> int:
+def _epochs(places: RunPaths, seconds: float) -> int:
     """Epochs that training and evaluation have the time for, by measured steps."""
     begun = time.perf_counter()
     config = places.config
@@ -578,9 +578,7 @@ def _epochs(places: PlannedLayout, seconds: float) -> int:
     return epochs
 
 
-def _run(
-    config: Config, epochs: Callable[[PlannedLayout, float], int] | None = None
-) -> dict[str, Any]:
+def _run(config: Config, epochs: Callable[[RunPaths, float], int] | None = None) -> dict[str, Any]:
     """All stages in a scratch folder; seconds, errors, and where the time of epochs went.
 
     Args:

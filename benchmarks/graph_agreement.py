@@ -28,10 +28,10 @@ import numpy as np
 from atomloom.config.graph import GraphSpec
 from atomloom.graphs.build import build_graph
 from atomloom.graphs.graph import Graph
+from atomloom.readers.registry import parse_record
+from atomloom.readers.sources import enumerate_records
 from atomloom.structures import to_ase
 from atomloom.structures.elements import SYMBOLS
-from atomloom.structures.readers import parse_record
-from atomloom.structures.sources import enumerate_records
 from atomloom.structures.structure import Structure
 
 ROOT = Path(__file__).resolve().parents[1]

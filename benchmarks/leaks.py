@@ -33,8 +33,9 @@ from pymatgen.core import Structure as Crystal
 
 from atomloom.config import Split
 from atomloom.data.congruence import Motif, congruent
-from atomloom.data.leaks import find_candidates, find_duplicates
-from atomloom.structures import Structure, enumerate_records, parse_record
+from atomloom.data.duplicates import find_candidates, find_duplicates
+from atomloom.readers import enumerate_records, parse_record
+from atomloom.structures import Structure
 from atomloom.structures.composition import reduced_formula
 from atomloom.structures.table import StructureTable
 

@@ -36,17 +36,17 @@ from torch import Tensor, nn
 from atomloom.config import Batching, GraphSpec, parse_config
 from atomloom.data.batch import GraphBatch
 from atomloom.data.batching import BatchPlan, share
+from atomloom.data.dataset import LabelledGraphs
 from atomloom.data.loader import GraphLoader, Loader
-from atomloom.data.opening import choose_loader, open_loader
-from atomloom.data.sharded import ShardedGraphs
+from atomloom.data.on_disk import OnDiskGraphs
+from atomloom.data.placement import choose_loader, open_loader
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
 from atomloom.graphs.store import GraphStore, write_graphs
-from atomloom.runcard import processor
+from atomloom.pipeline.run_card import processor
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
-from atomloom.training import loop
-from atomloom.training.data import LabelledGraphs
+from atomloom.training import trainer
 
 RESULT = Path(__file__).resolve().parent / "results" / "loader.json"
 PEER = Path(__file__).resolve().with_name("loader_peer.py")
@@ -73,12 +73,12 @@ def crystals(count: int, atoms: int = 12) -> GraphTable:
     return build_graphs(StructureTable.from_structures(structures), SPEC)
 
 
-def sharded(table: GraphTable, folder: Path) -> ShardedGraphs:
+def sharded(table: GraphTable, folder: Path) -> OnDiskGraphs:
     """The same graphs on disk."""
     for number, first in enumerate(range(0, len(table), SHARD)):
         part = table.take(np.arange(first, min(first + SHARD, len(table))))
         write_graphs(folder / f"{number:04d}.zarr.zip", part, SPEC)
-    return ShardedGraphs(GraphStore(folder))
+    return OnDiskGraphs(GraphStore(folder))
 
 
 def uneven(count: int) -> GraphTable:
@@ -367,11 +367,11 @@ def overhead(_: str | None) -> dict:
     data = LabelledGraphs(table, targets, {"train": rows})
     config = _config(width=4, epochs=8, structures=8)
     steps = len(table) // 8
-    build, loop.build_model = loop.build_model, lambda _, outputs: TwoWeights(outputs)
+    build, trainer.build_model = trainer.build_model, lambda _, outputs: TwoWeights(outputs)
     try:
         whole = min(row["seconds"] for row in _history(data, config)) / steps
     finally:
-        loop.build_model = build
+        trainer.build_model = build
     model = TwoWeights(1)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     batches = list(GraphLoader(table, rows, targets, Batching(structures=8)))
@@ -524,7 +524,7 @@ def _config(*, width: int, epochs: int, structures: int = 64):
 
 def _history(data: LabelledGraphs, config) -> list[dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
-        loop.train(data, config, folder, lambda line: None)
+        trainer.train(data, config, folder, lambda line: None)
         with open(Path(folder) / "history.csv") as file:
             return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 

@@ -33,10 +33,11 @@ from atomloom.config.model import PaiNNConfig
 from atomloom.data.batch import GraphBatch
 from atomloom.data.loader import GraphLoader
 from atomloom.graphs.build import build_graphs
-from atomloom.models import build_model, painn
+from atomloom.models import build_model
 from atomloom.models.derivatives import PotentialOutput, evaluate_potential
-from atomloom.runcard import processor
-from atomloom.structures import read
+from atomloom.models.painn import network
+from atomloom.pipeline.run_card import processor
+from atomloom.readers import read
 from atomloom.structures.table import StructureTable
 
 HERE = Path(__file__).resolve().parent
@@ -143,13 +144,13 @@ class Ours:
 @contextmanager
 def _passes(allowed: bool):
     """With `allowed` False, the plain operations that serve where there are no compiled passes."""
-    chosen = painn.by_passes
+    chosen = network.by_passes
     if not allowed:
-        painn.by_passes = lambda vectors: False
+        network.by_passes = lambda vectors: False
     try:
         yield
     finally:
-        painn.by_passes = chosen
+        network.by_passes = chosen
 
 
 class Peer:

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from atomloom.config import parse_config
-from atomloom.layout import Layout, PlannedLayout
-from atomloom.plan import Plan
+from atomloom.pipeline.paths import Layout, RunPaths
+from atomloom.pipeline.plan import Plan
 from atomloom.stages.convert import convert_chunk
 from atomloom.stages.evaluate import evaluate_run
 from atomloom.stages.graphs import build_chunk
@@ -64,7 +64,7 @@ def run_pipeline(config: Mapping[str, Any], folder: Path, log=lambda message: No
             convert_chunk(layout, plan, chunk.key, log)
         if not layout.graphs(chunk.key).exists():
             build_chunk(layout, chunk.key, log)
-    places = PlannedLayout(layout, plan)
+    places = RunPaths(layout, plan)
     write_index(places, log)
     write_split(places, log)
     planned = time.perf_counter()

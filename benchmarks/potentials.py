@@ -36,18 +36,18 @@ import atomloom
 from atomloom.config import parse_config
 from atomloom.config.graph import GraphSpec
 from atomloom.config.model import PaiNNConfig
+from atomloom.data.dataset import LabelledGraphs
 from atomloom.graphs.build import build_graphs
+from atomloom.inference.model_file import ModelCard, write_model
+from atomloom.inference.scalers.atomic_energies import AtomicEnergies
 from atomloom.models import build_model
+from atomloom.pipeline.run_card import processor
 from atomloom.potentials.calculator import AtomloomCalculator
 from atomloom.potentials.committee import Committee
 from atomloom.potentials.dynamics import VelocityVerlet
 from atomloom.potentials.evaluation import calculate_batch, plain_structure, structure_table
 from atomloom.potentials.export import export_model, load_exported
-from atomloom.runcard import processor
-from atomloom.training.data import LabelledGraphs
-from atomloom.training.loop import train
-from atomloom.training.modelfile import ModelCard, write_model
-from atomloom.training.references import EnergyReference
+from atomloom.training.trainer import train
 
 HERE = Path(__file__).resolve().parent
 DATA = Path(os.environ.get("ATOMLOOM_DATA") or HERE.parents[1] / "shared" / "data")
@@ -84,7 +84,7 @@ def random_painn(path: Path, width: int) -> Path:
         GraphSpec(neighbors="radius", cutoff=config.cutoff),
         ("energy", "forces"),
         "eV",
-        EnergyReference(energies, 0.0, 1.0),
+        AtomicEnergies(energies, 0.0, 1.0),
         {},
     )
     write_model(path, build_model(config, 1).state_dict(), card)

@@ -38,8 +38,8 @@ from atomloom.data.batch import GraphBatch
 from atomloom.data.loader import GraphLoader
 from atomloom.graphs.build import build_graphs
 from atomloom.models import build_model
-from atomloom.models.features import cgcnn_features
-from atomloom.runcard import processor
+from atomloom.models.common.features import cgcnn_features
+from atomloom.pipeline.run_card import processor
 from atomloom.structures.adapters import to_structure
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable

@@ -30,7 +30,7 @@ from pymatgen.io.cif import CifParser, CifWriter
 from pymatgen.io.vasp import Poscar
 
 from atomloom.config import Checks
-from atomloom.structures import RawRecord, enumerate_records, parse_record
+from atomloom.readers import RawRecord, enumerate_records, parse_record
 from atomloom.structures.checks import check_structure
 
 ROOT = Path(__file__).resolve().parents[1]

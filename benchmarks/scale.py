@@ -36,9 +36,9 @@ import numpy as np
 from atomloom.config import GraphSpec, load_config
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.store import GraphStore, write_graphs
-from atomloom.layout import Layout, PlannedLayout
-from atomloom.plan import Chunk, Plan
-from atomloom.structures import enumerate_records, list_files, parse_record
+from atomloom.pipeline.paths import Layout, RunPaths
+from atomloom.pipeline.plan import Chunk, Plan
+from atomloom.readers import enumerate_records, list_files, parse_record
 from atomloom.structures.elements import SYMBOLS
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
@@ -383,7 +383,7 @@ def _dag(mean: int) -> dict:
         plan = Plan(chunks, HUGE, "0" * 16, "0" * 16, "", 0)
         plan.write(place / "plan.json")
         nothing = _cpu(lambda: _snakemake(scratch, "-n", "--quiet", "all", "--", "prepare"))
-        places = PlannedLayout(layout, plan)
+        places = RunPaths(layout, plan)
         stand_ins = [
             of(key) for of in (layout.structures, layout.graphs) for key in plan.chunk_keys
         ]

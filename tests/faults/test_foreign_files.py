@@ -20,14 +20,14 @@ import pytest
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from atomloom.commands.inspection import inspect_path
 from atomloom.config import Labels, load_config
 from atomloom.errors import AtomloomError
-from atomloom.inspection import inspect_path
+from atomloom.inference.model_file import read_model
+from atomloom.readers import base, enumerate_records, list_files, parse_record, read, sources
+from atomloom.readers.formats import csv_table, extxyz, json_document, poscar, runner
 from atomloom.stages import labels as label_tables
 from atomloom.stages.labels import read_labels
-from atomloom.structures import enumerate_records, list_files, parse_record, read, sources
-from atomloom.structures.readers import base, csv_table, extxyz, json_document, poscar, runner
-from atomloom.training.modelfile import read_model
 from tests.workflow.project import cif_text
 
 ENDLESS = (

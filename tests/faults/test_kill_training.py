@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from atomloom.training.loop import train
+from atomloom.training.trainer import train
 from tests.unit.training.runs import history, small_config, small_data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ import json, os, random, signal, sys, warnings
 from pathlib import Path
 
 from atomloom import files
-from atomloom.training import loop
+from atomloom.training import trainer
 from tests.unit.training.runs import small_config, small_data
 
 folder, data, kills = Path(sys.argv[1]), small_data(44), []
@@ -60,10 +60,10 @@ for number, options in enumerate(json.loads(sys.argv[2])):
                     return genuine(*arguments, **options)
                 return call
 
-            loop._seed_noise = counted(loop._seed_noise, "step")
+            trainer._seed_noise = counted(trainer._seed_noise, "step")
             os.fsync = counted(os.fsync, "write")
             os.replace = counted(os.replace, "replace")
-            loop.train(data, config, run, lambda line: None)
+            trainer.train(data, config, run, lambda line: None)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):

@@ -31,7 +31,8 @@ from pymatgen.io.vasp import Poscar
 
 from atomloom.config.dataset import Checks
 from atomloom.errors import AtomloomError
-from atomloom.structures import Structure, enumerate_records, parse_record, to_structure
+from atomloom.readers import enumerate_records, parse_record
+from atomloom.structures import Structure, to_structure
 from atomloom.structures.checks import check_structure
 
 COUNT = int(os.environ.get("ATOMLOOM_MUTATIONS", "200"))

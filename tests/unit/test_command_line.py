@@ -14,8 +14,8 @@ import yaml
 
 from atomloom.cli import main
 from atomloom.config import load_config
-from atomloom.layout import Layout, PlannedLayout
-from atomloom.plan import Plan
+from atomloom.pipeline.paths import Layout, RunPaths
+from atomloom.pipeline.plan import Plan
 from tests.workflow.project import CONFIG, cif_text
 
 CODE = """
@@ -194,7 +194,7 @@ def test_ctrl_c_in_training_saves_and_the_next_call_goes_on(project, capsys):
     for stage in ("plan", "convert", "graphs", "index", "split"):
         assert call(stage) == 0
     layout = Layout(load_config("my.yaml"))
-    places = PlannedLayout(layout, Plan.read(layout.plan_folder / "plan.json"))
+    places = RunPaths(layout, Plan.read(layout.plan_folder / "plan.json"))
     command = [sys.executable, "-m", "atomloom", "train", "--config", "my.yaml"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from atomloom.commands.inspection import inspect_path
 from atomloom.config import GraphSpec
 from atomloom.errors import AtomloomError
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.store import write_graphs
-from atomloom.inspection import inspect_path
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 

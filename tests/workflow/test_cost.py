@@ -6,10 +6,10 @@ import re
 
 import pytest
 
+from atomloom.commands.cost import estimate_cost
 from atomloom.config import load_config
-from atomloom.layout import Layout
-from atomloom.plan import Plan
-from atomloom.stages.cost import estimate_cost
+from atomloom.pipeline.paths import Layout
+from atomloom.pipeline.plan import Plan
 from tests.workflow.project import CONFIG, Project
 from tests.workflow.test_bad_input import stage
 

@@ -14,7 +14,7 @@ import pytest
 
 from atomloom.config import load_config
 from atomloom.errors import AtomloomError
-from atomloom.layout import Layout
+from atomloom.pipeline.paths import Layout
 from atomloom.stages.plan import make_plan
 from tests.workflow.project import CONFIG, Project
 from tests.workflow.test_bad_input import stage
@@ -183,7 +183,7 @@ def test_verify_names_a_download_that_changed_and_repair_removes_it(project, ser
     kept = project.folder / "store/downloads/jarvis/tiny_3d.json.zip"
     whole = kept.read_bytes()
     kept.write_bytes(whole[:-1] + b"x")
-    from atomloom.maintenance import repair_store, verify_store
+    from atomloom.commands.maintenance import repair_store, verify_store
 
     store = project.folder / "store"
     assert [item.path for item in verify_store(store)] == [kept]

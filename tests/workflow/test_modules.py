@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from atomloom.config import parse_config
-from atomloom.layout import Layout
+from atomloom.pipeline.paths import Layout
 from atomloom.stages.plan import make_plan
 from tests.workflow.project import CONFIG, Project, cif_text
 

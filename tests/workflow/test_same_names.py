@@ -8,7 +8,7 @@ import tarfile
 import pandas as pd
 import pytest
 
-from atomloom.structures.naming import tell_apart
+from atomloom.readers.naming import tell_apart
 from tests.workflow.project import Project, cif_text
 from tests.workflow.test_bad_input import stage
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from atomloom import former
+
 __version__ = "0.1.0"
 
 _PLACES = {
@@ -19,11 +21,13 @@ _PLACES = {
     "Structure": "atomloom.structures.structure",
     "build_graph": "atomloom.graphs.build",
     "load_config": "atomloom.config",
-    "load_model": "atomloom.training.predict",
-    "read": "atomloom.structures",
+    "load_model": "atomloom.inference.predict",
+    "read": "atomloom.readers",
     "structure_hash": "atomloom.structures",
-    "train": "atomloom.notebook",
+    "train": "atomloom.api",
 }
+
+former.install()
 
 __all__ = ["__version__", *_PLACES]
 

@@ -24,12 +24,12 @@ from typing import NoReturn
 from atomloom import __version__
 from atomloom.config import Config, load_config
 from atomloom.errors import AtomloomError, InterruptedRun
-from atomloom.files import expand_home
-from atomloom.layout import Layout, PlannedLayout
-from atomloom.order import require_earlier
-from atomloom.plan import Plan
-from atomloom.progress import Progress
-from atomloom.timing import timed
+from atomloom.pipeline.paths import Layout, RunPaths
+from atomloom.pipeline.plan import Plan
+from atomloom.pipeline.progress import Progress
+from atomloom.pipeline.stage_table import require_earlier
+from atomloom.pipeline.timing import timed
+from atomloom.store.files import expand_home
 
 Log = Callable[[str], None]
 
@@ -347,7 +347,7 @@ def _plan(options: argparse.Namespace) -> None:
     with timed(layout.timing("plan", "plan")):
         plan = make_plan(layout, _log_to(options))
     if options.cost:
-        from atomloom.stages.cost import estimate_cost
+        from atomloom.commands.cost import estimate_cost
 
         for line in estimate_cost(layout, plan).lines(os.cpu_count() or 1):
             print(line)
@@ -394,7 +394,7 @@ def _each_chunk(
     layout, plan = _planned(options)
     log = _log_to(options)
     chunks = [options.chunk] if options.chunk else plan.chunk_keys
-    require_earlier(PlannedLayout(layout, plan), options.command, chunks)
+    require_earlier(RunPaths(layout, plan), options.command, chunks)
     if options.chunk:
         one(layout, plan, options.chunk, log)
         return
@@ -476,7 +476,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from atomloom.stages.bench import bench_batch, bench_precision, run_trials
+    from atomloom.commands.bench import bench_batch, bench_precision, run_trials
 
     places = _ready(options)
     if options.trials:
@@ -498,9 +498,9 @@ def _predict(options: argparse.Namespace) -> None:
     import torch
     import yaml
 
+    from atomloom.commands.predict import Prediction, predict_files
     from atomloom.config.base import check_plain
     from atomloom.config.training import Batching
-    from atomloom.stages.predict import Prediction, predict_files
 
     readers: dict[str, object] = {}
     for item in options.option:
@@ -546,14 +546,14 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from atomloom.inspection import inspect_path
+    from atomloom.commands.inspection import inspect_path
 
     for line in inspect_path(options.path):
         print(line)
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from atomloom.maintenance import shards_in, verify_store
+    from atomloom.commands.maintenance import shards_in, verify_store
 
     damaged = 0
     for item in verify_store(options.store, options.workers):
@@ -568,13 +568,13 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _repair(options: argparse.Namespace) -> None:
-    from atomloom.maintenance import repair_store
+    from atomloom.commands.maintenance import repair_store
 
     print(f"{repair_store(options.store, options.workers, print)} files removed")
 
 
 def _gc(options: argparse.Namespace) -> None:
-    from atomloom.maintenance import unused_files
+    from atomloom.commands.maintenance import unused_files
 
     unused = unused_files(options.store, options.results, options.min_age * 3600)
     size = sum(path.stat().st_size for path in unused)
@@ -606,9 +606,9 @@ def _planned(options: argparse.Namespace) -> tuple[Layout, Plan]:
     return layout, Plan.read(path)
 
 
-def _ready(options: argparse.Namespace) -> PlannedLayout:
+def _ready(options: argparse.Namespace) -> RunPaths:
     """Where everything is, once all stages before this one are done."""
-    places = PlannedLayout(*_planned(options))
+    places = RunPaths(*_planned(options))
     require_earlier(places, options.command, places.plan.chunk_keys)
     return places
 

@@ -13,9 +13,9 @@ from atomloom.cli import put_on_path
 from atomloom.config import dump_config, parse_config
 from atomloom.config.reading import read_config_file
 from atomloom.errors import AtomloomError
-from atomloom.files import read_plain, write_text
-from atomloom.layout import Layout, PlannedLayout, report_key_of
-from atomloom.plan import Plan
+from atomloom.store.files import read_plain, write_text
+from atomloom.pipeline.paths import Layout, RunPaths, report_key_of
+from atomloom.pipeline.plan import Plan
 from atomloom.stages.sources import refresh_sources
 
 put_on_path()
@@ -59,7 +59,7 @@ CONFIG = layout.merged_config
 
 if workflow.is_main_process and PLAN.exists():
     try:
-        known = PlannedLayout(layout, Plan.read(PLAN))
+        known = RunPaths(layout, Plan.read(PLAN))
     except AtomloomError as error:
         print(f"atomloom: {PLAN}: {error.what}; it is made anew", file=sys.stderr)
         PLAN.unlink()
@@ -88,11 +88,11 @@ def environment(name):
 
 
 @cache
-def _read_plan(path: str, time_stamp: int) -> PlannedLayout:
-    return PlannedLayout(layout, Plan.read(path))
+def _read_plan(path: str, time_stamp: int) -> RunPaths:
+    return RunPaths(layout, Plan.read(path))
 
 
-def planned() -> PlannedLayout:
+def planned() -> RunPaths:
     """Where things are, as far as the plan decides; waits for the plan."""
     path = checkpoints.plan.get().output.plan
     return _read_plan(str(path), Path(path).stat().st_mtime_ns)

@@ -15,7 +15,7 @@ from atomloom.config.base import Section
 from atomloom.config.model import ELEMENT
 from atomloom.config.root import Config
 from atomloom.errors import AtomloomError
-from atomloom.keys import canonical_json
+from atomloom.store.keys import canonical_json
 from atomloom.structures.elements import SYMBOLS
 
 MODELS = {cls.model_fields["name"].default: cls for cls in get_args(get_args(ModelConfig)[0])}

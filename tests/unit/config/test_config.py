@@ -10,7 +10,7 @@ import pytest
 from atomloom.config import GraphSpec, dump_config, load_config, parse_config
 from atomloom.config.generate import DEMO, demo_yaml, schema_json, with_keys
 from atomloom.errors import AtomloomError
-from atomloom.layout import Layout
+from atomloom.pipeline.paths import Layout
 
 ROOT = Path(__file__).resolve().parents[3]
 LEAST = {"dataset": {"name": "x", "source": "here", "target": "y"}}

@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 
 from atomloom.config import GraphSpec
-from atomloom.data.sharded import ShardedGraphs
+from atomloom.data.on_disk import OnDiskGraphs
 from atomloom.graphs.graph import GraphTable
 from atomloom.graphs.store import GraphStore, write_graphs
 
 
 def on_disk(
     folder: Path, table: GraphTable, cuts: list[int], *, index: bool = True, seed: int = 0
-) -> ShardedGraphs:
+) -> OnDiskGraphs:
     """The graphs of a table in shards cut before these rows; their order by name is not that of rows."""
     names = np.random.default_rng(seed).permutation(len(cuts) + 1)
     borders = [0, *cuts, len(table)]
@@ -40,7 +40,7 @@ def on_disk(
         )
     if index:
         pd.concat(frames, ignore_index=True).to_parquet(folder / "index.parquet")
-    return ShardedGraphs(GraphStore(folder))
+    return OnDiskGraphs(GraphStore(folder))
 
 
 def compact(table: GraphTable) -> GraphTable:

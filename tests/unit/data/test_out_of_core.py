@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atomloom.config.training import Batching
-from atomloom.data import sharded
+from atomloom.data import on_disk as on_disk_module
 from atomloom.data.batching import Sizes, Windows, plan_epoch
 from atomloom.data.loader import GraphLoader, ShardLoader
-from atomloom.data.opening import choose_loader, open_loader
+from atomloom.data.placement import choose_loader, open_loader
 from atomloom.errors import AtomloomError
 from tests.unit.data.shards import on_disk
 from tests.unit.data.tables import random_table
@@ -26,13 +26,13 @@ from tests.unit.data.test_loader import assert_same
 @pytest.fixture
 def shards_read(monkeypatch):
     """Names of the shards that are read, as they are."""
-    read, names = sharded.read_graphs, []
+    read, names = on_disk_module.read_graphs, []
 
     def noted(path, **options):
         names.append(path.name)
         return read(path, **options)
 
-    monkeypatch.setattr(sharded, "read_graphs", noted)
+    monkeypatch.setattr(on_disk_module, "read_graphs", noted)
     return names
 
 

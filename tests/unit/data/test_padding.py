@@ -16,9 +16,11 @@ from atomloom.config.model import (
     PaiNNConfig,
 )
 from atomloom.data.padding import PaddedBatch, Shape, fits, padded_shape, rounded_up
-from atomloom.models import build_model, chebyshev, painn
+from atomloom.models import build_model
+from atomloom.models.chebyshev import network as chebyshev
 from atomloom.models.derivatives import evaluate_potential
-from atomloom.training.losses import loss_sum
+from atomloom.models.painn import network as painn
+from atomloom.training.objectives.losses import loss_sum
 from tests.unit.models.batches import batch_from_graphs, random_crystal
 
 ELEMENTS = ("H", "C", "O", "Si", "Ti", "Sr", "Ba", "Pb")

@@ -10,7 +10,7 @@ import pytest
 
 from atomloom.config.graph import GraphSpec
 from atomloom.graphs.build import build_graph
-from atomloom.graphs.line import jarvis_graph
+from atomloom.graphs.line_graph import jarvis_graph
 
 SPEC = GraphSpec(cutoff=8.0, max_neighbors=12)
 

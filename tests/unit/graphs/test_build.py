@@ -28,8 +28,8 @@ from atomloom.errors import AtomloomError
 from atomloom.graphs import build
 from atomloom.graphs.build import build_graph, build_graphs
 from atomloom.graphs.graph import ARRAYS, GraphTable
-from atomloom.graphs.line import line_graph
-from atomloom.keys import BUILDER, array_digest
+from atomloom.graphs.line_graph import line_graph
+from atomloom.store.keys import BUILDER, array_digest
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 

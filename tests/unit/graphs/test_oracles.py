@@ -8,7 +8,7 @@ from samples import magnesium, nacl_primitive, perovskite, rutile
 
 from atomloom.config.graph import GraphSpec
 from atomloom.graphs.build import build_graph
-from atomloom.graphs.line import jarvis_graph, line_graph
+from atomloom.graphs.line_graph import jarvis_graph, line_graph
 from atomloom.structures.structure import Structure
 
 ROUNDING = 1e-4

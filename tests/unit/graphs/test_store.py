@@ -15,8 +15,8 @@ from atomloom.graphs import store
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import ARRAYS, Graph, GraphTable
 from atomloom.graphs.store import GraphStore, read_graphs, write_graphs
-from atomloom.keys import BUILDER
-from atomloom.shards import write_shard
+from atomloom.store.keys import BUILDER
+from atomloom.store.shards import write_shard
 
 SPEC = GraphSpec(max_neighbors=6, lattice=True, lattice_edges=True, triplets=3.5)
 

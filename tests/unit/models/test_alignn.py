@@ -14,13 +14,13 @@ from atomloom.config.model import ALIGNNConfig
 from atomloom.data.loader import GraphLoader
 from atomloom.errors import AtomloomError
 from atomloom.graphs.build import build_graphs
-from atomloom.graphs.folding import unfolded
 from atomloom.graphs.graph import Graph
-from atomloom.graphs.line import jarvis_graph, line_graph, line_pairs
+from atomloom.graphs.line_graph import jarvis_graph, line_graph, line_pairs
+from atomloom.graphs.orbits import unfolded
 from atomloom.graphs.store import to_dgl
 from atomloom.models import alignn, build_model
 from atomloom.models.alignn import LineBlocks, line_edges_of_batch, multiplicities
-from atomloom.models.message_passing import dgl_imports
+from atomloom.models.common.message_passing import dgl_imports
 from atomloom.models.registry import require_elements
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
@@ -185,7 +185,7 @@ def test_oracle_plain_algebra_that_the_benchmark_compares_with(oracle):
     graph = published_graph(table_of(perovskite()))
     graph.src, graph.dst, graph.r = src, dst, joined("edge_vector")
     graph.line_src, graph.line_dst, graph.cosine = line_src, line_dst, joined("line_cosine")
-    from atomloom.models.features import cgcnn_features
+    from atomloom.models.common.features import cgcnn_features
 
     graph.features, graph.atoms = cgcnn_features()[joined("numbers")], np.array(atoms)
     output = model.train()(graph).detach().numpy()[:, 0]

@@ -17,7 +17,7 @@ from atomloom.data.loader import GraphLoader
 from atomloom.errors import AtomloomError
 from atomloom.graphs.build import build_graphs
 from atomloom.models import build_model
-from atomloom.models.chebyshev import (
+from atomloom.models.chebyshev.network import (
     ACTIVATIONS,
     Chebyshev,
     ElementNetworks,
@@ -25,8 +25,8 @@ from atomloom.models.chebyshev import (
     torch_features,
 )
 from atomloom.models.derivatives import evaluate_potential
+from atomloom.readers.formats import xsf
 from atomloom.structures.elements import atomic_numbers
-from atomloom.structures.readers import xsf
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 
@@ -557,7 +557,7 @@ def test_both_ways_to_run_networks_of_one_shape_agree(monkeypatch):
     features = torch.randn(20, 6, dtype=torch.float64)
     element = torch.randint(0, 2, (20,))  # no atom of the third
     together = networks(features, element)
-    monkeypatch.setattr("atomloom.models.chebyshev.TOGETHER", -1)
+    monkeypatch.setattr("atomloom.models.chebyshev.network.TOGETHER", -1)
     torch.testing.assert_close(networks(features, element), together)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from atomloom.config.model import ALIGNNConfig, EComFormerConfig, IComFormerConfig
 from atomloom.models import build_model
-from atomloom.models.layers import WeightedBatchNorm, recomputed
+from atomloom.models.common.layers import WeightedBatchNorm, recomputed
 from tests.unit.models.batches import batch_from_graphs, random_crystal
 from tests.unit.models.memory import LiveBytes
 

@@ -10,8 +10,8 @@ from torch import nn
 from atomloom.config.model import IComFormerConfig
 from atomloom.errors import AtomloomError
 from atomloom.models import MODELS, build_model, model_class
-from atomloom.models.features import cgcnn_features, require_cgcnn_features
-from atomloom.models.layers import (
+from atomloom.models.common.features import cgcnn_features, require_cgcnn_features
+from atomloom.models.common.layers import (
     BasisTable,
     EdgeBlocks,
     GaussianBasis,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from atomloom.errors import AtomloomError
-from atomloom.models import message_passing
-from atomloom.models.message_passing import choose_backend, dgl_imports, messages
+from atomloom.models.common import message_passing
+from atomloom.models.common.message_passing import choose_backend, dgl_imports, messages
 
 needs_dgl = pytest.mark.skipif(not dgl_imports(), reason="DGL is not installed")
 BACKENDS = ["torch", pytest.param("dgl", marks=needs_dgl)]

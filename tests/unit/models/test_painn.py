@@ -10,8 +10,9 @@ import torch
 
 from atomloom.config.model import PaiNNConfig
 from atomloom.errors import AtomloomError
-from atomloom.models import build_model, painn, painn_kernels
+from atomloom.models import build_model
 from atomloom.models.derivatives import evaluate_potential
+from atomloom.models.painn import kernels, network
 from tests.unit.models.potentials import (
     crystal,
     everything,
@@ -28,7 +29,7 @@ from tests.unit.models.potentials import (
 CUTOFF = 4.0
 
 
-def seeded(width: int = 8, seed: int = 0, **options) -> painn.PaiNN:
+def seeded(width: int = 8, seed: int = 0, **options) -> network.PaiNN:
     """In float64, with biases and all."""
     torch.manual_seed(seed)
     model = build_model(PaiNNConfig(width=width, rbf=8, cutoff=CUTOFF, **options), 1).double()
@@ -42,7 +43,7 @@ def seeded(width: int = 8, seed: int = 0, **options) -> painn.PaiNN:
 def way(request, monkeypatch):
     """Both ways to sum messages: the one of CPUs, and that of other devices and torch.compile."""
     if request.param == "plain operations":
-        monkeypatch.setattr(painn, "by_passes", lambda vectors: False)
+        monkeypatch.setattr(network, "by_passes", lambda vectors: False)
     return request.param
 
 
@@ -215,7 +216,7 @@ def training_step(model, batch):
 def test_compiled_passes_equal_plain_operations(options, monkeypatch):
     batch, model = batch_of(everything()), seeded(**options)
     ours, our_gradients = training_step(model, batch)
-    monkeypatch.setattr(painn, "by_passes", lambda vectors: False)
+    monkeypatch.setattr(network, "by_passes", lambda vectors: False)
     plain, gradients = training_step(model, batch)
     for name in ("atom_energies", "forces", "stress"):
         torch.testing.assert_close(getattr(ours, name), getattr(plain, name), rtol=0, atol=1e-12)
@@ -237,11 +238,11 @@ def test_edges_without_their_reverse_count_one_way(monkeypatch):
         dst_ptr=torch.nn.functional.pad(counts.cumsum(0), (1, 0)),
     )
     arrays = (some.src, some.dst, some.dst_ptr, some.shift)
-    _, mutual = painn_kernels.find_pairs(*(array.numpy() for array in arrays))
+    _, mutual = kernels.find_pairs(*(array.numpy() for array in arrays))
     assert 0 < mutual.sum() < len(mutual)
     model = seeded()
     ours = evaluate_potential(model, some, stress=True)
-    monkeypatch.setattr(painn, "by_passes", lambda vectors: False)
+    monkeypatch.setattr(network, "by_passes", lambda vectors: False)
     plain = evaluate_potential(model, some, stress=True)
     for name in ("atom_energies", "forces", "stress"):
         torch.testing.assert_close(getattr(ours, name), getattr(plain, name), rtol=0, atol=1e-12)
@@ -250,7 +251,7 @@ def test_edges_without_their_reverse_count_one_way(monkeypatch):
 def test_every_edge_of_a_radius_graph_has_its_pair():
     batch = batch_of(everything())
     arrays = (batch.src, batch.dst, batch.dst_ptr, batch.shift)
-    edges, mutual = painn_kernels.find_pairs(*(array.numpy() for array in arrays))
+    edges, mutual = kernels.find_pairs(*(array.numpy() for array in arrays))
     assert mutual.all()
     assert 2 * len(edges) == len(batch.src)
 
@@ -258,7 +259,7 @@ def test_every_edge_of_a_radius_graph_has_its_pair():
 def test_threads_share_a_pass(monkeypatch):
     batch, model = batch_of(everything()), seeded()
     one, gradients = training_step(model, batch)
-    monkeypatch.setattr(painn, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(network, "WORTH_A_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     several, others = training_step(model, batch)
     torch.testing.assert_close(several.forces, one.forces, rtol=0, atol=1e-12)
@@ -269,7 +270,7 @@ def test_threads_share_a_pass(monkeypatch):
 @pytest.mark.parametrize("with_vectors", [True, False])
 def test_messages_have_the_derivatives_of_finite_differences(with_vectors, way):
     batch = batch_of([crystal(), molecule(atoms=3)])
-    edges = painn.Edges.of(batch)
+    edges = network.Edges.of(batch)
     pairs, atoms = len(edges.src), len(batch.numbers)
     torch.manual_seed(0)
 
@@ -282,7 +283,7 @@ def test_messages_have_the_derivatives_of_finite_differences(with_vectors, way):
 
     def summed(directions, filters, scalars, vectors=None):
         turned_edges = dataclasses.replace(edges, directions=directions)
-        return painn.messages(filters, scalars, vectors, turned_edges)
+        return network.messages(filters, scalars, vectors, turned_edges)
 
     assert torch.autograd.gradcheck(summed, given, fast_mode=True)
     assert torch.autograd.gradgradcheck(summed, given, fast_mode=True)
@@ -293,9 +294,9 @@ def test_updates_have_the_derivatives_of_finite_differences(way):
     context = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
     mixed = torch.randn(4, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     for function, given in (
-        (painn.silu, (context,)),
-        (painn.norms, (mixed,)),
-        (painn.updates, (context, mixed)),
+        (network.silu, (context,)),
+        (network.norms, (mixed,)),
+        (network.updates, (context, mixed)),
     ):
         assert torch.autograd.gradcheck(function, given)
         assert torch.autograd.gradgradcheck(function, given)

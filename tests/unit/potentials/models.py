@@ -14,13 +14,13 @@ from atomloom.config.graph import GraphSpec
 from atomloom.config.model import ChebyshevConfig, IComFormerConfig, PaiNNConfig
 from atomloom.data.loader import GraphLoader
 from atomloom.graphs.build import build_graphs
+from atomloom.inference.model_file import ModelCard, write_model
+from atomloom.inference.scalers.atomic_energies import AtomicEnergies
+from atomloom.inference.scalers.target_scaler import TargetScaler
 from atomloom.models import build_model
 from atomloom.models.derivatives import evaluate_potential
 from atomloom.potentials.evaluation import plain_structure, structure_table
 from atomloom.structures.elements import atomic_number
-from atomloom.training.modelfile import ModelCard, write_model
-from atomloom.training.references import EnergyReference
-from atomloom.training.targets import Standardizer
 
 
 def rattled_copper(count: int) -> list:
@@ -66,7 +66,7 @@ def write_potential(
         GraphSpec(neighbors="radius", cutoff=cutoff),
         ("energy", "forces", "stress"),
         "eV",
-        EnergyReference(energies, 0.1, scale),
+        AtomicEnergies(energies, 0.1, scale),
         {"epoch": 0},
     )
     write_model(path, model.state_dict(), card)
@@ -84,7 +84,7 @@ def write_property_model(path: Path, seed: int = 0, **checks: float) -> Path:
         GraphSpec(**config.graph_needs(), max_neighbors=6),
         ("gap",),
         "eV",
-        Standardizer(np.array([1.0]), np.array([2.0]), np.array([False])),
+        TargetScaler(np.array([1.0]), np.array([2.0]), np.array([False])),
         {"epoch": 0},
         checks=Checks(**checks),
     )
@@ -135,7 +135,7 @@ def fit_copper(path: Path, steps: int = 120) -> Path:
     optimizer.step(closure)
     zero = np.full(119, np.nan)
     zero[29] = 0.0
-    reference = EnergyReference(zero, 0.0, 1.0)
+    reference = AtomicEnergies(zero, 0.0, 1.0)
     write_model(
         path, model.state_dict(), ModelCard(config, spec, ("energy", "forces"), "eV", reference, {})
     )

@@ -11,7 +11,7 @@ from atomloom.config.model import ChebyshevConfig
 from atomloom.data.loader import GraphLoader
 from atomloom.errors import AtomloomError
 from atomloom.graphs.build import build_graphs
-from atomloom.models.chebyshev import Chebyshev
+from atomloom.models.chebyshev.network import Chebyshev
 from atomloom.potentials.aenet import (
     AenetEnergies,
     TrainingSummary,

@@ -17,9 +17,9 @@ from ase.io import write
 
 import atomloom
 from atomloom.cli import main
+from atomloom.commands import predict as stage
 from atomloom.errors import AtomloomError
 from atomloom.potentials.evaluation import calculate_batch
-from atomloom.stages import predict as stage
 from tests.unit.potentials.models import write_potential, write_property_model
 
 

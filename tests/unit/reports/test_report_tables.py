@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from atomloom.errors import AtomloomError
-from atomloom.quarantine import reason_kind
+from atomloom.pipeline.quarantine import reason_kind
 from atomloom.reports import tables
 from atomloom.reports.formats import measured, unit_name
 

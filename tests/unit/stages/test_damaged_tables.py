@@ -10,20 +10,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from atomloom.commands.cost import estimate_cost
+from atomloom.commands.maintenance import named_shards, verify_store
 from atomloom.config import parse_config
 from atomloom.errors import AtomloomError
-from atomloom.layout import Layout, PlannedLayout
-from atomloom.maintenance import named_shards, verify_store
-from atomloom.parquet import write_table
-from atomloom.plan import Plan
-from atomloom.quarantine import Quarantine
+from atomloom.pipeline.paths import Layout, RunPaths
+from atomloom.pipeline.plan import Plan
+from atomloom.pipeline.quarantine import Quarantine
 from atomloom.stages.convert import convert_chunk
-from atomloom.stages.cost import estimate_cost
 from atomloom.stages.graphs import build_chunk
 from atomloom.stages.index import read_indexed_records, write_index
 from atomloom.stages.plan import make_plan
 from atomloom.stages.split import read_dataset, read_split, write_split
 from atomloom.stages.train import load_labelled
+from atomloom.store.parquet import write_table
 
 ROWS = "".join(
     f'2\nLattice="{5 + 0.1 * n} 0 0 0 5 0 0 0 5" energy={-n}.5 pbc="T T T"\nNa 0 0 0\nCl 2.5 0 0\n'
@@ -36,7 +36,7 @@ def quiet(_):
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory) -> PlannedLayout:
+def places(tmp_path_factory) -> RunPaths:
     """A small project that is ready to be trained."""
     folder = tmp_path_factory.mktemp("tables")
     (folder / "salt.extxyz").write_text(ROWS)
@@ -62,17 +62,17 @@ def places(tmp_path_factory) -> PlannedLayout:
     for key in plan.chunk_keys:
         convert_chunk(layout, plan, key, quiet)
         build_chunk(layout, key, quiet)
-    places = PlannedLayout(layout, plan)
+    places = RunPaths(layout, plan)
     write_index(places, quiet)
     write_split(places, quiet)
     return places
 
 
-def plan_folder(places: PlannedLayout) -> Path:
+def plan_folder(places: RunPaths) -> Path:
     return places.layout.plan_folder
 
 
-def first_chunk(places: PlannedLayout) -> None:
+def first_chunk(places: RunPaths) -> None:
     convert_chunk(places.layout, places.plan, places.plan.chunk_keys[0], quiet)
 
 

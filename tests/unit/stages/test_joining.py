@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from ase.build import bulk
 
+from atomloom.api import run_pipeline
 from atomloom.config import parse_config
 from atomloom.errors import AtomloomError
-from atomloom.layout import Layout, PlannedLayout
-from atomloom.notebook import run_pipeline
+from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.stages.convert import convert_chunk
 from atomloom.stages.plan import make_plan
 from atomloom.stages.split import write_split
@@ -72,13 +72,13 @@ def say_nothing(_: str) -> None:
     pass
 
 
-def divided(settings) -> tuple[pd.DataFrame, dict[str, str], PlannedLayout]:
+def divided(settings) -> tuple[pd.DataFrame, dict[str, str], RunPaths]:
     """The data set by id, reasons of the quarantine by id, and where it all is."""
     layout = Layout(settings)
     plan = make_plan(layout, say_nothing)
     for key in plan.chunk_keys:
         convert_chunk(layout, plan, key, say_nothing)
-    places = PlannedLayout(layout, plan)
+    places = RunPaths(layout, plan)
     write_split(places, say_nothing)
     used = pd.read_parquet(places.split / "dataset.parquet").set_index("id")
     refused = pd.read_csv(places.split / "quarantine.csv").set_index("id")["reason"]
@@ -335,7 +335,7 @@ def test_a_record_s_own_value_that_a_label_table_overrules_is_said():
     layout = Layout(config("b.xyz", "energy"))
     plan = make_plan(layout, lines.append)
     convert_chunk(layout, plan, plan.chunk_keys[0], lines.append)
-    write_split(PlannedLayout(layout, plan), lines.append)
+    write_split(RunPaths(layout, plan), lines.append)
     assert "2 structures hold another energy than the labels say: labels count" in lines
 
 
@@ -348,7 +348,7 @@ def test_a_test_set_that_tears_groups_apart_is_said():
     plan = make_plan(layout, say_nothing)
     for key in plan.chunk_keys:
         convert_chunk(layout, plan, key, say_nothing)
-    write_split(PlannedLayout(layout, plan), lines.append)
+    write_split(RunPaths(layout, plan), lines.append)
     assert lines[0] == (
         "warning: 2 groups of `family` stand in the test set and outside it, as split.kind: folds says "
         "(first: f0)"

@@ -10,13 +10,13 @@ from ase.build import bulk
 from ase.io import write
 
 from atomloom.config import parse_config
-from atomloom.keys import LABELLER, chain_hash
-from atomloom.layout import Layout, PlannedLayout
-from atomloom.plan import Plan
+from atomloom.pipeline.paths import Layout, RunPaths
+from atomloom.pipeline.plan import Plan
 from atomloom.stages import label as stage
 from atomloom.stages.convert import convert_chunk
 from atomloom.stages.label import label_chunk, labelled_chunk, read_labels_of
 from atomloom.stages.plan import make_plan
+from atomloom.store.keys import LABELLER, chain_hash
 from tests.unit.potentials.models import rattled_copper
 
 
@@ -95,8 +95,7 @@ def test_another_teacher_has_labels_of_its_own(tmp_path):
     other, _ = project(tmp_path, rattled_copper(8), options={"asap_cutoff": True})
     assert one.label_folder != other.label_folder
     plans = [
-        PlannedLayout(layout, Plan.read(layout.plan_folder / "plan.json"))
-        for layout in (one, other)
+        RunPaths(layout, Plan.read(layout.plan_folder / "plan.json")) for layout in (one, other)
     ]
     assert plans[0].dataset_key != plans[1].dataset_key
     assert plans[0].index == plans[1].index, "graphs know no labels"

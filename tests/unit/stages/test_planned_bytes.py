@@ -12,8 +12,8 @@ import pytest
 
 from atomloom.config import parse_config
 from atomloom.errors import AtomloomError
-from atomloom.layout import Layout
-from atomloom.plan import Plan
+from atomloom.pipeline.paths import Layout
+from atomloom.pipeline.plan import Plan
 from atomloom.stages.convert import convert_chunk, read_chunk
 from atomloom.stages.plan import make_plan
 
@@ -137,7 +137,7 @@ def test_another_converter_plans_anew(tmp_path, monkeypatch):
     """Its chunks have other names: a plan of before must not be taken for its own."""
     layout, _ = planned(tmp_path, plain(tmp_path))
     folder = layout.plan_folder
-    monkeypatch.setattr("atomloom.layout.CONVERTER", -1)
+    monkeypatch.setattr("atomloom.pipeline.paths.CONVERTER", -1)
     assert layout.plan_folder != folder
 
 

@@ -8,10 +8,10 @@ import numpy as np
 from ase.build import bulk
 
 import atomloom
-from atomloom.training.modelfile import read_model
+from atomloom.inference.model_file import read_model
 
 
-def trained(folder, unit: str) -> atomloom.notebook.Run:
+def trained(folder, unit: str) -> atomloom.api.Run:
     """A run of two epochs on lattices of copper, or the one that is there."""
     lengths = np.linspace(3.4, 4.2, 20)
     return atomloom.train(

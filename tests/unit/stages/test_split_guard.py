@@ -14,8 +14,8 @@ from ase.io import write
 
 from atomloom.config import parse_config
 from atomloom.errors import AtomloomError
-from atomloom.layout import Layout, PlannedLayout
-from atomloom.plan import Plan
+from atomloom.pipeline.paths import Layout, RunPaths
+from atomloom.pipeline.plan import Plan
 from atomloom.stages.convert import convert_chunk
 from atomloom.stages.plan import make_plan
 from atomloom.stages.split import write_split
@@ -27,7 +27,7 @@ def quiet(_):
     """Take no notice."""
 
 
-def split_of(folder: Path, frames: dict[str, list[Atoms]], **options) -> PlannedLayout:
+def split_of(folder: Path, frames: dict[str, list[Atoms]], **options) -> RunPaths:
     """Places of a data set whose files are the splits; each frame has its place for its energy."""
     for name, atoms in frames.items():
         for place, each in enumerate(atoms):
@@ -55,7 +55,7 @@ def split_of(folder: Path, frames: dict[str, list[Atoms]], **options) -> Planned
     plan = Plan.read(layout.plan_folder / "plan.json")
     for chunk in plan.chunks:
         convert_chunk(layout, plan, chunk.key, quiet)
-    return PlannedLayout(layout, plan)
+    return RunPaths(layout, plan)
 
 
 def twins(atoms: Atoms, count: int) -> list[Atoms]:

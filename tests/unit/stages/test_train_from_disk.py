@@ -11,9 +11,9 @@ from ase.build import bulk
 
 import atomloom
 from atomloom.errors import AtomloomError
-from atomloom.files import read_json, write_sealed
-from atomloom.layout import PlannedLayout
+from atomloom.pipeline.paths import RunPaths
 from atomloom.stages.train import load_labelled
+from atomloom.store.files import read_json, write_sealed
 
 LATTICES = np.linspace(3.4, 4.2, 60)
 
@@ -27,7 +27,7 @@ def crystals():
     return made
 
 
-def trained(folder, **loader) -> atomloom.notebook.Run:
+def trained(folder, **loader) -> atomloom.api.Run:
     return atomloom.train(
         crystals(),
         LATTICES**2,
@@ -61,7 +61,7 @@ def test_what_fits_is_held_in_memory(tmp_path):
 
 def test_a_run_goes_on_as_it_began(tmp_path):
     run = trained(tmp_path, memory_gb=1.0)
-    places: PlannedLayout = run.places
+    places: RunPaths = run.places
     path = run.folder / "state" / "loader.json"
     write_sealed(path, {**read_json(path), "window": 10**12})
     with pytest.raises(AtomloomError, match="the run began with windows"):

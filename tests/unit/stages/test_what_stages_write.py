@@ -16,11 +16,11 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
+from atomloom.api import run_pipeline
 from atomloom.config import parse_config
 from atomloom.data.splits import SPLITS
 from atomloom.graphs.build import build_graph
-from atomloom.notebook import run_pipeline
-from atomloom.plan import Plan
+from atomloom.pipeline.plan import Plan
 from atomloom.potentials.calculator import AtomloomCalculator
 from atomloom.structures.adapters import to_structure
 from atomloom.structures.structure import Structure

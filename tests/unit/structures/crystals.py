@@ -11,7 +11,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from pymatgen.core import Lattice
 from pymatgen.core import Structure as Crystal
 
-from atomloom.structures import Structure, parse_record, to_structure
+from atomloom.readers import parse_record
+from atomloom.structures import Structure, to_structure
 from atomloom.structures.elements import SYMBOLS
 
 

@@ -7,12 +7,16 @@ import sys
 
 import numpy as np
 import pytest
-from crystals import assert_same_arrays, atoms_with_results, symmetric_crystals
 from pymatgen.core import DummySpecies, IStructure, Lattice, Molecule
 from pymatgen.core import Structure as Crystal
 
 from atomloom.errors import AtomloomError
 from atomloom.structures import Structure, to_ase, to_pymatgen, to_structure
+from tests.unit.structures.crystals import (
+    assert_same_arrays,
+    atoms_with_results,
+    symmetric_crystals,
+)
 
 
 def test_pymatgen_structures_come_and_go():

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from atomloom.config import Checks
 from atomloom.errors import AtomloomError
 from atomloom.structures import Structure
-from atomloom.structures.boxes import without_fake_box
 from atomloom.structures.checks import check_structure, closest_pair
+from atomloom.structures.vacuum import without_fake_box
 
 
 def structure(numbers, positions, cell=None, pbc=True, **properties):

@@ -7,14 +7,14 @@ import json
 import numpy as np
 import pytest
 from ase import Atoms
-from crystals import parse
 from pymatgen.core import Lattice
 from pymatgen.core import Structure as Crystal
 
+from atomloom.api import _frame
 from atomloom.errors import AtomloomError
-from atomloom.notebook import _frame
+from atomloom.readers.formats import plain_json
 from atomloom.structures import Structure, to_ase, to_structure
-from atomloom.structures.readers import plain_json
+from tests.unit.structures.crystals import parse
 
 ATOM = "1\nenergy=-2.5 dipole=3 Properties=species:S:1:pos:R:3:energy:R:1:q:R:1\nO 0 0 0 -1 0.5\n"
 

@@ -9,12 +9,12 @@ from torch import nn
 from atomloom.config import GraphSpec
 from atomloom.config.model import PaiNNConfig
 from atomloom.config.training import Training
+from atomloom.data.dataset import LabelledGraphs
 from atomloom.graphs.build import build_graphs
-from atomloom.models.layers import segment_sum
+from atomloom.models.common.layers import segment_sum
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
-from atomloom.training import loop
-from atomloom.training.data import LabelledGraphs
+from atomloom.training import trainer
 from tests.unit.training.runs import small_config
 
 CUTOFF = 4.5
@@ -90,4 +90,4 @@ def pair_config(targets=("energy", "forces", "stress"), potential: dict | None =
 
 def use_pair_model(monkeypatch) -> None:
     """Let the loop train `PairModel`."""
-    monkeypatch.setattr(loop, "build_model", lambda config, outputs: PairModel())
+    monkeypatch.setattr(trainer, "build_model", lambda config, outputs: PairModel())

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from atomloom.config import parse_config
-from atomloom.training.data import LabelledGraphs
+from atomloom.data.dataset import LabelledGraphs
 from tests.unit.data.tables import random_table
 
 TIMES = "seconds"
@@ -101,8 +101,8 @@ def use_sum_model(monkeypatch, model_class=SumModel) -> list[nn.Module]:
         built.append(model_class(outputs))
         return built[-1]
 
-    monkeypatch.setattr("atomloom.training.loop.build_model", build)
-    monkeypatch.setattr("atomloom.training.predict.build_model", build)
+    monkeypatch.setattr("atomloom.training.trainer.build_model", build)
+    monkeypatch.setattr("atomloom.inference.predict.build_model", build)
     return built
 
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from atomloom.api import train
 from atomloom.cli import main
+from atomloom.commands import bench as stage
+from atomloom.commands.bench import bench_batch, bench_folder, bench_precision
 from atomloom.config import dump_config, parse_config
-from atomloom.layout import Layout, PlannedLayout
-from atomloom.notebook import train
-from atomloom.stages import bench as stage
-from atomloom.stages.bench import bench_batch, bench_folder, bench_precision
-from atomloom.training.batchsize import CAUTION, Trial, find_batch, make_trials
-from atomloom.training.certificate import certify
-from tests.unit.test_notebook import crystals
+from atomloom.pipeline.paths import Layout, RunPaths
+from atomloom.training.batch_size import CAUTION, Trial, find_batch, make_trials
+from atomloom.training.precision_report import certify
+from tests.unit.test_api import crystals
 from tests.unit.training.runs import WatchedModel, small_config, small_data, use_sum_model
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -97,21 +97,21 @@ def project(tmp_path_factory):
     content = done.config.model_dump(mode="json") | {"model": model}
     config = parse_config(content)
     layout = Layout(config)
-    return PlannedLayout(layout, done.places.plan)
+    return RunPaths(layout, done.places.plan)
 
 
 REAL = """
 import sys
 from atomloom.config import load_config
-from atomloom.layout import Layout, PlannedLayout
-from atomloom.plan import Plan
+from atomloom.pipeline.paths import Layout, RunPaths
+from atomloom.pipeline.plan import Plan
 from atomloom.stages.train import load_labelled
-from atomloom.training.batchsize import peak_memory
-from atomloom.training.loop import train
+from atomloom.training.batch_size import peak_memory
+from atomloom.training.trainer import train
 import torch
 
 layout = Layout(load_config(sys.argv[1]))
-places = PlannedLayout(layout, Plan.read(layout.plan_folder / "plan.json"))
+places = RunPaths(layout, Plan.read(layout.plan_folder / "plan.json"))
 train(load_labelled(places), places.config, sys.argv[2], lambda line: None)
 print(peak_memory(torch.device("cpu")))
 """
@@ -198,7 +198,7 @@ def test_the_certificate_is_written_and_printed(project):
     lines = []
     model = project.config.model.model_copy(update={"width": 4})
     config = project.config.model_copy(update={"model": model})
-    places = PlannedLayout(Layout(config), project.plan)
+    places = RunPaths(Layout(config), project.plan)
     bench_precision(places, 4, lines.append)
     folder = bench_folder(places)
     written = json.loads((folder / "precision.json").read_text())

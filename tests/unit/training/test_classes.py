@@ -9,19 +9,19 @@ import torch
 from sklearn import metrics as reference
 
 from atomloom.config import parse_config
+from atomloom.data.dataset import LabelledGraphs
 from atomloom.errors import AtomloomError
-from atomloom.training.data import LabelledGraphs
-from atomloom.training.loop import train
-from atomloom.training.losses import loss_sum
-from atomloom.training.metrics import (
+from atomloom.inference.metrics import (
     calibration_error,
     class_metrics,
     many_class_metrics,
     split_metrics,
 )
-from atomloom.training.modelfile import read_model
-from atomloom.training.predict import load_model, predict_table
-from atomloom.training.targets import Standardizer
+from atomloom.inference.model_file import read_model
+from atomloom.inference.predict import load_model, predict_table
+from atomloom.inference.scalers.target_scaler import TargetScaler
+from atomloom.training.objectives.losses import loss_sum
+from atomloom.training.trainer import train
 from tests.unit.training.runs import history, small_config, small_data, use_sum_model
 
 NAN = float("nan")
@@ -120,7 +120,7 @@ def test_classes_that_are_not_there_have_no_part_in_the_metrics():
 )
 def test_classes_that_cannot_be_learnt_are_refused(values, message):
     with pytest.raises(AtomloomError, match=message):
-        Standardizer.for_many_classes(np.array(values)[:, None], np.array([0, 1]), "a")
+        TargetScaler.for_many_classes(np.array(values)[:, None], np.array([0, 1]), "a")
 
 
 def test_several_classes_are_learnt_and_told_by_the_model_file(tmp_path, monkeypatch):

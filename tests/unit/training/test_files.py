@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from atomloom.errors import AtomloomError
-from atomloom.keys import TRAINER
+from atomloom.inference.predict import load_model, predict_table
+from atomloom.store.keys import TRAINER
 from atomloom.structures.elements import SYMBOLS
-from atomloom.training import loop
-from atomloom.training.history import History, progress_line
-from atomloom.training.loop import train
-from atomloom.training.predict import load_model, predict_table
+from atomloom.training import trainer
+from atomloom.training.logging.history import History, progress_line
+from atomloom.training.trainer import train
 from tests.unit.training.runs import (
     SumModel,
     history,
@@ -92,7 +92,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def test_tensorboard_has_each_epoch_once_after_a_stop_too(tmp_path, monkeypatch):
     use_sum_model(monkeypatch)
     config = small_config(epochs=4, loggers=["tensorboard"], checkpoint_minutes=1e-9)
-    genuine, calls = loop.write_model, []
+    genuine, calls = trainer.write_model, []
 
     def stop(*arguments):
         calls.append(arguments)
@@ -100,7 +100,7 @@ def test_tensorboard_has_each_epoch_once_after_a_stop_too(tmp_path, monkeypatch)
             raise KeyboardInterrupt
         genuine(*arguments)
 
-    monkeypatch.setattr(loop, "write_model", stop)
+    monkeypatch.setattr(trainer, "write_model", stop)
     with pytest.raises(KeyboardInterrupt):
         train(small_data(), config, tmp_path, quiet)
     train(small_data(), config, tmp_path, quiet)

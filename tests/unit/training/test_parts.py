@@ -14,17 +14,17 @@ from safetensors.torch import save_file
 from torch import nn
 
 from atomloom.config import Batching
+from atomloom.data.dataset import LabelledGraphs
 from atomloom.errors import AtomloomError
-from atomloom.training.data import LabelledGraphs
-from atomloom.training.ema import MovingAverage
-from atomloom.training.history import duration
-from atomloom.training.loop import train
-from atomloom.training.losses import loss_sum
-from atomloom.training.metrics import class_metrics, error_metrics, split_metrics
-from atomloom.training.norms import statistics_of_this_batch
-from atomloom.training.predict import load_model, predict_table
-from atomloom.training.state import SaveTimer, save_state
-from atomloom.training.targets import Standardizer
+from atomloom.inference.metrics import class_metrics, error_metrics, split_metrics
+from atomloom.inference.predict import load_model, predict_table
+from atomloom.inference.scalers.target_scaler import TargetScaler
+from atomloom.training.batch_norm import statistics_of_this_batch
+from atomloom.training.checkpoint import CheckpointTimer, save_state
+from atomloom.training.logging.history import duration
+from atomloom.training.objectives.losses import loss_sum
+from atomloom.training.optim.ema import MovingAverage
+from atomloom.training.trainer import train
 from tests.unit.data.tables import random_table
 from tests.unit.training.runs import small_config, small_data
 
@@ -68,7 +68,7 @@ def test_standardized_training_targets_have_mean_0_and_deviation_1():
     targets = np.random.default_rng(0).normal(50, 9, size=(80, 2))
     targets[4, 1] = NAN
     rows = np.arange(60)
-    standardizer = Standardizer.fit(targets, rows, ["a", "b"])
+    standardizer = TargetScaler.fit(targets, rows, ["a", "b"])
     z = standardizer.standardize(targets)
     np.testing.assert_allclose(np.nanmean(z[rows], axis=0), 0, atol=1e-13)
     np.testing.assert_allclose(np.nanstd(z[rows], axis=0), 1)
@@ -77,13 +77,13 @@ def test_standardized_training_targets_have_mean_0_and_deviation_1():
 
 def test_equal_targets_are_not_divided_by_rounding_noise():
     targets = np.full((10, 1), 0.1)
-    standardizer = Standardizer.fit(targets, np.arange(10), ["a"])
+    standardizer = TargetScaler.fit(targets, np.arange(10), ["a"])
     assert standardizer.std.tolist() == [1.0]
 
 
 def test_logarithms_are_undone():
     targets = np.array([[1.0, -3.0], [10.0, 4.0], [100.0, 0.0]])
-    standardizer = Standardizer.fit(targets, np.arange(3), ["a", "b"], ["a"])
+    standardizer = TargetScaler.fit(targets, np.arange(3), ["a", "b"], ["a"])
     np.testing.assert_allclose(standardizer.mean, [np.log(10), 1 / 3])
     np.testing.assert_allclose(
         standardizer.restore(standardizer.standardize(targets)), targets, atol=1e-14
@@ -104,7 +104,7 @@ def test_logarithms_are_undone():
 )
 def test_targets_that_cannot_be_learnt_are_refused(targets, logs, message):
     with pytest.raises(AtomloomError, match=message):
-        Standardizer.fit(np.array(targets), np.arange(2), ["a"], logs)
+        TargetScaler.fit(np.array(targets), np.arange(2), ["a"], logs)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_targets_that_cannot_be_learnt_are_refused(targets, logs, message):
 )
 def test_targets_that_are_no_classes_are_refused(targets, message):
     with pytest.raises(AtomloomError, match=message):
-        Standardizer.for_classes(np.array(targets), np.arange(2), ["a"])
+        TargetScaler.for_classes(np.array(targets), np.arange(2), ["a"])
 
 
 def test_classes_have_no_logarithm():
@@ -325,8 +325,8 @@ def test_a_state_of_anything_but_plain_values_is_refused(tmp_path):
 
 def test_states_cost_a_small_share_of_the_time(monkeypatch):
     now = 0.0
-    monkeypatch.setattr("atomloom.training.state.time.monotonic", lambda: now)
-    timer = SaveTimer(minutes=5)
+    monkeypatch.setattr("atomloom.training.checkpoint.time.monotonic", lambda: now)
+    timer = CheckpointTimer(minutes=5)
     assert timer.due(end_of_epoch=True), "the first epoch is saved, to learn what it costs"
     now = 1.0
     timer.saved(started=0.0)

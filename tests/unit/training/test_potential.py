@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from atomloom.config import parse_config
 from atomloom.config.training import PotentialTraining
 from atomloom.errors import AtomloomError
+from atomloom.inference.scalers.atomic_energies import AtomicEnergies
 from atomloom.models.derivatives import PotentialOutput
-from atomloom.training.loop import train
-from atomloom.training.objectives import step_shares
-from atomloom.training.potential import PotentialObjective
-from atomloom.training.references import EnergyReference
+from atomloom.training.objectives.base import step_shares
+from atomloom.training.objectives.potential import PotentialObjective
+from atomloom.training.trainer import train
 from tests.unit.training.potentials import OFFSETS, pair_config, pair_data, use_pair_model
 from tests.unit.training.runs import history
 from tests.unit.training.test_resume import Killed, assert_equal_runs, kill_at, quiet
@@ -164,7 +164,7 @@ def test_reference_energies_are_found_and_added_back():
     energies = data.targets[:, 0]
     for options in ({}, {"reference_energies": {"Li": -200.0, "F": -650.0}}):
         settings = PotentialTraining(**options)
-        reference = EnergyReference.fit(settings, data.table, energies, rows, data.forces)
+        reference = AtomicEnergies.fit(settings, data.table, energies, rows, data.forces)
         reduced = reference.reduced(data.table, energies)
         assert np.abs(reduced).max() < 100, "only bonds are left"
         back = reduced * reference.scale + reference.offsets(data.table)
@@ -180,7 +180,7 @@ def test_range_normalisation_is_that_of_aenet():
         energy_scale="range", reference_energies={"Li": -200.0, "F": -650.0}
     )
     energies, rows = data.targets[:, 0], np.arange(30)
-    reference = EnergyReference.fit(settings, data.table, energies, rows)
+    reference = AtomicEnergies.fit(settings, data.table, energies, rows)
     normalised = reference.reduced(data.table, energies) / np.diff(data.table.node_ptr)
     assert normalised.min() == pytest.approx(-1.0)
     assert normalised.max() == pytest.approx(1.0)
@@ -188,10 +188,10 @@ def test_range_normalisation_is_that_of_aenet():
 
 def test_a_reference_survives_its_file():
     data = pair_data(10)
-    reference = EnergyReference.fit(
+    reference = AtomicEnergies.fit(
         PotentialTraining(), data.table, data.targets[:, 0], np.arange(10), data.forces
     )
-    again = EnergyReference.of_content(reference.content())
+    again = AtomicEnergies.of_content(reference.content())
     assert np.array_equal(again.element_energies, reference.element_energies, equal_nan=True)
     assert (again.shift, again.scale) == (reference.shift, reference.scale)
 
@@ -201,8 +201,8 @@ def test_elements_without_reference_are_named():
     energies, rows = data.targets[:, 0], np.arange(10)
     settings = PotentialTraining(reference_energies={"Li": -200.0})
     with pytest.raises(AtomloomError, match="no energy of F"):
-        EnergyReference.fit(settings, data.table, energies, rows)
-    reference = EnergyReference.fit(PotentialTraining(), data.table, energies, rows)
+        AtomicEnergies.fit(settings, data.table, energies, rows)
+    reference = AtomicEnergies.fit(PotentialTraining(), data.table, energies, rows)
     with pytest.raises(AtomloomError, match="not trained on Na"):
         reference.require_elements(np.array([3, 11]))
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from atomloom.training.loop import train
+from atomloom.training.trainer import train
 from tests.unit.training.runs import history, small_config, small_data, use_sum_model
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -19,14 +19,14 @@ ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = """
 import json, os, signal, sys
 
-from atomloom.training import loop
+from atomloom.training import trainer
 from tests.unit.training.runs import SumModel, small_config, small_data
 
 run, options, kill_at = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
 calls = 0
 
 
-def seed_noise(*arguments, genuine=loop._seed_noise):
+def seed_noise(*arguments, genuine=trainer._seed_noise):
     global calls
     calls += 1
     if calls == kill_at:
@@ -34,11 +34,11 @@ def seed_noise(*arguments, genuine=loop._seed_noise):
     genuine(*arguments)
 
 
-loop._seed_noise = seed_noise
-loop.AGREE_STEPS = 1
+trainer._seed_noise = seed_noise
+trainer.AGREE_STEPS = 1
 if options.pop("sums"):
-    loop.build_model = lambda config, outputs: SumModel(outputs)
-loop.train(small_data(60, targets=2), small_config(targets=2, **options), run)
+    trainer.build_model = lambda config, outputs: SumModel(outputs)
+trainer.train(small_data(60, targets=2), small_config(targets=2, **options), run)
 """
 
 

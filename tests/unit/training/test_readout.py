@@ -7,19 +7,19 @@ import pytest
 import torch
 
 from atomloom.config import parse_config
-from atomloom.data.opening import open_loader
+from atomloom.data.dataset import LabelledGraphs
+from atomloom.data.placement import open_loader
 from atomloom.errors import AtomloomError
 from atomloom.graphs.build import build_graphs
+from atomloom.inference.global_features import GlobalFeatures
+from atomloom.inference.model_file import read_model
+from atomloom.inference.predict import load_model, predict_table
+from atomloom.inference.scalers.target_scaler import TargetScaler
 from atomloom.models import build_model
-from atomloom.models.layers import pool, read_out, segment_sum
+from atomloom.models.common.layers import pool, read_out, segment_sum
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
-from atomloom.training.data import LabelledGraphs
-from atomloom.training.globals import GlobalFeatures
-from atomloom.training.loop import train
-from atomloom.training.modelfile import read_model
-from atomloom.training.predict import load_model, predict_table
-from atomloom.training.targets import Standardizer
+from atomloom.training.trainer import train
 from tests.unit.training.runs import history, small_config, small_data
 
 MODELS = ("icomformer", "ecomformer")
@@ -69,15 +69,15 @@ def test_extensive_targets_are_standardised_by_the_atom():
     targets = (-7.0 * atoms + rng.normal(size=60) * 3)[:, None]
     targets[3] = np.nan
     rows = np.arange(50)
-    scale = Standardizer.fit(targets, rows, ["e"], atoms=atoms)
+    scale = TargetScaler.fit(targets, rows, ["e"], atoms=atoms)
     z = scale.standardize(targets, atoms)
     np.testing.assert_allclose([np.nanmean(z[rows]), np.nanstd(z[rows])], [0, 1], atol=1e-12)
     np.testing.assert_allclose(scale.restore(z, atoms), targets, rtol=1e-13)
-    again = Standardizer.of_content(scale.content())
+    again = TargetScaler.of_content(scale.content())
     np.testing.assert_array_equal(again.restore(z, atoms), scale.restore(z, atoms))
     # Twice the cell, twice the network's sum: twice the target.
     np.testing.assert_allclose(scale.restore(2 * z, 2 * atoms), 2 * targets, rtol=1e-13)
-    exact = Standardizer.fit(-7.0 * atoms[:, None], rows, ["e"], atoms=atoms)
+    exact = TargetScaler.fit(-7.0 * atoms[:, None], rows, ["e"], atoms=atoms)
     assert exact.std.tolist() == [1.0]
 
 

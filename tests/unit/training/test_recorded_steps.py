@@ -12,7 +12,7 @@ import torch
 from atomloom.config.model import IComFormerConfig
 from atomloom.models import build_model
 from atomloom.training.cuda_graphs import RecordedSteps, records_steps
-from atomloom.training.losses import loss_sum
+from atomloom.training.objectives.losses import loss_sum
 from tests.unit.models.batches import batch_from_graphs, random_crystal
 
 

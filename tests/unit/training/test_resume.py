@@ -16,8 +16,8 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from safetensors.torch import load_file
 
 from atomloom.errors import AtomloomError
-from atomloom.training import loop
-from atomloom.training.loop import train
+from atomloom.training import trainer
+from atomloom.training.trainer import train
 from tests.unit.training.runs import history, small_config, small_data, use_sum_model
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -47,7 +47,7 @@ def kill() -> None:
 
 def kill_at(monkeypatch, function: str, call: int, kill=kill) -> None:
     """Let the run be killed where a function of the loop is called for the `call`-th time."""
-    genuine, calls = getattr(loop, function), 0
+    genuine, calls = getattr(trainer, function), 0
 
     def counting(*args, **kwargs):
         nonlocal calls
@@ -56,7 +56,7 @@ def kill_at(monkeypatch, function: str, call: int, kill=kill) -> None:
             kill()
         return genuine(*args, **kwargs)
 
-    monkeypatch.setattr(loop, function, counting)
+    monkeypatch.setattr(trainer, function, counting)
 
 
 def assert_equal_runs(one: Path, other: Path) -> None:
@@ -136,7 +136,7 @@ def test_the_scaler_of_fp16_is_resumed_and_what_it_leaves_out_is_said(tmp_path, 
         fabric.launch()
         return fabric
 
-    monkeypatch.setattr(loop, "open_fabric", open_fp16)
+    monkeypatch.setattr(trainer, "open_fabric", open_fp16)
     use_sum_model(monkeypatch)
     data, lines = small_data(60), []
     config = small_config(precision="fp16-mixed", checkpoint_minutes=SAVE_ALWAYS, clip_norm=1.0)
@@ -172,8 +172,8 @@ import os, random, signal, sys, threading, time
 from pathlib import Path
 
 from atomloom.errors import AtomloomError
-from atomloom.training import loop
-from atomloom.training.loop import train
+from atomloom.training import trainer
+from atomloom.training.trainer import train
 from tests.unit.training.runs import small_config, small_data
 
 data = small_data(60)

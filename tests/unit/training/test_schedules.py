@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from atomloom.config.training import Training
-from atomloom.training.schedules import Plateau, Schedule
+from atomloom.training.optim.schedules import Plateau, Schedule
 
 STEPS = 40
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from atomloom.errors import AtomloomError
-from atomloom.files import expand_home
+from atomloom.store.files import expand_home
 
 MOST = 1_000_000_000
 """Bound of counts that may well be larger than any data set, as "all" is often written."""

@@ -15,7 +15,7 @@ import yaml
 
 from atomloom.config.base import DEEPEST
 from atomloom.errors import AtomloomError
-from atomloom.files import read_plain
+from atomloom.store.files import read_plain
 
 MOST_BYTES = 1 << 20
 MOST_VALUES = 100_000

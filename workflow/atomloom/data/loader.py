@@ -32,8 +32,8 @@ from atomloom.data.batching import (
     plan_epoch,
     share,
 )
-from atomloom.data.sharded import ShardedGraphs
-from atomloom.data.slabs import FLOATS, Extras, Held, Pass, Slab, Slicer
+from atomloom.data.collate import FLOATS, Collator, Extras, Held, Pass, Slab
+from atomloom.data.on_disk import OnDiskGraphs
 from atomloom.errors import AtomloomError
 from atomloom.graphs.graph import GraphTable
 
@@ -104,7 +104,7 @@ class Loader(ABC):
 
     def __init__(
         self,
-        source: GraphTable | ShardedGraphs,
+        source: GraphTable | OnDiskGraphs,
         form: GraphTable,
         sizes: Sizes,
         rows: np.ndarray,
@@ -151,7 +151,7 @@ class Loader(ABC):
             )
         if dtype not in FLOATS:
             raise AtomloomError(f"batches are made in 32 or 64 bits, not {dtype}")
-        self._slicer = Slicer(
+        self._slicer = Collator(
             form,
             source.node_ptr,
             targets,
@@ -326,7 +326,7 @@ class ShardLoader(Loader):
 
     def __init__(
         self,
-        graphs: ShardedGraphs,
+        graphs: OnDiskGraphs,
         rows: np.ndarray,
         targets: np.ndarray | None = None,
         bounds: Batching | None = None,

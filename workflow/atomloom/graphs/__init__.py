@@ -1,0 +1,1 @@
+"""Neighbour graphs: search, building, storage."""

@@ -17,7 +17,7 @@ from atomloom.errors import AtomloomError
 from atomloom.graphs.graph import Graph, GraphTable
 from atomloom.graphs.primitive import name_of, reduce_table
 from atomloom.graphs.search import lattice_triads, search_chunk, triplet_pairs
-from atomloom.keys import BUILDER
+from atomloom.store.keys import BUILDER
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 

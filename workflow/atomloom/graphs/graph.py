@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from atomloom.forms import Form, beyond, misfit, misled, unbounded, unsorted
+from atomloom.store.forms import Form, beyond, misfit, misled, unbounded, unsorted
 from atomloom.structures.structure import MAX_LENGTH
 from atomloom.structures.table import FORMS, no_structures
 

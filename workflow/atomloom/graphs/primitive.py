@@ -12,7 +12,7 @@ import numpy as np
 import spglib
 
 from atomloom.errors import AtomloomError
-from atomloom.keys import POSITION_QUANTUM
+from atomloom.store.keys import POSITION_QUANTUM
 from atomloom.structures.table import StructureTable
 
 SYMPREC = 1e-3

@@ -19,12 +19,12 @@ import numpy as np
 
 from atomloom.config.graph import GraphSpec
 from atomloom.errors import AtomloomError, again
-from atomloom.files import read_json
 from atomloom.graphs.graph import ARRAYS, OPTIONAL_ARRAYS, Graph, GraphTable, no_graphs
-from atomloom.graphs.line import jarvis_graph
-from atomloom.keys import BUILDER, HASH_BYTES
-from atomloom.parquet import read_table
-from atomloom.shards import REPAIR, SUFFIX, read_attributes, read_shard, write_shard
+from atomloom.graphs.line_graph import jarvis_graph
+from atomloom.store.files import read_json
+from atomloom.store.keys import BUILDER, HASH_BYTES
+from atomloom.store.parquet import read_table
+from atomloom.store.shards import REPAIR, SUFFIX, read_attributes, read_shard, write_shard
 
 if TYPE_CHECKING:
     import dgl
@@ -212,7 +212,7 @@ class GraphStore:
         Args:
             index: which graph.
             copies: whether edges between an atom and its own images stand twice, as in graphs of
-                jarvis-tools (`atomloom.graphs.line.jarvis_graph`), not once.
+                jarvis-tools (`atomloom.graphs.line_graph.jarvis_graph`), not once.
 
         Raises:
             AtomloomError: if DGL is not installed.

@@ -3,7 +3,7 @@
 Choudhary and DeCost, npj Comput. Mater. 7, 185 (2021). The numbers are those of the published model,
 whose parameter names this module keeps so that its checkpoints load; the algebra is rearranged:
 
-- In a symmetric crystal, atoms and edges with equals are computed once (see atomloom.graphs.folding).
+- In a symmetric crystal, atoms and edges with equals are computed once (see atomloom.graphs.orbits).
 - Edges between an atom and its own images, which the published graph holds twice, stand here once
   and count twice, in sums and in batch statistics; so do pairs of them, see `LineEdges`.
 - The four Linears of a convolution's nodes are one product.
@@ -32,15 +32,15 @@ from torch import Tensor, nn
 
 from atomloom.config.model import ALIGNNConfig
 from atomloom.data.batch import GraphBatch
-from atomloom.data.slabs import Pass
-from atomloom.graphs.folding import Folding, fold
-from atomloom.graphs.line import line_pairs
-from atomloom.models.features import (
+from atomloom.data.collate import Pass
+from atomloom.graphs.line_graph import line_pairs
+from atomloom.graphs.orbits import Folding, fold
+from atomloom.models.common.features import (
     CGCNN_FEATURES,
     cgcnn_features,
     require_cgcnn_features,
 )
-from atomloom.models.layers import (
+from atomloom.models.common.layers import (
     BasisTable,
     GaussianBasis,
     Recomputing,
@@ -53,7 +53,7 @@ from atomloom.models.layers import (
     read_out,
     rounded,
 )
-from atomloom.models.message_passing import Backend, Messages, messages
+from atomloom.models.common.message_passing import Backend, Messages, messages
 
 LONGEST = 8.0
 """A, centre of the last Gaussian of lengths."""
@@ -101,7 +101,7 @@ def line_edges_of_batch(batch: GraphBatch, vectors: Tensor, copies: Tensor) -> L
     """The line graph of a batch, on its device.
 
     Args:
-        batch: if its extras have `line_src` and `line_dst` [L], as `atomloom.graphs.line.line_pairs`
+        batch: if its extras have `line_src` and `line_dst` [L], as `atomloom.graphs.line_graph.line_pairs`
             makes them, they are taken; otherwise their number is asked of the device.
         vectors: [E, 3], A; cosines are differentiable in them.
         copies: [E], how often each edge counts.

@@ -32,12 +32,12 @@ from torch import Tensor, nn
 from atomloom.config.model import EComFormerConfig, IComFormerConfig
 from atomloom.data.batch import GraphBatch
 from atomloom.errors import AtomloomError
-from atomloom.models.features import (
+from atomloom.models.common.features import (
     CGCNN_FEATURES,
     cgcnn_features,
     require_cgcnn_features,
 )
-from atomloom.models.layers import (
+from atomloom.models.common.layers import (
     BasisTable,
     EdgeBlocks,
     GaussianBasis,

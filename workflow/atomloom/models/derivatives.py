@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from atomloom.data.batch import GraphBatch
-from atomloom.models.layers import full_precision, segment_sum
+from atomloom.models.common.layers import full_precision, segment_sum
 
 
 @dataclass(frozen=True, eq=False)

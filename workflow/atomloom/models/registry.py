@@ -21,8 +21,8 @@ MODELS: dict[str, str] = {
     "icomformer": "atomloom.models.comformer:IComFormer",
     "ecomformer": "atomloom.models.comformer:EComFormer",
     "alignn": "atomloom.models.alignn:ALIGNN",
-    "chebyshev": "atomloom.models.chebyshev:Chebyshev",
-    "painn": "atomloom.models.painn:PaiNN",
+    "chebyshev": "atomloom.models.chebyshev.network:Chebyshev",
+    "painn": "atomloom.models.painn.network:PaiNN",
 }
 """Config name -> "module:Class"."""
 

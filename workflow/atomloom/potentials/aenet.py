@@ -18,8 +18,8 @@ import torch
 
 from atomloom.config.model import ChebyshevConfig
 from atomloom.errors import AtomloomError
-from atomloom.files import expand_home, write_text
-from atomloom.models.chebyshev import Chebyshev
+from atomloom.models.chebyshev.network import Chebyshev
+from atomloom.store.files import expand_home, write_text
 
 CODES = {"linear": 0, "tanh": 1, "sigmoid": 2, "mtanh": 3, "twist": 4}
 """aenet's numbers of activation functions."""

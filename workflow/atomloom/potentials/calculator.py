@@ -18,7 +18,7 @@ from ase.outputs import Properties, all_outputs
 from atomloom.errors import AtomloomError
 from atomloom.potentials.committee import Committee, Evaluation, Source
 from atomloom.potentials.evaluation import calculate_batch, plain_structure
-from atomloom.potentials.skin import SkinGraphs
+from atomloom.potentials.verlet_list import VerletList
 
 KEYWORDS = ("device", "dtype", "skin", "atoms", "directory", "label", "restart")
 MOST_SKIN = 10
@@ -77,7 +77,7 @@ class AtomloomCalculator(Calculator):
             raise AtomloomError(
                 f"is a length from 0 to {MOST_SKIN} A, not {skin}", where="AtomloomCalculator: skin"
             )
-        self._graphs: SkinGraphs | None = None
+        self._graphs: VerletList | None = None
 
     def set(self, **parameters: Any) -> dict[str, Any]:
         """Nothing: a potential has no parameters to set.
@@ -142,7 +142,7 @@ class AtomloomCalculator(Calculator):
         """Those of the results that ASE knows."""
         return Properties({n: value for n, value in self.results.items() if n in all_outputs})
 
-    def _graphs_of(self, atoms: Atoms) -> SkinGraphs:
+    def _graphs_of(self, atoms: Atoms) -> VerletList:
         """The graphs of these atoms; those of the last call where only positions or cell differ."""
         graphs = self._graphs
         if graphs is None or not (
@@ -150,7 +150,7 @@ class AtomloomCalculator(Calculator):
             and np.array_equal(graphs.pbc[0], atoms.pbc)
         ):
             self.committee.require_elements(atoms.numbers)
-            graphs = self._graphs = SkinGraphs(
+            graphs = self._graphs = VerletList(
                 self.committee.graph,
                 np.array([0, len(atoms)]),
                 atoms.numbers,

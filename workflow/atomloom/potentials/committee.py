@@ -20,11 +20,11 @@ from torch import Tensor
 from atomloom.config.graph import GraphSpec
 from atomloom.data.batch import GraphBatch
 from atomloom.errors import AtomloomError
+from atomloom.inference.devices import choose_device
+from atomloom.inference.predict import LoadedModel, load_model
+from atomloom.inference.scalers.atomic_energies import AtomicEnergies
 from atomloom.models.derivatives import PotentialOutput, evaluate_potential
 from atomloom.models.registry import require_elements
-from atomloom.training.devices import choose_device
-from atomloom.training.predict import LoadedModel, load_model
-from atomloom.training.references import EnergyReference
 
 Source = str | Path | LoadedModel
 """A potential: its file, or what `load_model` made of it."""
@@ -202,13 +202,13 @@ class Committee:
         )
 
 
-def reference_of(loaded: LoadedModel) -> EnergyReference:
+def reference_of(loaded: LoadedModel) -> AtomicEnergies:
     """The energy reference of a loaded potential.
 
     Raises:
         AtomloomError: when the model is no potential.
     """
-    if not isinstance(loaded.card.standardizer, EnergyReference):
+    if not isinstance(loaded.card.standardizer, AtomicEnergies):
         raise AtomloomError(
             f"{loaded.card.model.name} predicts {', '.join(loaded.card.targets)} and has no forces",
             todo="use a model trained as a potential, or `predict`",

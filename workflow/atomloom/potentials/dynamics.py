@@ -21,9 +21,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
 from atomloom.errors import AtomloomError
-from atomloom.files import expand_home
 from atomloom.potentials.committee import Committee, Evaluation, Source
-from atomloom.potentials.skin import SkinGraphs
+from atomloom.potentials.verlet_list import VerletList
+from atomloom.store.files import expand_home
 
 NOISE_STREAM = 0x6E6F6973  # keeps the draws of noise apart from other uses of the same seed
 
@@ -104,7 +104,7 @@ class VelocityVerlet:
         self._free = np.add.reduceat(3 * ~self._fixed, self.node_ptr[:-1])
         self.momenta = np.concatenate([atoms.get_momenta() for atoms in replicas])
         self.momenta[self._fixed] = 0.0
-        self.graphs = SkinGraphs(
+        self.graphs = VerletList(
             self.committee.graph,
             self.node_ptr,
             numbers,

@@ -18,8 +18,8 @@ from atomloom.config.training import Batching
 from atomloom.data.loader import GraphLoader
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
-from atomloom.keys import HASH_BYTES
 from atomloom.potentials.committee import Committee, Evaluation, Source
+from atomloom.store.keys import HASH_BYTES
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 

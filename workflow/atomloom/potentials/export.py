@@ -35,15 +35,15 @@ from atomloom.config.graph import GraphSpec
 from atomloom.data.batch import GraphBatch
 from atomloom.data.loader import GraphLoader
 from atomloom.errors import AtomloomError
-from atomloom.files import expand_home, write_atomically
 from atomloom.graphs.build import build_graphs
+from atomloom.inference.predict import LoadedModel, load_model
+from atomloom.inference.scalers.atomic_energies import AtomicEnergies
+from atomloom.models.common.layers import BasisTable
 from atomloom.models.derivatives import evaluate_potential
-from atomloom.models.layers import BasisTable
 from atomloom.potentials.committee import Source, read_dtype, reference_of
 from atomloom.potentials.evaluation import plain_structure, structure_table
+from atomloom.store.files import expand_home, write_atomically
 from atomloom.structures.structure import Structure
-from atomloom.training.predict import LoadedModel, load_model
-from atomloom.training.references import EnergyReference
 
 FORMAT = 1
 CARD = "atomloom.json"
@@ -142,7 +142,7 @@ def export_model(
         loaded = replace(model, model=copy.deepcopy(model.model))  # it is moved and changed here
     else:
         loaded = load_model(model)
-    potential = isinstance(loaded.card.standardizer, EnergyReference)
+    potential = isinstance(loaded.card.standardizer, AtomicEnergies)
     _require_exportable(loaded)
     if dtype is not None:
         wanted = read_dtype(dtype)
@@ -255,7 +255,7 @@ def _example(loaded: LoadedModel) -> dict[str, Tensor]:
     """Tensors of five small crystals of an element that the model knows. Neither 0, 1 nor 3, which
     tracing would take for constants, and no number twice: it would take them for the same."""
     number = 8
-    if isinstance(loaded.card.standardizer, EnergyReference):
+    if isinstance(loaded.card.standardizer, AtomicEnergies):
         number = int(np.flatnonzero(np.isfinite(loaded.card.standardizer.element_energies))[0])
     draw = np.random.default_rng(0)
     pitch = max(2.5, 0.4 * float(loaded.card.graph.cutoff))

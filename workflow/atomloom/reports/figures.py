@@ -28,7 +28,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from atomloom.errors import AtomloomError
-from atomloom.files import write_atomically
 from atomloom.reports.formats import (
     MINUS,
     brief,
@@ -46,6 +45,7 @@ from atomloom.reports.tables import (
     StageTiming,
     predictions_of,
 )
+from atomloom.store.files import write_atomically
 
 VECTOR_POINTS = 2_000
 """Up to so many points in a figure each is an SVG element, and says its name under the pointer."""

@@ -21,7 +21,6 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from atomloom.files import write_atomically
 from atomloom.reports import figures, formats, tables
 from atomloom.reports.figures import SPLIT_NAMES, Course
 from atomloom.reports.formats import NONE, number, plural, with_unit
@@ -37,6 +36,7 @@ from atomloom.reports.tables import (
     Score,
     WorstPrediction,
 )
+from atomloom.store.files import write_atomically
 
 MODEL_NAMES = {
     "icomformer": "iComFormer",

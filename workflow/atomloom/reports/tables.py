@@ -20,10 +20,10 @@ import numpy as np
 import pandas as pd
 
 from atomloom.errors import AtomloomError
-from atomloom.files import read_json
-from atomloom.parquet import read_table
-from atomloom.quarantine import reason_kind
+from atomloom.pipeline.quarantine import reason_kind
 from atomloom.reports.formats import finite, unit_name
+from atomloom.store.files import read_json
+from atomloom.store.parquet import read_table
 
 SPLITS = ("train", "val", "test")
 STAGES = ("plan", "convert", "graphs", "index", "split", "train", "evaluate", "predict", "report")

@@ -17,15 +17,15 @@ import numpy as np
 import pandas as pd
 
 from atomloom.errors import AtomloomError, again
-from atomloom.forms import Form, misfit
-from atomloom.keys import CONVERTER, canonical_json, chain_hash, fingerprint_record
-from atomloom.layout import Layout
-from atomloom.parquet import read_table
-from atomloom.plan import Chunk, Plan
-from atomloom.shards import REPAIR, SUFFIX, read_shard, reasons_in, write_shard
+from atomloom.pipeline.paths import Layout
+from atomloom.pipeline.plan import Chunk, Plan
+from atomloom.readers.registry import parse_record
 from atomloom.stages.plan import SPOOL
+from atomloom.store.forms import Form, misfit
+from atomloom.store.keys import CONVERTER, canonical_json, chain_hash, fingerprint_record
+from atomloom.store.parquet import read_table
+from atomloom.store.shards import REPAIR, SUFFIX, read_shard, reasons_in, write_shard
 from atomloom.structures.checks import check_structure
-from atomloom.structures.readers import parse_record
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import FORMS, StructureTable, no_structures
 

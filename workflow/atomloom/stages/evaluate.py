@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 
 from atomloom.config import Config
-from atomloom.data.sharded import ShardedGraphs
-from atomloom.files import write_atomically, write_json
+from atomloom.data.dataset import LabelledGraphs
+from atomloom.data.on_disk import OnDiskGraphs
 from atomloom.graphs.graph import Graph, GraphTable
-from atomloom.layout import PlannedLayout
-from atomloom.parquet import write_table
+from atomloom.inference.metrics import split_metrics
+from atomloom.inference.predict import LoadedModel, load_model, predict_table
+from atomloom.pipeline.paths import RunPaths
 from atomloom.potentials.committee import Evaluation
 from atomloom.potentials.evaluation import evaluate_table
 from atomloom.potentials.students import TIMED, compare_with_teacher
@@ -23,12 +24,11 @@ from atomloom.stages.index import read_indexed_records
 from atomloom.stages.label import read_labels_of
 from atomloom.stages.split import read_dataset
 from atomloom.stages.train import load_labelled
+from atomloom.store.files import write_atomically, write_json
+from atomloom.store.parquet import write_table
 from atomloom.structures.elements import SYMBOLS
 from atomloom.structures.structure import Structure
-from atomloom.training.data import LabelledGraphs
-from atomloom.training.metrics import split_metrics
-from atomloom.training.potential import REPORTED
-from atomloom.training.predict import LoadedModel, load_model, predict_table
+from atomloom.training.objectives.potential import REPORTED
 
 PARITY = "parity.png"
 BLOCK = 10_000
@@ -36,7 +36,7 @@ BLOCK = 10_000
 DESCRIPTION = ["id", "split", "formula", "elements", "n_atoms"]
 
 
-def evaluate_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
+def evaluate_run(places: RunPaths, log: Callable[[str], None]) -> Path:
     """Write `predictions.parquet` and `.csv`, `metrics.json` and `parity.png`; return the run's folder.
 
     Of several classes the most likely is predicted, and columns `NAME_p0`, `NAME_p1`, ... hold the
@@ -100,7 +100,7 @@ def write_parity(run: Path, tables: Sequence[pd.DataFrame], units: Mapping[str, 
 
 
 def _compare_with_teacher(
-    places: PlannedLayout, data: LabelledGraphs, log: Callable[[str], None]
+    places: RunPaths, data: LabelledGraphs, log: Callable[[str], None]
 ) -> None:
     """Write `student.json`: time of student and teacher, and their agreement in a short dynamics."""
     teacher, run = places.config.teacher, places.run
@@ -126,7 +126,7 @@ def _compare_with_teacher(
 def _graphs_of(data: LabelledGraphs, rows: np.ndarray) -> GraphTable:
     """Some graphs of a data set, in memory."""
     table = data.table
-    return table.read(rows) if isinstance(table, ShardedGraphs) else table.take(rows)
+    return table.read(rows) if isinstance(table, OnDiskGraphs) else table.take(rows)
 
 
 def _structure(graph: Graph) -> Structure:
@@ -145,7 +145,7 @@ def _headline(values: dict[str, float | int | None], unit: str) -> str:
 
 
 def _predict_properties(
-    places: PlannedLayout,
+    places: RunPaths,
     model: LoadedModel,
     data: LabelledGraphs,
     frame: pd.DataFrame,
@@ -171,7 +171,7 @@ def _predict_properties(
 
 
 def _evaluate_potential(
-    places: PlannedLayout,
+    places: RunPaths,
     model: LoadedModel,
     data: LabelledGraphs,
     frame: pd.DataFrame,
@@ -202,7 +202,7 @@ def _evaluate_potential(
 
 
 def _evaluate_in_blocks(
-    places: PlannedLayout, model: LoadedModel, data: LabelledGraphs, rows: np.ndarray
+    places: RunPaths, model: LoadedModel, data: LabelledGraphs, rows: np.ndarray
 ) -> tuple[Evaluation, np.ndarray]:
     """Energies and derivatives of some structures, and their atomic numbers."""
     parts, numbers = [], []
@@ -241,6 +241,6 @@ def _components(
     return table[np.isfinite(table[name])].reset_index(drop=True)
 
 
-def _atoms_of(table: GraphTable | ShardedGraphs, rows: np.ndarray) -> np.ndarray:
+def _atoms_of(table: GraphTable | OnDiskGraphs, rows: np.ndarray) -> np.ndarray:
     """Atoms of some structures of a table, in their order."""
     return np.concatenate([np.arange(*table.node_ptr[row : row + 2]) for row in rows])

@@ -14,18 +14,18 @@ import numpy as np
 
 from atomloom.config import GraphSpec
 from atomloom.errors import AtomloomError, again
-from atomloom.files import write_spec
 from atomloom.graphs.build import build_graph, build_graphs
 from atomloom.graphs.graph import Graph, GraphTable
 from atomloom.graphs.store import read_graphs, write_graphs
-from atomloom.layout import Layout
-from atomloom.parquet import read_table
-from atomloom.shards import REPAIR, reasons_in
+from atomloom.pipeline.paths import Layout
 from atomloom.stages.convert import (
     ChunkRecords,
     read_chunk,
     without_properties,
 )
+from atomloom.store.files import write_spec
+from atomloom.store.parquet import read_table
+from atomloom.store.shards import REPAIR, reasons_in
 from atomloom.structures.table import StructureTable
 
 DONORS = "donors.parquet"

@@ -13,17 +13,17 @@ import numpy as np
 import pandas as pd
 
 from atomloom.errors import AtomloomError, again
-from atomloom.files import write_sealed, write_spec
-from atomloom.keys import BUILDER
-from atomloom.layout import PlannedLayout
-from atomloom.parquet import read_table, write_table
-from atomloom.quarantine import Quarantine
+from atomloom.pipeline.paths import RunPaths
+from atomloom.pipeline.quarantine import Quarantine
 from atomloom.stages.convert import read_chunk_records, require_whole
 from atomloom.stages.graphs import DONORS, read_chunk_graphs
 from atomloom.stages.plan import read_members
+from atomloom.store.files import write_sealed, write_spec
+from atomloom.store.keys import BUILDER
+from atomloom.store.parquet import read_table, write_table
 
 
-def write_index(places: PlannedLayout, log: Callable[[str], None]) -> Path:
+def write_index(places: RunPaths, log: Callable[[str], None]) -> Path:
     """Write `index.parquet`, `index.json` and `quarantine.csv`; return their folder.
 
     Columns of `index.parquet`: record (row of the plan), id, hash, shard, row, n_atoms, n_edges,
@@ -125,7 +125,7 @@ def _remember_donors(folder: Path, frame: pd.DataFrame) -> None:
     write_table(folder / DONORS, donors)
 
 
-def read_indexed_records(places: PlannedLayout) -> pd.DataFrame:
+def read_indexed_records(places: RunPaths) -> pd.DataFrame:
     """Column `record` of the index: which records have a graph.
 
     Raises:

@@ -15,11 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from atomloom.errors import AtomloomError
-from atomloom.files import write_spec
-from atomloom.forms import Form, misfit, misled
-from atomloom.layout import Layout
+from atomloom.pipeline.paths import Layout
 from atomloom.potentials.teachers import Label, teach
-from atomloom.shards import REPAIR, SUFFIX, read_shard, reasons_in, write_shard
 from atomloom.stages.convert import (
     ChunkRecords,
     ConvertedChunk,
@@ -27,6 +24,9 @@ from atomloom.stages.convert import (
     read_chunk_records,
     without_properties,
 )
+from atomloom.store.files import write_spec
+from atomloom.store.forms import Form, misfit, misled
+from atomloom.store.shards import REPAIR, SUFFIX, read_shard, reasons_in, write_shard
 from atomloom.structures.table import FORMS, StructureTable
 
 LABEL_FORMS = {

@@ -25,9 +25,9 @@ import pyarrow.parquet as pq
 from atomloom.config import Config, Labels, expand_variables
 from atomloom.config.root import POTENTIAL_TARGETS
 from atomloom.errors import AtomloomError
-from atomloom.structures.readers.base import MAX_RECORD_BYTES, decode, label_number
-from atomloom.structures.readers.entries import ID_KEYS
-from atomloom.structures.sources import MAX_TABLE_BYTES, read_table
+from atomloom.readers.base import MAX_RECORD_BYTES, decode, label_number
+from atomloom.readers.entries import ID_KEYS
+from atomloom.readers.sources import MAX_TABLE_BYTES, read_table
 
 OWN = "own:"
 """Prefix of a column of labels that stand beside structures in their files, where others of the data set

@@ -19,11 +19,11 @@ import pandas as pd
 from atomloom.config import Config, Split, expand_variables
 from atomloom.data.splits import names_by_source
 from atomloom.errors import AtomloomError, again
-from atomloom.files import file_digest, read_json, write_atomically, write_spec
-from atomloom.keys import canonical_json, chain_hash, fingerprint_record
-from atomloom.layout import Layout
-from atomloom.parquet import read_table, write_table
-from atomloom.plan import Chunk, Plan, cut_chunks
+from atomloom.pipeline.paths import Layout
+from atomloom.pipeline.plan import Chunk, Plan, cut_chunks
+from atomloom.readers.naming import tell_apart
+from atomloom.readers.registry import parse_record
+from atomloom.readers.sources import RawRecord, enumerate_records, source_name
 from atomloom.stages.labels import (
     LabelTable,
     Named,
@@ -34,9 +34,9 @@ from atomloom.stages.labels import (
     read_labels,
 )
 from atomloom.stages.sources import label_members, refresh_sources
-from atomloom.structures.naming import tell_apart
-from atomloom.structures.readers import parse_record
-from atomloom.structures.sources import RawRecord, enumerate_records, source_name
+from atomloom.store.files import file_digest, read_json, write_atomically, write_spec
+from atomloom.store.keys import canonical_json, chain_hash, fingerprint_record
+from atomloom.store.parquet import read_table, write_table
 
 SPOOL = -1
 """File number of a record whose bytes are in the spool."""

@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from atomloom.errors import again
-from atomloom.files import read_json, write_sealed
-from atomloom.layout import PlannedLayout
-from atomloom.parquet import read_table
+from atomloom.pipeline.paths import RunPaths
+from atomloom.store.files import read_json, write_sealed
+from atomloom.store.parquet import read_table
 
 
-def relabel_run(places: PlannedLayout, log: Callable[[str], None]) -> None:
+def relabel_run(places: RunPaths, log: Callable[[str], None]) -> None:
     """Bring the unit in the cards of a run up to date; a run that has the config's is left alone.
 
     Raises:
@@ -27,9 +27,9 @@ def relabel_run(places: PlannedLayout, log: Callable[[str], None]) -> None:
     if card["config"]["dataset"].get("unit", "") == unit:
         return
     # Most commands have no need of torch.
+    from atomloom.inference.model_file import read_model, write_model
     from atomloom.stages.evaluate import PARITY, property_units, write_parity
     from atomloom.stages.train import reported
-    from atomloom.training.modelfile import read_model, write_model
 
     log(f"the unit is now {unit or 'none'}: run card and model file are written again")
     for path in _model_files(run):

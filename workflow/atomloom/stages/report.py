@@ -6,16 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from atomloom.errors import again
-from atomloom.files import read_json, require_digest, write_atomically
-from atomloom.layout import PlannedLayout, report_mark
-from atomloom.quarantine import QUARANTINE
+from atomloom.pipeline.paths import RunPaths, report_mark
+from atomloom.pipeline.quarantine import QUARANTINE
+from atomloom.pipeline.run_card import HISTORY
 from atomloom.reports import ReportInputs, write_report
-from atomloom.runcard import HISTORY
 from atomloom.stages.relabel import relabel_run
 from atomloom.stages.split import read_split
+from atomloom.store.files import read_json, require_digest, write_atomically
 
 
-def report_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
+def report_run(places: RunPaths, log: Callable[[str], None]) -> Path:
     """Write the report of the run and return its path.
 
     Raises:

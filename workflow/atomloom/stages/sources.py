@@ -17,10 +17,10 @@ from typing import Any
 
 from atomloom.config import expand_variables
 from atomloom.errors import AtomloomError
-from atomloom.files import file_digest, plain_stat, read_json, write_json
-from atomloom.layout import Layout
-from atomloom.structures.downloads import Download, is_download
-from atomloom.structures.sources import list_files
+from atomloom.pipeline.paths import Layout
+from atomloom.readers.downloads import Download, is_download
+from atomloom.readers.sources import list_files
+from atomloom.store.files import file_digest, plain_stat, read_json, write_json
 
 HASHED_UP_TO = 64 << 20
 """Bytes; a larger file is known by its size and time stamp instead of its content, so that looking

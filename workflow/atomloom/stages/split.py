@@ -14,17 +14,17 @@ import numpy as np
 import pandas as pd
 
 from atomloom.config import Config
-from atomloom.data.leaks import find_duplicates
+from atomloom.data.duplicates import find_duplicates
 from atomloom.data.splits import SPLITS, divide, torn_groups
 from atomloom.errors import AtomloomError, again
-from atomloom.files import file_digest, read_json, write_atomically, write_sealed, write_spec
-from atomloom.layout import PlannedLayout
-from atomloom.parquet import read_table, write_table
-from atomloom.quarantine import QUARANTINE, Quarantine
+from atomloom.pipeline.paths import RunPaths
+from atomloom.pipeline.quarantine import QUARANTINE, Quarantine
 from atomloom.stages.convert import ConvertedChunk, require_whole
 from atomloom.stages.label import labelled_chunk
 from atomloom.stages.labels import OWN, TEXT, array_targets
 from atomloom.stages.plan import read_members, read_planned_labels
+from atomloom.store.files import file_digest, read_json, write_atomically, write_sealed, write_spec
+from atomloom.store.parquet import read_table, write_table
 from atomloom.structures.composition import elements_text, reduced_formula
 
 
@@ -36,7 +36,7 @@ class _Records:
     chunks: list[ConvertedChunk]
 
 
-def write_split(places: PlannedLayout, log: Callable[[str], None]) -> Path:
+def write_split(places: RunPaths, log: Callable[[str], None]) -> Path:
     """Write `dataset.parquet`, `split.json`, `quarantine.csv`, `duplicates.csv`; return their folder.
 
     Columns of `dataset.parquet`: record (row of the plan), id, hash, split (train, val, test), one
@@ -175,7 +175,7 @@ def _require_values(known: dict[str, dict[str, int]]) -> None:
             )
 
 
-def read_split(places: PlannedLayout) -> dict[str, Any]:
+def read_split(places: RunPaths) -> dict[str, Any]:
     """What `split.json` says.
 
     Raises:
@@ -184,9 +184,7 @@ def read_split(places: PlannedLayout) -> dict[str, Any]:
     return read_json(places.split / "split.json", "digests", todo=again("split"))
 
 
-def _read_structures(
-    places: PlannedLayout, members: pd.DataFrame, quarantine: Quarantine
-) -> _Records:
+def _read_structures(places: RunPaths, members: pd.DataFrame, quarantine: Quarantine) -> _Records:
     parts, chunks = [], []
     for chunk in places.plan.chunks:
         converted, unlabelled = labelled_chunk(places.layout, chunk.key)
@@ -328,7 +326,7 @@ def _columns_for_split(config: Config, frame: pd.DataFrame, labels: pd.DataFrame
     return pd.DataFrame({"formula": frame["formula"], **texts})
 
 
-def read_dataset(places: PlannedLayout) -> pd.DataFrame:
+def read_dataset(places: RunPaths) -> pd.DataFrame:
     """The labelled and divided structures.
 
     Raises:

@@ -12,24 +12,24 @@ import numpy as np
 import pandas as pd
 
 from atomloom.config import Config
-from atomloom.data.opening import LoaderChoice, choose_loader
-from atomloom.data.sharded import ShardedGraphs
+from atomloom.data.dataset import LabelledGraphs
+from atomloom.data.on_disk import OnDiskGraphs
+from atomloom.data.placement import Placement, choose_loader
 from atomloom.errors import again
-from atomloom.files import file_digest, read_json, require_digest, write_sealed, write_spec
 from atomloom.graphs.graph import GraphTable
 from atomloom.graphs.store import GraphStore
-from atomloom.layout import PlannedLayout
-from atomloom.runcard import HISTORY, environment, now
+from atomloom.pipeline.paths import RunPaths
+from atomloom.pipeline.run_card import HISTORY, environment, now
 from atomloom.stages.index import read_indexed_records
 from atomloom.stages.label import labelled_chunk
 from atomloom.stages.labels import array_targets
 from atomloom.stages.split import read_dataset, read_split
-from atomloom.training.data import LabelledGraphs
-from atomloom.training.loop import train
-from atomloom.training.potential import REPORTED
+from atomloom.store.files import file_digest, read_json, require_digest, write_sealed, write_spec
+from atomloom.training.objectives.potential import REPORTED
+from atomloom.training.trainer import train
 
 
-def train_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
+def train_run(places: RunPaths, log: Callable[[str], None]) -> Path:
     """Train, or go on with, the run of this config; return its folder.
 
     Raises:
@@ -75,7 +75,7 @@ def train_run(places: PlannedLayout, log: Callable[[str], None]) -> Path:
     return run
 
 
-def read_history(places: PlannedLayout) -> pd.DataFrame:
+def read_history(places: RunPaths) -> pd.DataFrame:
     """A row an epoch.
 
     Raises:
@@ -94,13 +94,13 @@ def reported(config: Config) -> dict[str, Any]:
     return {"target": list(units), "unit": units}
 
 
-def load_labelled(places: PlannedLayout) -> LabelledGraphs:
+def load_labelled(places: RunPaths) -> LabelledGraphs:
     """All labelled graphs with their targets, in the order of the index, and the rows of each split."""
     index = read_indexed_records(places)
     dataset = read_dataset(places)
-    source = ShardedGraphs(GraphStore(places.index))
+    source = OnDiskGraphs(GraphStore(places.index))
     choice = _choice_of_loader(places, source)
-    table: GraphTable | ShardedGraphs = source
+    table: GraphTable | OnDiskGraphs = source
     if choice.window is None:
         table = GraphStore(places.index).load()
         labelled = index["record"].isin(dataset["record"]).to_numpy()
@@ -129,7 +129,7 @@ def load_labelled(places: PlannedLayout) -> LabelledGraphs:
     )
 
 
-def _choice_of_loader(places: PlannedLayout, source: ShardedGraphs) -> LoaderChoice:
+def _choice_of_loader(places: RunPaths, source: OnDiskGraphs) -> Placement:
     """Where the graphs are held; as written down when the run began, by whichever process was first.
 
     The order of batches depends on it, so that a run that goes on, and all processes of one, keep it.
@@ -138,9 +138,9 @@ def _choice_of_loader(places: PlannedLayout, source: ShardedGraphs) -> LoaderCho
     path = places.run / "state" / "loader.json"
     begun = None
     if path.exists():
-        names = [item.name for item in fields(LoaderChoice)]
+        names = [item.name for item in fields(Placement)]
         content = read_json(path, *names, todo=f"remove {path.parent} to train from the beginning")
-        begun = LoaderChoice(**{name: content[name] for name in names})
+        begun = Placement(**{name: content[name] for name in names})
     gigabytes = settings.loader.memory_gb
     choice = choose_loader(
         source,
@@ -163,7 +163,7 @@ def _choice_of_loader(places: PlannedLayout, source: ShardedGraphs) -> LoaderCho
 
 
 def _array_target(
-    places: PlannedLayout, table: GraphTable | ShardedGraphs, row_of: pd.Series, name: str
+    places: RunPaths, table: GraphTable | OnDiskGraphs, row_of: pd.Series, name: str
 ) -> np.ndarray:
     """Forces [A, 3] or stress [S, 3, 3] of the graphs of a table, from the shards of structures.
 

@@ -1,30 +1,22 @@
-"""Structures: the record that travels the pipeline, and how files become records.
+"""Structures: the record that travels the pipeline, and the objects of other libraries as records.
 
-Importing this loads numpy and nothing heavier; chemistry libraries are imported by the reader or the
-adapter that needs one, when it does.
+Importing this loads numpy and nothing heavier; chemistry libraries are imported by the adapter that
+needs one, when it does.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from importlib import import_module
 from typing import Any
 
-from atomloom.errors import AtomloomError
+from atomloom import former
 from atomloom.structures.adapters import to_ase, to_pymatgen, to_structure
-from atomloom.structures.naming import tell_apart
-from atomloom.structures.readers import parse_record
-from atomloom.structures.sources import RawRecord, enumerate_records, list_files
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 
 __all__ = [
-    "RawRecord",
     "Structure",
     "StructureTable",
-    "enumerate_records",
-    "list_files",
-    "parse_record",
-    "read",
     "structure_hash",
     "to_ase",
     "to_pymatgen",
@@ -41,35 +33,8 @@ def structure_hash(structure: Any) -> bytes:
     return to_structure(structure).hash
 
 
-def read(path: str | Path, format: str = "auto", **options: Any) -> list[Structure]:
-    """All structures of a file, folder or archive, in natural order, with their ids.
-
-    Args:
-        path: file, folder or archive, compressed or not.
-        format: name of the format, or `auto` to go by name and content.
-        options: options of the readers, such as `box="molecule"` or `structure_column="cif"`; and
-            `pattern`, a glob that names of files or members must match.
-
-    Raises:
-        AtomloomError: at the first record that is no structure, or when nothing is found.
-    """
-    pattern = options.pop("pattern", None)
-    files = list_files(path, pattern, format)
-    structures: list[Structure] = []
-    sources = []
-    for record in enumerate_records(files, format, options, pattern):
-        file = files[record.file]
-        where = f"{file}::{record.member}" if record.member else str(file)
-        try:
-            assert record.payload is not None
-            structures.append(parse_record(record.format, record.payload, record.id, options))
-            sources.append(where)
-        except AtomloomError as error:
-            raise AtomloomError(
-                error.what, where=f"{where}, {record.id}", todo=error.todo
-            ) from error
-    if not structures:
-        raise AtomloomError("no structure found", where=path)
-    ids = [structure.id for structure in structures]
-    told_apart, _ = tell_apart(ids, ids, sources)
-    return [s if s.id == id else s.named(id) for s, id in zip(structures, told_apart, strict=True)]
+def __getattr__(name: str) -> object:
+    if name in ("RawRecord", "enumerate_records", "list_files", "parse_record", "read"):
+        former.warn(f"{__name__}.{name}", f"atomloom.readers.{name}")
+        return getattr(import_module("atomloom.readers"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

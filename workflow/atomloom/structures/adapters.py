@@ -12,7 +12,7 @@ import numpy as np
 
 from atomloom.errors import AtomloomError
 from atomloom.structures.elements import SYMBOLS, atomic_numbers
-from atomloom.structures.readers.base import stress_matrix
+from atomloom.structures.stress import stress_matrix
 from atomloom.structures.structure import Structure, property_name
 
 if TYPE_CHECKING:

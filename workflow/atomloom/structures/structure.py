@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from atomloom.errors import AtomloomError
-from atomloom.keys import structure_digest
+from atomloom.store.keys import structure_digest
 
 MAX_ATOMIC_NUMBER = 118
 MAX_LENGTH = 1e9
@@ -98,7 +98,7 @@ class Structure:
 
     @property
     def hash(self) -> bytes:
-        """32-byte content hash, see `atomloom.keys.structure_digest`."""
+        """32-byte content hash, see `atomloom.store.keys.structure_digest`."""
         return structure_digest(self.numbers, self.positions, self.cell, self.pbc)
 
 

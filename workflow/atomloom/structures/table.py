@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from atomloom.forms import Form, misfit, misled, unbounded
-from atomloom.keys import HASH_BYTES
+from atomloom.store.forms import Form, misfit, misled, unbounded
+from atomloom.store.keys import HASH_BYTES
 from atomloom.structures.structure import MAX_ATOMIC_NUMBER, MAX_LENGTH, Structure
 
 FORMS = {

@@ -1,0 +1,1 @@
+"""Training: from labelled graphs and a config to a model file."""

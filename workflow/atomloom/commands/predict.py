@@ -1,0 +1,609 @@
+"""Stage `predict`: structures in, a table out, by trained models alone and in bounded memory.
+
+Records are read, checked and evaluated a chunk at a time; each chunk's tables are written beside the
+output when it is done, and joined at the end. A call that was killed and is made again goes on behind
+the last whole chunk, and the files it writes are the same. What cannot be predicted is named, with
+its reason, in a CSV.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from atomloom import __version__
+from atomloom.config.dataset import Checks
+from atomloom.config.graph import GraphSpec
+from atomloom.config.training import Batching
+from atomloom.errors import AtomloomError
+from atomloom.graphs.build import build_graphs
+from atomloom.graphs.graph import GraphTable
+from atomloom.inference.predict import LoadedModel, load_model, predict_table, unfit
+from atomloom.inference.scalers.atomic_energies import AtomicEnergies
+from atomloom.models.registry import require_elements
+from atomloom.potentials.committee import Committee
+from atomloom.potentials.evaluation import evaluate_table, structure_table
+from atomloom.readers.naming import tell_apart
+from atomloom.readers.registry import parse_record
+from atomloom.readers.sources import (
+    RawRecord,
+    enumerate_records,
+    list_files,
+    source_name,
+)
+from atomloom.store.files import file_digest, write_atomically, write_spec, write_text
+from atomloom.store.keys import BUILDER, CONVERTER, short_hash
+from atomloom.store.parquet import read_arrow, write_table
+from atomloom.structures.checks import check_structure
+from atomloom.structures.elements import SYMBOLS
+from atomloom.structures.structure import Structure
+
+GRAPH_ATOMS = 50_000
+"""Atoms whose graphs are in memory at a time; a structure with more is alone."""
+FORCES = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("atom", pa.int32()),
+        ("element", pa.dictionary(pa.int8(), pa.string())),
+        *((f"force_{axis}", pa.float64()) for axis in "xyz"),
+    ]
+)
+REFUSED = pa.schema(
+    [
+        (n, pa.int64() if n == "record" else pa.string())
+        for n in ("id", "source", "record", "reason")
+    ]
+)
+_CALLED = (
+    (re.compile(r"the option `(\w+): ([^`]+)`"), r"--option \1=\2"),
+    (re.compile(r"the option `?(\w+)`?"), r"--option \1"),
+    (re.compile(r"dataset\.options"), "--option"),
+    (re.compile(r"dataset\.(source|format|pattern)"), r"--\1"),
+)
+"""What readers call by its key of the config, and how it is given here."""
+IDENTITY = [
+    ("id", pa.string()),
+    ("source", pa.string()),
+    ("record", pa.int64()),
+    ("n_atoms", pa.int32()),
+]
+"""First columns of the table: `record` is the number within the source file."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is to be predicted, by what, and where to."""
+
+    models: tuple[Path, ...]
+    """Model files; of several of one kind, the mean is predicted, and a standard deviation."""
+    sources: tuple[str, ...]
+    """Files, folders or archives with structures."""
+    output: Path
+    """The table, a parquet file; `NAME.quarantine.csv` and `NAME.forces.parquet` stand beside it."""
+    bounds: Batching
+    """Most structures, atoms and edges of a batch."""
+    forces: bool = False
+    """Whether to write forces, of potentials."""
+    chunk: int = 1000
+    """Records in a chunk."""
+    device: str = "auto"
+    format: str = "auto"
+    """Format of the records, or `auto`."""
+    pattern: str | None = None
+    """In folders and archives, only what matches this glob."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the readers."""
+
+    def beside(self, ending: str) -> Path:
+        """A file that belongs to the output."""
+        return self.output.with_name(f"{self.output.stem}.{ending}")
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """All files of the sources."""
+        return [f for s in self.sources for f in list_files(s, self.pattern, self.format)]
+
+    def content(self) -> dict[str, Any]:
+        """What the tables depend on, as far as it can be told without reading the sources."""
+        stamps = [(path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
+        return {
+            "models": [file_digest(path) for path in self.models],
+            "sources": [[str(p), *s] for p, s in zip(self.files, stamps, strict=True)],
+            "forces": self.forces,
+            "chunk": self.chunk,
+            "bounds": self.bounds.model_dump(),
+            "format": self.format,
+            "options": dict(self.options),
+            "versions": [__version__, CONVERTER, BUILDER],
+        }
+
+
+def predict_files(request: Prediction, log: Callable[[str], None]) -> Path:
+    """Write the table, or go on writing it; return its path.
+
+    Raises:
+        AtomloomError: when a model or source cannot be read, models do not fit together, forces are
+            asked of a property model, or not one record could be predicted.
+    """
+    try:
+        return _predict_files(request, log)
+    except AtomloomError as error:
+        where, what, todo = map(_as_called, (error.where, error.what, error.todo))
+        raise AtomloomError(what, where=where, todo=todo) from None
+
+
+def _predict_files(request: Prediction, log: Callable[[str], None]) -> Path:
+    if request.output.suffix != ".parquet":
+        raise AtomloomError("the output is a parquet file: give a name that ends in .parquet",
+                            where=request.output)  # fmt: skip
+    for path in request.models:
+        if not path.exists():
+            raise AtomloomError("no model here", where=path)
+    if not request.files:
+        raise AtomloomError("no file that a reader recognises", where=", ".join(request.sources))
+    content = request.content()
+    key = short_hash(content)
+    if _key_of(request.output) == key:
+        log(f"{request.output} is there already")
+        return request.output
+    predictor = _predictor(request)
+    parts = _Parts(request, content, key)
+    done, guessed, unseen = 0, 0, set[str]()
+    for number, records in enumerate(_chunks(request, parts, predictor.checks)):
+        if not parts.has(number):
+            tables = _predict_chunk(request, predictor, records)
+            parts.write(number, tables)
+            guessed += sum(map(bool, tables.unseen))
+            unseen.update(*tables.unseen)
+        done += parts.rows(number)
+        log(f"chunk {number + 1}: {done:,} structures predicted")
+    if not parts.count:
+        raise AtomloomError("no structure found", where=", ".join(request.sources))
+    predicted, refused, first = parts.join(predictor.schema)
+    log(f"{predicted:,} structures predicted, {refused:,} in quarantine: {request.output}")
+    if guessed:
+        log(
+            f"warning: {guessed:,} of the structures hold elements that the model has not seen in "
+            f"training ({', '.join(sorted(unseen))}): their predictions are guesses"
+        )
+    if not predicted:
+        raise AtomloomError(
+            f"not one of {refused} records could be predicted (first: {first})",
+            where=request.beside("quarantine.csv"),
+        )
+    return request.output
+
+
+def _as_called(text: str) -> str:
+    """A message of the readers, with options as the caller of this stage gives them."""
+    for words, here in _CALLED:
+        text = words.sub(here, text)
+    return text
+
+
+# --- models of both kinds ---
+
+
+class _PotentialPredictor:
+    """Energies, and forces, by a potential or a committee."""
+
+    def __init__(self, models: Sequence[LoadedModel], forces: bool, device: str) -> None:
+        self.committee = Committee.open(list(models), device)
+        self.forces = forces
+        self.checks = _strictest([model.card.checks for model in models])
+        self.spec: GraphSpec = self.committee.graph
+        names = ["energy", "energy_per_atom"] + ["energy_std"] * (len(models) > 1)
+        self.schema = pa.schema([*IDENTITY, *((name, pa.float64()) for name in names)])
+
+    def require_element(self, number: int) -> None:
+        self.committee.require_elements(np.array([number]))
+
+    def unseen(self, numbers: np.ndarray) -> tuple[str, ...]:
+        """None: such structures are refused."""
+        return ()
+
+    def predict(
+        self, table: GraphTable, bounds: Batching
+    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        found = evaluate_table(self.committee, table, forces=self.forces, bounds=bounds)
+        columns = {
+            "energy": found.energy,
+            "energy_per_atom": found.energy / np.diff(table.node_ptr),
+        }
+        if found.deviation is not None:
+            columns["energy_std"] = found.deviation.energy
+        return columns, found.forces
+
+
+class _PropertyPredictor:
+    """Targets, by one or several property models."""
+
+    def __init__(self, models: Sequence[LoadedModel], device: str) -> None:
+        self.models, self.device = models, device
+        first = models[0].card
+        for model in models:
+            if (model.card.graph, model.card.columns) != (first.graph, first.columns):
+                raise AtomloomError(
+                    "the models want different graphs or predict different targets",
+                    where="--model",
+                )
+        self.spec = first.graph
+        self.checks = _strictest([model.card.checks for model in models])
+        if first.given is not None:
+            raise AtomloomError(
+                f"{models[0].card.model.name} must be told {', '.join(first.given.names)} of each "
+                "structure",
+                where="--model",
+                todo="use atomloom.load_model(...).predict(structures, globals=...)",
+            )
+        names = [f"{name}{ending}" for name in first.columns for ending in self._endings]
+        if len(set(names)) < len(names):
+            raise AtomloomError(
+                "a target is called as another one's standard deviation would be",
+                where="--model",
+                todo="predict by one model at a time",
+            )
+        self.schema = pa.schema([*IDENTITY, *((name, pa.float64()) for name in names)])
+
+    @property
+    def _endings(self) -> list[str]:
+        return ["", "_std"] if len(self.models) > 1 else [""]
+
+    def require_element(self, number: int) -> None:
+        for model in self.models:
+            require_elements(model.model, np.array([number]))
+
+    def unseen(self, numbers: np.ndarray) -> tuple[str, ...]:
+        """Elements that some model has not been trained on."""
+        return tuple({symbol for model in self.models for symbol in model.card.unseen(numbers)})
+
+    def predict(
+        self, table: GraphTable, bounds: Batching
+    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        found = np.stack(
+            [predict_table(m, table, bounds=bounds, device=self.device) for m in self.models]
+        )
+        columns = {}
+        for place, name in enumerate(self.models[0].card.columns):
+            columns[name] = found[:, :, place].mean(axis=0)
+            if len(self.models) > 1:
+                columns[f"{name}_std"] = found[:, :, place].std(axis=0, ddof=1)
+        return columns, None
+
+
+_Predictor = _PotentialPredictor | _PropertyPredictor
+
+
+def _strictest(checks: Sequence[Checks]) -> Checks:
+    """What the structures of all models passed."""
+    return Checks(
+        min_distance=max(c.min_distance for c in checks),
+        max_volume_per_atom=min(c.max_volume_per_atom for c in checks),
+    )
+
+
+def _predictor(request: Prediction) -> _Predictor:
+    models = [load_model(path) for path in request.models]
+    if all(isinstance(model.card.standardizer, AtomicEnergies) for model in models):
+        return _PotentialPredictor(models, request.forces, request.device)
+    if request.forces:
+        raise AtomloomError("a property model has no forces", where="--forces", todo="leave it out")
+    return _PropertyPredictor(models, request.device)
+
+
+# --- a chunk ---
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """Records of a chunk, parsed."""
+
+    structures: list[Structure]
+    records: list[RawRecord]
+    refused: list[tuple[RawRecord, str]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Tables:
+    """What became of a chunk."""
+
+    predictions: pa.Table
+    forces: pa.Table | None
+    refused: pa.Table
+    unseen: list[tuple[str, ...]]
+    """Of each predicted structure, its elements that the model has not been trained on."""
+
+
+def _chunks(request: Prediction, parts: _Parts, checks: Checks) -> Iterator[_Read | None]:
+    """Chunk after chunk, the next one being read meanwhile; None for those that are done."""
+    records = enumerate_records(request.files, request.format, request.options, request.pattern)
+
+    def read(number: int) -> tuple[bool, _Read | None]:
+        own = list(islice(records, request.chunk))
+        if parts.has(number):
+            return bool(own), None
+        return bool(own), _parse(own, request.options, checks)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="atomloom-reader") as reader:
+        number = 0
+        coming = reader.submit(read, number)
+        while True:
+            some, chunk = coming.result()
+            if not some:
+                return
+            number += 1
+            coming = reader.submit(read, number)
+            yield chunk
+
+
+def _parse(records: Sequence[RawRecord], options: Mapping[str, Any], checks: Checks) -> _Read:
+    found = _Read([], [], [])
+    for record in records:
+        try:
+            structure = parse_record(record.format, record.payload, record.id, options)
+            check_structure(structure, checks)
+        except AtomloomError as error:
+            found.refused.append((record, _as_called(str(error))))
+            continue
+        found.structures.append(structure)
+        found.records.append(record)
+    return found
+
+
+def _predict_chunk(request: Prediction, predictor: _Predictor, read: _Read) -> _Tables:
+    refused = {id(record): reason for record, reason in read.refused}
+    unknown: dict[int, str] = {}
+    kept: list[int] = []
+    for place, structure in enumerate(read.structures):
+        reason = unfit(predictor.spec, structure) or _unknown_element(predictor, structure, unknown)
+        if reason:
+            refused[id(read.records[place])] = reason
+        else:
+            kept.append(place)
+    columns: list[dict[str, np.ndarray]] = []
+    forces: list[np.ndarray] = []
+    rows: list[int] = []
+    for block in _blocks(read.structures, kept):
+        good, bad, found = _predict_block(request, predictor, read.structures, block)
+        refused |= {id(read.records[place]): reason for place, reason in bad}
+        if good:
+            rows += good
+            columns.append(found[0])
+            if found[1] is not None:
+                forces.append(found[1])
+    atoms = np.array([len(read.structures[place]) for place in rows], dtype=np.int32)
+    values = {
+        name: np.concatenate([part[name] for part in columns]) if columns else np.zeros(0)
+        for name in predictor.schema.names[len(IDENTITY) :]
+    }
+    records = [read.records[place] for place in rows]
+    return _Tables(
+        pa.table({**_identity(request, records), "n_atoms": atoms, **values}, predictor.schema),
+        _forces_table(read.structures, rows, forces) if request.forces else None,
+        _refused_table(request, [*read.records, *(record for record, _ in read.refused)], refused),
+        [predictor.unseen(read.structures[place].numbers) for place in rows],
+    )
+
+
+def _reason(error: AtomloomError) -> str:
+    """What a model or its graphs say of a structure: not what they call it, which the table knows
+    better, and no keys of the config the model was trained with."""
+    return error.what if "`" in error.todo or not error.todo else f"{error.what}; {error.todo}"
+
+
+def _unknown_element(predictor: _Predictor, structure: Structure, known: dict[int, str]) -> str:
+    """Why the models cannot take a structure's elements; empty where they can."""
+    for number in set(structure.numbers.tolist()):
+        if number not in known:
+            try:
+                predictor.require_element(number)
+                known[number] = ""
+            except AtomloomError as error:
+                known[number] = _reason(error)
+        if known[number]:
+            return known[number]
+    return ""
+
+
+def _blocks(structures: Sequence[Structure], places: Sequence[int]) -> Iterator[list[int]]:
+    """Runs of structures of no more than GRAPH_ATOMS atoms."""
+    block: list[int] = []
+    atoms = 0
+    for place in places:
+        if block and atoms + len(structures[place]) > GRAPH_ATOMS:
+            yield block
+            block, atoms = [], 0
+        block.append(place)
+        atoms += len(structures[place])
+    if block:
+        yield block
+
+
+def _predict_block(
+    request: Prediction,
+    predictor: _Predictor,
+    structures: Sequence[Structure],
+    block: list[int],
+) -> tuple[list[int], list[tuple[int, str]], Any]:
+    """Places predicted, places refused with reasons, and columns and forces of the first."""
+
+    def predict(places: Sequence[int]) -> Any:
+        table = structure_table([structures[place] for place in places])
+        return predictor.predict(build_graphs(table, predictor.spec), request.bounds)
+
+    try:
+        return block, [], predict(block)
+    except AtomloomError:
+        pass  # at least one cannot be predicted: find out which, one by one
+    good, bad = [], []
+    for place in block:
+        try:
+            predict([place])
+            good.append(place)
+        except AtomloomError as error:
+            bad.append((place, _reason(error)))
+    return good, bad, predict(good) if good else None
+
+
+def _identity(request: Prediction, records: Sequence[RawRecord]) -> dict[str, list]:
+    return {
+        "id": [record.id for record in records],
+        "source": [source_name(request.files[r.file], r.member) for r in records],
+        "record": [record.number for record in records],
+    }
+
+
+def _forces_table(
+    structures: Sequence[Structure], rows: Sequence[int], forces: Sequence[np.ndarray]
+) -> pa.Table:
+    """One row an atom; `row` counts the predicted structures of the chunk."""
+    counts = [len(structures[place]) for place in rows]
+    numbers = [structures[place].numbers for place in rows]
+    values = np.concatenate(forces) if forces else np.zeros((0, 3))
+    elements = np.concatenate(numbers) if numbers else np.zeros(0, np.uint8)
+    return pa.table(
+        {
+            "row": np.repeat(np.arange(len(counts)), counts),
+            "atom": np.concatenate([np.arange(n, dtype=np.int32) for n in counts] or [[]]),
+            "element": pa.DictionaryArray.from_arrays(elements.astype(np.int8), list(SYMBOLS)),
+            **{f"force_{axis}": values[:, place] for place, axis in enumerate("xyz")},
+        },
+        FORCES,
+    )
+
+
+def _refused_table(
+    request: Prediction, records: Sequence[RawRecord], reasons: Mapping[int, str]
+) -> pa.Table:
+    own = sorted((r for r in records if id(r) in reasons), key=lambda r: (r.file, r.number))
+    reason = [" ".join(reasons[id(record)].split()) for record in own]
+    return pa.table({**_identity(request, own), "reason": reason}, REFUSED)
+
+
+# --- files ---
+
+
+class _Parts:
+    """Tables of the chunks that are done, in a folder beside the output."""
+
+    def __init__(self, request: Prediction, content: Mapping[str, Any], key: str) -> None:
+        self.request, self.key = request, key
+        self.folder = request.output.with_name(f".{request.output.stem}.{key}.parts")
+        self.count = 0
+        self._told_apart: dict[tuple[str, str], str] = {}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_spec(self.folder, content)
+
+    def has(self, number: int) -> bool:
+        """Whether a chunk is done, and what was written of it is whole."""
+        names = ("predictions", "refused", "forces")  # the first is written last
+        try:
+            for name in names if self.request.forces else names[:2]:
+                self._read(name, number)
+        except AtomloomError:
+            return False
+        return True
+
+    def write(self, number: int, tables: _Tables) -> None:
+        """Keep the tables of a chunk."""
+        self._write(number, "refused", tables.refused)
+        if tables.forces is not None:
+            self._write(number, "forces", tables.forces)
+        self._write(number, "predictions", tables.predictions)
+
+    def rows(self, number: int) -> int:
+        """Structures predicted in a chunk; from now on it is one of those to join."""
+        self.count = max(self.count, number + 1)
+        return self._read("predictions", number).num_rows
+
+    def join(self, schema: pa.Schema) -> tuple[int, int, str]:
+        """Write the output; returns numbers of structures predicted and refused, and the first reason
+        why one was."""
+        request = self.request
+        self._told_apart = self._tell_apart()
+        refused = [self._table("refused", n) for n in range(self.count)]
+        quarantine = pa.concat_tables(refused).to_pandas()
+        write_text(request.beside("quarantine.csv"), quarantine.to_csv(index=False))
+        if request.forces:
+            write_atomically(
+                request.beside("forces.parquet"),
+                lambda path: self._join("forces", path, FORCES),
+            )
+        # The table comes last: where it stands with its key, everything does.
+        schema = schema.with_metadata({"atomloom": json.dumps({"key": self.key})})
+        write_atomically(request.output, lambda path: self._join("predictions", path, schema))
+        shutil.rmtree(self.folder)
+        first = ""
+        if len(quarantine):
+            first = f"{quarantine['id'][0]}, {quarantine['reason'][0]}"
+        return pq.read_metadata(request.output).num_rows, len(quarantine), first
+
+    def _tell_apart(self) -> dict[tuple[str, str], str]:
+        """The ids of records of several files that have one name, by id and source."""
+        columns = ["id", "source"]
+        parts = [
+            self._read(name, number).select(columns)
+            for name in ("predictions", "refused")
+            for number in range(self.count)
+        ]
+        records = pa.concat_tables(parts).group_by(columns, use_threads=False).aggregate([])
+        if pc.count_distinct(records["id"]).as_py() == records.num_rows:
+            return {}
+        ids, sources = (records[name].to_pylist() for name in columns)
+        told_apart, _ = tell_apart(ids, ids, sources)
+        pairs = zip(ids, sources, told_apart, strict=True)
+        return {(id, source): new for id, source, new in pairs if new != id}
+
+    def _table(self, name: str, number: int) -> pa.Table:
+        """A table of a chunk, with the ids that tell its records from those of other files."""
+        table = self._read(name, number)
+        if name == "forces" or not self._told_apart:
+            return table
+        pairs = zip(table["id"].to_pylist(), table["source"].to_pylist(), strict=True)
+        ids = [self._told_apart.get(pair, pair[0]) for pair in pairs]
+        return table.set_column(0, "id", pa.array(ids, pa.string()))
+
+    def _join(self, name: str, path: Path, schema: pa.Schema) -> None:
+        first = 0
+        with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
+            for number in range(self.count):
+                table = self._table(name, number)
+                if name == "forces":
+                    rows = pa.array(table["row"].to_numpy() + first)
+                    table = table.set_column(0, "row", rows)
+                    first += self._read("predictions", number).num_rows
+                writer.write_table(table.cast(schema))
+
+    def _write(self, number: int, name: str, table: pa.Table) -> None:
+        write_table(self._path(number, name), table)
+
+    def _read(self, name: str, number: int) -> pa.Table:
+        todo = f"remove {self.folder} and predict again"
+        return read_arrow(self._path(number, name), todo=todo)
+
+    def _path(self, number: int, name: str) -> Path:
+        return self.folder / f"{number:08d}.{name}.parquet"
+
+
+def _key_of(path: Path) -> str | None:
+    """The key of a finished table; None where there is none."""
+    if not path.exists():
+        return None
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowException):
+        return None
+    return json.loads(metadata.get(b"atomloom", b"{}")).get("key")

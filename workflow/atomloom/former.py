@@ -1,0 +1,145 @@
+"""Former names: a module that moved is still found where it was, with one line that says so.
+
+Code that was written for the version before goes on working with this one; the next may do without.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+MODULES = {
+    "data.leaks": "data.duplicates",
+    "data.opening": "data.placement",
+    "data.sharded": "data.on_disk",
+    "data.slabs": "data.collate",
+    "files": "store.files",
+    "forms": "store.forms",
+    "graphs.folding": "graphs.orbits",
+    "graphs.line": "graphs.line_graph",
+    "inspection": "commands.inspection",
+    "keys": "store.keys",
+    "layout": "pipeline.paths",
+    "maintenance": "commands.maintenance",
+    "models.chebyshev_kernels": "models.chebyshev.kernels",
+    "models.features": "models.common.features",
+    "models.layers": "models.common.layers",
+    "models.message_passing": "models.common.message_passing",
+    "models.painn_kernels": "models.painn.kernels",
+    "notebook": "api",
+    "order": "pipeline.stage_table",
+    "parquet": "store.parquet",
+    "plan": "pipeline.plan",
+    "potentials.skin": "potentials.verlet_list",
+    "progress": "pipeline.progress",
+    "quarantine": "pipeline.quarantine",
+    "runcard": "pipeline.run_card",
+    "shards": "store.shards",
+    "stages.bench": "commands.bench",
+    "stages.cost": "commands.cost",
+    "stages.predict": "commands.predict",
+    "structures.boxes": "structures.vacuum",
+    "structures.downloads": "readers.downloads",
+    "structures.naming": "readers.naming",
+    "structures.readers": "readers.registry",
+    "structures.readers.aims": "readers.formats.aims",
+    "structures.readers.ase_db": "readers.formats.ase_db",
+    "structures.readers.ase_json": "readers.formats.ase_json",
+    "structures.readers.base": "readers.base",
+    "structures.readers.cif": "readers.formats.cif",
+    "structures.readers.cif_content": "readers.formats.cif_content",
+    "structures.readers.cif_symmetry": "readers.formats.cif_symmetry",
+    "structures.readers.cif_tags": "readers.formats.cif_tags",
+    "structures.readers.csv_table": "readers.formats.csv_table",
+    "structures.readers.deepmd": "readers.formats.deepmd",
+    "structures.readers.entries": "readers.entries",
+    "structures.readers.extxyz": "readers.formats.extxyz",
+    "structures.readers.fitsnap": "readers.formats.fitsnap",
+    "structures.readers.jarvis_dict": "readers.formats.jarvis_dict",
+    "structures.readers.json_document": "readers.formats.json_document",
+    "structures.readers.levels": "readers.levels",
+    "structures.readers.ordering": "readers.ordering",
+    "structures.readers.outcar": "readers.formats.outcar",
+    "structures.readers.plain_json": "readers.formats.plain_json",
+    "structures.readers.poscar": "readers.formats.poscar",
+    "structures.readers.pymatgen_dict": "readers.formats.pymatgen_dict",
+    "structures.readers.runner": "readers.formats.runner",
+    "structures.readers.vasp": "readers.formats.vasp",
+    "structures.readers.vasprun": "readers.formats.vasprun",
+    "structures.readers.xsf": "readers.formats.xsf",
+    "structures.sources": "readers.sources",
+    "timing": "pipeline.timing",
+    "training.batchsize": "training.batch_size",
+    "training.certificate": "training.precision_report",
+    "training.data": "data.dataset",
+    "training.devices": "inference.devices",
+    "training.ema": "training.optim.ema",
+    "training.globals": "inference.global_features",
+    "training.history": "training.logging.history",
+    "training.loggers": "training.logging.loggers",
+    "training.loop": "training.trainer",
+    "training.losses": "training.objectives.losses",
+    "training.metrics": "inference.metrics",
+    "training.modelfile": "inference.model_file",
+    "training.norms": "training.batch_norm",
+    "training.optimizers": "training.optim.optimizers",
+    "training.potential": "training.objectives.potential",
+    "training.predict": "inference.predict",
+    "training.references": "inference.scalers.atomic_energies",
+    "training.schedules": "training.optim.schedules",
+    "training.sharding": "training.distributed",
+    "training.state": "training.checkpoint",
+    "training.targets": "inference.scalers.target_scaler",
+    "training.wholeset": "training.optim.full_batch",
+}
+"""Former name of a module -> its name, both within the package."""
+
+NAMES = {
+    "data.on_disk": {"ShardedGraphs": "OnDiskGraphs"},
+    "data.placement": {"LoaderChoice": "Placement"},
+    "inference.scalers.atomic_energies": {"EnergyReference": "AtomicEnergies"},
+    "inference.scalers.target_scaler": {"Standardizer": "TargetScaler"},
+    "pipeline.paths": {"PlannedLayout": "RunPaths"},
+    "potentials.verlet_list": {"SkinGraphs": "VerletList"},
+}
+"""Module -> former names in it -> their names."""
+
+
+class FormerModules(MetaPathFinder, Loader):
+    """Finds the modules of `MODULES`; asked after every other finder."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package, _, name = fullname.partition(".")
+        if package != __package__ or name not in MODULES:
+            return None
+        return ModuleSpec(fullname, self, is_package=any(m.startswith(f"{name}.") for m in MODULES))
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Let `module` answer with what the module of the present name has."""
+        package, _, name = module.__name__.partition(".")
+        present = import_module(f"{package}.{MODULES[name]}")
+        names = NAMES.get(MODULES[name], {})
+        warn(module.__name__, present.__name__)
+        module.__getattr__ = lambda wanted: getattr(present, names.get(wanted, wanted))  # type: ignore[method-assign]
+
+
+def warn(former: str, present: str) -> None:
+    """One line that says what is now called how."""
+    warnings.warn(
+        f"{former} is {present} now; the former name goes with the next version",
+        FutureWarning,
+        stacklevel=3,
+    )
+
+
+def install() -> None:
+    """Look for former modules, too, when a module is imported."""
+    if not any(isinstance(finder, FormerModules) for finder in sys.meta_path):
+        sys.meta_path.append(FormerModules())

@@ -1,0 +1,265 @@
+"""`model.safetensors`: a trained model as one file that is read without pickles.
+
+The tensors are those of the model's state dict, by name; the metadata hold, as JSON, all that is
+needed to build the model and to use it. It knows nothing of the loop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from atomloom import __version__
+from atomloom.config.dataset import Checks
+from atomloom.config.graph import GraphSpec
+from atomloom.config.model import ModelConfig
+from atomloom.config.root import Config
+from atomloom.errors import AtomloomError, again
+from atomloom.inference.global_features import GlobalFeatures
+from atomloom.inference.scalers.atomic_energies import AtomicEnergies
+from atomloom.inference.scalers.target_scaler import TargetScaler
+from atomloom.store.files import plain_stat, write_atomically
+from atomloom.structures.elements import SYMBOLS
+
+FORMAT = 2
+DIGEST = "digest"
+"""Name under which a card holds the digest of its file."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModelCard:
+    """What a model file says of its model."""
+
+    model: Any
+    """The model's section of the config (a class of `atomloom.config.model`)."""
+    graph: GraphSpec
+    """The graphs the model expects."""
+    targets: tuple[str, ...]
+    """What is predicted: names of the outputs, or of the target that has several classes."""
+    unit: str | Mapping[str, str]
+    """Their unit, or that of each by name."""
+    standardizer: TargetScaler | AtomicEnergies
+    """Outputs to real units; of a potential, its reference energies and scale."""
+    facts: Mapping[str, Any]
+    """Where the model comes from: epoch, step, validation error, version of atomloom."""
+    given: GlobalFeatures | None = None
+    """What the model must be told of a structure besides its atoms."""
+    checks: Checks = field(default_factory=Checks)
+    """What the structures it was trained on had to pass."""
+    elements: tuple[str, ...] | None = None
+    """Elements of the training structures; None where the file does not say."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of what is predicted: the targets, or `NAME_p0`, `NAME_p1`, ... for the probabilities of
+        several classes."""
+        count = getattr(self.standardizer, "class_count", 0)
+        return tuple(f"{self.targets[0]}_p{i}" for i in range(count)) or self.targets
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the network predicts: of a potential, the energy alone."""
+        return len(self.columns) if self.model.kind == "property" else 1
+
+    def unseen(self, numbers: np.ndarray) -> tuple[str, ...]:
+        """Elements among atomic numbers that no training structure has: what a property model says of
+        them has been learnt from nothing (a potential refuses them)."""
+        if self.elements is None:
+            return ()
+        present = (SYMBOLS[number] for number in np.unique(numbers))
+        return tuple(symbol for symbol in present if symbol not in self.elements)
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        standardizer: TargetScaler | AtomicEnergies,
+        facts: Mapping[str, Any],
+        given: GlobalFeatures | None = None,
+        elements: tuple[str, ...] | None = None,
+    ) -> ModelCard:
+        """The card of a run."""
+        dataset = config.dataset
+        targets = tuple(dataset.target)
+        return cls(
+            config.model,
+            config.graph,
+            targets,
+            dataset.unit,
+            standardizer,
+            facts,
+            given,
+            dataset.checks,
+            elements,
+        )
+
+
+def write_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> None:
+    """Write a model file atomically."""
+    content = {
+        "format": FORMAT,
+        "model": card.model.model_dump(mode="json"),
+        "graph": card.graph.model_dump(mode="json", exclude_unset=False),
+        "targets": list(card.targets),
+        "unit": card.unit,
+        "scale": card.standardizer.content(),
+        "checks": card.checks.model_dump(mode="json", exclude={"max_fraction"}),
+        "facts": {"atomloom": __version__, **card.facts},
+    }
+    if card.elements is not None:
+        content["elements"] = list(card.elements)
+    if card.given is not None:
+        content["globals"] = card.given.content()
+    # Copies: two names may share memory, which the format has no way to say.
+    flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    # Written by us: safetensors would give the file to its owner alone, and has an error of its own
+    # for a full disk.
+    # One entry: safetensors writes several in any order, and equal models are equal files.
+    card = json.dumps({**content, DIGEST: _digest(flat, content)}, sort_keys=True)
+    payload = save(flat, metadata={"atomloom": card})
+    write_atomically(path, lambda temporary: temporary.write_bytes(payload))
+
+
+def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
+    """Tensors and card of a model file.
+
+    Raises:
+        AtomloomError: when the file is missing, damaged, no model of atomloom, of a newer one, or
+            holds numbers that are not finite.
+    """
+    if not path.exists():
+        raise AtomloomError("no model here", where=path, todo="train one first")
+    try:
+        plain_stat(path)
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise AtomloomError(f"cannot be read: {error}", where=path) from None
+    except SafetensorError as error:
+        raise AtomloomError(
+            f"cannot be read, damaged or no model file: {error}", where=path, todo=again("train")
+        ) from None
+    if "atomloom" not in metadata:
+        raise AtomloomError("holds tensors, but no model of atomloom", where=path)
+    content = _content_of(path, metadata["atomloom"])
+    # Files of before have none.
+    if content.pop(DIGEST, digest := _digest(tensors, content)) != digest:
+        raise AtomloomError("is damaged: its digest differs", where=path, todo=again("train"))
+    card = _card_of(path, content)
+    infinite = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if infinite:
+        raise AtomloomError(
+            f"has weights that are not finite numbers: {', '.join(infinite[:3])}",
+            where=path,
+            todo=again("train"),
+        )
+    return tensors, card
+
+
+def _digest(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> str:
+    """Digest of names, types, shapes and bytes of tensors, and of what the card says but for itself."""
+    card = {name: value for name, value in content.items() if name != DIGEST}
+    text = json.dumps(card, sort_keys=True)
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _content_of(path: Path, text: str) -> dict[str, Any]:
+    """What the card of a file says."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise AtomloomError(f"has a damaged card: {error}", where=path) from None
+    if not isinstance(content, dict):
+        raise AtomloomError("has a damaged card: it is no JSON object", where=path)
+    return content
+
+
+def _card_of(path: Path, content: dict[str, Any]) -> ModelCard:
+    """The card of what a file says.
+
+    Raises:
+        AtomloomError: when it is of another version, or describes no model that is known here.
+    """
+    try:
+        form, version = content["format"], content.get("facts", {}).get("atomloom", "")
+    except (TypeError, KeyError, AttributeError) as error:
+        raise AtomloomError(f"has a damaged card: {error}", where=path) from None
+    if form != FORMAT:
+        raise AtomloomError(
+            f"has format {form}, this atomloom reads {FORMAT}",
+            where=path,
+            todo=f"use atomloom {version}",
+        )
+    try:
+        model = TypeAdapter(ModelConfig).validate_python(content["model"])
+        card = ModelCard(
+            model=model,
+            graph=GraphSpec.model_validate(content["graph"]),
+            targets=tuple(content["targets"]),
+            unit=content["unit"],
+            standardizer=(AtomicEnergies if model.kind == "potential" else TargetScaler).of_content(
+                content["scale"]
+            ),
+            facts=content["facts"],
+            given=GlobalFeatures.of_content(content["globals"]) if "globals" in content else None,
+            checks=Checks.model_validate(content.get("checks", {})),
+            elements=tuple(content["elements"]) if "elements" in content else None,
+        )
+        _require_sense(card)
+    except AtomloomError as error:
+        raise AtomloomError(f"has a damaged card: {error.what}", where=path) from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise AtomloomError(
+            f"describes a model that is not known here: {error}", where=path
+        ) from None
+    return card
+
+
+def _require_sense(card: ModelCard) -> None:
+    """Raise ValueError where a card contradicts itself, or scales by what is no finite number."""
+    names = card.targets
+    if not names or len(set(names)) < len(names) or not all(isinstance(n, str) for n in names):
+        raise ValueError("targets are not names")
+    if not isinstance(card.unit, (str, Mapping)):
+        raise ValueError("the unit is no text")
+    if isinstance(card.standardizer, AtomicEnergies):
+        known = card.standardizer.element_energies
+        numbers = [known[~np.isnan(known)], card.standardizer.shift, card.standardizer.scale]
+        divisors = [card.standardizer.scale]
+    else:
+        numbers = [card.standardizer.mean, card.standardizer.std]
+        divisors = [card.standardizer.std]
+        if {len(card.standardizer.log), *map(len, numbers)} != {len(names)}:
+            raise ValueError(f"there are other scales than those of {len(names)} targets")
+    if card.given is not None:
+        numbers += [card.given.mean, card.given.std]
+        divisors.append(card.given.std)
+        if {len(card.given.mean), len(card.given.std)} != {len(card.given.names)}:
+            raise ValueError("global features have other scales than names")
+    if not all(np.isfinite(np.asarray(value, dtype=np.float64)).all() for value in numbers):
+        raise ValueError("a scale is no finite number")
+    if not all((np.asarray(value) > 0).all() for value in divisors):
+        raise ValueError("a scale is not above zero")
+
+
+def working_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """64 bits where the weights have them, else 32."""
+    doubles = any(tensor.dtype == torch.float64 for tensor in tensors.values())
+    return torch.float64 if doubles else torch.float32

@@ -1,0 +1,1 @@
+"""Scalers: from targets in real units to the numbers a network learns, and back."""

@@ -1,0 +1,160 @@
+"""AtomicEnergies: energies in eV to the numbers a potential learns, and back.
+
+The energy of a structure is the sum of energies of single atoms by element, a shift for each atom,
+and the network's sum in units of a scale; forces and stress know only the scale. All of it is in
+float64: total energies of hundreds of eV an atom leave no digits for bonds in float32. It knows
+nothing of torch.
+
+S structures, A atoms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from atomloom.config.training import PotentialTraining
+from atomloom.errors import AtomloomError
+from atomloom.graphs.graph import GraphTable
+from atomloom.structures.elements import SYMBOLS, atomic_number
+
+ELEMENTS = 119
+
+
+@dataclass(frozen=True, eq=False)
+class AtomicEnergies:
+    """E = sum over atoms of (element_energies[Z] + shift) + scale * network."""
+
+    element_energies: np.ndarray
+    """[119] float64, eV, by atomic number; NaN for elements that training has not seen."""
+    shift: float
+    """eV an atom."""
+    scale: float
+    """eV."""
+
+    @classmethod
+    def fit(
+        cls,
+        settings: PotentialTraining,
+        table: GraphTable,
+        energies: np.ndarray,
+        rows: np.ndarray,
+        forces: np.ndarray | None = None,
+    ) -> AtomicEnergies:
+        """Choose reference energies, shift and scale by the training structures.
+
+        Args:
+            settings: how.
+            table: all graphs.
+            energies: [S] eV, NaN where unknown.
+            rows: rows of the training set.
+            forces: [A, 3] eV/A, NaN where unknown; None where they are not learnt.
+
+        Raises:
+            AtomloomError: when an element has no reference energy, or there is nothing to scale by.
+        """
+        rows = rows[np.isfinite(energies[rows])]
+        if not len(rows):
+            raise AtomloomError("no training structure has an energy", where="dataset.target")
+        counts = _composition(table, rows)
+        elements = _elements(settings, counts, energies[rows])
+        atoms = counts.sum(axis=1)
+        rest = (energies[rows] - counts @ np.nan_to_num(elements)) / atoms
+        kind = settings.energy_scale
+        if kind == "auto":
+            kind = "energy" if forces is None else "forces"
+        shift = float(rest.min() + rest.max()) / 2 if kind == "range" else float(rest.mean())
+        if kind == "forces":
+            scale = _force_scale(table, forces, rows)
+        elif kind == "range":
+            scale = float(rest.max() - rest.min()) / 2
+        else:
+            scale = float(rest.std()) if kind == "energy" else float(kind)
+        if not scale > 1e-12 * max(1.0, abs(shift)):
+            scale = 1.0  # all equal but for rounding: no scale to divide by
+        return cls(elements, shift, scale)
+
+    def reduced(self, table: GraphTable, energies: np.ndarray) -> np.ndarray:
+        """[S] what the network's atoms must add up to for energies [S] in eV."""
+        return (energies - self.offsets(table)) / self.scale
+
+    def offsets(self, table: GraphTable) -> np.ndarray:
+        """[S] eV, the part of the energy that is not the network's; NaN with unknown elements."""
+        return np.add.reduceat(self.atom_offsets(table.numbers), table.node_ptr[:-1])
+
+    def atom_offsets(self, numbers: np.ndarray) -> np.ndarray:
+        """[A] eV, likewise of atoms."""
+        return self.element_energies[numbers] + self.shift
+
+    def require_elements(self, numbers: np.ndarray) -> None:
+        """Raise AtomloomError where an element was in no training structure."""
+        unknown = [int(z) for z in np.unique(numbers) if np.isnan(self.element_energies[z])]
+        if unknown:
+            raise AtomloomError(
+                f"the potential was not trained on {', '.join(SYMBOLS[z] for z in unknown)}",
+                where="structures",
+                todo="train it on structures with these elements",
+            )
+
+    def content(self) -> dict[str, Any]:
+        """What a model file holds of it."""
+        known = {SYMBOLS[z]: e for z, e in enumerate(self.element_energies.tolist()) if e == e}
+        return {"element_energies": known, "shift": self.shift, "scale": self.scale}
+
+    @classmethod
+    def of_content(cls, content: Mapping[str, Any]) -> AtomicEnergies:
+        """The inverse of `content`."""
+        return cls(_by_number(content["element_energies"]), content["shift"], content["scale"])
+
+
+def _composition(table: GraphTable, rows: np.ndarray) -> np.ndarray:
+    """[R, 119] float64, atoms of each element in some structures."""
+    counts = np.zeros((len(rows), ELEMENTS))
+    for place, row in enumerate(rows):
+        atoms = table.numbers[table.node_ptr[row] : table.node_ptr[row + 1]]
+        counts[place] = np.bincount(atoms, minlength=ELEMENTS)
+    return counts
+
+
+def _elements(settings: PotentialTraining, counts: np.ndarray, energies: np.ndarray) -> np.ndarray:
+    present = np.flatnonzero(counts.any(axis=0))
+    elements = np.full(ELEMENTS, np.nan)
+    if settings.reference_energies == "none":
+        elements[present] = 0.0
+    elif settings.reference_energies == "fit":
+        # The least of all solutions where compositions do not tell elements apart.
+        elements[present] = np.linalg.lstsq(counts[:, present], energies, rcond=None)[0]
+    else:
+        elements = _by_number(settings.reference_energies)
+        missing = [SYMBOLS[int(z)] for z in present if np.isnan(elements[z])]
+        if missing:
+            raise AtomloomError(
+                f"has no energy of {', '.join(missing)}",
+                where="training.potential.reference_energies",
+                todo="give one for every element of the training structures, or say `fit`",
+            )
+    return elements
+
+
+def _force_scale(table: GraphTable, forces: np.ndarray | None, rows: np.ndarray) -> float:
+    if forces is None:
+        raise AtomloomError(
+            "`forces` needs forces among the targets", where="training.potential.energy_scale"
+        )
+    chosen = np.zeros(len(table), dtype=bool)
+    chosen[rows] = True
+    known = forces[np.repeat(chosen, np.diff(table.node_ptr))]
+    known = known[np.isfinite(known)]
+    if not len(known):
+        raise AtomloomError("no training structure has forces", where="dataset.target")
+    return float(np.sqrt(np.mean(known**2)))
+
+
+def _by_number(energies: Mapping[str, float]) -> np.ndarray:
+    elements = np.full(ELEMENTS, np.nan)
+    for name, energy in energies.items():
+        elements[atomic_number(name)] = energy
+    return elements

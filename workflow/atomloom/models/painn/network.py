@@ -1,0 +1,499 @@
+"""PaiNN, a potential of scalars and vectors on atoms (Schuett, Unke, Gastegger, ICML 2021,
+arXiv:2102.03150), under the weight names of SchNetPack.
+
+Rotating a structure rotates the vectors and leaves scalars, and so energies, as they are. Everything
+can be differentiated twice, as training on forces does. On a CPU messages and updates are compiled
+passes (`painn_kernels`) with derivatives written by hand, messages over pairs of edges; elsewhere, and
+under torch.compile, they are plain operations. It knows nothing of training.
+
+Legend: N atoms, E edges, P pairs (edges without reverses), D features; F = 3 filters of an edge, for
+scalars, directions and vectors; R radial functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from atomloom.config.model import PaiNNConfig
+from atomloom.data.batch import GraphBatch
+from atomloom.errors import AtomloomError
+from atomloom.models.common.layers import (
+    at_least_single,
+    full_precision,
+    gather,
+    product,
+    product_dtype,
+    segment_sum,
+)
+from atomloom.models.painn import kernels
+
+ELEMENTS = 118
+SHORTEST = 1e-6
+"""A; shorter edges, between atoms in one place, count as so long: their gradients are never NaN."""
+WORTH_A_THREAD = 1 << 17
+"""Numbers in a filter from which a thread of its own pays for them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Edges:
+    """The edges that messages go along: on a CPU pairs, elsewhere all of them, one by one."""
+
+    src: Tensor
+    """[P] int64, neighbour."""
+    dst: Tensor
+    """[P] int64, central atom, ascending."""
+    mutual: Tensor | None
+    """[P] int64, 1 where the edge stands for its reverse, too; None for plain operations."""
+    directions: Tensor
+    """[P, 3], unit vectors from dst to src's image."""
+    lengths: Tensor
+    """[P], A."""
+
+    @classmethod
+    def of(cls, batch: GraphBatch) -> Edges:
+        """Those of a batch, differentiable in its vectors."""
+        vectors = batch.edge_vectors()
+        if not by_passes(vectors):
+            src, dst, mutual = batch.src, batch.dst, None
+        else:
+            arrays = (batch.src, batch.dst, batch.dst_ptr, batch.shift)
+            found = kernels.find_pairs(*(array.detach().numpy() for array in arrays))
+            edges, mutual = (torch.from_numpy(array) for array in found)
+            src, dst, vectors = (gather(array, edges) for array in (batch.src, batch.dst, vectors))
+        lengths = vectors.square().sum(dim=1).clamp(min=SHORTEST**2).sqrt()
+        return cls(src, dst, mutual, vectors / lengths.unsqueeze(1), lengths)
+
+
+def by_passes(values: Tensor) -> bool:
+    """Whether to use compiled passes, rather than plain operations, for numbers like these."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def messages(filters: Tensor, scalars: Tensor, vectors: Tensor | None, edges: Edges) -> Tensor:
+    """What atoms receive, summed over their neighbours: scalars and vectors, [N, 4, D].
+
+    Equations 7 and 8 of the paper: m0_i = sum W0 x0_j and m_i = sum (W1 x1_j u + W2 y_j).
+
+    Args:
+        filters: W, [P, F, D]; F is 2 where there are no vectors.
+        scalars: x, [N, 2, D].
+        vectors: y, [N, 3, D], components before features; None for zeros.
+        edges: with directions u.
+    """
+    if edges.mutual is not None:
+        if vectors is None:
+            vectors = scalars.new_zeros((0, 3, scalars.shape[2]))
+        return _Messages.apply(edges.directions, filters, scalars, vectors, edges)
+    weighted = filters[:, :2] * gather(scalars, edges.src)
+    moved = weighted[:, 1:] * edges.directions.unsqueeze(2)
+    if vectors is not None:
+        moved = torch.addcmul(moved, filters[:, 2:], gather(vectors, edges.src))
+    return segment_sum(torch.cat((weighted[:, :1], moved), dim=1), edges.dst, scalars.shape[0])
+
+
+class _Messages(torch.autograd.Function):
+    """`messages` over pairs, by compiled passes."""
+
+    @staticmethod
+    def forward(ctx, directions, filters, scalars, vectors, edges):
+        ctx.save_for_backward(directions, filters, scalars, vectors)
+        ctx.edges = edges
+        atoms, _, features = scalars.shape
+        sums = scalars.new_empty((atoms, 4, features))
+        given = (directions, filters, scalars, vectors)
+        _run(kernels.push, edges, given, (), (sums,))
+        return sums
+
+    @staticmethod
+    def backward(ctx, grad):
+        return *_MessagesBack.apply(grad, *ctx.saved_tensors, ctx.edges), None
+
+
+class _MessagesBack(torch.autograd.Function):
+    """The first derivative of `_Messages`, which can be differentiated once more."""
+
+    @staticmethod
+    def forward(ctx, grad, directions, filters, scalars, vectors, edges):
+        ctx.save_for_backward(grad, directions, filters, scalars, vectors)
+        ctx.edges = edges
+        given = (directions, filters, scalars, vectors, grad)
+        of_pairs, of_atoms = _like(directions, filters), _like(scalars, vectors)
+        _run(kernels.push_back, edges, given, of_pairs, of_atoms)
+        return *of_pairs, *of_atoms
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *by):
+        grad, directions, filters, scalars, vectors = ctx.saved_tensors
+        given = (directions, filters, scalars, vectors, grad, *by)
+        of_pairs, of_atoms = _like(directions, filters), _like(scalars, vectors, grad)
+        _run(kernels.push_back_twice, ctx.edges, given, of_pairs, of_atoms)
+        return of_atoms[2], *of_pairs, *of_atoms[:2], None
+
+
+def _run(
+    kernel: Callable[..., None],
+    edges: Edges,
+    given: tuple[Tensor, ...],
+    of_pairs: tuple[Tensor, ...],
+    of_atoms: tuple[Tensor, ...],
+) -> None:
+    """One compiled pass, in as many threads as it is worth; writes `of_pairs` and `of_atoms`.
+
+    Threads share the pairs. Each has sums over atoms of its own, which are added in order: results
+    depend on their number in rounding alone.
+    """
+    fixed = [array.detach().contiguous().numpy() for array in (edges.src, edges.dst, edges.mutual)]
+    fixed += [array.detach().contiguous().numpy() for array in given]
+    fixed += [array.numpy() for array in of_pairs]
+    pairs = edges.src.shape[0]
+    work = pairs * given[1].shape[1] * given[1].shape[2]
+    threads = max(1, min(torch.get_num_threads(), work // WORTH_A_THREAD))
+    sums = [[array.zero_() for array in of_atoms]]
+    sums += [[torch.zeros_like(array) for array in of_atoms] for _ in range(threads - 1)]
+
+    def part(thread: int) -> None:
+        first, last = pairs * thread // threads, pairs * (thread + 1) // threads
+        kernel(first, last, *fixed, *(array.numpy() for array in sums[thread]))
+
+    if threads == 1:
+        part(0)
+        return
+    list(_pool(threads).map(part, range(threads)))
+    for more in sums[1:]:
+        for whole, share in zip(of_atoms, more, strict=True):
+            whole.add_(share)
+
+
+def norms(mixed: Tensor) -> Tensor:
+    """|v| [N, D] of mixed = (v, w) [N, 3, 2, D], a little more than zero where v is zero."""
+    if by_passes(mixed):
+        return _Norms.apply(mixed)
+    return torch.sqrt(mixed[:, :, 0].square().sum(dim=1) + kernels.FLOOR)
+
+
+def updates(context: Tensor, mixed: Tensor) -> Tensor:
+    """What an update adds to scalars and vectors, a + c (v . w) and b w: [N, 4, D].
+
+    Equations 9 and 10 of the paper.
+
+    Args:
+        context: a, b, c, [N, 3, D].
+        mixed: v, w, [N, 3, 2, D].
+    """
+    if by_passes(mixed):
+        return _Updates.apply(context, mixed)
+    first, second = mixed.unbind(dim=2)
+    of_scalars, of_vectors, of_products = context.split(1, dim=1)
+    products = (first * second).sum(dim=1, keepdim=True)
+    return torch.cat((torch.addcmul(of_scalars, of_products, products), of_vectors * second), dim=1)
+
+
+def silu(values: Tensor) -> Tensor:
+    """x sigmoid(x), with derivatives in few operations."""
+    return _SiLU.apply(values) if by_passes(values) else F.silu(values)
+
+
+class _SiLU(torch.autograd.Function):
+    """`silu`; torch takes its derivative apart where that is to be differentiated again."""
+
+    @staticmethod
+    def forward(ctx, values):
+        ctx.save_for_backward(values)
+        return F.silu(values)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _SiLUBack.apply(grad, *ctx.saved_tensors)
+
+
+class _SiLUBack(torch.autograd.Function):
+    """The first derivative of `_SiLU`, which can be differentiated once more."""
+
+    @staticmethod
+    def forward(ctx, grad, values):
+        ctx.save_for_backward(grad, values)
+        return torch.ops.aten.silu_backward(grad, values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, by):
+        grad, values = ctx.saved_tensors
+        gate = torch.sigmoid(values)
+        other = 1.0 - gate
+        curvature = torch.addcmul(gate * other * 2.0, gate * other * values, other - gate)
+        return torch.ops.aten.silu_backward(by, values), by * grad * curvature
+
+
+class _Norms(torch.autograd.Function):
+    """`norms` by compiled passes."""
+
+    @staticmethod
+    def forward(ctx, mixed):
+        found = mixed.new_empty((mixed.shape[0], mixed.shape[3]))
+        _pass(kernels.norms, mixed, found)
+        ctx.save_for_backward(mixed)
+        ctx.found = found.detach()
+        return found
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _NormsBack.apply(grad, *ctx.saved_tensors, ctx.found)
+
+
+class _NormsBack(torch.autograd.Function):
+    """The first derivative of `_Norms`, which can be differentiated once more."""
+
+    @staticmethod
+    def forward(ctx, grad, mixed, found):
+        (of_mixed,) = _like(mixed)
+        _pass(kernels.norms_back, mixed, found, grad, of_mixed)
+        ctx.save_for_backward(grad, mixed)
+        ctx.found = found
+        return of_mixed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, by_mixed):
+        grad, mixed = ctx.saved_tensors
+        of_mixed, of_grad = _like(mixed, grad)
+        _pass(kernels.norms_back_twice, mixed, ctx.found, grad, by_mixed, of_mixed, of_grad)
+        return of_grad, of_mixed, None
+
+
+class _Updates(torch.autograd.Function):
+    """`updates` by compiled passes."""
+
+    @staticmethod
+    def forward(ctx, context, mixed):
+        atoms, _, features = context.shape
+        changes = context.new_empty((atoms, 4, features))
+        _pass(kernels.update, context, mixed, changes)
+        ctx.save_for_backward(context, mixed)
+        return changes
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _UpdatesBack.apply(grad, *ctx.saved_tensors)
+
+
+class _UpdatesBack(torch.autograd.Function):
+    """The first derivative of `_Updates`, which can be differentiated once more."""
+
+    @staticmethod
+    def forward(ctx, grad, context, mixed):
+        found = _like(context, mixed)
+        _pass(kernels.update_back, context, mixed, grad, *found)
+        ctx.save_for_backward(grad, context, mixed)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *by):
+        grad, context, mixed = ctx.saved_tensors
+        *found, of_grad = _like(context, mixed, grad)
+        _pass(kernels.update_back_twice, context, mixed, grad, *by, *found, of_grad)
+        return of_grad, *found
+
+
+def _pass(kernel: Callable[..., None], *arrays: Tensor) -> None:
+    """One compiled pass over atoms; what it writes is contiguous."""
+    kernel(*(array.detach().contiguous().numpy() for array in arrays))
+
+
+def _like(*arrays: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(array, memory_format=torch.contiguous_format) for array in arrays)
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="atomloom-painn")
+
+
+class _Cutoff(nn.Module):
+    """(cos(pi d / cutoff) + 1) / 2 up to the cutoff, 0 beyond."""
+
+    def __init__(self, cutoff: float) -> None:
+        super().__init__()
+        self.register_buffer("cutoff", torch.tensor([cutoff]))
+
+    def forward(self, lengths: Tensor) -> Tensor:
+        """[P, 1] of lengths [P, 1]."""
+        inside = lengths.minimum(self.cutoff)
+        return 0.5 * (torch.cos(inside * (math.pi / self.cutoff)) + 1.0)
+
+
+class _RadialBasis(nn.Module):
+    """Gaussians with equally spaced centres from 0 to the cutoff, as wide as the spacing."""
+
+    def __init__(self, cutoff: float, functions: int) -> None:
+        super().__init__()
+        centres = torch.linspace(0.0, cutoff, functions, dtype=torch.float64)
+        self.register_buffer("widths", torch.full_like(centres, centres[1]).float())
+        self.register_buffer("offsets", centres.float())
+
+    def forward(self, lengths: Tensor) -> Tensor:
+        """[P, R] of lengths [P, 1]."""
+        return torch.exp((lengths - self.offsets).square() * (-0.5 / self.widths.square()))
+
+
+def _two_layers(inputs: int, hidden: int, outputs: int) -> nn.ModuleList:
+    layers = nn.ModuleList((nn.Linear(inputs, hidden), nn.Linear(hidden, outputs)))
+    for layer in layers:
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return layers
+
+
+def _apply(layers: nn.ModuleList, values: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Linear, SiLU, Linear; products in `dtype`, see `product_dtype`."""
+    first, second = layers
+    hidden = silu(at_least_single(product(values, first.weight, first.bias, dtype)))
+    return at_least_single(product(hidden, second.weight, second.bias, dtype))
+
+
+class _Interaction(nn.Module):
+    """Weights of a message block, figure 2b of the paper."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.interatomic_context_net = _two_layers(width, width, 3 * width)
+
+
+class _Mixing(nn.Module):
+    """Weights of an update block, figure 2c of the paper."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.intraatomic_context_net = _two_layers(2 * width, width, 3 * width)
+        self.mu_channel_mix = nn.Linear(width, 2 * width, bias=False)
+        nn.init.xavier_uniform_(self.mu_channel_mix.weight)
+
+
+class _Embedding(nn.Embedding):
+    """A row an atomic number; takes tables that end with an earlier element."""
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest):
+        key = prefix + "weight"
+        rows = state_dict[key].shape[0] if key in state_dict else self.num_embeddings
+        if rows < self.num_embeddings:
+            own = self.weight.detach()[rows:].to(state_dict[key])
+            state_dict[key] = torch.cat((state_dict[key], own))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class _Representation(nn.Module):
+    """Scalars and vectors of atoms from numbers and edges."""
+
+    def __init__(self, config: PaiNNConfig) -> None:
+        super().__init__()
+        width, layers = config.width, config.layers
+        self.width, self.shared_filters = width, config.shared_filters
+        self.embedding = _Embedding(ELEMENTS + 1, width, padding_idx=0)
+        self.cutoff_fn = _Cutoff(config.cutoff)
+        self.radial_basis = _RadialBasis(config.cutoff, config.rbf)
+        filters = 3 * width * (1 if config.shared_filters else layers)
+        self.filter_net = nn.Linear(config.rbf, filters)
+        nn.init.xavier_uniform_(self.filter_net.weight)
+        nn.init.zeros_(self.filter_net.bias)
+        self.interactions = nn.ModuleList(_Interaction(width) for _ in range(layers))
+        self.mixing = nn.ModuleList(_Mixing(width) for _ in range(layers))
+
+    def forward(self, batch: GraphBatch, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+        """[N, D] and [N, 3, D]; products of atoms' features in `dtype`."""
+        edges = Edges.of(batch)
+        lengths = edges.lengths.unsqueeze(1)
+        cutoff = self.cutoff_fn(lengths)
+        # The filters' bias is one more radial function.
+        radial = torch.cat((self.radial_basis(lengths) * cutoff, cutoff), dim=1)
+        weights = torch.cat((self.filter_net.weight, self.filter_net.bias.unsqueeze(1)), dim=1)
+        weights = weights.view(-1, 3 * self.width, weights.shape[1]).transpose(1, 2).contiguous()
+
+        scalars, vectors = self.embedding(batch.numbers), None
+        for layer, (interaction, mixing) in enumerate(
+            zip(self.interactions, self.mixing, strict=True)
+        ):
+            own = weights[0 if self.shared_filters else layer]
+            scalars, vectors = self._interact(
+                interaction, scalars, vectors, radial, own, edges, dtype
+            )
+            scalars, vectors = self._mix(mixing, scalars, vectors, dtype)
+        return scalars, vectors
+
+    def _interact(
+        self,
+        interaction: _Interaction,
+        scalars: Tensor,
+        vectors: Tensor | None,
+        radial: Tensor,
+        weights: Tensor,
+        edges: Edges,
+        dtype: torch.dtype | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The message block. Before the first there are no vectors, and no filters for them."""
+        sent = _apply(interaction.interatomic_context_net, scalars, dtype)
+        sent, factors = sent.view(-1, 3, self.width).split((2, 1), dim=1)
+        moved = None if vectors is None else factors * vectors
+        filters = (radial @ weights[:, : (2 if vectors is None else 3) * self.width]).unflatten(
+            1, (-1, self.width)
+        )
+        received, moves = messages(filters, sent.contiguous(), moved, edges).split((1, 3), dim=1)
+        return scalars + received.squeeze(1), moves if vectors is None else vectors + moves
+
+    def _mix(
+        self, mixing: _Mixing, scalars: Tensor, vectors: Tensor, dtype: torch.dtype | None
+    ) -> tuple[Tensor, Tensor]:
+        """The update block."""
+        mixed = at_least_single(product(vectors, mixing.mu_channel_mix.weight, None, dtype))
+        mixed = mixed.unflatten(2, (2, self.width))
+        context = torch.cat((scalars, norms(mixed)), dim=1)
+        context = _apply(mixing.intraatomic_context_net, context, dtype)
+        changes = updates(context.view(-1, 3, self.width), mixed)
+        of_scalars, of_vectors = changes.split((1, 3), dim=1)
+        return scalars + of_scalars.squeeze(1), vectors + of_vectors
+
+
+class _Output(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.outnet = _two_layers(width, width // 2, 1)
+
+
+class PaiNN(nn.Module):
+    """Energies of atoms; forces and stress by `evaluate_potential`.
+
+    Under autocast, products of atoms' features run in the lower precision and nothing else does.
+
+    Args:
+        config: hyper-parameters.
+        outputs: 1, the energy.
+    """
+
+    def __init__(self, config: PaiNNConfig, outputs: int = 1) -> None:
+        super().__init__()
+        if outputs != 1:
+            raise AtomloomError(f"a potential predicts one number an atom, not {outputs}")
+        self.representation = _Representation(config)
+        self.output = _Output(config.width)
+
+    def represent(self, batch: GraphBatch) -> tuple[Tensor, Tensor]:
+        """Scalars [N, D] and vectors [N, 3, D], components before features."""
+        dtype = product_dtype(batch.positions)
+        with full_precision(batch.positions):
+            return self.representation(batch, dtype)
+
+    def forward(self, batch: GraphBatch) -> Tensor:
+        """Energies of atoms [N], in the network's unit."""
+        dtype = product_dtype(batch.positions)
+        with full_precision(batch.positions):
+            scalars, _ = self.representation(batch, dtype)
+            return _apply(self.output.outnet, scalars, dtype).squeeze(1)

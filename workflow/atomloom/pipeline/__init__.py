@@ -1,0 +1,1 @@
+"""What the stages share: the plan, paths of all files, quarantine, run cards, progress."""

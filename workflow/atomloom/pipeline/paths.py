@@ -1,0 +1,264 @@
+"""Names every place: where each stage reads and writes, for one config.
+
+The only module that puts a path together. Places that depend on the records themselves (runs,
+splits, the index) also need the plan. It knows nothing of what the files hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atomloom.config import Config, expand_variables
+from atomloom.errors import AtomloomError
+from atomloom.pipeline.plan import Plan
+from atomloom.store.files import file_digest
+from atomloom.store.keys import BUILDER, CONVERTER, GUARD, LABELLER, PLANNER, TRAINER, short_hash
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths that follow from the config alone."""
+
+    config: Config
+
+    @property
+    def results(self) -> Path:
+        """Folder of this data set's results."""
+        return Path(expand_variables(self.config.paths.results)) / self.config.dataset.name
+
+    @property
+    def store(self) -> Path:
+        """Folder of keyed shards; may be shared."""
+        return Path(expand_variables(self.config.paths.store))
+
+    @property
+    def downloads(self) -> Path:
+        """Data sets fetched from elsewhere, kept as they came."""
+        return self.store / "downloads"
+
+    # --- plan ---
+    @property
+    def plan_spec(self) -> dict[str, Any]:
+        """What determines the plan, besides the files themselves."""
+        dataset, split = self.config.dataset, self.config.split
+        content = dataset.key_content()
+        del content["unit"], content["name"]
+        labels = dataset.labels
+        table = (
+            [one.model_dump() for one in labels]
+            if isinstance(labels, list)
+            else labels.model_dump()
+        )
+        columns = [split.column, split.group]
+        fixed = [split.folds_file, split.test_sources, split.val_sources]
+        own = {"table": table, "columns": columns, "fixed": fixed, "versions": [PLANNER, CONVERTER]}
+        return content | own  # chunks are named by the converter too: another one plans anew
+
+    @property
+    def plan_folder(self) -> Path:
+        """`sources.json`, `plan.json`, `members.parquet`, `labels.parquet`, `records.spool`."""
+        return self.results / "plan" / short_hash(self.plan_spec)
+
+    # --- structures ---
+    @property
+    def reader_spec(self) -> dict[str, Any]:
+        """What determines a converted structure, besides the record's bytes."""
+        dataset = self.config.dataset
+        return {
+            "options": dataset.options,
+            "checks": dataset.checks.key_content(),
+            "converter": CONVERTER,
+        }
+
+    def structures(self, chunk_key: str) -> Path:
+        """Shard of converted structures of one chunk."""
+        return self.store / "structures" / f"{chunk_key}.zarr.zip"
+
+    # --- labels of a teacher ---
+    @property
+    def teacher_spec(self) -> dict[str, Any]:
+        """What determines a teacher's labels, besides the structure.
+
+        Raises:
+            AtomloomError: when the teacher's model file is not there.
+        """
+        teacher = self.config.teacher
+        if teacher is None:
+            return {}
+        spec = {"calculator": teacher.calculator, "options": teacher.options, "labeller": LABELLER}
+        if teacher.model is not None:
+            path = Path(expand_variables(teacher.model))
+            if not path.exists():
+                raise AtomloomError("no model file here", where=path, todo="see teacher.model")
+            spec["model"] = file_digest(path)
+        return spec
+
+    @property
+    def teacher_key(self) -> str:
+        """Names the folder of a teacher's labels; empty without a teacher."""
+        return short_hash(self.teacher_spec) if self.config.teacher else ""
+
+    @property
+    def label_folder(self) -> Path:
+        """All labels of one teacher, of any data set."""
+        return self.store / "labels" / self.teacher_key
+
+    def labels(self, chunk_key: str) -> Path:
+        """Shard of labels of one chunk."""
+        return self.label_folder / f"{chunk_key}.zarr.zip"
+
+    # --- graphs ---
+    @property
+    def graph_spec(self) -> dict[str, Any]:
+        """What determines a graph, besides the structure."""
+        return self.config.graph.key_content() | {"builder": BUILDER}
+
+    @property
+    def graph_key(self) -> str:
+        """Names the folder of graphs of one spec."""
+        return short_hash(self.graph_spec)
+
+    @property
+    def graph_folder(self) -> Path:
+        """All shards of one graph spec, of any data set."""
+        return self.store / "graphs" / self.graph_key
+
+    def graphs(self, chunk_key: str) -> Path:
+        """Shard of graphs of one chunk."""
+        return self.graph_folder / f"{chunk_key}.zarr.zip"
+
+    # --- fixed places a person looks for ---
+    @property
+    def configs(self) -> Path:
+        """Merged configs of the runs, one file each, named by content."""
+        return self.results / "configs"
+
+    @property
+    def merged_config(self) -> Path:
+        """The merged config that the stages of this workflow read."""
+        key = short_hash(self.config.model_dump(mode="json"))
+        return self.configs / f"{key}.yaml"
+
+    @property
+    def report(self) -> Path:
+        """The report of the run last asked for."""
+        return self.results / "report.html"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of jobs, one folder a stage."""
+        return self.results / "logs"
+
+    @property
+    def timings(self) -> Path:
+        """Time and memory of jobs, one folder a stage."""
+        return self.results / "timings"
+
+    def timing(self, stage: str, job: str) -> Path:
+        """Time and memory of one job."""
+        return self.timings / stage / f"{job}.tsv"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Paths that follow from the config and the plan."""
+
+    layout: Layout
+    plan: Plan
+
+    @property
+    def config(self) -> Config:
+        """The config these places belong to."""
+        return self.layout.config
+
+    # --- index ---
+    @property
+    def index_spec(self) -> dict[str, Any]:
+        """What determines the index."""
+        return {
+            "members": self.plan.members_digest,
+            "chunks": [chunk.key for chunk in self.plan.chunks],
+            "graph": self.layout.graph_key,
+        }
+
+    @property
+    def index(self) -> Path:
+        """Folder of `index.json`, `index.parquet`, `quarantine.csv`."""
+        return self.layout.results / "index" / short_hash(self.index_spec)
+
+    # --- split ---
+    @property
+    def dataset_spec(self) -> dict[str, Any]:
+        """What determines labels and split: records, label values, targets, split."""
+        # Exact duplicates are equal hashes, whatever the guard's code.
+        guard = {"guard": GUARD} if self.config.split.duplicate_tolerance > 0 else {}
+        return {
+            "members": self.plan.members_digest,
+            "chunks": [chunk.key for chunk in self.plan.chunks],
+            "labels": self.plan.labels_digest,
+            "fixed": self.plan.fixed_digest,
+            "teacher": self.layout.teacher_key,
+            "target": self.config.dataset.target,
+            "globals": self.config.dataset.global_features,
+            "split": self.config.split.key_content() | guard,
+        }
+
+    @property
+    def dataset_key(self) -> str:
+        """Names the labelled and divided data set."""
+        return short_hash(self.dataset_spec)
+
+    @property
+    def split(self) -> Path:
+        """Folder of `dataset.parquet`, `split.json`, `quarantine.csv`."""
+        return self.layout.results / "split" / self.dataset_key
+
+    # --- run ---
+    @property
+    def run_spec(self) -> dict[str, Any]:
+        """What determines a trained model."""
+        return {
+            "dataset": self.dataset_key,
+            "graph": self.layout.graph_key,
+            "model": self.config.model.key_content(),
+            "training": self.config.training.key_content(),
+            "trainer": TRAINER,
+        }
+
+    @property
+    def run_key(self) -> str:
+        """Names the training run."""
+        return short_hash(self.run_spec)
+
+    @property
+    def run(self) -> Path:
+        """Folder of the run: run card, metrics, predictions, history, model, state."""
+        return self.layout.results / "runs" / self.run_key
+
+    # --- report ---
+    @property
+    def report_key(self) -> str:
+        """Names what the report shows: the run, over its index and split, and in which unit."""
+        unit = self.config.dataset.unit
+        return short_hash([self.run_key, self.index.name, self.split.name, unit])
+
+
+REPORT_MARK = "<!-- atomloom report "
+"""Opens the last line of a report, which holds its key."""
+
+
+def report_mark(key: str) -> str:
+    """The last line of a report."""
+    return f"{REPORT_MARK}{key} -->\n"
+
+
+def report_key_of(path: Path) -> str | None:
+    """The key of the report at this path; None where there is none or it is cut off."""
+    if not path.exists():
+        return None
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 100))
+        last = file.read().decode(errors="replace").rpartition(REPORT_MARK)
+    return last[2].split(" ")[0] if last[1] else None

@@ -1,0 +1,71 @@
+"""What the readers of VASP's outputs share: options, units, and what becomes of a run that was killed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from atomloom.errors import AtomloomError
+from atomloom.readers.base import Piece, unreadable
+
+OPTIONS = {
+    "unconverged": "true: take ionic steps whose electronic loop did not converge",
+    "truncated": "true: take the whole ionic steps of a file that breaks off, of a job that was killed",
+}
+
+_HELD = 64 << 20
+"""Bytes of a file's steps that are held in memory until its end is seen; what is more is on disk."""
+
+
+def refuse_unconverged(reason: str, options: Mapping[str, Any]) -> None:
+    """Refuse an ionic step whose electronic loop did not converge.
+
+    Raises:
+        AtomloomError: unless the option `unconverged` takes such steps.
+    """
+    if not options.get("unconverged"):
+        raise AtomloomError(
+            f"the electronic loop did not converge: {reason}",
+            todo="set the option `unconverged: true` to take such steps",
+        )
+
+
+def at_limit(steps: int) -> str:
+    """Why a loop that took all its steps counts as not converged."""
+    return f"it took all NELM = {steps} steps"
+
+
+def whole_steps(steps: Iterator[Piece], options: Mapping[str, Any]) -> Iterator[Piece]:
+    """Records of the ionic steps of a file, held back until its end is seen.
+
+    The file of a job that was killed breaks off: all its steps are refused, unless the option
+    `truncated` takes the whole ones.
+
+    Args:
+        steps: whole steps, without ids; an AtomloomError says where the file breaks off.
+        options: options of the readers.
+
+    Raises:
+        AtomloomError: when there is no step.
+    """
+    count, reason = 0, ""
+    with tempfile.SpooledTemporaryFile(max_size=_HELD, prefix="atomloom-") as held:
+        try:
+            for step in steps:
+                held.write(f"{len(step.payload)} {step.format}\n".encode() + step.payload)
+                count += 1
+        except AtomloomError as error:
+            reason = str(error)
+        if count == 0:
+            raise AtomloomError(reason or "no ionic step")
+        if reason and not options.get("truncated"):
+            text = f"breaks off after {count} whole ionic step{'s' * (count > 1)}: {reason}"
+            todo = "set the option `truncated: true` to take the whole ones"
+            for _ in range(count):
+                yield unreadable(f"{text}; {todo}")
+            return
+        held.seek(0)
+        for _ in range(count):
+            size, _, format = held.readline().decode().rstrip("\n").partition(" ")
+            yield Piece(held.read(int(size)), format=format)

@@ -1,0 +1,246 @@
+"""The registry of formats, and the way from a record's bytes to a structure.
+
+One module a format, each declaring the names of `base.Reader`; a new format is one module and one
+line in `REGISTRY`. Nothing here knows of folders, archives or compression, and chemistry libraries
+are imported only by a reader that needs one, when it does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from atomloom.errors import AtomloomError
+from atomloom.readers.base import (
+    RECORD,
+    UNREADABLE,
+    Piece,
+    Reader,
+    is_wide,
+    plain_text,
+)
+from atomloom.readers.formats import (
+    aims,
+    ase_db,
+    cif,
+    csv_table,
+    deepmd,
+    extxyz,
+    fitsnap,
+    jarvis_dict,
+    json_document,
+    outcar,
+    plain_json,
+    poscar,
+    pymatgen_dict,
+    runner,
+    vasprun,
+    xsf,
+)
+from atomloom.structures.structure import Structure
+from atomloom.structures.vacuum import without_fake_box
+
+__all__ = [
+    "REGISTRY",
+    "UNREADABLE",
+    "Piece",
+    "Reader",
+    "check_options",
+    "format_of",
+    "parse_record",
+    "reader_of",
+]
+
+REGISTRY: dict[str, Reader] = {
+    reader.NAME: reader  # type: ignore[misc] # a module with these names is a Reader
+    for reader in (
+        cif,
+        poscar,
+        extxyz,
+        xsf,
+        aims,
+        vasprun,
+        outcar,
+        fitsnap,
+        json_document,
+        csv_table,
+        ase_db,
+        deepmd,
+        runner,
+        pymatgen_dict,
+        jarvis_dict,
+        plain_json,
+    )
+}
+"""Reader by name of the format; the order is that in which files are sniffed."""
+
+COMMON_OPTIONS = {
+    "box": "`molecule`: drop a cell with more than 10 A of vacuum around the atoms in each direction",
+    "max_unpacked_gb": "an archive that unpacks to more than this is refused, 200 unless given",
+}
+"""Options that belong to no format."""
+CHOICES: dict[str, tuple[str, ...]] = {
+    "box": ("keep", "molecule"),
+    "xsf_forces": ("ev", "rydberg", "hartree"),
+    "runner_units": ("bohr", "metal"),
+}
+"""Values of the options that have only some, the usual one first."""
+
+
+def reader_of(format: str) -> Reader:
+    """The reader of a format.
+
+    Raises:
+        AtomloomError: when there is no such format.
+    """
+    if format not in REGISTRY:
+        raise AtomloomError(f"unknown format `{format}`", todo=f"known are: {', '.join(REGISTRY)}")
+    return REGISTRY[format]
+
+
+def format_of(name: str, head: bytes = b"", hints: bool = True) -> str | None:
+    """The format of a file, by how it begins; its name decides where several formats begin like that,
+    or where no reader recognises the content.
+
+    Args:
+        name: file name, without the ending of a compression.
+        head: the first bytes of its content; some 64 KiB tell most.
+        hints: also accept names that are used for other things too, such as `*.json`.
+
+    Returns:
+        The format's name, or None when no reader recognises the file.
+    """
+    lower = name.rsplit("/", 1)[-1].lower()
+    named, hinted = _by_name(lower, tuple(REGISTRY))
+    if named is not None and getattr(REGISTRY[named], "NEEDS_FOLDER", False):
+        return named  # the folder is the format, and no file of it
+    if head:
+        head = _recognisable(head)
+        for likely in (named, hinted):
+            if likely is not None and REGISTRY[likely].sniff(head):
+                return likely
+        for reader in REGISTRY.values():
+            if reader.sniff(head):
+                return reader.NAME
+    return named or (hinted if hints else None)
+
+
+def _recognisable(head: bytes) -> bytes:
+    """Text as the readers' `sniff` expects it, also of an encoding that will be refused."""
+    if not is_wide(head):
+        return plain_text(head)
+    with suppress(UnicodeError):
+        return head[: len(head) // 4 * 4].decode("utf-16").encode()
+    return head
+
+
+def _by_name(lower: str, formats: tuple[str, ...]) -> tuple[str | None, str | None]:
+    """The format that a name is of, and the one that it only hints at."""
+    endings, patterns, hints = _names(formats)
+    named = endings.get(lower[lower.rfind(".") :])
+    if named is not None:
+        return named, None
+    named = next((format for pattern, format in patterns if fnmatchcase(lower, pattern)), None)
+    hinted = next((format for pattern, format in hints if fnmatchcase(lower, pattern)), None)
+    # poscars.json and contcar_labels.csv are none of VASP's
+    return named if hinted in (None, named) else None, hinted
+
+
+@lru_cache(maxsize=8)
+def _names(
+    formats: tuple[str, ...],
+) -> tuple[dict[str, str], list[tuple[str, str]], list[tuple[str, str]]]:
+    """Formats by ending of the name, the patterns that are more than an ending, and the hints."""
+    pairs = [(pattern, format) for format in formats for pattern in REGISTRY[format].PATTERNS]
+    plain = [(p, f) for p, f in pairs if re.fullmatch(r"\*\.\w+", p)]
+    hints = [(pattern, format) for format in formats for pattern in REGISTRY[format].HINTS]
+    return (
+        {p[1:]: f for p, f in reversed(plain)},
+        [pair for pair in pairs if pair not in plain],
+        hints,
+    )
+
+
+def parse_record(
+    format: str, payload: bytes, id: str = "", options: Mapping[str, Any] | None = None
+) -> Structure:
+    """One record as a structure, in eV and A.
+
+    Args:
+        format: name of the format, as the record has it.
+        payload: the record's bytes.
+        id: its name, which the structure takes.
+        options: options of the readers and `box`, see `check_options`.
+
+    Raises:
+        AtomloomError: saying what is wrong with the record; never anything else.
+    """
+    options = options or {}
+    # takes as long as the symmetry of a CIF, and it is only ordering that speaks while it works
+    named = RECORD.set(id) if options.get("order") else None
+    try:
+        if format == UNREADABLE:
+            raise AtomloomError(payload.decode())
+        if not payload.strip():
+            raise AtomloomError("empty file")
+        with np.errstate(all="ignore"):  # what overflows is no finite number, and refused as such
+            structure = reader_of(format).parse(plain_text(payload), options)
+        if structure.properties:
+            _refuse_nan(structure)
+        if options.get("box") == "molecule":
+            structure = without_fake_box(structure)
+    except AtomloomError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise AtomloomError(f"cannot be parsed: {type(error).__name__}: {error}") from error
+    except Exception as error:  # a library's own kind; the rest of the records must go on
+        raise AtomloomError(f"cannot be parsed: {error or type(error).__name__}") from error
+    finally:
+        if named is not None:
+            RECORD.reset(named)
+    return structure.named(id) if id else structure
+
+
+def _refuse_nan(structure: Structure) -> None:
+    """A calculation that failed is no reference, and one NaN spoils a whole batch."""
+    for name in ("energy", "forces", "stress"):
+        value = structure.properties.get(name)
+        if value is not None and not np.isfinite(value).all():
+            raise AtomloomError(f"{name} is not finite")
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that no reader knows, so that a typing mistake is not passed over.
+
+    Raises:
+        AtomloomError: naming the option and the nearest known one.
+    """
+    known = {name for reader in REGISTRY.values() for name in reader.OPTIONS} | set(COMMON_OPTIONS)
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), sorted(known), n=1)
+            raise AtomloomError(
+                f"unknown option `{name}`",
+                where="dataset.options",
+                todo=f"did you mean `{close[0]}`?"
+                if close
+                else f"known are: {', '.join(sorted(known))}",
+            )
+    for name, choices in CHOICES.items():
+        if options.get(name, choices[0]) not in choices:
+            listed = " or ".join(f"`{choice}`" for choice in choices[-2:])
+            listed = ", ".join([*(f"`{choice}`" for choice in choices[:-2]), listed])
+            raise AtomloomError(f"{name} is {listed}", where="dataset.options")
+    for name in ("order", "truncated", "unconverged"):
+        if not isinstance(options.get(name, False), bool):
+            raise AtomloomError(f"{name} is true or false", where="dataset.options")
+    seconds = options.get("order_seconds", 1.0)
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < 1e9:
+        raise AtomloomError("order_seconds is a number of seconds", where="dataset.options")

@@ -1,0 +1,106 @@
+"""Parquet tables that are whole or an error: page checksums, and a digest of every column.
+
+Checksums of pages say nothing of the file's own description of itself, which is what a flipped bit in
+its end changes; so the digests of the values stand in the metadata, and are compared where a column is
+read as a whole. Tables of other hands have neither, and are read as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atomloom.errors import AtomloomError
+from atomloom.store.files import write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+DIGESTS = b"atomloom.digests"
+"""Of the columns, in the metadata of the schema, as JSON by name."""
+
+
+def write_table(path: Path, table: pd.DataFrame | pa.Table, **options: Any) -> None:
+    """Write a table atomically; `options` as of `pyarrow.parquet.write_table`.
+
+    Raises:
+        AtomloomError: when the disk is full or the folder cannot be written to.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not isinstance(table, pa.Table):
+        table = pa.Table.from_pandas(table, preserve_index=False)
+    frame = table.to_pandas(ignore_metadata=True)
+    digests = {name: _digest(frame[name], table.schema.field(name).type) for name in frame}
+    metadata = {**(table.schema.metadata or {}), DIGESTS: json.dumps(digests)}
+    table = table.replace_schema_metadata(metadata)
+    write_atomically(
+        path, lambda part: pq.write_table(table, part, write_page_checksum=True, **options)
+    )
+
+
+def read_table(
+    path: Path, columns: Sequence[str] | None = None, *, todo: str, filters: list | None = None
+) -> pd.DataFrame:
+    """The table at `path`.
+
+    Args:
+        path: where it is.
+        columns: which columns; all if None.
+        todo: what makes the file anew, for the message.
+        filters: which rows, as of `pyarrow.parquet.read_table`.
+
+    Raises:
+        AtomloomError: when it is missing, cut, altered, no parquet file, or lacks one of `columns`.
+    """
+    return _read(path, columns, todo, filters)[1]
+
+
+def read_arrow(path: Path, *, todo: str) -> pa.Table:
+    """The whole table as Arrow has it; errors as `read_table`."""
+    return _read(path, None, todo, None)[0]
+
+
+def _read(
+    path: Path, columns: Sequence[str] | None, todo: str, filters: list | None
+) -> tuple[pa.Table, pd.DataFrame]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    wanted = None if columns is None else list(columns)
+    options = {"partitioning": None, "page_checksum_verification": True}
+    try:
+        table = pq.read_table(path, columns=wanted, filters=filters, **options)
+        digests = json.loads((table.schema.metadata or {}).get(DIGESTS, b"{}"))
+        table.validate(full=True)
+        # What pandas has written for itself into the metadata is not needed, and may be damaged too.
+        frame = table.to_pandas(ignore_metadata=True)
+    except FileNotFoundError:
+        raise AtomloomError("no such table", where=path, todo=todo) from None
+    except (OSError, ValueError, KeyError, TypeError, MemoryError, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise AtomloomError(f"cannot be read as a table: {reason}", where=path, todo=todo) from None
+    if digests and not filters and not _agree(table, frame, digests, whole=wanted is None):
+        raise AtomloomError("is damaged: its digest differs", where=path, todo=todo)
+    return table, frame
+
+
+def _agree(table: pa.Table, frame: pd.DataFrame, digests: Any, whole: bool) -> bool:
+    """Whether the columns are those that were written; all of them, where all were asked for."""
+    if not isinstance(digests, Mapping) or (whole and set(digests) != set(frame)):
+        return False
+    return all(digests.get(n) == _digest(frame[n], table.schema.field(n).type) for n in frame)
+
+
+def _digest(values: pd.Series, kind: pa.DataType) -> str:
+    """Digest of a column's values, however they are laid out in the file."""
+    import pandas as pd
+
+    rows = pd.util.hash_array(values.to_numpy(dtype=object if values.dtype == "str" else None))
+    own = f"{kind}:{len(rows)}:".encode() + rows.tobytes()
+    return hashlib.blake2b(own, digest_size=16).hexdigest()

@@ -1,0 +1,179 @@
+"""The largest batch that fits into memory, found by real training steps on the heaviest batches.
+
+A trial process takes larger and larger batches until one does not fit, or it is ended for what it
+takes; another one then looks between the last that fitted and the first that did not. On a GPU the
+memory is the GPU's, else that of the whole process. It knows nothing of how trial processes are
+started.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from atomloom.config.root import Config
+from atomloom.data.batching import plan_epoch
+from atomloom.data.dataset import LabelledGraphs
+from atomloom.data.loader import AHEAD, Loader
+from atomloom.inference.devices import arithmetic, open_fabric
+from atomloom.training.trainer import Bench, rows_with_targets
+
+STEPS = 2
+"""The first makes the optimiser's state, the second is one beside it."""
+CAUTION = 0.9
+"""Of the limit, that a trial may take: what a long run adds is not seen in a few steps."""
+FINENESS = 16
+"""The search ends when it is about one part in so many exact."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Training steps on the heaviest batches of so many structures."""
+
+    structures: int
+    atoms: int
+    """Of the batch with most atoms."""
+    edges: int
+    """Of the batch with most edges."""
+    triplets: int
+    peak: int
+    """Bytes, the most that was taken so far."""
+
+    def content(self) -> dict[str, int]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search ended with."""
+
+    best: Trial | None
+    """The largest that fits; None where not even one structure does."""
+    tried: tuple[Trial, ...]
+    whole: bool
+    """Whether it is all structures at once."""
+
+
+def find_batch(attempt: Callable[[list[int]], Iterable[Trial]], most: int, limit: int) -> Found:
+    """The largest number of structures whose steps stay below the limit.
+
+    Args:
+        attempt: makes trials of the sizes given, in ascending order, as far as they fit.
+        most: structures that there are.
+        limit: bytes.
+    """
+    tried: list[Trial] = []
+
+    def run(sizes: list[int]) -> tuple[Trial | None, int | None]:
+        """The last that fits, and the next size, which does not."""
+        last = None
+        for trial in attempt(sizes):
+            tried.append(trial)
+            if trial.peak > CAUTION * limit:
+                break
+            last = trial
+        place = sizes.index(last.structures) + 1 if last else 0
+        return last, sizes[place] if place < len(sizes) else None
+
+    doubling = [2**k for k in range(most.bit_length()) if 2**k < most] + [most]
+    best, above = run(doubling)
+    while best is not None and above is not None:
+        step = max(1, -(-(above - best.structures) // 8))
+        between = list(range(best.structures + step, above, step))
+        if not between or above - best.structures <= max(1, best.structures // FINENESS):
+            break
+        better, next_above = run(between)
+        best, above = better or best, next_above or above
+    return Found(best, tuple(tried), best is not None and best.structures == most)
+
+
+def make_trials(data: LabelledGraphs, config: Config, sizes: Iterable[int]) -> Iterator[Trial]:
+    """Trials of ascending sizes in this process.
+
+    Steps are those of training, with the optimiser's state, the moving average, a copy of the best
+    weights, and as many batches at once as a loader prepares ahead. On a GPU, a size that does not fit
+    ends them.
+
+    Raises:
+        AtomloomError: as training.
+    """
+    settings = config.training
+    fabric = open_fabric(settings, _say_nothing)
+    rows, val_rows = (rows_with_targets(data, split, _say_nothing) for split in ("train", "val"))
+    bench = Bench.set_up(data, config, fabric, rows, val_rows, _say_nothing)
+    kept = {name: tensor.detach().clone() for name, tensor in bench.model.state_dict().items()}
+    peak = peak_memory(fabric.device)
+    with arithmetic(settings, fabric.device.type):
+        for size in sizes:
+            bounds = settings.batch.model_copy(update={"structures": size})
+            loader = bench.loader(rows, bounds, shuffle=True)
+            heaviest = _heaviest(loader)
+            try:
+                for chosen in heaviest.values():
+                    _steps(bench, loader, [loader.slice(chosen) for _ in range(1 + AHEAD)])
+                if len(val_rows):
+                    validation = bench.loader(val_rows, bounds)
+                    bench.model.eval()
+                    derivatives = config.model.kind == "potential"
+                    with torch.set_grad_enabled(derivatives), fabric.autocast():
+                        bench.step_network.model(validation.slice(validation.worst()))
+            except torch.OutOfMemoryError:
+                return
+            peak = max(peak, peak_memory(fabric.device))
+            counts = {
+                name: int(getattr(loader.sizes, name)[chosen].sum())
+                for name, chosen in heaviest.items()
+            }
+            yield Trial(size, **{"triplets": 0, **counts}, peak=peak)
+    del kept
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes, the most that this process has taken of the GPU's memory, or of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # what `getrusage` says may be of the process that started this one
+        line = next(w for w in status.read_text().splitlines() if w.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
+
+
+def _heaviest(loader: Loader) -> dict[str, np.ndarray]:
+    """Rows of the batches with most atoms, edges and triplets that the bounds allow."""
+    found = {}
+    for name in ("atoms", "edges", "triplets"):
+        sizes = getattr(loader.sizes, name)
+        if not sizes.any():
+            continue
+        order = np.argsort(-sizes[loader.rows], kind="stable")
+        plan = plan_epoch(loader.rows[order], loader.sizes, loader.bounds)
+        found[name] = plan[int(np.argmax(plan.sums(sizes)))]
+    return found
+
+
+def _steps(bench: Bench, loader: Loader, batches: list[Any]) -> None:
+    bench.model.train()
+    bench.objective.begin(0, bench.fabric.device)
+    terms = bench.objective.counts(loader, 0).shape[1]
+    for step in range(STEPS):
+        batch = batches[step % len(batches)]
+        shares = torch.full((terms,), 1.0 / max(1, batch.size), device=bench.fabric.device)
+        bench.micro_step(batch, shares)
+        bench.optimizer_step()
+        if bench.average is not None:
+            bench.average.update(step + 1)
+
+
+def _say_nothing(_: str) -> None:
+    """Trials have nothing to tell."""

@@ -1,0 +1,47 @@
+"""Optimisers: AdamW, SGD or L-BFGS, with norms and biases exempt from weight decay.
+
+Knows nothing of the loop.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from atomloom.config.training import Training
+from atomloom.training.optim.full_batch import build_lbfgs
+
+MOMENTUM = 0.9
+
+
+def build_optimizer(model: nn.Module, settings: Training, fused: bool = True) -> Optimizer:
+    """The optimiser of the config; but for L-BFGS, one group with weight decay and one without.
+
+    Args:
+        model: the model.
+        settings: names optimiser, rate and decay.
+        fused: one kernel for all weights; not to be combined with a gradient scaler and clipping.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        # Matrices decay; vectors are biases and the scales of norms.
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if settings.optimizer == "lbfgs":
+        return build_lbfgs(trained)
+    rate = settings.learning_rate
+    if settings.optimizer == "sgd":
+        return SGD(groups, lr=rate, momentum=MOMENTUM, nesterov=True, fused=fused)
+    return AdamW(groups, lr=rate, fused=fused)
+
+
+def set_rate(optimizer: Optimizer, rate: float, momentum: float | None) -> None:
+    """Learning rate of the next step; and its momentum (AdamW: first beta) unless None."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        if momentum is not None and "betas" in group:
+            group["betas"] = (momentum, group["betas"][1])
+        elif momentum is not None:
+            group["momentum"] = momentum
