@@ -13,29 +13,57 @@ PACKAGE = Path(__file__).resolve().parents[2] / "workflow" / "atomloom"
 
 ROOMS = {
     "store": (),
-    "config": ("store",),
+    "targets": (),
+    "config": ("targets", "store"),
     "pipeline": ("config", "store"),
     "structures": ("config", "store"),
     "readers": ("structures", "config", "store"),
     "graphs": ("structures", "config", "store"),
-    "data": ("graphs", "structures", "config", "store"),
+    "data": ("graphs", "structures", "targets", "config", "store"),
     "models": ("data", "graphs", "structures", "config", "store"),
-    "inference": ("models", "data", "graphs", "structures", "config", "store"),
-    "training": ("inference", "models", "data", "graphs", "structures", "config", "store"),
-    "potentials": ("inference", "models", "data", "graphs", "structures", "config", "store"),
+    "inference": ("models", "data", "graphs", "structures", "targets", "config", "store"),
+    "training": (
+        "inference",
+        "models",
+        "data",
+        "graphs",
+        "structures",
+        "targets",
+        "config",
+        "store",
+    ),
+    "potentials": (
+        "inference",
+        "models",
+        "data",
+        "graphs",
+        "structures",
+        "targets",
+        "config",
+        "store",
+    ),
     "reports": ("pipeline", "store"),
     "stages": (
         *("reports", "potentials", "training", "inference", "data", "graphs", "readers"),
-        *("structures", "pipeline", "config", "store"),
+        *("structures", "pipeline", "targets", "config", "store"),
     ),
     "commands": (
         *("stages", "potentials", "training", "inference", "models", "data", "graphs", "readers"),
-        *("structures", "pipeline", "config", "store"),
+        *("structures", "pipeline", "targets", "config", "store"),
     ),
 }
 """Room -> the rooms that it may import, besides itself."""
 
-WITHOUT_TORCH = ("store", "config", "pipeline", "structures", "readers", "graphs", "reports")
+WITHOUT_TORCH = (
+    "store",
+    "targets",
+    "config",
+    "pipeline",
+    "structures",
+    "readers",
+    "graphs",
+    "reports",
+)
 OF_ALL = ("errors", "compiled", "former", "__version__")
 """What belongs to no room and knows nothing of any."""
 

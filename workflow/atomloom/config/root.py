@@ -17,6 +17,7 @@ from atomloom.config.model import IComFormerConfig, ModelConfig
 from atomloom.config.reading import read_config_file
 from atomloom.config.teacher import Teacher
 from atomloom.config.training import Training
+from atomloom.targets import TargetSpec, spec_of
 
 POTENTIAL_TARGETS = ("energy", "forces", "stress")
 """What a potential can learn: properties of records by these names, in eV, eV/A and eV/A^3."""
@@ -51,6 +52,16 @@ class Config(Section):
     """How it is trained."""
     paths: Paths = unkeyed(Paths())
     """Where things go."""
+
+    @property
+    def targets(self) -> tuple[TargetSpec, ...]:
+        """What is predicted, in the order of `dataset.target`."""
+        learns, unit_of = self.model.kind, self.dataset.unit_of
+        kinds = POTENTIAL_TARGETS if learns == "potential" else ()
+        return tuple(
+            spec_of(name, name) if name in kinds else spec_of(name, "scalar", unit_of(name))
+            for name in self.dataset.target
+        )
 
     def files(self) -> list[str]:
         """Every path the config names, as written."""

@@ -193,10 +193,8 @@ def is_missing(value: str | float | None) -> bool:
 
 
 def array_targets(config: Config) -> tuple[str, ...]:
-    """The targets that are more than a number per structure: forces and stress of a potential."""
-    if config.model.kind == "property":
-        return ()
-    return tuple(name for name in config.dataset.target if name != "energy")
+    """The targets that are more than a number per structure, as forces and stress."""
+    return tuple(target.name for target in config.targets if not target.is_column)
 
 
 def read_here(config: Config) -> list[str]:

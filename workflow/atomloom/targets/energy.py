@@ -1,0 +1,24 @@
+"""Energy: the total energy of a structure, of which a potential sums up what its atoms contribute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from atomloom.targets.base import TargetSpec
+
+
+@dataclass(frozen=True)
+class Energy(TargetSpec):
+    """The energy of a structure in eV; its errors are reported per atom."""
+
+    unit: str = "eV"
+    kind: ClassVar[str] = "energy"
+
+    @property
+    def reported(self) -> str:
+        return "energy_per_atom"
+
+    @property
+    def reported_unit(self) -> str:
+        return "eV/atom"
