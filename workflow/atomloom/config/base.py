@@ -1,7 +1,8 @@
 """What every config section has in common: strictness, immutability and a keyed dump.
 
 A field whose value changes no result (workers, device, paths) is declared with `unkeyed(...)` and
-stays out of every key. Every number has bounds: beyond them nobody wants it, and what would follow is
+stays out of every key. One that came later is declared with `keyed_when_set(...)`, one that has another
+name now with `renamed(...)`: both leave every key as it was. Every number has bounds: beyond them nobody wants it, and what would follow is
 a run without end or an error far from its cause.
 """
 
@@ -11,11 +12,14 @@ import math
 import os
 import re
 import unicodedata
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from atomloom.errors import AtomloomError
+from atomloom.former import warn
 from atomloom.store.files import expand_home
 
 MOST = 1_000_000_000
@@ -37,14 +41,44 @@ class Section(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _know_former_names(cls, data: Any) -> Any:
+        return cls.with_present_names(data) if isinstance(data, Mapping) else data
+
+    @classmethod
+    def former_names(cls) -> dict[str, str]:
+        """Former name of a key -> its name, of those keys that had another."""
+        fields = cls.model_fields.items()
+        return {former: name for name, field in fields if (former := _extra(field).get("former"))}
+
+    @classmethod
+    def with_present_names(cls, content: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+        """The content of this section with each key under its present name; warns of former ones.
+
+        Args:
+            content: what the section is given.
+            place: where the section stands in the config, for messages; its class unless given.
+
+        Raises:
+            ValueError: when a key is given under both of its names.
+        """
+        former, place = cls.former_names(), place or cls.__name__
+        for name in content:
+            if name in former:
+                if former[name] in content:
+                    raise ValueError(f"{name} is the former name of {former[name]}: give one")
+                warn(f"{place}.{name}", f"{place}.{former[name]}")
+        return {former.get(name, name): value for name, value in content.items()}
+
     def key_content(self) -> dict[str, Any]:
         """All fields that determine results, defaults filled in, as plain JSON values."""
         content: dict[str, Any] = {}
         for name, field in type(self).model_fields.items():
-            extra = field.json_schema_extra
-            if isinstance(extra, dict) and extra.get("keyed") is False:
-                continue
-            content[name] = _plain(getattr(self, name))
+            extra, value = _extra(field), _plain(getattr(self, name))
+            keyed = extra.get("keyed", True)
+            if keyed is True or (keyed == WHEN_SET and value != _plain(field.get_default())):
+                content[extra.get("former", name)] = value
         return content
 
 
@@ -83,9 +117,30 @@ Options = Annotated[dict[str, Any], AfterValidator(check_plain)]
 """Keyword arguments for something that has its own names for them: plain values by name."""
 
 
+WHEN_SET = "when set"
+
+
 def unkeyed(default: Any = ..., **options: Any) -> Any:
     """A field that changes how fast or where, but never what comes out."""
     return Field(default, json_schema_extra={"keyed": False}, **options)
+
+
+def keyed_when_set(default: Any, **options: Any) -> Any:
+    """A field that was added later, and is in a key only where it is not at its default.
+
+    The default must stand for what was done before there was the field.
+    """
+    return Field(default, json_schema_extra={"keyed": WHEN_SET}, **options)
+
+
+def renamed(former: str, default: Any = ..., **options: Any) -> Any:
+    """A field that was called `former`: it is still taken under that name, and keys still hold it."""
+    return Field(default, json_schema_extra={"former": former}, **options)
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    extra = field.json_schema_extra
+    return extra if isinstance(extra, dict) else {}
 
 
 def _plain(value: Any) -> Any:
