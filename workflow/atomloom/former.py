@@ -106,6 +106,12 @@ NAMES = {
     "inference.scalers.target_scaler": {"Standardizer": "TargetScaler"},
     "pipeline.paths": {"PlannedLayout": "RunPaths"},
     "potentials.verlet_list": {"SkinGraphs": "VerletList"},
+    "training.checkpoint": {"SaveTimer": "CheckpointTimer"},
+    "training.distributed": {
+        "put_together": "unsharded",
+        "share_out": "shard_model",
+        "whole": "full_state",
+    },
 }
 """Module -> former names in it -> their names."""
 

@@ -144,7 +144,7 @@ def test_ema_is_the_weighted_mean_of_the_weights_so_far():
         average.update(step)
         decay = min(0.99, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model[0].weight.detach()
-    torch.testing.assert_close(average.state()["0.weight"], expected)
+    torch.testing.assert_close(average.state_dict()["0.weight"], expected)
 
 
 def test_ema_averages_statistics_and_copies_counters():
@@ -152,9 +152,25 @@ def test_ema_averages_statistics_and_copies_counters():
     average = MovingAverage(model, decay=0.5)
     model.train()(torch.randn(16, 3) + 3)
     average.update(1)
-    state = average.state()
+    state = average.state_dict()
     assert state["1.num_batches_tracked"] == 1
     assert not torch.equal(state["1.running_mean"], model[1].running_mean)
+
+
+def test_ema_that_is_loaded_goes_on_where_it_was_and_leaves_the_weights_alone():
+    model, other = network(), network()
+    average, loaded = MovingAverage(model, decay=0.5), MovingAverage(other, decay=0.5)
+    with torch.no_grad():
+        model[0].weight += 1.0
+    average.update(1)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    loaded.load_state_dict(average.state_dict())
+    assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
+    other.load_state_dict(model.state_dict())
+    for each in (average, loaded):
+        each.update(2)
+    found, expected = loaded.state_dict(), average.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_ema_is_applied_inside_the_block_only():

@@ -23,7 +23,7 @@ def test_one_cycle_equals_pytorch():
     ours = Schedule(settings)
     for step in range(STEPS + 1):
         group = optimizer.param_groups[0]
-        assert ours.rate(step / STEPS) == pytest.approx(group["lr"], rel=1e-9)
+        assert ours.lr(step / STEPS) == pytest.approx(group["lr"], rel=1e-9)
         assert ours.momentum(step / STEPS) == pytest.approx(group["betas"][0], rel=1e-9)
         optimizer.step()
         if step < STEPS:
@@ -34,7 +34,7 @@ def test_one_cycle_equals_pytorch():
 @pytest.mark.parametrize("warmup", [0.0, 0.3])
 def test_scheduler_stays_at_its_end(kind, warmup):
     schedule = Schedule(Training(scheduler=kind, learning_rate=1.0, warmup=warmup))
-    rates = [schedule.rate(step / STEPS) for step in range(3 * STEPS)]
+    rates = [schedule.lr(step / STEPS) for step in range(3 * STEPS)]
     peak = rates.index(max(rates))
     assert peak == (0 if kind == "constant" else round(warmup * STEPS))
     assert max(rates) == pytest.approx(1.0)
@@ -45,7 +45,7 @@ def test_scheduler_stays_at_its_end(kind, warmup):
 
 def test_cosine_warms_up_in_a_straight_line_and_ends_at_nothing():
     schedule = Schedule(Training(scheduler="cosine", learning_rate=1.0, warmup=0.5))
-    rates = [schedule.rate(share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    rates = [schedule.lr(share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
     assert rates == pytest.approx([0.04, 0.52, 1.0, 0.5, 0.0])
     assert schedule.momentum(0.2) is None
 
@@ -67,7 +67,7 @@ def test_plateau_continues_from_its_state():
     for error in errors[:2]:
         first.see(error)
     second = Plateau(0.1, 0)
-    second.restore(first.state())
+    second.load_state_dict(first.state_dict())
     for error in errors[2:]:
         second.see(error)
     assert second == whole

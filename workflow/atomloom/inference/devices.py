@@ -118,7 +118,7 @@ def open_fabric(settings: Training, log: Callable[[str], None]) -> Fabric:
             accelerator=device,
             devices=settings.devices,
             strategy=_strategy(settings),
-            # Fabric's words for weights that stay as they are: `sharding` makes them of 64 bits.
+            # Fabric's words for weights that stay as they are: they are of 64 bits when they are sharded.
             precision="32-true" if shared_64 else FABRIC_PRECISION[settings.precision],
             # The environment of a lone process is named, so that inside a Slurm allocation it is
             # not taken for a part of a distributed job.
@@ -133,7 +133,7 @@ def _strategy(settings: Training) -> Strategy | str:
         return "auto"
     if settings.strategy != "fsdp":
         return "ddp"
-    # Which weights are shared out is said where the network is made (see `sharding`): before its
+    # Which weights are sharded is said where the network is made (`shard_model`): before its
     # optimiser, and under the module that Fabric is given.
     return ModelParallelStrategy(
         parallelize_fn=lambda module, _: module,

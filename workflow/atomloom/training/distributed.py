@@ -1,8 +1,8 @@
-"""Weights, gradients and optimiser's state shared out among processes (FSDP), and put together again.
+"""Weights, gradients and optimiser's state sharded among processes (FSDP), and unsharded again.
 
 Every process holds its part of each weight, and all of them only while a batch passes the network.
-What is whole (in files, in a state) is the same as without. Functions that say so must be called by
-all processes; where nothing is shared out they hand back what they are given. It knows nothing of the
+What is full (in files, in a state) is the same as without. Functions that say so must be called by
+all processes; where nothing is sharded they hand back what they are given. It knows nothing of the
 loop.
 """
 
@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 
-def share_out(model: nn.Module, fabric: Fabric) -> None:
+def shard_model(model: nn.Module, fabric: Fabric) -> None:
     """Leave each process its part of the weights; before an optimiser is told of them."""
     fully_shard(model, mesh=fabric.strategy.device_mesh["data_parallel"])
 
@@ -30,20 +30,20 @@ def own_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(content: Any) -> Any:
-    """The same dicts and lists with whole tensors; to be called by all processes."""
+def full_state(content: Any) -> Any:
+    """The same dicts and lists with full tensors; to be called by all processes."""
     if isinstance(content, DTensor):
         return content.full_tensor()
     if isinstance(content, Mapping):
-        return {key: whole(value) for key, value in content.items()}
+        return {key: full_state(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return type(content)(whole(value) for value in content)
+        return type(content)(full_state(value) for value in content)
     return content
 
 
 @torch.no_grad()
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Set weights and buffers from whole tensors; to be called by all processes."""
+    """Set weights and buffers from full tensors; to be called by all processes."""
     if not isinstance(model, FSDPModule):
         model.load_state_dict(weights)
         return
@@ -52,7 +52,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Set an optimiser's state from a whole one; to be called by all processes."""
+    """Set an optimiser's state from a full one; to be called by all processes."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     own = {
         index: {
@@ -65,7 +65,7 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def put_together(model: nn.Module) -> Iterator[None]:
+def unsharded(model: nn.Module) -> Iterator[None]:
     """Inside, the whole network is here, and may be called as often as each process likes."""
     if not isinstance(model, FSDPModule):
         yield

@@ -186,7 +186,7 @@ def _step(runner: _Runner, step: int, steps: int) -> None:
     batch, shares = next(runner.batches)
     with arithmetic(settings, device.type):
         started = _now(device)
-        set_rate(bench.optimizer, schedule.rate(step / steps), schedule.momentum(step / steps))
+        set_rate(bench.optimizer, schedule.lr(step / steps), schedule.momentum(step / steps))
         bench.model.train()
         with statistics_of_this_batch(bench.model) if step == 0 else nullcontext():
             sums = bench.micro_step(batch, shares)

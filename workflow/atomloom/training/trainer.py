@@ -51,11 +51,11 @@ from atomloom.training.checkpoint import (
 from atomloom.training.clock import Clock
 from atomloom.training.cuda_graphs import RecordedSteps, records_steps
 from atomloom.training.distributed import (
+    full_state,
     load_optimizer,
     load_weights,
-    put_together,
-    share_out,
-    whole,
+    shard_model,
+    unsharded,
 )
 from atomloom.training.logging.history import History, progress_line
 from atomloom.training.logging.loggers import open_loggers
@@ -220,7 +220,7 @@ class Bench:
                 )
             model.gradient_checkpointing = True
         if settings.strategy == "fsdp":
-            share_out(model.double() if settings.precision == "64" else model, fabric)
+            shard_model(model.double() if settings.precision == "64" else model, fabric)
         optimizer = build_optimizer(model, settings, fused=settings.precision != "fp16-mixed")
         step_network = Network(objective.step_network(model))
         network, stepper = fabric.setup(step_network, optimizer)
@@ -350,13 +350,12 @@ def _train(
         waited, seconds = state["waited"], state["seconds"]
         errors = state["errors"] if rank == 0 else torch.zeros_like(state["errors"])
         if average is not None:
-            load_weights(model, state["average"])
-            average.take()
+            average.load_state_dict(state["average"])
         load_weights(model, state["model"])
         load_optimizer(optimizer, state["optimizer"])
         fabric.strategy.precision.load_state_dict(state["scaler"])
-        schedule.plateau.restore(state["plateau"])
-        objective.restore(state["objective"])
+        schedule.plateau.load_state_dict(state["plateau"])
+        objective.load_state_dict(state["objective"])
         best, history = Best(**state["best"]), History(names, state["history"])
         log(f"going on at epoch {epoch + 1}, batch {position + 1}")
     else:
@@ -380,10 +379,8 @@ def _train(
         """Write what a killed run needs, and what a person may look at meanwhile."""
         started = time.monotonic()
         sums = fabric.all_reduce(errors.clone(), reduce_op="sum")  # it works in place
-        weights, moments = whole(model.state_dict()), whole(optimizer.state_dict())
-        with average.applied() if average else nullcontext():
-            averages = whole(model.state_dict()) if average else {}
-            averages = {name: tensor.clone() for name, tensor in averages.items()}
+        weights, moments = full_state(model.state_dict()), full_state(optimizer.state_dict())
+        averages = average.state_dict() if average else {}
         if rank > 0:
             return
         if not all(torch.isfinite(weights[name]).all() for name, _ in model.named_parameters()):
@@ -398,8 +395,8 @@ def _train(
             "model": weights,
             "optimizer": moments,
             "scaler": fabric.strategy.precision.state_dict(),
-            "plateau": schedule.plateau.state(),
-            "objective": objective.state(),
+            "plateau": schedule.plateau.state_dict(),
+            "objective": objective.state_dict(),
             "best": best.state(),
             "history": history.rows,
             "average": averages,
@@ -419,7 +416,7 @@ def _train(
 
     def keep(name: str, maes: tuple[float, ...]) -> None:
         """Write the weights just validated as a model file of their own."""
-        weights = whole(model.state_dict())
+        weights = full_state(model.state_dict())
         if rank == 0:
             facts = {"epoch": epoch + 1, "step": step, "val_mae": list(maes)}
             card = ModelCard.of(config, objective.scale, facts, objective.given, elements)
@@ -467,7 +464,7 @@ def _train(
 
             if position % settings.accumulate == 0:
                 done = (epoch + position // settings.accumulate / steps) / settings.epochs
-                rate = schedule.rate(done)
+                rate = schedule.lr(done)
                 set_rate(optimizer, rate, schedule.momentum(done))
             closes = (position + 1) % settings.accumulate == 0 or position + 1 == batches
 
@@ -506,11 +503,10 @@ def _train(
         train_loss = float(objective.loss(errors.sum(dim=0), of_epoch))
         # Statistics of batch norms are each process's own: all evaluate with those of the first.
         share_from_first(fabric, model.buffers())
-        averages = average.state() if average else {}
-        share_from_first(fabric, [averages[n] for n, _ in model.named_buffers() if n in averages])
+        share_from_first(fabric, average.buffers() if average else [])
         model.eval()
         with average.applied() if average else nullcontext():
-            with fabric.autocast(), put_together(model):
+            with fabric.autocast(), unsharded(model):
                 scores = objective.validate(forward, val_loader, fabric)
             if len(val_rows) and not math.isfinite(scores.error):
                 raise AtomloomError(
@@ -520,7 +516,7 @@ def _train(
                 )
             better = scores.error < best.error or not len(val_rows)
             if better:
-                weights = {n: t.detach().clone() for n, t in whole(model.state_dict()).items()}
+                weights = {n: t.detach().clone() for n, t in full_state(model.state_dict()).items()}
                 best = Best(scores.error, epoch + 1, step, scores.maes, weights)
             waited = 0 if better else waited + 1
             stopped_early = waited >= patience

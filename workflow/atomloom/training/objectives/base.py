@@ -93,11 +93,11 @@ class Objective(Protocol):
     def sums(self, output: Any, batch: GraphBatch) -> Tensor:
         """[L] sums of the loss terms over a batch."""
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What it has learnt of the data in training, to be saved with a run's state."""
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state()`."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`."""
 
     def loss(self, sums: Tensor, shares: Tensor) -> Tensor:
         """What is differentiated: a scalar of sums [L] and one over their counts [L]."""
@@ -177,11 +177,11 @@ class PropertyObjective:
     def begin(self, epoch: int, device: torch.device) -> None:
         """All epochs are alike."""
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Nothing."""
         return {}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Nothing."""
 
     def sums(self, output: Tensor, batch: GraphBatch) -> Tensor:

@@ -198,14 +198,14 @@ class PotentialObjective:
 
     # --- how often structures come ---
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Errors of structures when last seen, and the chances of the epoch under way."""
         if self.options.sampling != "error":
             return {}
         return {"seen": self._seen, "epoch": self._epoch, "drawn_by": self._drawn_by}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state()`."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`."""
         if state:
             self._seen, self._epoch = state["seen"].clone(), state["epoch"]
             self._drawn_by = state["drawn_by"].clone()

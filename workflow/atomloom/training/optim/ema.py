@@ -1,18 +1,18 @@
 """Exponential moving average of a network's weights and floating-point buffers.
 
 The running statistics of batch norms are averaged with the weights they were seen with; counters
-are copied. Knows nothing of the loop.
+are copied. It knows nothing of the loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from atomloom.training.distributed import own_part
+from atomloom.training.distributed import full_state, load_weights, own_part
 
 
 class MovingAverage:
@@ -23,6 +23,7 @@ class MovingAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
+        self._model = model
         live = model.state_dict(keep_vars=True)
         self._names = list(live)
         self._live = [own_part(tensor.detach()) for tensor in live.values()]
@@ -50,14 +51,23 @@ class MovingAverage:
         finally:
             self._copy(kept, self._live)
 
-    def state(self) -> dict[str, Tensor]:
-        """The averages (of weights that are shared out, this process's part) by the names of the
-        model's state dict."""
-        return dict(zip(self._names, self._average, strict=True))
+    def buffers(self) -> list[Tensor]:
+        """The averages of the model's buffers, themselves and no copies."""
+        buffers = {name for name, _ in self._model.named_buffers()}
+        averages = zip(self._names, self._average, strict=True)
+        return [average for name, average in averages if name in buffers]
 
-    def take(self) -> None:
-        """Let the averages be the present weights."""
-        self._copy(self._live, self._average)
+    def state_dict(self) -> dict[str, Tensor]:
+        """Full averages by the names of the model's state dict; to be called by all processes."""
+        with self.applied():
+            averages = full_state(self._model.state_dict())
+            return {name: tensor.clone() for name, tensor in averages.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a `state_dict`; to be called by all processes."""
+        with self.applied():
+            load_weights(self._model, state)
+            self._copy(self._live, self._average)
 
     @torch.no_grad()
     def _copy(self, sources: list[Tensor], targets: list[Tensor]) -> None:

@@ -36,12 +36,12 @@ class Plateau:
         if self.waited > self.patience:
             self.scale, self.waited = self.scale * self.factor, 0
 
-    def state(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, float]:
         """What has to be saved."""
         return {"scale": self.scale, "best": self.best, "waited": self.waited}
 
-    def restore(self, state: dict[str, float]) -> None:
-        """Continue from `state()`."""
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from a `state_dict`."""
         self.scale, self.best = float(state["scale"]), float(state["best"])
         self.waited = int(state["waited"])
 
@@ -56,7 +56,7 @@ class Schedule:
     def __post_init__(self) -> None:
         self.plateau = Plateau(self.settings.plateau_factor, self.settings.plateau_patience)
 
-    def rate(self, done: float) -> float:
+    def lr(self, done: float) -> float:
         """Learning rate when the share `done` of all steps is done; constant from 1 on."""
         peak, kind, rise = (
             self.settings.learning_rate,
