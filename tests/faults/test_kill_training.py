@@ -35,7 +35,6 @@ CHILD = """
 import json, os, random, signal, sys, warnings
 from pathlib import Path
 
-from atomloom import files
 from atomloom.training import trainer
 from tests.unit.training.runs import small_config, small_data
 

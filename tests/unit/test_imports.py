@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -71,20 +72,35 @@ OF_ALL = ("errors", "compiled", "former", "__version__")
 def imports_at_module_level(path: Path) -> set[str]:
     """Modules imported when `path` is imported, type-checking blocks and functions left out."""
     found: set[str] = set()
-    nodes = list(ast.parse(path.read_text()).body)
+    nodes: list[ast.AST] = list(ast.parse(path.read_text()).body)
     while nodes:
         node = nodes.pop()
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            if node.module == "atomloom":
-                found |= {f"atomloom.{alias.name}" for alias in node.names}
-            else:
-                found.add(node.module or "")
-        elif isinstance(node, ast.Try | ast.With):
+        found |= imported_by(node)
+        if isinstance(node, ast.Try | ast.With):
             nodes += node.body
     return found
+
+
+def imports_anywhere(path: Path) -> set[str]:
+    """Modules that `path` imports: at its head, in functions, and for type checkers alone."""
+    return {name for node in ast.walk(ast.parse(path.read_text())) for name in imported_by(node)}
+
+
+def imported_by(node: ast.AST) -> set[str]:
+    """Modules that one statement imports; of a name from a package, `package.name`."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if isinstance(node, ast.ImportFrom):
+        assert node.module, f"line {node.lineno}: relative import"
+        assert node.level == 0, f"line {node.lineno}: relative import"
+        return {f"{node.module}.{alias.name}" for alias in node.names}
+    return set()
+
+
+def module_name(path: Path) -> str:
+    """The dotted name of a file of the package."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -92,14 +108,38 @@ def test_imports_run_one_way(room):
     files = sorted((PACKAGE / room).rglob("*.py"))
     assert files
     for file in files:
-        for name in imports_at_module_level(file):
+        for name in imports_anywhere(file):
             package, _, rest = name.partition(".")
             assert package != "snakemake", f"{file.relative_to(PACKAGE)} imports {name}"
-            if package == "torch":
-                assert room not in WITHOUT_TORCH, f"{file.relative_to(PACKAGE)} imports {name}"
             if package == "atomloom":
                 allowed = {room, *ROOMS[room], *OF_ALL}
                 assert rest.split(".")[0] in allowed, f"{file.relative_to(PACKAGE)} imports {name}"
+
+
+@pytest.mark.parametrize("room", WITHOUT_TORCH)
+def test_rooms_before_the_models_load_no_torch(room):
+    for file in (PACKAGE / room).rglob("*.py"):
+        for name in imports_at_module_level(file):
+            assert name.split(".")[0] != "torch", f"{file.relative_to(PACKAGE)} imports {name}"
+
+
+def test_rooms_import_each_other_in_no_circle():
+    TopologicalSorter(ROOMS).prepare()
+
+
+def test_modules_import_each_other_in_no_circle():
+    """Nor would they if what functions import, and type checkers alone, were imported at the head.
+
+    A package's own import by its modules is left out: Python does that, whatever they say.
+    """
+    files = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+    graph = {}
+    for module, path in files.items():
+        names = imports_anywhere(path)
+        found = {name if name in files else name.rpartition(".")[0] for name in names}
+        graph[module] = found & set(files)
+    assert sum(map(len, graph.values())) > len(graph)
+    TopologicalSorter(graph).prepare()
 
 
 def test_every_room_is_listed():

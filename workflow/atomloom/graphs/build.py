@@ -18,7 +18,7 @@ from atomloom.graphs.graph import Graph, GraphTable
 from atomloom.graphs.primitive import name_of, reduce_table
 from atomloom.graphs.search import lattice_triads, search_chunk, triplet_pairs
 from atomloom.store.keys import BUILDER
-from atomloom.structures.structure import Structure
+from atomloom.structures.adapters import to_structure
 from atomloom.structures.table import StructureTable
 
 FARTHEST = 1e6
@@ -74,12 +74,7 @@ def build_graph(structure: Any, spec: GraphSpec) -> Graph:
     Raises:
         AtomloomError: as `build_graphs`, or if `structure` is nothing of the kind.
     """
-    if not isinstance(structure, Structure):
-        # The libraries behind these types take long to import: only who brings one pays.
-        from atomloom.structures.adapters import to_structure
-
-        structure = to_structure(structure)
-    return build_graphs(StructureTable.from_structures([structure]), spec)[0]
+    return build_graphs(StructureTable.from_structures([to_structure(structure)]), spec)[0]
 
 
 def _search(table: StructureTable, spec: GraphSpec) -> GraphTable:

@@ -31,6 +31,7 @@ from atomloom.inference.scalers.atomic_energies import AtomicEnergies
 from atomloom.models.common.layers import segment_sum
 from atomloom.models.registry import build_model, require_elements
 from atomloom.store.files import expand_home
+from atomloom.structures.adapters import to_structure
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 
@@ -66,7 +67,7 @@ class LoadedModel:
         Raises:
             AtomloomError: when a structure is nothing of the kind or cannot have the model's graph.
         """
-        own = [item if isinstance(item, Structure) else _adapted(item) for item in structures]
+        own = [to_structure(item) for item in structures]
         for place, structure in enumerate(own):
             if reason := unfit(self.card.graph, structure):
                 raise AtomloomError(f"structure {place} {reason}", where="structures")
@@ -201,10 +202,3 @@ def predict_batches(
             prediction = forward(batch)
             parts.append(prediction.reshape(batch.size, outputs).double())
     return torch.cat(parts).cpu().numpy() if parts else np.zeros((0, outputs))
-
-
-def _adapted(structure: Any) -> Structure:
-    # The libraries behind other types take long to import: only who brings one pays.
-    from atomloom.structures.adapters import to_structure
-
-    return to_structure(structure)

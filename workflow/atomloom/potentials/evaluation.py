@@ -20,6 +20,7 @@ from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
 from atomloom.potentials.committee import Committee, Evaluation, Source
 from atomloom.store.keys import HASH_BYTES
+from atomloom.structures.adapters import to_structure
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 
@@ -110,8 +111,6 @@ def plain_structure(item: Any) -> Structure:
     if type(item).__module__.startswith("ase."):
         # The adapter would collect labels too, which takes longer than a small molecule's graph.
         return Structure(item.numbers, item.positions, item.cell.array, item.pbc)
-    from atomloom.structures.adapters import to_structure
-
     return to_structure(item)
 
 

@@ -82,8 +82,8 @@ class Reader(Protocol):
     def split(self, stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
         """Cut a file into records, in order, holding one at a time."""
 
-    def parse(self, payload: bytes, options: Mapping[str, Any]) -> Structure:
-        """Turn one record into a structure."""
+    def parse(self, payload: bytes, options: Mapping[str, Any]) -> Structure | Piece:
+        """Turn one record into a structure; a container, into the record of another format within."""
 
 
 def split_whole(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:

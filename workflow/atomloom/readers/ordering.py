@@ -28,6 +28,7 @@ import numpy as np
 
 from atomloom.errors import AtomloomError
 from atomloom.readers.base import RECORD
+from atomloom.structures.adapters import to_structure
 from atomloom.structures.elements import atomic_numbers
 from atomloom.structures.structure import Structure
 
@@ -61,8 +62,6 @@ def ordered(structure: Any, options: Mapping[str, Any]) -> Structure:
     Raises:
         AtomloomError: when the cell cannot be ordered, or not in time.
     """
-    from atomloom.structures.adapters import to_structure
-
     if structure.is_ordered:
         return to_structure(structure)
     sites = [_shares(species) for species in structure.species_and_occu]

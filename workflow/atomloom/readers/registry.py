@@ -186,12 +186,8 @@ def parse_record(
     # takes as long as the symmetry of a CIF, and it is only ordering that speaks while it works
     named = RECORD.set(id) if options.get("order") else None
     try:
-        if format == UNREADABLE:
-            raise AtomloomError(payload.decode())
-        if not payload.strip():
-            raise AtomloomError("empty file")
         with np.errstate(all="ignore"):  # what overflows is no finite number, and refused as such
-            structure = reader_of(format).parse(plain_text(payload), options)
+            structure = _parse(format, payload, options)
         if structure.properties:
             _refuse_nan(structure)
         if options.get("box") == "molecule":
@@ -206,6 +202,18 @@ def parse_record(
         if named is not None:
             RECORD.reset(named)
     return structure.named(id) if id else structure
+
+
+def _parse(format: str, payload: bytes, options: Mapping[str, Any]) -> Structure:
+    """One record as a structure; what a container holds goes to the reader of its own format."""
+    if format == UNREADABLE:
+        raise AtomloomError(payload.decode())
+    if not payload.strip():
+        raise AtomloomError("empty file")
+    found = reader_of(format).parse(plain_text(payload), options)
+    if isinstance(found, Piece):
+        return _parse(found.format, found.payload, options)
+    return found
 
 
 def _refuse_nan(structure: Structure) -> None:

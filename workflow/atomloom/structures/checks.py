@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from atomloom.compiled import njit
+from atomloom.config.dataset import Checks
 from atomloom.errors import AtomloomError
 from atomloom.structures.structure import Structure
-
-if TYPE_CHECKING:
-    from atomloom.config import Checks
 
 _THIN = 20
 """A cell thinner than the distance looked for by this factor is made compact first."""

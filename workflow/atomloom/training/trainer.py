@@ -59,7 +59,8 @@ from atomloom.training.distributed import (
 )
 from atomloom.training.logging.history import History, progress_line
 from atomloom.training.logging.loggers import open_loggers
-from atomloom.training.objectives.base import Objective, build_objective, step_shares
+from atomloom.training.objectives.base import Objective, step_shares
+from atomloom.training.objectives.build import build_objective
 from atomloom.training.optim.ema import MovingAverage
 from atomloom.training.optim.full_batch import WholeSet
 from atomloom.training.optim.optimizers import build_optimizer, set_rate

@@ -39,6 +39,7 @@ from atomloom.readers.formats.cif_symmetry import (
 from atomloom.readers.formats.cif_tags import UNKNOWN, Tags
 from atomloom.readers.ordering import OPTIONS as ORDERING
 from atomloom.readers.ordering import TODO, ordered
+from atomloom.structures.adapters import to_structure
 from atomloom.structures.structure import Structure
 
 NAME = "cif"
@@ -212,7 +213,7 @@ def _fitting(sites: _Sites, cell: np.ndarray, ranks: Ranks, tolerance: float) ->
 
 
 def _overlap(atoms: _Atoms, cell: np.ndarray) -> bool:
-    from atomloom.structures.checks import closest_pair
+    from atomloom.structures.checks import closest_pair  # imports numba
 
     structure = Structure(atoms.numbers, atoms.fractional @ cell, cell, np.ones(3, dtype=bool))
     return closest_pair(structure, OVERLAP)[0] >= 0
@@ -472,8 +473,6 @@ def _formula_by_tags(payload: bytes) -> Formula | None:
 
 def _by_pymatgen(payload: bytes, options: Mapping[str, Any]) -> Structure:
     from pymatgen.io.cif import CifParser
-
-    from atomloom.structures.adapters import to_structure
 
     if _EVALUATED.search(payload):
         raise AtomloomError(

@@ -19,7 +19,6 @@ from atomloom.errors import AtomloomError
 from atomloom.readers import entries
 from atomloom.readers.base import MAX_RECORD_BYTES, Piece, borrowed, decode, unreadable
 from atomloom.readers.formats import ase_json
-from atomloom.structures.structure import Structure
 
 NAME = "json"
 ABOUT = "JSON of pymatgen, Materials Project, Matbench, JARVIS (single, list, dict, lines)"
@@ -59,14 +58,12 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
             yield from entries.entry(scanner.value(), options)
 
 
-def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
-    """One entry, when a record of this format is given whole."""
-    from atomloom.readers import registry
-
+def parse(payload: bytes, options: Mapping[str, Any]) -> Piece:
+    """The record of the only entry, when a document is given whole."""
     pieces = list(split(io.BytesIO(payload), options))
     if len(pieces) != 1:
         raise AtomloomError(f"{len(pieces)} entries, not one")
-    return registry.parse_record(pieces[0].format, pieces[0].payload, "", options)
+    return pieces[0]
 
 
 def _object(scanner: _Scanner, options: Mapping[str, Any]) -> Iterator[Piece]:

@@ -229,17 +229,6 @@ class PropertyObjective:
         return Scores(loss=loss, error=loss if self.scale.classes else error, maes=maes)
 
 
-def build_objective(
-    data: LabelledGraphs, config: Config, train_rows: np.ndarray, val_rows: np.ndarray
-) -> Objective:
-    """The objective of the config's model and targets; errors as of its class."""
-    if config.model.kind == "potential":
-        from atomloom.training.objectives.potential import PotentialObjective
-
-        return PotentialObjective(data, config, train_rows, val_rows)
-    return PropertyObjective(data, config, train_rows, val_rows)
-
-
 def step_shares(counts: np.ndarray, accumulate: int, ranks: int) -> np.ndarray:
     """[batches, L] what each batch's sums are multiplied by: one over the counts of its whole step.
 
