@@ -7,17 +7,15 @@ import pytest
 
 from atomloom.config.graph import GraphSpec
 from atomloom.graphs.build import build_graph
-from benchmarks import graph_agreement
+from benchmarks.agreement import graph_agreement
 from tests.unit.graphs.samples import nacl_cubic
 
 
 @pytest.fixture(scope="module")
 def tallies(data_folder):
-    saved, graph_agreement.DATA = graph_agreement.DATA, data_folder
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ATOMLOOM_DATA", str(data_folder))
         return graph_agreement.agreement("alignn_sample")
-    finally:
-        graph_agreement.DATA = saved
 
 
 @pytest.mark.parametrize("radius", graph_agreement.RADII)

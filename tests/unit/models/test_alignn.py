@@ -24,7 +24,7 @@ from atomloom.models.common.message_passing import dgl_imports
 from atomloom.models.registry import require_elements
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
-from benchmarks.alignn import ReferenceALIGNN, published_graph
+from benchmarks.speed.alignn import ReferenceALIGNN, published_graph
 from tests.unit.models.batches import (
     batch_from_graphs,
     cubic,

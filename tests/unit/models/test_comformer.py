@@ -19,7 +19,7 @@ from atomloom.models.comformer import EquivariantLayer
 from atomloom.models.registry import require_elements
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
-from benchmarks.property_models import ReferenceIComFormer, with_copies
+from benchmarks.speed.property_models import ReferenceIComFormer, with_copies
 from tests.unit.models.batches import (
     batch_from_graphs,
     cubic,

@@ -25,7 +25,7 @@ from atomloom.structures.table import StructureTable
 SAMPLE = 500
 JOB_SECONDS = 2.0
 """Start of one job by the workflow: its interpreter, its libraries and Snakemake's own bookkeeping;
-mp36k took 78 s in all for 15 s of work in about 80 jobs (benchmarks/data_plane.py --only mp36k)."""
+mp36k took 78 s in all for 15 s of work in about 80 jobs (benchmarks/speed/data_plane.py --only mp36k)."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The leak guard on 36,737 crystals in which duplicates were planted, beside pymatgen's StructureMatcher.
 
-    python benchmarks/leaks.py [--planted 2000] [--sample 150]
+    python -m benchmarks.agreement.leaks [--planted 2000] [--sample 150]
 
 Crystals of the Materials Project are divided at random (80, 10, 10 %). Copies of validation and test
 crystals go into training, each written in another way: a supercell, another cell, turned, mirrored, moved,
@@ -8,26 +8,20 @@ with atoms permuted or in other images of the cell, with 1e-4 A of noise on each
 together. The guard has to find each of them; what else it finds is counted. Then pairs are judged by both: a
 sample of the confirmed ones, the candidates that were not confirmed, and pairs of one formula and density
 that were no candidates.
-Reads mp36k from ATOMLOOM_DATA (../shared/data unless set) and writes benchmarks/results/leaks.json.
+Writes benchmarks/results/leaks.json.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import time
 import warnings
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pymatgen
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Structure as Crystal
 
@@ -38,10 +32,8 @@ from atomloom.readers import enumerate_records, parse_record
 from atomloom.structures import Structure
 from atomloom.structures.composition import reduced_formula
 from atomloom.structures.table import StructureTable
+from benchmarks.common.results import Parser, data_path, machine, write_result
 
-ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("ATOMLOOM_DATA") or ROOT.parent / "shared" / "data")
-RESULT = ROOT / "benchmarks" / "results" / "leaks.json"
 TOLERANCE = Split().duplicate_tolerance
 NOISE = 1e-4
 WAYS = ("supercell", "other cell", "unwrapped", "moved", "permuted", "turned", "mirrored", "noise")
@@ -89,7 +81,7 @@ def written_otherwise(structure: Structure, ways: tuple[str, ...], rng: Any) -> 
 
 
 def read() -> list[Structure]:
-    archive = DATA / "mp36k_crysxpp" / "cif.tar.xz"
+    archive = data_path("mp36k_crysxpp/cif.tar.xz")
     return [parse_record(r.format, r.payload, r.id) for r in enumerate_records([archive])]
 
 
@@ -159,12 +151,10 @@ def alike(frame: pd.DataFrame, table: StructureTable) -> list[tuple[int, int]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--planted", type=int, default=2000, help="how many duplicates")
     parser.add_argument("--sample", type=int, default=150, help="pairs of each kind for pymatgen")
     given = parser.parse_args()
-    if not (DATA / "mp36k_crysxpp").is_dir():
-        raise SystemExit(f"no mp36k_crysxpp in {DATA}: set ATOMLOOM_DATA to its folder")
     warnings.simplefilter("ignore")
     rng = np.random.default_rng(0)
     structures = read()
@@ -221,8 +211,7 @@ def main() -> None:
         print(f"  {name}: {dict(verdicts[name])}", flush=True)
     asked = sum(sum(v.values()) - v["of"] for v in verdicts.values())
     result = {
-        "machine": platform.machine(),
-        "versions": {"python": platform.python_version(), "pymatgen": pymatgen.core.__version__},
+        "machine": machine("pymatgen"),
         "structures": len(frame),
         "tolerance": TOLERANCE,
         "noise": NOISE,
@@ -240,7 +229,8 @@ def main() -> None:
             "pymatgen": 1e3 * judges.seconds["theirs"] / max(asked, 1),
         },
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    if given.write:
+        write_result("leaks", result)
     print(
         f"leaks: {result['found']}/{given.planted} found in {seconds:.1f} s; {result['ms_a_pair']}"
     )

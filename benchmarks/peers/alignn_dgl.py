@@ -1,13 +1,15 @@
-"""The published ALIGNN behind benchmarks/alignn.py: takes the training steps it is told to.
+"""The published ALIGNN behind benchmarks/speed/alignn.py: takes the training steps it is told to.
 
-    PYTHON -P benchmarks/alignn_peer.py FOLDER THREADS
+    PYTHON benchmarks/peers/alignn_dgl.py FOLDER THREADS
 
 Runs by an interpreter that has the `alignn` package and knows nothing of atomloom. FOLDER holds
 graph.npz and weights.npz; each line of the standard input is a command, each answer one line.
 """
 
+import json
 import sys
 import time
+from importlib import metadata
 
 import dgl
 import numpy as np
@@ -47,18 +49,21 @@ def main() -> None:
         (output - target).square().mean().backward()
         return output.detach()
 
+    versions = {name: metadata.version(name) for name in ("alignn", "dgl", "torch")}
+    print(json.dumps(versions), flush=True)
     for order in sys.stdin:
         if order.strip() == "check":
             output = step().numpy()
             named = model.named_parameters()
             grads = {name: w.grad.numpy() for name, w in named if w.grad is not None}
             np.savez(f"{folder}/answer.npz", output=output, **grads)
-            print("ok", flush=True)
+            print(json.dumps("written"), flush=True)
         else:
-            begin = time.perf_counter()
+            clock, processor = time.perf_counter(), time.process_time()
             step()
             optimizer.step()
-            print(time.perf_counter() - begin, flush=True)
+            spent = time.perf_counter() - clock, time.process_time() - processor
+            print(json.dumps(spent), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,23 @@
 """Errors of potentials on published splits: mlearn's Cu, Ni, Si, Li, and rMD17's ethanol and aspirin.
 
-    python benchmarks/potentials_accuracy.py [--only mlearn | rmd17] [--set NAME] [--model NAME]
-                                             [--minutes M] [--threads N]
+    python -m benchmarks.accuracy.potentials_accuracy [--only mlearn | rmd17] [--set NAME] [--model NAME]
+                                                     [--minutes M] [--threads N]
 
 Each run has its minutes: an epoch is timed first, and as many are trained as fit. Its learning curve is
-kept with it. Published errors of others on the same splits stand beside ours. Data come from
-../shared/data, or ATOMLOOM_DATA. Updates its rows of benchmarks/results/potentials_accuracy.json.
+kept with it. Published errors of others on the same splits stand beside ours. Updates its rows of benchmarks/results/potentials_accuracy.json.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pipeline import DATA, ROOT, Outcome, run_pipeline
 
-RESULT = ROOT / "benchmarks" / "results" / "potentials_accuracy.json"
+from benchmarks.common.results import Parser, data_path, read_result, write_result
+from benchmarks.common.runs import Outcome, measured_run
+
 SETS = {
     "mlearn": {
         "Cu": {"SNAP": 0.0596, "M3GNet": 0.0177, "ALIGNN-FF": 0.0194},
@@ -39,10 +37,10 @@ MOST_EPOCHS = 2000
 def dataset_of(kind: str, name: str) -> dict[str, Any]:
     """The sections `dataset` and `split`."""
     if kind == "mlearn":
-        files = [str(DATA / "mlearn" / f"{name}_{part}.extxyz.xz") for part in ("train", "test")]
+        files = [str(data_path(f"mlearn/{name}_{part}.extxyz.xz")) for part in ("train", "test")]
         options, test = {}, f"{name}_test.*"
     else:
-        files = [str(DATA / "rmd17" / f"{name}_{part}_01.xyz.xz") for part in ("train", "test")]
+        files = [str(data_path(f"rmd17/{name}_{part}_01.xyz.xz")) for part in ("train", "test")]
         options, test = {"box": "molecule"}, f"{name}_test_01.*"
     return {
         "dataset": {
@@ -97,7 +95,7 @@ def model_of(kind: str, name: str, model: str) -> dict[str, Any]:
 def epochs_for(config: dict[str, Any], folder: Path, minutes: float) -> int:
     """How many epochs fit, by the time of the second of two."""
     short = {**config, "training": {**config["training"], "epochs": 2}}
-    history = pd.read_csv(run_pipeline(short, folder).folder / "history.csv")
+    history = pd.read_csv(measured_run(short, folder).folder / "history.csv")
     return max(2, min(MOST_EPOCHS, int(60.0 * minutes / history["seconds"].iloc[-1])))
 
 
@@ -126,10 +124,7 @@ def row_of(outcome: Outcome, published: dict[str, float]) -> dict[str, Any]:
 
 def main() -> None:
     """Run what is asked for and update the result file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--only", choices=list(SETS))
+    parser = Parser(__doc__, parts=list(SETS))
     parser.add_argument("--set", choices=[name for sets in SETS.values() for name in sets])
     parser.add_argument("--model", choices=["chebyshev", "painn"])
     parser.add_argument("--minutes", type=float, default=10.0)
@@ -149,10 +144,11 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as scratch:
                     epochs = epochs_for(config, Path(scratch), options.minutes)
                     config["training"]["epochs"] = epochs
-                    row = row_of(run_pipeline(config, Path(scratch), print), published)
-                content = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+                    row = row_of(measured_run(config, Path(scratch), print), published)
+                content = read_result("potentials_accuracy")
                 content.setdefault(kind, {}).setdefault(name, {})[model] = row
-                RESULT.write_text(json.dumps(content, indent=1) + "\n")
+                if options.write:
+                    write_result("potentials_accuracy", content)
                 others = ", ".join(f"{who} {error}" for who, error in published.items())
                 print(
                     f"{kind} {name}, {model}: forces {row['test_force_mae_ev_per_a']:.4f} eV/A, "

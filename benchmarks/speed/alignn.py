@@ -1,6 +1,6 @@
 """Training steps of ALIGNN at its default size, beside the published program and the plain algebra.
 
-    python benchmarks/alignn.py [--only PART] [--peer PYTHON] [--compile]
+    python -m benchmarks.speed.alignn [--only PART] [--peer PYTHON] [--compile]
 
 One step is forward, backward and optimiser on one batch of real crystals (ATOMLOOM_DATA). Parts:
 `phonons`, crystals of matbench_phonons; `sample`, ALIGNN's own example; `rattled`, those of
@@ -13,15 +13,11 @@ process of its own, in float32 (under bf16 autocast DGL refuses: it has no such 
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import statistics
-import subprocess
 import tempfile
-import time
+from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,37 +28,34 @@ from torch import Tensor, nn
 
 from atomloom.config import GraphSpec
 from atomloom.config.model import ALIGNNConfig
-from atomloom.data.batch import GraphBatch
 from atomloom.data.loader import GraphLoader
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
 from atomloom.graphs.line_graph import jarvis_graph, line_graph
 from atomloom.models import build_model
 from atomloom.models.common.features import cgcnn_features
-from atomloom.pipeline.run_card import processor
 from atomloom.readers.registry import parse_record
 from atomloom.readers.sources import enumerate_records
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
-
-HERE = Path(__file__).resolve().parent
-DATA = Path(os.environ.get("ATOMLOOM_DATA") or HERE.parents[1] / "shared" / "data")
-RESULT = HERE / "results" / "alignn.json"
-
+from benchmarks.common.peer import Peer
+from benchmarks.common.results import Parser, data_path, machine, read_result, write_result
+from benchmarks.common.timing import Seconds
+from benchmarks.common.training_steps import Variant, compare, show
 
 # --- the batch ------------------------------------------------------------------------------------
 
 
 def phonons(count: int) -> list[Structure]:
     """Crystals of matbench_phonons, evenly from the whole set."""
-    records = enumerate_records([DATA / "matbench_phonons" / "matbench_phonons.json.gz"])
+    records = enumerate_records([data_path("matbench_phonons/matbench_phonons.json.gz")])
     chosen = islice(records, 0, 1265, 1265 // count)
     return [parse_record(r.format, r.payload or b"", r.id) for r in chosen][:count]
 
 
 def sample(count: int) -> list[Structure]:
     """Crystals of ALIGNN's example."""
-    records = enumerate_records([DATA / "alignn_sample" / "sample_data.tar.gz"])
+    records = enumerate_records([data_path("alignn_sample/sample_data.tar.gz")])
     found = (r for r in records if r.format == "poscar")
     return [parse_record(r.format, r.payload or b"", r.id) for r in islice(found, count)]
 
@@ -200,112 +193,33 @@ class ReferenceALIGNN(nn.Module):
         return self.fc(pooled / atoms.unsqueeze(1))
 
 
-# --- variants -------------------------------------------------------------------------------------
+# --- the peer -------------------------------------------------------------------------------------
 
 
 @dataclass
-class Variant:
-    """One way to take the training step."""
-
-    name: str
-    model: nn.Module
-    data: GraphBatch | SimpleNamespace
-    target: Tensor
-    bf16: bool = False
-    compiled: bool = False
-    seconds: list[float] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.call = torch.compile(self.model) if self.compiled else self.model
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, weight_decay=0.0)
-
-    def _backward(self) -> Tensor:
-        self.optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16):
-            output = self.call(self.data)
-        output = output.reshape(-1).to(self.target.dtype)
-        (output - self.target).square().mean().backward()
-        return output.detach()
-
-    def check(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Outputs and gradients."""
-        output = self._backward().double()
-        named = self.model.named_parameters()
-        return output, {name: w.grad.double() for name, w in named if w.grad is not None}
-
-    def step(self) -> float:
-        """Seconds of one step."""
-        begin = time.perf_counter()
-        self._backward()
-        self.optimizer.step()
-        return time.perf_counter() - begin
-
-
-@dataclass
-class Peer:
+class Published:
     """The published program in a process of its own."""
 
     name: str
-    process: subprocess.Popen
+    peer: Peer
     folder: Path
-    seconds: list[float] = field(default_factory=list)
-
-    def _ask(self, what: str) -> str:
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(f"{what}\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise SystemExit("the peer ended; see its message above")
-        return answer
 
     def check(self) -> tuple[Tensor, dict[str, Tensor]]:
-        self._ask("check")
+        """Outputs and gradients."""
+        self.peer.ask("check")
         with np.load(self.folder / "answer.npz") as answer:
             found = {name: torch.tensor(answer[name]).double() for name in answer.files}
         return found.pop("output"), found
 
-    def step(self) -> float:
-        return float(self._ask("step"))
+    def step(self) -> Seconds:
+        """One optimiser step."""
+        return Seconds(*self.peer.ask("step"))
 
 
-def relative(found: Tensor, true: Tensor) -> float:
-    return float((found - true).norm() / true.norm())
+# --- parts ----------------------------------------------------------------------------------------
 
 
-def compare(variants: list[Variant | Peer], exact: Variant, rounds: int) -> list[dict]:
-    """Errors against `exact`, then times: every variant once a round, in turns."""
-    true_output, true_gradient = exact.check()
-    rows = []
-    for variant in variants:
-        output, gradient = variant.check()
-        # Weights that take no part have a gradient of zero here and none there.
-        names = sorted(true_gradient.keys() & gradient.keys())
-        found, true = (
-            torch.cat([part[name].flatten() for name in names])
-            for part in (gradient, true_gradient)
-        )
-        rows.append(
-            {
-                "variant": variant.name,
-                "output_error": relative(output, true_output),
-                "gradient_error": relative(found, true),
-            }
-        )
-        variant.step()
-    for _ in range(rounds):
-        for variant in variants:
-            variant.seconds.append(variant.step())
-    for row, variant in zip(rows, variants, strict=True):
-        row["step_ms"] = 1e3 * statistics.median(variant.seconds)
-        row["fastest_ms"] = 1e3 * min(variant.seconds)
-    for row in rows:
-        row["speedup"] = rows[0]["step_ms"] / row["step_ms"]
-    return rows
-
-
-def run(part: str, options: argparse.Namespace) -> dict:
+def run(part: str, options: Namespace) -> dict:
     """One part of the table."""
     structures = PARTS[part](options.structures)
     table = build_graphs(StructureTable.from_structures(structures), GraphSpec())
@@ -321,7 +235,6 @@ def run(part: str, options: argparse.Namespace) -> dict:
         "edges": len(copies.src),
         "pairs": len(copies.line_src),
     }
-    print(f"\n{part}:", ", ".join(f"{key} {value}" for key, value in shape.items()))
     torch.manual_seed(0)
     target = torch.randn(len(table))
     torch.manual_seed(1)
@@ -338,19 +251,14 @@ def run(part: str, options: argparse.Namespace) -> dict:
     plain = ReferenceALIGNN(ALIGNNConfig())
     plain.load_state_dict(weights)
     with tempfile.TemporaryDirectory() as name:
-        variants: list[Variant | Peer] = []
-        process = None
+        variants: list[Variant | Published] = []
+        peer = None
         if options.peer:
             folder = Path(name)
             np.savez(folder / "graph.npz", **vars(copies), target=target.numpy())
             np.savez(folder / "weights.npz", **{k: v.numpy() for k, v in weights.items()})
-            process = subprocess.Popen(
-                [options.peer, "-P", HERE / "alignn_peer.py", folder, str(options.threads)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            variants.append(Peer("published, fp32", process, folder))
+            peer = Peer(options.peer, "alignn_dgl.py", folder, options.threads)
+            variants.append(Published("published, fp32", peer, folder))
         variants += [
             Variant("plain published algebra, fp32", plain, copies, target),
             ours("atomloom torch, fp32", "torch"),
@@ -362,56 +270,30 @@ def run(part: str, options: argparse.Namespace) -> dict:
             variants.append(ours("atomloom, fp32, compiled", compiled=True))
             variants.append(ours("atomloom, bf16-mixed, compiled", bf16=True, compiled=True))
         found = compare(variants, truth, options.rounds)
-        if process is not None:
-            process.communicate()
-    print(f"{'variant':34s} {'ms/step':>9s} {'fastest':>9s} {'speed':>6s} "
-          f"{'output error':>13s} {'gradient error':>15s}")  # fmt: skip
-    for row in found:
-        print(
-            f"{row['variant']:34s} {row['step_ms']:9.1f} {row['fastest_ms']:9.1f} "
-            f"{row['speedup']:6.2f} {row['output_error']:13.1e} {row['gradient_error']:15.1e}",
-            flush=True,
-        )
-    return {"batch": shape, "rows": found}
+        if peer is not None:
+            peer.close()
+    show(f"{part}: " + ", ".join(f"{key} {value}" for key, value in shape.items()), found)
+    return {"batch": shape, "rows": found, "peer": peer.versions if peer is not None else None}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=sorted(PARTS), help="one part of the table")
-    parser.add_argument("--peer", help="interpreter that has the package alignn")
+    parser = Parser(__doc__, parts=list(PARTS), peer="alignn, dgl and torch")
     parser.add_argument("--structures", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each variant")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--compile", action="store_true", help="compiled variants, too (minutes)")
-    parser.add_argument("--no-write", dest="write", action="store_false", help="only print")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    results = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    results = read_result("alignn")
     for part in [options.only] if options.only else PARTS:
-        results[part] = run(part, options) | {
-            "threads": options.threads,
-            "torch": torch.__version__,
-            "processor": processor(),
-            "peer": _versions(options.peer) if options.peer else None,
-        }
+        results[part] = run(part, options) | {"machine": machine("torch", threads=options.threads)}
     if options.write:
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps(results, indent=1) + "\n")
+        write_result("alignn", results)
     speeds = [
         f"{name} {max(row['speedup'] for row in part['rows']):.1f}x"
         for name, part in results.items()
     ]
     print("\nfastest variant against the first row:", ", ".join(speeds))
-
-
-def _versions(python: str) -> dict[str, str]:
-    """What the peer is; it runs as its package stands, unchanged."""
-    code = (
-        "import importlib.metadata as m, json;"
-        "print(json.dumps({n: m.version(n) for n in ('alignn', 'dgl', 'torch')}))"
-    )
-    text = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout
-    return json.loads(text)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The Chebyshev potential beside its published sums over triplets in plain torch, and aenet-python.
 
-    python benchmarks/aenet.py [--only descriptor | steps | cached | epochs] [--peer PYTHON]
+    python -m benchmarks.speed.aenet [--only descriptor | steps | cached | epochs] [--peer PYTHON]
 
 32 structures of the aenet TiO2 set (ATOMLOOM_DATA), or random oxides of the same sizes where it
 is not here; radial order 20 to 6.5 A, angular order 6 to 5.0 A, two hidden layers of 5 tanh
@@ -22,25 +22,22 @@ benchmarks/results/aenet.json.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
-import os
-import statistics
-import subprocess
 import tarfile
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "aenet.json"
-DATA = Path(os.environ.get("ATOMLOOM_DATA") or ROOT.parent / "shared" / "data")
+from benchmarks.common.peer import Peer
+from benchmarks.common.results import Parser, find_data, machine, read_result, write_result
+from benchmarks.common.timing import Seconds, in_turns, processor
+
 COUNT, ROUNDS = 32, 9
 ORDERS, CUTOFFS, HIDDEN = (20, 6), (6.5, 5.0), (5, 5)
 SPECIES, NUMBERS = ("Ti", "O"), (22, 8)
@@ -59,8 +56,8 @@ def structures(count: int) -> tuple[str, list]:
     from atomloom.readers.formats import xsf
     from atomloom.structures.structure import Structure
 
-    path = DATA / "aenet_tio2" / "dir_xsf.tar.gz"
-    if path.is_file():
+    path = find_data("aenet_tio2/dir_xsf.tar.gz")
+    if path is not None:
         with tarfile.open(path) as archive:
             files = sorted(
                 (m for m in archive.getmembers() if m.name.endswith(".xsf")), key=lambda m: m.name
@@ -82,17 +79,9 @@ def structures(count: int) -> tuple[str, list]:
     return "synthetic", made
 
 
-def in_turns(variants: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Median processor seconds of each; a variant that returns a number is timed by it."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(rounds + 1):
-        for name, run in variants.items():
-            start = time.process_time()
-            told = run()
-            spent = time.process_time() - start
-            if turn:  # the first turn warms up
-                times[name].append(told if isinstance(told, float) else spent)
-    return {name: statistics.median(values) for name, values in times.items()}
+def medians(variants: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
+    """Median processor seconds of each variant."""
+    return {name: processor(times) for name, times in in_turns(variants, rounds).items()}
 
 
 class Problem:
@@ -274,11 +263,11 @@ def descriptor(options) -> dict:
     errors = {name: _error(run(), true) for name, run in variants.items()}
     peer = None
     if options.peer:
-        peer = Peer(options.peer, double)
+        peer = AenetPython(options.peer, double)
         name = "aenet-python, float64"
         errors[name] = _error(torch.from_numpy(peer.features()), true)
         variants[name] = peer.seconds
-    times = in_turns(variants)
+    times = medians(variants)
     if peer:
         peer.close()
     return {
@@ -317,7 +306,7 @@ def _steps_of(count: int) -> dict:
                 fresh.step(batch, computed, fresh.optimizer())
                 found = gradients(fresh.model)
                 errors[name] = float(np.linalg.norm(found - true) / np.linalg.norm(true))
-    times = in_turns(variants)
+    times = medians(variants)
     print(f"{count} structures")
     rows = _table(times, errors, len(double.batch.numbers), "relative error of gradients")
     for kind in ("float64", "float32"):
@@ -351,7 +340,7 @@ def cached(options) -> dict:
         rows[f"atomloom, {kind}, computed"] = partial(ours, batch)
         extras = {"features": problem.features}
         rows[f"atomloom, {kind}, cached"] = partial(ours, replace(batch, extras=extras))
-    times = in_turns(rows, 40)
+    times = medians(rows, 40)
     return {**_about(problem), "rows": _table(times, {}, len(problem.batch.numbers), "")}
 
 
@@ -359,7 +348,7 @@ def epochs(options) -> dict:
     """Whole epochs of a training, by the programs' own histories."""
     problem = Problem("float64")
     modes = list(_modes())
-    peer = Peer(options.peer, problem) if options.peer else None
+    peer = AenetPython(options.peer, problem) if options.peer else None
     found: dict[str, list[float]] = {name: [] for name, _, _ in modes}
     for name, who, settings in modes:
         if who == "atomloom":
@@ -368,7 +357,7 @@ def epochs(options) -> dict:
             found[name] += peer.epochs(settings)[1:]  # the first fills caches
     if peer:
         peer.close()
-    times = {name: statistics.median(values) for name, values in found.items() if values}
+    times = {name: median(values) for name, values in found.items() if values}
     rows = []
     print(f"{'':64}{'ms':>10}{'of aenet-python':>18}")
     slower = None
@@ -452,8 +441,8 @@ def _train(problem: Problem, settings: dict) -> list[float]:
 # --- the peer -------------------------------------------------------------------------------------
 
 
-class Peer:
-    """aenet-python in a process of its own, which answers one line to each."""
+class AenetPython:
+    """aenet-python in a process of its own."""
 
     def __init__(self, python: str, problem: Problem) -> None:
         self.folder = tempfile.TemporaryDirectory()
@@ -476,39 +465,24 @@ class Peer:
             "least_distance": 0.55,
         }
         (folder / "problem.json").write_text(json.dumps(about))
-        self.process = subprocess.Popen(
-            [python, "-P", str(Path(__file__).with_name("aenet_peer.py")), str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        if self.process.stdout.readline().strip() != "ready":
-            raise SystemExit(f"{python} could not start aenet_peer.py")
-
-    def _ask(self, question: str) -> str:
-        self.process.stdin.write(question + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline().strip()
-        if not answer:
-            raise SystemExit(f"aenet-python did not answer: {question}")
-        return answer
+        self.peer = Peer(python, "aenet_python.py", folder)
 
     def features(self) -> np.ndarray:
         """[N, F]."""
-        self._ask("features")
+        self.peer.ask("features")
         return np.load(Path(self.folder.name) / "features.npy")
 
-    def seconds(self) -> float:
-        """Processor time of the features of all atoms."""
-        return float(self._ask("time"))
+    def seconds(self) -> Seconds:
+        """Time of the features of all atoms."""
+        return Seconds(*self.peer.ask("time"))
 
     def epochs(self, options: dict) -> list[float]:
         """Seconds of the epochs of a training."""
-        return json.loads(self._ask("epochs " + json.dumps(options)))
+        return self.peer.ask("epochs " + json.dumps(options))
 
     def close(self) -> None:
         """End the process."""
-        self.process.communicate("end\n")
+        self.peer.close()
         self.folder.cleanup()
 
 
@@ -548,27 +522,17 @@ PARTS = {"descriptor": descriptor, "steps": steps, "cached": cached, "epochs": e
 
 def main() -> None:
     """Run the parts and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=sorted(PARTS))
-    parser.add_argument("--peer", help="interpreter that imports aenet-python")
-    parser.add_argument("--no-write", dest="write", action="store_false", help="only print")
+    parser = Parser(__doc__, parts=list(PARTS), peer="aenet-python")
     options = parser.parse_args()
     import torch
 
-    from atomloom.pipeline.run_card import processor
-
     torch.set_num_threads(1)
-    results = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    results = read_result("aenet")
     for part in [options.only] if options.only else PARTS:
         print(f"\n{part}: {PARTS[part].__doc__.splitlines()[0]}")
-        results[part] = PARTS[part](options) | {
-            "threads": 1,
-            "torch": torch.__version__,
-            "processor": processor(),
-        }
+        results[part] = PARTS[part](options) | {"machine": machine("torch", threads=1)}
     if options.write:
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps(results, indent=1) + "\n")
+        write_result("aenet", results)
     best = ", ".join(
         f"{part} {max(row['ratio'] for row in results[part]['rows']):.0f}x"
         for part in ("descriptor", "steps")

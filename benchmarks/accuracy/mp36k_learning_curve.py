@@ -1,25 +1,22 @@
 """Learning curve of iComFormer for formation energies of mp36k, at the size of a CPU.
 
-    python benchmarks/mp36k_learning_curve.py [--sizes N ...] [--epochs E] [--threads N] [--folder F]
+    python -m benchmarks.accuracy.mp36k_learning_curve [--sizes N ...] [--epochs E] [--threads N] [--folder F]
 
 Trains on the first N of the official training rows (shuffled once), chooses the epoch by 300 of the
-official validation rows and is judged by the 2,238 official test rows. Data come from ../shared/data, or
-ATOMLOOM_DATA. Writes benchmarks/results/mp36k_learning_curve.json.
+official validation rows and is judged by the 2,238 official test rows. Writes benchmarks/results/mp36k_learning_curve.json.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pipeline import DATA, ROOT, run_pipeline
 
-RESULT = ROOT / "benchmarks" / "results" / "mp36k_learning_curve.json"
-FOLDER = DATA / "mp36k_crysxpp"
+from benchmarks.common.results import Parser, data_path, write_result
+from benchmarks.common.runs import measured_run
+
 TARGET = "e_form_eV_per_atom"
 VALIDATION = 300
 PUBLISHED = {"XGBoost": 46.8, "CGCNN": 39.0, "iComFormer, 60,000 rows": 18.26}
@@ -28,7 +25,7 @@ PUBLISHED = {"XGBoost": 46.8, "CGCNN": 39.0, "iComFormer, 60,000 rows": 18.26}
 
 def labels_of(size: int, folder: Path) -> Path:
     """A label table of the rows that are used."""
-    table = pd.read_csv(FOLDER / "mp2018_split_labels.csv.gz")
+    table = pd.read_csv(data_path("mp36k_crysxpp/mp2018_split_labels.csv.gz"))
     parts = [
         table[table["split"] == "train"].sample(frac=1, random_state=0)[:size],
         table[table["split"] == "val"].sample(frac=1, random_state=0)[:VALIDATION],
@@ -44,7 +41,7 @@ def config_of(size: int, epochs: int, threads: int, folder: Path) -> dict[str, A
     return {
         "dataset": {
             "name": "mp36k",
-            "source": str(FOLDER / "cif.tar.xz"),
+            "source": str(data_path("mp36k_crysxpp/cif.tar.xz")),
             "labels": {"file": str(labels_of(size, folder)), "id_column": "cif_id"},
             "target": TARGET,
             "unit": "eV/atom",
@@ -65,9 +62,7 @@ def config_of(size: int, epochs: int, threads: int, folder: Path) -> dict[str, A
 
 def main() -> None:
     """Run every size and write the result file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1250, 2500, 5000])
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
@@ -80,7 +75,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for size in options.sizes:
             config = config_of(size, options.epochs, options.threads, folder)
-            outcome = run_pipeline(config, folder, print)
+            outcome = measured_run(config, folder, print)
             card = outcome.run_card()
             points.append(
                 {
@@ -99,7 +94,8 @@ def main() -> None:
                 "training": card["config"]["training"],
                 "environment": card["environment"],
             }
-            RESULT.write_text(json.dumps(content, indent=1) + "\n")
+            if options.write:
+                write_result("mp36k_learning_curve", content)
     last = points[-1]
     print(
         f"mp36k, {last['training_structures']} training crystals: "

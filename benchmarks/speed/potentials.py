@@ -1,6 +1,6 @@
 """Using potentials: batches of molecules, drift in dynamics, replicas, exported programs.
 
-    python benchmarks/potentials.py [--only batch|dynamics|replicas|export] [--device cuda]
+    python -m benchmarks.speed.potentials [--only batch|dynamics|replicas|export] [--device cuda]
 
 `batch`: time a structure of one call for 1 to 128 molecules of 3 to 24 atoms (QM7 where the real data
 are, ASE's G2 set otherwise), in turns; positions are displaced before every call. `dynamics`: potentials
@@ -12,14 +12,13 @@ benchmarks/results/potentials.json.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
 import statistics
 import tempfile
 import time
 import warnings
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,17 +40,15 @@ from atomloom.graphs.build import build_graphs
 from atomloom.inference.model_file import ModelCard, write_model
 from atomloom.inference.scalers.atomic_energies import AtomicEnergies
 from atomloom.models import build_model
-from atomloom.pipeline.run_card import processor
 from atomloom.potentials.calculator import AtomloomCalculator
 from atomloom.potentials.committee import Committee
 from atomloom.potentials.dynamics import VelocityVerlet
 from atomloom.potentials.evaluation import calculate_batch, plain_structure, structure_table
 from atomloom.potentials.export import export_model, load_exported
 from atomloom.training.trainer import train
+from benchmarks.common.results import Parser, find_data, machine, read_result, write_result
+from benchmarks.common.timing import clock, in_turns
 
-HERE = Path(__file__).resolve().parent
-DATA = Path(os.environ.get("ATOMLOOM_DATA") or HERE.parents[1] / "shared" / "data")
-RESULT = HERE / "results" / "potentials.json"
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -60,8 +57,8 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 def molecules(count: int) -> tuple[str, list[Atoms]]:
     """Where they are from, and `count` molecules of 3 to 24 atoms, drawn with a seed."""
-    path = DATA / "qm7_qmlcode" / "qm7_xyz.tar.xz"
-    if path.is_file():
+    path = find_data("qm7_qmlcode/qm7_xyz.tar.xz")
+    if path is not None:
         source = "QM7"
         found = [atomloom.structures.to_ase(s) for s in atomloom.read(path)]
     else:
@@ -91,7 +88,7 @@ def random_painn(path: Path, width: int) -> Path:
     return path
 
 
-def batch(options: argparse.Namespace, folder: Path) -> dict:
+def batch(options: Namespace, folder: Path) -> dict:
     """Time a structure against the number of structures in a call."""
     source, structures = molecules(max(BATCHES))
     atoms = [len(s) for s in structures]
@@ -155,8 +152,8 @@ def batch(options: argparse.Namespace, folder: Path) -> dict:
 def copper() -> tuple[str, list, Atoms]:
     """Labelled structures of copper, and a crystal to run."""
     start = bulk("Cu", cubic=True) * (3, 3, 3)
-    path = DATA / "mlearn" / "Cu_train.extxyz.xz"
-    if path.is_file():
+    path = find_data("mlearn/Cu_train.extxyz.xz")
+    if path is not None:
         return "DFT (mlearn)", [atomloom.structures.to_ase(s) for s in atomloom.read(path)], start
     labelled = []
     for seed in range(60):
@@ -171,8 +168,8 @@ def copper() -> tuple[str, list, Atoms]:
 
 def titania() -> tuple[str, list, Atoms] | None:
     """Labelled structures of TiO2, and one of them to run; None without the real data."""
-    path = DATA / "aenet_tio2" / "dir_xsf.tar.gz"
-    if not path.is_file():
+    path = find_data("aenet_tio2/dir_xsf.tar.gz")
+    if path is None:
         return None
     labelled = [atomloom.structures.to_ase(s) for s in atomloom.read(path)]
     forces = [np.abs(a.get_forces()).max() if len(a) >= 24 else np.inf for a in labelled]
@@ -216,7 +213,7 @@ def trained(name: str, labelled: list, folder: Path, epochs: int) -> tuple[Path,
     }
 
 
-def dynamics(options: argparse.Namespace, folder: Path) -> dict:
+def dynamics(options: Namespace, folder: Path) -> dict:
     """Drift of 500 steps at constant energy, and what a skin saves."""
     rows = []
     for name, made in (("Cu", copper()), ("TiO2", titania())):
@@ -268,7 +265,7 @@ def dynamics(options: argparse.Namespace, folder: Path) -> dict:
     return {"rows": rows}
 
 
-def replicas(options: argparse.Namespace, folder: Path) -> dict:
+def replicas(options: Namespace, folder: Path) -> dict:
     """Steps of many replicas in one call against ASE's loop over one."""
     path = random_painn(folder / "painn.safetensors", options.width)
     start = Atoms(molecule("CH3CH2OH"))
@@ -289,17 +286,13 @@ def replicas(options: argparse.Namespace, folder: Path) -> dict:
 
     variants: dict[str, tuple[int, Callable]] = {"ASE's loop": (1, ase)}
     variants |= {f"{n} at a time": (n, lambda n=n: ours(n)) for n in (1, 4, 16, 64)}
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    ends = {}
-    for _ in range(max(3, options.rounds // 3)):
-        for name, (_, run) in variants.items():
-            begun = time.perf_counter()
-            ends[name] = run()
-            seconds[name].append(time.perf_counter() - begun)
+    ends = {name: run() for name, (_, run) in variants.items()}
+    calls = {name: run for name, (_, run) in variants.items()}
+    times = in_turns(calls, max(3, options.rounds // 3), warm_up=0)
     first = None
     print(f"ethanol, PaiNN of width {options.width} on {committee.device}")
     for name, (count, _) in variants.items():
-        each = 1e3 * statistics.median(seconds[name]) / steps / count
+        each = 1e3 * clock(times[name]) / steps / count
         first = first or each
         error = float(np.abs(ends[name] - ends["ASE's loop"]).max())
         rows.append(
@@ -314,7 +307,7 @@ def replicas(options: argparse.Namespace, folder: Path) -> dict:
 # --- export ---
 
 
-def export(options: argparse.Namespace, folder: Path) -> dict:
+def export(options: Namespace, folder: Path) -> dict:
     """The model file, the program and the compiled program on the same batch."""
     path = random_painn(folder / "painn.safetensors", options.width)
     committee = Committee.open(path, options.device)
@@ -333,21 +326,15 @@ def export(options: argparse.Namespace, folder: Path) -> dict:
         making[name] = time.perf_counter() - begun
         loaded = load_exported(folder / f"{name}.pt2")
         variants[name] = lambda loaded=loaded: loaded.calculate(structures)["forces"]
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    said = {}
-    for trial in range(options.rounds + 2):
-        for name, run in variants.items():
-            begun = time.perf_counter()
-            said[name] = run()
-            if trial >= 2:
-                seconds[name].append(time.perf_counter() - begun)
+    said = {name: run() for name, run in variants.items()}
+    times = in_turns(variants, options.rounds)
     rows = []
-    first = statistics.median(seconds["model file"])
+    first = clock(times["model file"])
     print(
         f"16 molecules, PaiNN of width {options.width} on {committee.device}: energies, forces, stress"
     )
     for name in variants:
-        each = statistics.median(seconds[name])
+        each = clock(times[name])
         error = float(np.abs(said[name] - wanted.forces).max())
         rows.append(
             {"variant": name, "ms": 1e3 * each, "speedup": first / each, "forces_error": error,
@@ -362,31 +349,25 @@ PARTS = {"batch": batch, "dynamics": dynamics, "replicas": replicas, "export": e
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=sorted(PARTS), help="one part")
+    parser = Parser(__doc__, parts=list(PARTS))
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--width", type=int, default=64, help="of PaiNN")
     parser.add_argument("--rounds", type=int, default=15, help="timed calls of each variant")
     parser.add_argument("--epochs", type=int, default=30, help="of the potentials of `dynamics`")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--no-write", dest="write", action="store_false", help="only print")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    results = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    results = read_result("potentials")
     for part in [options.only] if options.only else PARTS:
         with tempfile.TemporaryDirectory(prefix="atomloom-") as folder:
-            found = PARTS[part](options, Path(folder)) | {
-                "threads": options.threads,
-                "torch": torch.__version__,
-                "processor": processor(),
-            }
+            found = PARTS[part](options, Path(folder))
+        found["machine"] = machine("torch", threads=options.threads)
         # What a GPU and a CPU say of the same part stand side by side.
         on_gpu = found.get("device") == "cuda"
         results[f"{part}_cuda" if on_gpu else part] = found
     if options.write:
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps(results, indent=1) + "\n")
+        write_result("potentials", results)
     said = []
     for part, found in results.items():
         if part.startswith("batch"):

@@ -1,6 +1,6 @@
 """Training steps and evaluations of PaiNN with forces, beside SchNetPack's.
 
-    python benchmarks/painn.py [--only NAME] [--peer PYTHON]
+    python -m benchmarks.speed.painn [--only NAME] [--peer PYTHON]
 
 Batches of real frames where the real data are (ATOMLOOM_DATA): molecules of rMD17, crystals of mlearn.
 A step is forward, forces, loss of energies and forces, backward and Adam (ours as our training takes it:
@@ -13,15 +13,10 @@ benchmarks/results/painn.json.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import statistics
-import subprocess
 import tempfile
-import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +31,13 @@ from atomloom.graphs.build import build_graphs
 from atomloom.models import build_model
 from atomloom.models.derivatives import PotentialOutput, evaluate_potential
 from atomloom.models.painn import network
-from atomloom.pipeline.run_card import processor
 from atomloom.readers import read
 from atomloom.structures.table import StructureTable
+from benchmarks.common.peer import Peer
+from benchmarks.common.results import Parser, data_path, machine, read_result, write_result
+from benchmarks.common.timing import Seconds, clock, in_turns, processor
+from benchmarks.common.training_steps import relative
 
-HERE = Path(__file__).resolve().parent
-DATA = Path(os.environ.get("ATOMLOOM_DATA") or HERE.parents[1] / "shared" / "data")
-RESULT = HERE / "results" / "painn.json"
 CASES = {
     "ethanol": ("rmd17/ethanol_train_01.xyz.xz", 10),
     "aspirin": ("rmd17/aspirin_train_01.xyz.xz", 10),
@@ -68,7 +63,7 @@ class Case:
     @classmethod
     def read(cls, name: str, cutoff: float, dtype: torch.dtype) -> Case:
         file, count = CASES[name]
-        frames = read(DATA / file)[:count]
+        frames = read(data_path(file))[:count]
         if np.linalg.norm(frames[0].cell, axis=1).min() > FAKE_CELL:
             free = {"cell": np.zeros((3, 3)), "pbc": np.zeros(3, dtype=bool)}
             frames = [replace(frame, **free) for frame in frames]
@@ -102,7 +97,6 @@ class Ours:
     model: torch.nn.Module
     bf16: bool = False
     plain: bool = False
-    timings: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.0, fused=True)
@@ -135,11 +129,6 @@ class Ours:
         gradient = {name: weight.grad for name, weight in named if weight.grad is not None}
         return Found(output.energy, output.forces, gradient)
 
-    def time(self, request: str, case: Case) -> tuple[float, float]:
-        wall, processor = time.perf_counter(), time.process_time()
-        getattr(self, request)(case)
-        return time.perf_counter() - wall, time.process_time() - processor
-
 
 @contextmanager
 def _passes(allowed: bool):
@@ -153,30 +142,16 @@ def _passes(allowed: bool):
         network.by_passes = chosen
 
 
-class Peer:
-    """SchNetPack's model in another interpreter; see `painn_peer.py`."""
+class SchNetPack:
+    """SchNetPack's model in another interpreter."""
 
     def __init__(
         self, python: Path, folder: Path, weights: dict[str, Tensor], threads: int
     ) -> None:
         np.savez(folder / "weights.npz", **{key: value.numpy() for key, value in weights.items()})
         self.folder = folder
-        self.process = subprocess.Popen(
-            [python, HERE / "painn_peer.py", folder, str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=folder,
-        )
-        self.versions = self._answer()
-        self.name = f"SchNetPack {self.versions['schnetpack']}, fp32"
-        self.timings: dict[str, list[tuple[float, float]]] = {}
-
-    def _answer(self):
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit("the peer has ended: see what it wrote above")
-        return json.loads(line)
+        self.peer = Peer(python, "schnetpack_painn.py", folder, threads)
+        self.name = f"SchNetPack {self.peer.versions['schnetpack']}, fp32"
 
     def learn(self, case: Case) -> None:
         """Hand a batch over."""
@@ -196,25 +171,21 @@ class Peer:
         }
         np.savez(self.folder / f"{case.name}.npz", **{k: v.numpy() for k, v in arrays.items()})
 
-    def time(self, request: str, case: Case) -> tuple[float, float]:
-        print(request, case.name, file=self.process.stdin, flush=True)
-        wall, processor = self._answer()
-        return wall, processor
+    def step(self, case: Case) -> Seconds:
+        """Time of one optimiser step."""
+        return Seconds(*self.peer.ask(f"step {case.name}"))
+
+    def evaluate(self, case: Case) -> Seconds:
+        """Time of energies and forces."""
+        return Seconds(*self.peer.ask(f"evaluate {case.name}"))
 
     def check(self, case: Case) -> Found:
-        self.time("check", case)
+        """Energies, forces and gradients."""
+        self.peer.ask(f"check {case.name}")
         with np.load(self.folder / f"{case.name}-found.npz") as file:
             found = {key: torch.from_numpy(file[key]) for key in file.files}
         gradient = {key[5:]: value for key, value in found.items() if key.startswith("grad:")}
         return Found(found["energy"], found["forces"], gradient)
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
-
-
-def relative(found: Tensor, true: Tensor) -> float:
-    return float((found.detach().double() - true).norm() / true.norm())
 
 
 def errors(found: Found, true: Found) -> dict[str, float]:
@@ -231,27 +202,22 @@ def errors(found: Found, true: Found) -> dict[str, float]:
     }
 
 
-def compare(case: Case, variants: list[Ours | Peer], true: Found, rounds: int) -> list[dict]:
+def compare(case: Case, variants: list[Ours | SchNetPack], true: Found, rounds: int) -> list[dict]:
     """Errors against `true`, then times: every variant once a round, in turns."""
-    rows = []
-    for variant in variants:
-        rows.append({"variant": variant.name} | errors(variant.check(case), true))
-        for request in ("step", "evaluate"):
-            variant.time(request, case)
-            variant.timings[request] = []
-    for _ in range(rounds):
-        for request in ("step", "evaluate"):
-            for variant in variants:
-                variant.timings[request].append(variant.time(request, case))
-    for row, variant in zip(rows, variants, strict=True):
-        for request, timings in variant.timings.items():
-            wall, processor = (statistics.median(column) for column in zip(*timings, strict=True))
-            row[f"{request}_wall_ms"], row[f"{request}_ms"] = 1e3 * wall, 1e3 * processor
+    rows = [{"variant": each.name} | errors(each.check(case), true) for each in variants]
+    calls = {
+        (name, each.name): partial(getattr(each, name), case)
+        for name in ("step", "evaluate")
+        for each in variants
+    }
+    times = in_turns(calls, rounds)
     for row in rows:
-        for request in ("step", "evaluate"):
+        for name in ("step", "evaluate"):
+            own = times[name, row["variant"]]
+            row[f"{name}_wall_ms"], row[f"{name}_ms"] = 1e3 * clock(own), 1e3 * processor(own)
             for kind in ("", "_wall"):
-                first = rows[0][f"{request}{kind}_ms"]
-                row[f"{request}{kind}_speedup"] = first / row[f"{request}{kind}_ms"]
+                first = rows[0][f"{name}{kind}_ms"]
+                row[f"{name}{kind}_speedup"] = first / row[f"{name}{kind}_ms"]
     return rows
 
 
@@ -280,23 +246,22 @@ def model(config: PaiNNConfig, weights: dict[str, Tensor] | None = None) -> torc
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=sorted(CASES), help="one of the batches")
-    parser.add_argument("--peer", type=Path, help="interpreter that can import schnetpack")
+    parser = Parser(__doc__, parts=list(CASES), peer="schnetpack")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7, help="timed steps of each variant")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--no-write", dest="write", action="store_false", help="only print")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     config = PaiNNConfig(width=options.width)
     weights = model(config).state_dict()
     exact = Ours("float64", model(config, weights).double())
-    results = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    results = read_result("painn")
     with tempfile.TemporaryDirectory() as scratch:
-        variants: list[Ours | Peer] = []
+        variants: list[Ours | SchNetPack] = []
+        peer = None
         if options.peer:
-            variants.append(Peer(options.peer, Path(scratch), weights, options.threads))
+            peer = SchNetPack(options.peer, Path(scratch), weights, options.threads)
+            variants.append(peer)
         variants += [
             Ours("plain operations, fp32", model(config, weights), plain=True),
             Ours("atomloom, fp32", model(config, weights)),
@@ -305,8 +270,8 @@ def main() -> None:
         for name in [options.only] if options.only else CASES:
             case = Case.read(name, config.cutoff, torch.float32)
             true = exact.check(Case.read(name, config.cutoff, torch.float64))
-            if options.peer:
-                variants[0].learn(case)
+            if peer is not None:
+                peer.learn(case)
             rows = compare(case, variants, true, options.rounds)
             shape = {
                 "structures": case.batch.size,
@@ -316,16 +281,14 @@ def main() -> None:
             show(f"{name}: " + ", ".join(f"{value} {key}" for key, value in shape.items()), rows)
             results[name] = shape | {
                 "width": options.width,
-                "threads": options.threads,
-                "versions": variants[0].versions if options.peer else {"torch": torch.__version__},
-                "processor": processor(),
+                "machine": machine("torch", threads=options.threads),
+                "peer": peer.peer.versions if peer is not None else None,
                 "rows": rows,
             }
-        if options.peer:
-            variants[0].close()
+        if peer is not None:
+            peer.peer.close()
     if options.write:
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps(results, indent=1) + "\n")
+        write_result("painn", results)
     speeds = {
         name: next(r for r in part["rows"] if r["variant"] == "atomloom, fp32")["step_speedup"]
         for name, part in results.items()

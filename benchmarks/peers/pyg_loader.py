@@ -1,6 +1,6 @@
-"""The peer of benchmarks/loader.py, run by a Python that has torch_geometric and knows nothing of atomloom.
+"""The peer of benchmarks/speed/loader.py, run by a Python that has torch_geometric and knows nothing of atomloom.
 
-    PYTHON loader_peer.py ARRAYS.npz
+    PYTHON benchmarks/peers/pyg_loader.py ARRAYS.npz
 
 Makes a list of `Data`, one a crystal, of the arrays; then, for each line `WORKERS BATCH_SIZE CHECK` on
 standard input, goes once through it with a shuffling DataLoader and answers with one line of JSON: the

@@ -1,32 +1,26 @@
 """Do our CIF reader and pymatgen's give the same structures? Every file of mp36k, one by one.
 
-    python benchmarks/cif_agreement.py [--most N]
+    python -m benchmarks.agreement.cif_agreement [--most N]
 
 Two structures agree when elements are the same, the lattices' metric tensors agree to 1e-5
 (relative to the largest entry) and fractional coordinates to 1e-5, modulo lattice vectors. Coordinates that
-pymatgen rounds to a simple fraction are counted apart; files that differ are listed with what differs. Data come from ../shared/data, or ATOMLOOM_DATA. Writes
+pymatgen rounds to a simple fraction are counted apart; files that differ are listed with what differs. Writes
 benchmarks/results/cif_agreement.json.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import time
 import warnings
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 from pymatgen.core import Structure as PymatgenStructure
 
 from atomloom.readers.registry import parse_record
 from atomloom.readers.sources import enumerate_records
+from benchmarks.common.results import Parser, data_path, write_result
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "cif_agreement.json"
-DATA = Path(os.environ.get("ATOMLOOM_DATA") or ROOT.parent / "shared" / "data")
 TOLERANCE = 1e-5
 SNAPPED = 1e-4
 """pymatgen puts coordinates this near to a twelfth onto it; ours stay as written."""
@@ -36,16 +30,16 @@ LISTED = 50
 
 def main() -> None:
     """Compare, print, write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--most", type=int, help="stop after so many files")
-    most = parser.parse_args().most
+    options = parser.parse_args()
     warnings.simplefilter("ignore")
     files = agree = 0
     seconds = {"atomloom": 0.0, "pymatgen": 0.0}
     differ: list[str] = []
     rounded = 0
-    archive = DATA / "mp36k_crysxpp" / "cif.tar.xz"
-    for record in islice(enumerate_records([archive]), most):
+    archive = data_path("mp36k_crysxpp/cif.tar.xz")
+    for record in islice(enumerate_records([archive]), options.most):
         files += 1
         start = time.perf_counter()
         ours = parse_record(record.format, record.payload, record.id)
@@ -68,7 +62,8 @@ def main() -> None:
         "tolerance": TOLERANCE,
         "times_pymatgen": round(seconds["pymatgen"] / seconds["atomloom"], 1),
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    if options.write:
+        write_result("cif_agreement", result)
     print(
         f"{agree:,} of {files:,} CIFs agree with pymatgen, {rounded:,} but for fractions it rounds to, "
         f"{len(differ):,} differ; ours reads {result['times_pymatgen']} times as fast"

@@ -1,27 +1,25 @@
 """What the distillation preset comes to: a small network from GFN1-xTB's labels of the demo's TiO2 frames.
 
-    python benchmarks/distill_tio2.py [--cores N]
+    python -m benchmarks.accuracy.distill_tio2 [--cores N]
 
-Runs config/presets/distill-tio2.yaml by snakemake, which goes on where it was, and takes its result
+Runs config/presets/distill-tio2.yaml by snakemake, which resumes, and takes its result
 from the run's own files. Writes benchmarks/results/distill_tio2.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "distill_tio2.json"
+from benchmarks.common.results import ROOT, Parser, write_result
+
 PRESET = "config/presets/distill-tio2.yaml"
 
 
 def main() -> None:
     """Run the preset and write the result file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--cores", type=int, default=1)
     options = parser.parse_args()
     snakemake = [sys.executable, "-m", "snakemake", "--cores", str(options.cores)]
@@ -43,7 +41,8 @@ def main() -> None:
         "commit": card["code"]["commit"],
         "environment": card["environment"],
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    if options.write:
+        write_result("distill_tio2", result)
     faster = student["teacher_seconds"] / student["student_seconds"]
     errors = ", ".join(f"{name} {values['mae']:.4f}" for name, values in result["test"].items())
     print(

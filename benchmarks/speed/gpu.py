@@ -1,11 +1,10 @@
 """atomloom on a GPU: is it right, does it wait, how fast is it, and what does it reach.
 
-    python benchmarks/gpu.py [--parts right,waiting,...] [--device cuda|cpu] [--small] [--minutes M]
+    python -m benchmarks.speed.gpu [--parts right,waiting,...] [--device cuda|cpu] [--small] [--minutes M]
 
-Runs on any machine with a CUDA GPU, without a network and without Snakemake; a part takes about a
+Runs on any machine with a CUDA GPU, from a bare checkout, without a network and without Snakemake; a part takes about a
 minute and results are written after each, so that a cut loses nothing. `--small --device cpu` tries
-every part on a CPU. Data sets come from ../shared/data, or ATOMLOOM_DATA; parts whose data are
-absent say so. Writes benchmarks/results/gpu.json, or `--out`.
+every part on a CPU. Parts whose data sets are absent say so. Writes benchmarks/results/gpu.json, or `--out`.
 
 right     outputs, gradients, forces and stress against float64 on the CPU
 waiting   whole training steps during which waiting for the device is an error
@@ -22,13 +21,12 @@ mp36k     formation energies of the official mp36k rows, for `--minutes`
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
 import traceback
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from itertools import cycle, islice
@@ -55,10 +53,15 @@ from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 from atomloom.training.cuda_graphs import RecordedSteps
 from atomloom.training.trainer import Bench, compiled_model, rows_with_targets
-
-ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("ATOMLOOM_DATA") or ROOT.parent / "shared" / "data")
-RESULT = ROOT / "benchmarks" / "results" / "gpu.json"
+from benchmarks.common.results import (
+    ROOT,
+    Parser,
+    find_data,
+    machine,
+    read_result,
+    result_path,
+    write_result,
+)
 
 PROPERTY_MODELS = ("icomformer", "ecomformer", "alignn")
 POTENTIALS = ("painn", "chebyshev")
@@ -93,7 +96,7 @@ def config_of(model: str, width: int, **training: Any) -> Config:
         "model": section,
         "training": {"scheduler": "constant", "clip_norm": 100.0, **training},
     }
-    return parse_config(content, where="benchmarks/gpu.py")
+    return parse_config(content, where="benchmarks/speed/gpu.py")
 
 
 def structures_for(model: str, count: int) -> list[Structure]:
@@ -172,7 +175,7 @@ def finish(device: str) -> None:
 # --- right ----------------------------------------------------------------------------------------
 
 
-def right(options: argparse.Namespace) -> dict[str, Any]:
+def right(options: Namespace) -> dict[str, Any]:
     """Largest differences from float64 on the CPU, in units of each tensor's largest value."""
     rows = {}
     for name in MODELS:
@@ -220,7 +223,7 @@ def _worst(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 # --- waiting --------------------------------------------------------------------------------------
 
 
-def waiting(options: argparse.Namespace) -> dict[str, Any]:
+def waiting(options: Namespace) -> dict[str, Any]:
     """For each model `does not wait`, or where it does."""
     rows = {}
     for name in MODELS:
@@ -252,7 +255,7 @@ def _does_it_wait(step: Callable[[], None], device: str) -> str:
 # --- recorded -------------------------------------------------------------------------------------
 
 
-def recorded(options: argparse.Namespace) -> dict[str, Any] | str:
+def recorded(options: Namespace) -> dict[str, Any] | str:
     """Largest differences between a replayed step and the step itself, relative."""
     if options.device == "cpu":
         return "no GPU"
@@ -295,7 +298,7 @@ def _replayed(step: Steps) -> dict[str, float]:
 # --- steps ----------------------------------------------------------------------------------------
 
 
-def steps(options: argparse.Namespace) -> list[dict[str, Any]]:
+def steps(options: Namespace) -> list[dict[str, Any]]:
     """Times of training steps."""
     rows: list[dict[str, Any]] = []
     sizes = (8,) if options.small else (64, 256)
@@ -318,7 +321,7 @@ def steps(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def _ways(name: str, largest: bool, precision: str, options: argparse.Namespace) -> list[str]:
+def _ways(name: str, largest: bool, precision: str, options: Namespace) -> list[str]:
     """Ways of taking a step that are worth the time they take to measure."""
     if options.device == "cpu":
         return ["plain"]
@@ -329,7 +332,7 @@ def _ways(name: str, largest: bool, precision: str, options: argparse.Namespace)
 
 
 def _timed(
-    config: Config, structures: list[Structure], how: str, options: argparse.Namespace
+    config: Config, structures: list[Structure], how: str, options: Namespace
 ) -> dict[str, Any]:
     device, cuda = options.device, options.device == "cuda"
     with arithmetic_of(config):
@@ -384,7 +387,7 @@ def _on_the_device(step: Callable[[], None], seconds: float) -> dict[str, Any]:
 # --- loader ---------------------------------------------------------------------------------------
 
 
-def loader(options: argparse.Namespace) -> dict[str, Any]:
+def loader(options: Namespace) -> dict[str, Any]:
     """Crystals a second from memory to the device, and shares of an epoch of training."""
     config = config_of("icomformer", 64, device=options.device)
     structures = crystals(100 if options.small else 400)
@@ -432,7 +435,7 @@ MOLECULES = [
 ]
 
 
-def batched(options: argparse.Namespace) -> dict[str, Any]:
+def batched(options: Namespace) -> dict[str, Any]:
     """Milliseconds a molecule of energies and forces, by the number of molecules at once."""
     from ase.build import molecule
     from ase.calculators.lj import LennardJones
@@ -477,7 +480,7 @@ def batched(options: argparse.Namespace) -> dict[str, Any]:
 # --- whole runs -----------------------------------------------------------------------------------
 
 
-def tio2(options: argparse.Namespace) -> dict[str, Any]:
+def tio2(options: Namespace) -> dict[str, Any]:
     """Energies and forces of the embedded frames, every stage from the file on."""
     settings = {"epochs": 2 if options.small else 40, "learning_rate": 2e-3, "ema_decay": 0.99}
     content = {
@@ -489,14 +492,13 @@ def tio2(options: argparse.Namespace) -> dict[str, Any]:
         "model": {"name": "painn", "width": 16 if options.small else 128},
         "training": {**settings, "batch": {"structures": 16}, "device": options.device},
     }
-    return _run(parse_config(content, where="benchmarks/gpu.py"))
+    return _run(parse_config(content, where="benchmarks/speed/gpu.py"))
 
 
-def phonons(options: argparse.Namespace) -> dict[str, Any] | str:
+def phonons(options: Namespace) -> dict[str, Any] | str:
     """The preset's fold 0 with a wider network."""
-    if not (DATA / "matbench_phonons").is_dir():
-        return f"no matbench_phonons in {DATA.name}"
-    os.environ.setdefault("ATOMLOOM_DATA", str(DATA))
+    if find_data("matbench_phonons") is None:
+        return "no matbench_phonons"
     config = load_config(ROOT / "config" / "presets" / "matbench-phonons.yaml")
     model = config.model.model_copy(update={"width": 16 if options.small else 256})
     change = {"epochs": 1 if options.small else 100, "device": options.device}
@@ -506,11 +508,11 @@ def phonons(options: argparse.Namespace) -> dict[str, Any] | str:
     return _run(config.model_copy(update={"model": model, "training": training}))
 
 
-def mp36k(options: argparse.Namespace) -> dict[str, Any] | str:
+def mp36k(options: Namespace) -> dict[str, Any] | str:
     """The official rows, for as many epochs as the time is enough for."""
-    folder = DATA / "mp36k_crysxpp"
-    if not folder.is_dir():
-        return f"no mp36k_crysxpp in {DATA.name}"
+    folder = find_data("mp36k_crysxpp")
+    if folder is None:
+        return "no mp36k_crysxpp"
     if options.small:
         return "not at small size"
     content = {
@@ -542,7 +544,7 @@ def mp36k(options: argparse.Namespace) -> dict[str, Any] | str:
             "compile": True,
         },
     }
-    config = parse_config(content, where="benchmarks/gpu.py")
+    config = parse_config(content, where="benchmarks/speed/gpu.py")
     return _run(config, lambda places, spent: _epochs(places, 60 * options.minutes - spent))
 
 
@@ -616,7 +618,7 @@ def _say_nothing(_: str) -> None:
     """Take no notice."""
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
+PARTS: dict[str, Callable[[Namespace], Any]] = {
     "right": right,
     "waiting": waiting,
     "recorded": recorded,
@@ -631,26 +633,24 @@ PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
 
 def main() -> None:
     """Run the parts that are asked for and write the result file after each."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     parser.add_argument("--minutes", type=float, default=30.0, help="of mp36k, all stages together")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path, default=result_path("gpu"))
     options = parser.parse_args()
     options.models = options.models.split(",")
-    content = json.loads(options.out.read_text()) if options.out.exists() else {}
-    content["torch"] = torch.__version__
+    content = read_result(options.out)
     content["device"] = torch.cuda.get_device_name(0) if options.device == "cuda" else "cpu"
+    content["machine"] = machine("torch")
 
     def save(part: str, rows: Any) -> None:
         content[part] = rows
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
+        if options.write:
+            write_result(options.out, content)
 
     options.save = save
     for name in options.parts.split(","):

@@ -1,6 +1,6 @@
 """What converting and building cost as a function of size: CPU time and bytes.
 
-    python benchmarks/cost.py
+    python -m benchmarks.speed.cost
 
 Random crystals of 15 A^3 an atom in extxyz files go through plan, convert and graphs (the stages'
 own functions, in one process, shards on disk; seconds are those of the processor). First 100 to 100,000 structures of 12 atoms, then 1 to
@@ -10,15 +10,10 @@ benchmarks/results/cost.json and the figure benchmarks/results/cost.svg.
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import chdir
 from pathlib import Path
-
-from data_plane import random_crystals
 
 from atomloom.config import GraphSpec, parse_config
 from atomloom.pipeline.paths import Layout
@@ -26,11 +21,17 @@ from atomloom.stages.convert import convert_chunk
 from atomloom.stages.graphs import build_chunk
 from atomloom.stages.plan import make_plan
 from atomloom.store.shards import read_attributes
-from atomloom.structures.elements import SYMBOLS
+from benchmarks.common.results import (
+    ROOT,
+    Parser,
+    machine,
+    result_path,
+    rounded,
+    write_result,
+)
+from benchmarks.common.structures import extxyz_frame, random_crystals
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "cost.json"
-FIGURE = RESULT.with_suffix(".svg")
+FIGURE = result_path("cost").with_suffix(".svg")
 COUNTS = (100, 1000, 10_000, 100_000)
 ATOMS = 12
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -44,6 +45,7 @@ GRAPHS = {
 
 def main() -> None:
     """Measure, print, write table and figure."""
+    options = Parser(__doc__).parse_args()
     measure(200, ATOMS)  # compiles and imports what the others would pay for
     by_count = [measure(count, ATOMS) for count in COUNTS]
     by_atoms = [measure(min(MOST, max(LEAST, ATOMS_IN_ALL // n)), n) for n in SIZES]
@@ -58,10 +60,10 @@ def main() -> None:
         sizes = [row["bytes"][k] / row["structures"] for k in ("structures", "knn", "radius")]
         print(f"{row['structures']:>10,} {row['atoms']:>6,} " + " ".join(f"{x:>8,.1f}" for x in us)
               + f" {sizes[0]:>10,.0f} {sizes[1]:>8,.0f} {sizes[2]:>8,.0f}")  # fmt: skip
-    machine = {"python": platform.python_version(), "seconds": "of the processor"}
-    content = {"by_structures": by_count, "by_atoms": by_atoms, "machine": machine}
-    RESULT.write_text(json.dumps(_rounded(content), indent=1, sort_keys=True) + "\n")
-    draw(by_count, by_atoms)
+    content = {"by_structures": by_count, "by_atoms": by_atoms}
+    if options.write:
+        write_result("cost", rounded(content | {"machine": machine(seconds="of the processor")}))
+        draw(by_count, by_atoms)
     few, many = by_count[1], by_count[-1]
     rates = [row["structures"] / sum(row["seconds"].values()) for row in (few, many)]
     print(
@@ -72,11 +74,11 @@ def main() -> None:
 
 def measure(count: int, atoms: int) -> dict:
     """CPU seconds and bytes of each stage."""
-    with tempfile.TemporaryDirectory() as folder, working_in(folder):
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
         Path("data").mkdir()
         for number, first in enumerate(range(0, count, 10_000)):
             crystals = random_crystals(min(10_000, count - first), atoms, seed=first)
-            Path("data", f"{number:02d}.extxyz").write_text("".join(map(frame, crystals)))
+            Path("data", f"{number:02d}.extxyz").write_text("".join(map(extxyz_frame, crystals)))
         layouts = {name: layout_of(graph) for name, graph in GRAPHS.items()}
         layout = layouts["knn"]
         seconds = {}
@@ -116,17 +118,6 @@ def layout_of(graph: dict) -> Layout:
     )  # whatever the model needs
 
 
-def frame(crystal) -> str:
-    """One frame of extxyz."""
-    lattice = " ".join(f"{x:.8f}" for x in crystal.cell.ravel())
-    rows = "\n".join(
-        f"{SYMBOLS[z]} {x:.8f} {y:.8f} {w:.8f}"
-        for z, (x, y, w) in zip(crystal.numbers.tolist(), crystal.positions.tolist(), strict=True)
-    )
-    head = f'Lattice="{lattice}" Properties=species:S:1:pos:R:3 energy=0 pbc="T T T"'
-    return f"{len(crystal)}\n{head}\n{rows}\n"
-
-
 def draw(by_count: list[dict], by_atoms: list[dict]) -> None:
     """Time of each stage and bytes of each kind of shard, against size."""
     import matplotlib
@@ -161,27 +152,8 @@ def draw(by_count: list[dict], by_atoms: list[dict]) -> None:
     figure.savefig(FIGURE, metadata={"Date": None})
 
 
-@contextmanager
-def working_in(folder: str):
-    """Relative paths start at `folder`."""
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
 def _silent(message: str) -> None:
     """Say nothing."""
-
-
-def _rounded(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""aenet-python behind benchmarks/aenet.py: computes features and trains, as it is told.
+"""aenet-python behind benchmarks/speed/aenet.py: computes features and trains, as it is told.
 
-    PYTHON -P benchmarks/aenet_peer.py FOLDER
+    PYTHON benchmarks/peers/aenet_python.py FOLDER
 
 Runs by an interpreter that imports `aenet` and knows nothing of atomloom. FOLDER holds problem.json and
 structures.npz; each line of the standard input is a command, each answer one line.
@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 import time
+from importlib import metadata
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ def main() -> None:
     species, least = problem["species"], problem["least_distance"]
     describe = ChebyshevDescriptor(species, radial, far, angular, near, min_cutoff=least)
     names = {number: name for number, name in zip(problem["numbers"], species, strict=True)}
+    (name,) = metadata.packages_distributions()["aenet"]
+    print(json.dumps({name: metadata.version(name), "torch": torch.__version__}), flush=True)
     structures, inputs = [], []
     for index in range(problem["structures"]):
         positions, cell = content[f"positions{index}"], content[f"cell{index}"]
@@ -43,8 +46,6 @@ def main() -> None:
                 np.array([True] * 3),
             )
         )
-        if not index:
-            print("ready", flush=True)
         places = torch.tensor(positions)
         graph = build_csr_from_neighborlist(
             places,
@@ -96,11 +97,12 @@ def main() -> None:
         command, _, rest = line.strip().partition(" ")
         if command == "features":
             np.save(f"{folder}/features.npy", features().numpy())
-            print("written", flush=True)
+            print(json.dumps("written"), flush=True)
         elif command == "time":
-            start = time.process_time()
+            clock, processor = time.perf_counter(), time.process_time()
             features()
-            print(time.process_time() - start, flush=True)
+            spent = time.perf_counter() - clock, time.process_time() - processor
+            print(json.dumps(spent), flush=True)
         elif command == "epochs":
             print(json.dumps(epochs(json.loads(rest))), flush=True)
         else:

@@ -1,25 +1,20 @@
 """Reading structures: milliseconds a record, beside gemmi, pymatgen and ASE on the same texts.
 
-    python benchmarks/readers.py [--only NAME]
+    python -m benchmarks.speed.readers [--only NAME]
 
 Texts are in memory; what is measured is from a record's bytes to a checked structure (ours), or to
 the library's own object (the peers). CPU time of one thread, the least of several rounds, so that a
-busy machine matters little; peers that are slow read a part of the records. Reads the published data
-sets from ATOMLOOM_DATA (../shared/data unless set) and writes benchmarks/results/readers.json.
+busy machine matters little; peers that are slow read a part of the records. Writes benchmarks/results/readers.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import itertools
 import json
-import os
-import platform
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import ase.io
@@ -32,10 +27,8 @@ from pymatgen.io.vasp import Poscar
 from atomloom.config import Checks
 from atomloom.readers import RawRecord, enumerate_records, parse_record
 from atomloom.structures.checks import check_structure
+from benchmarks.common.results import Parser, data_path, machine, write_result
 
-ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("ATOMLOOM_DATA") or ROOT.parent / "shared" / "data")
-RESULT = ROOT / "benchmarks" / "results" / "readers.json"
 ROUNDS = 5
 SECONDS = 1.0
 """Rounds go on for at least this; a slow peer's round is kept to it by giving it fewer records."""
@@ -44,7 +37,7 @@ Task = tuple[Sequence[RawRecord], dict[str, Callable[[str], Any]]]
 
 
 def take(path: str, count: int) -> list[RawRecord]:
-    return list(itertools.islice(enumerate_records([DATA / path]), count))
+    return list(itertools.islice(enumerate_records([data_path(path)]), count))
 
 
 # --- peers ----------------------------------------------------------------------------------------
@@ -170,17 +163,15 @@ def streaming() -> dict[str, float]:
     found = {}
     for path in ("mp36k_crysxpp/cif.tar.xz", "perov5/perov5_heat_ref.all_structures.json.zip"):
         start = time.process_time()
-        count = sum(1 for _ in enumerate_records([DATA / path]))
+        count = sum(1 for _ in enumerate_records([data_path(path)]))
         found[path] = count / (time.process_time() - start)
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=[*TASKS, "streaming"], help="measure this alone")
-    only = parser.parse_args().only
-    if not DATA.is_dir():
-        raise SystemExit(f"no data sets in {DATA}: set ATOMLOOM_DATA to their folder")
+    parser = Parser(__doc__, parts=[*TASKS, "streaming"])
+    options = parser.parse_args()
+    only = options.only
     warnings.simplefilter("ignore")
     checks = Checks(max_volume_per_atom=1e9)  # ethanol is in its 50 A box here
     results: dict[str, Any] = {}
@@ -209,11 +200,9 @@ def main() -> None:
         results["streaming_records_per_second"] = streaming()
         for path, rate in results["streaming_records_per_second"].items():
             print(f"{rate:10,.0f} records/s out of {path}")
-    if only is None:
-        versions = {"python": platform.python_version(), "gemmi": gemmi.__version__}
-        content = {"machine": platform.machine(), "versions": versions, "results": results}
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps(content, indent=1) + "\n")
+    if only is None and options.write:
+        about = machine("gemmi", "pymatgen", "ase")
+        write_result("readers", {"machine": about, "results": results})
     slowest = max((r["ours_ms"] for r in results.values() if "ours_ms" in r), default=0.0)
     print(f"readers: {len(results)} parts, slowest format {slowest:.3f} ms a record")
 

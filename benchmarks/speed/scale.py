@@ -1,11 +1,10 @@
 """What 200,000 structures cost, what one change among them costs, and where ten million would bend.
 
-    python benchmarks/scale.py [--only large | reading | plan | dag] [--peer PYTHON] [--folder SCRATCH]
+    python -m benchmarks.speed.scale [--only large | reading | plan | dag] [--peer PYTHON] [--folder SCRATCH]
 
 large: 200,000 crystals, made of mp36k and perov5 by seeded rattling, in 20 extxyz files; plan, convert,
 graphs, index and split by the command line with two workers; then the dry run of the finished
-workflow, and what one structure appended, inserted or deleted makes it do again. Data come from
-../shared/data, or ATOMLOOM_DATA.
+workflow, and what one structure appended, inserted or deleted makes it do again.
 reading: the graphs of the same 200,000 crystals from disk into memory on one core, beside lists of
 PyTorch Geometric's Data in a pickle, written and read by the interpreter `--peer` (which has torch and
 torch_geometric), in turns. And the disk that a perovskite of five atoms takes.
@@ -16,10 +15,7 @@ for several chunk sizes (CPU seconds: they use one core). Updates its part of be
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import re
 import resource
 import statistics
@@ -39,13 +35,21 @@ from atomloom.graphs.store import GraphStore, write_graphs
 from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.plan import Chunk, Plan
 from atomloom.readers import enumerate_records, list_files, parse_record
-from atomloom.structures.elements import SYMBOLS
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
+from benchmarks.common.peer import PEERS
+from benchmarks.common.results import (
+    ROOT,
+    Parser,
+    data_path,
+    machine,
+    read_result,
+    rounded,
+    write_result,
+)
+from benchmarks.common.structures import extxyz_frame
+from benchmarks.common.timing import Seconds, clock, in_turns
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "scale.json"
-DATA = Path(os.environ.get("ATOMLOOM_DATA") or ROOT.parent / "shared" / "data")
 STRUCTURES = 200_000
 PEROVSKITES = "perov5_heat_ref.all_structures.json.zip"
 FILES = 20
@@ -54,7 +58,6 @@ SEED = 200
 HUGE = 10_000_000
 DRY_RUNS = 3
 READ_ROUNDS = 3
-PEER_PYTHON: Path | None = None
 CONFIG = """
 dataset:
   name: scale
@@ -70,7 +73,7 @@ model: {{name: icomformer, width: 32}}
 
 def crystals() -> Iterator[Structure]:
     """All crystals of mp36k and perov5, once."""
-    sources = [DATA / "mp36k_crysxpp" / "cif.tar.xz", DATA / "perov5" / PEROVSKITES]
+    sources = [data_path("mp36k_crysxpp/cif.tar.xz"), data_path(f"perov5/{PEROVSKITES}")]
     for source in sources:
         for record in enumerate_records(list_files(source)):
             yield parse_record(record.format, record.payload or b"", record.id)
@@ -101,22 +104,15 @@ def write_frames(folder: Path) -> dict:
 
 def frame(structure: Structure, rng: np.random.Generator) -> str:
     """One rattled copy with a made-up energy."""
-    places = structure.positions + rng.normal(scale=RATTLE, size=structure.positions.shape)
-    lattice = " ".join(f"{x:.8f}" for x in structure.cell.ravel())
-    rows = "\n".join(
-        f"{SYMBOLS[z]} {x:.8f} {y:.8f} {z_:.8f}"
-        for z, (x, y, z_) in zip(structure.numbers.tolist(), places.tolist(), strict=True)
-    )
-    return (
-        f'{len(structure)}\nLattice="{lattice}" Properties=species:S:1:pos:R:3 '
-        f'energy={rng.normal():.6f} pbc="T T T"\n{rows}\n'
-    )
+    moves = rng.normal(scale=RATTLE, size=structure.positions.shape)
+    rattled = replace(structure, positions=structure.positions + moves)
+    return extxyz_frame(rattled, energy=rng.normal())
 
 
 # --- 200,000 --------------------------------------------------------------------------------------
 
 
-def large(scratch: Path) -> dict:
+def large(scratch: Path, _: str | None) -> dict:
     """Seconds of each stage, of the finished workflow's dry run, and jobs after each change."""
     raw = write_frames(scratch / "data")
     (scratch / "scale.yaml").write_text(CONFIG.format(mean=1000))
@@ -206,41 +202,8 @@ def _after(scratch: Path) -> dict:
 
 # --- reading --------------------------------------------------------------------------------------
 
-PEER = """
-import pickle, sys, time
-import numpy as np
-import torch
-from torch_geometric.data import Data
 
-def write(arrays, path):
-    file = np.load(arrays)
-    a = {name: file[name] for name in file.files}
-    node, edge = a["node_ptr"], a["edge_ptr"]
-    made = []
-    for i in range(len(node) - 1):
-        n, e = slice(node[i], node[i + 1]), slice(edge[i], edge[i + 1])
-        made.append(Data(
-            z=torch.from_numpy(a["numbers"][n].astype(np.int64)),
-            pos=torch.from_numpy(a["positions"][n].astype(np.float32)),
-            cell=torch.from_numpy(a["cell"][i : i + 1].astype(np.float32)),
-            edge_index=torch.from_numpy(np.stack([a["src"][e], a["dst"][e]]).astype(np.int64)),
-            shift=torch.from_numpy(a["shift"][e].astype(np.float32)),
-        ))
-    with open(path, "wb") as file:
-        pickle.dump(made, file, protocol=pickle.HIGHEST_PROTOCOL)
-
-def read(path):
-    torch.set_num_threads(1)
-    start = time.perf_counter()
-    with open(path, "rb") as file:
-        made = pickle.load(file)
-    print(len(made), time.perf_counter() - start)
-
-globals()[sys.argv[1]](*sys.argv[2:])
-"""
-
-
-def reading(scratch: Path) -> dict:
+def reading(scratch: Path, peer: str | None) -> dict:
     """Seconds to have all graphs in memory, and bytes on disk, beside a pickle."""
     write_frames(scratch / "data")
     (scratch / "scale.yaml").write_text(CONFIG.format(mean=1000))
@@ -257,23 +220,23 @@ def reading(scratch: Path) -> dict:
         assert sum(len(table[i].numbers) > 0 for i in range(len(table))) == STRUCTURES
 
     pickled = scratch / "graphs.pickle"
-    if PEER_PYTHON is not None:
+
+    def unpickle() -> Seconds:
+        count, *spent = _pickle(peer, "read", pickled)
+        assert count == STRUCTURES
+        return Seconds(*spent)
+
+    if peer is not None:
         table = GraphStore(index).load()
         names = ("node_ptr", "edge_ptr", "numbers", "positions", "cell", "src", "dst", "shift")
         np.savez(scratch / "arrays.npz", **{name: getattr(table, name) for name in names})
         del table
-        _peer("write", str(scratch / "arrays.npz"), str(pickled))
-    seconds: dict[str, list[float]] = {"load": [], "load_and_cut": [], "pickle": []}
-    for _ in range(READ_ROUNDS):
-        for name, work in (("load", load), ("load_and_cut", cut)):
-            start = time.perf_counter()
-            work()
-            seconds[name].append(time.perf_counter() - start)
-        if PEER_PYTHON is not None:
-            count, took = _peer("read", str(pickled)).split()
-            assert int(count) == STRUCTURES
-            seconds["pickle"].append(float(took))
-    medians = {name: statistics.median(times) for name, times in seconds.items() if times}
+        _pickle(peer, "write", scratch / "arrays.npz", pickled)
+    variants = {"load": load, "load_and_cut": cut}
+    if peer is not None:
+        variants["pickle"] = unpickle
+    times = in_turns(variants, READ_ROUNDS, warm_up=0)
+    medians = {name: clock(each) for name, each in times.items()}
     size = json.loads((index / "index.json").read_text())["bytes"]
     _row("200,000 graphs into memory, digests recomputed", medians["load"], "s")
     _row("    and as 200,000 objects", medians["load_and_cut"], "s")
@@ -283,7 +246,7 @@ def reading(scratch: Path) -> dict:
         "bytes_a_graph": size / STRUCTURES,
         "bytes_a_perovskite_of_5_atoms": small,
     }
-    if PEER_PYTHON is not None:
+    if peer is not None:
         _row("    a pickle of PyTorch Geometric's Data", medians["pickle"], "s")
         result["pickle_bytes_a_graph"] = pickled.stat().st_size / STRUCTURES
         result["times_pickle"] = medians["pickle"] / medians["load"]
@@ -298,7 +261,7 @@ def _perovskites(scratch: Path) -> float:
     rng = np.random.default_rng(SEED)
     folder = scratch / "perovskites"
     folder.mkdir()
-    records = enumerate_records(list_files(DATA / "perov5" / PEROVSKITES))
+    records = enumerate_records(list_files(data_path(f"perov5/{PEROVSKITES}")))
     read = [parse_record(r.format, r.payload or b"", r.id) for r in records]
     table = StructureTable.from_structures(
         [
@@ -316,13 +279,13 @@ def _perovskites(scratch: Path) -> float:
     return sizes / len(table)
 
 
-def _peer(*arguments: str) -> str:
-    done = subprocess.run(
-        [str(PEER_PYTHON), "-c", PEER, *arguments], capture_output=True, text=True
-    )
+def _pickle(python: str | None, *arguments: object) -> list:
+    """Answer of a fresh process, whose memory holds nothing of the last one's."""
+    command = [str(python), str(PEERS / "pyg_pickle.py"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"the peer failed:\n{done.stderr[-2000:]}")
-    return done.stdout
+    return json.loads(done.stdout)
 
 
 def _reading_line(result: dict) -> str:
@@ -342,7 +305,7 @@ def _reading_line(result: dict) -> str:
 # --- ten million ----------------------------------------------------------------------------------
 
 
-def huge_plan(scratch: Path) -> dict:
+def huge_plan(scratch: Path, _: str | None) -> dict:
     """Seconds, memory and bytes of the plan of ten million records."""
     (scratch / "data").mkdir()
     with open(scratch / "data" / "frames.xyz", "w") as file:
@@ -363,7 +326,7 @@ def huge_plan(scratch: Path) -> dict:
     }
 
 
-def dag(scratch: Path) -> dict:
+def dag(scratch: Path, _: str | None) -> dict:
     """Dry runs by chunk size."""
     return {"records": HUGE, "dry_runs": [_dag(mean) for mean in (100_000, 20_000, 5000, 1000)]}
 
@@ -485,32 +448,20 @@ PARTS = {
 
 def main() -> None:
     """Measure, print, write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=PARTS, help="one part")
+    parser = Parser(__doc__, parts=list(PARTS), peer="torch_geometric")
     parser.add_argument("--folder", type=Path, help="where the scratch folders go; the system's")
-    parser.add_argument("--peer", type=Path, help="interpreter with torch_geometric")
     options = parser.parse_args()
-    global PEER_PYTHON
-    PEER_PYTHON = options.peer
     lines = []
     for name in [options.only] if options.only else PARTS:
         measure, line = PARTS[name]
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            result = measure(Path(folder))
-        machine = {"python": platform.python_version(), "cores": os.cpu_count()}
-        content = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-        content[name] = _rounded(result) | {"machine": machine}
-        RESULT.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+            result = measure(Path(folder), options.peer)
+        content = read_result("scale")
+        content[name] = rounded(result) | {"machine": machine()}
+        if options.write:
+            write_result("scale", content)
         lines.append(line(result))
     print("; ".join(lines))
-
-
-def _rounded(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

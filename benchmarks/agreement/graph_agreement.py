@@ -1,6 +1,6 @@
 """Are our graphs those of ASE and jarvis-tools? Edge by edge, on real crystals.
 
-    python benchmarks/graph_agreement.py [--only alignn_sample | mp36k] [--most N]
+    python -m benchmarks.agreement.graph_agreement [--only alignn_sample | mp36k] [--most N]
 
 Every structure of alignn_sample and a seeded sample of mp36k. Radius graphs beside
 ase.neighborlist.neighbor_list, k-nearest graphs (8 A, k = 12) beside jarvis-tools'
@@ -8,20 +8,16 @@ nearest_neighbor_edges. Edges are compared as whole numbers (source, target, cel
 image), so an edge is the same or it is not. An edge that only one side has is explained when its
 length is, to 1e-5 A, that at which its atom's list ends: the cutoff (ASE), or the k-th distance, where
 rounding cuts through a shell that we keep whole (jarvis-tools). Anything else is listed as
-unexplained. Data come from ../shared/data, or ATOMLOOM_DATA. Writes
+unexplained. Writes
 benchmarks/results/graph_agreement.json.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -33,10 +29,8 @@ from atomloom.readers.sources import enumerate_records
 from atomloom.structures import to_ase
 from atomloom.structures.elements import SYMBOLS
 from atomloom.structures.structure import Structure
+from benchmarks.common.results import Parser, data_path, read_result, write_result
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "graph_agreement.json"
-DATA = Path(os.environ.get("ATOMLOOM_DATA") or ROOT.parent / "shared" / "data")
 RADII = (5.0, 8.0)
 KNN = GraphSpec(cutoff=8.0, max_neighbors=12)
 TOLERANCE = KNN.shell_tolerance
@@ -153,14 +147,14 @@ def inside(structure: Structure) -> Structure:
 
 def alignn_sample() -> Iterator[tuple[str, Structure]]:
     """All POSCARs of ALIGNN's example."""
-    for record in enumerate_records([DATA / "alignn_sample" / "sample_data.tar.gz"]):
+    for record in enumerate_records([data_path("alignn_sample/sample_data.tar.gz")]):
         if record.format == "poscar":
             yield record.id, parse_record(record.format, record.payload or b"", record.id)
 
 
 def mp36k() -> Iterator[tuple[str, Structure]]:
     """A seeded sample of the CIFs of mp36k."""
-    records = list(enumerate_records([DATA / "mp36k_crysxpp" / "cif.tar.xz"]))
+    records = list(enumerate_records([data_path("mp36k_crysxpp/cif.tar.xz")]))
     chosen = np.random.default_rng(SEED).choice(len(records), SAMPLE, replace=False)
     for number in sorted(chosen):
         record = records[number]
@@ -185,11 +179,10 @@ def agreement(name: str, most: int | None = None) -> dict:
 
 def main() -> None:
     """Compare, print, write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=SETS, help="one of the data sets")
+    parser = Parser(__doc__, parts=list(SETS))
     parser.add_argument("--most", type=int, help="stop after so many structures of a set")
     options = parser.parse_args()
-    content = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    content = read_result("graph_agreement")
     strange = total = 0
     for name in [options.only] if options.only else SETS:
         content[name] = agreement(name, options.most)
@@ -203,7 +196,8 @@ def main() -> None:
             )
             strange += tally["unexplained"]
             total += tally["structures"]
-    RESULT.write_text(json.dumps(content, indent=1) + "\n")
+    if options.write:
+        write_result("graph_agreement", content)
     print(f"{total:,} comparisons with ASE and jarvis-tools, {strange} of them unexplained")
     sys.exit(bool(strange))
 

@@ -3,7 +3,7 @@
 Each step runs in a process of its own, whose greatest resident size is read from the system; speeds
 are ratios of medians, taken in turn. The numbers of both are compared, bit by bit.
 
-    python benchmarks/checkpointing.py [--only MODEL] [--width 256] [--structures 64]
+    python -m benchmarks.speed.checkpointing [--only MODEL] [--width 256] [--structures 64]
 
 ALIGNN, whose line graph is some 20 times as large, gets an eighth of the structures.
 """
@@ -15,10 +15,9 @@ import json
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-RESULT = HERE / "results" / "checkpointing.json"
+from benchmarks.common.results import ROOT, Parser, machine, read_result, write_result
+
 MODELS = {"icomformer": 1, "ecomformer": 1, "alignn": 8}
 """By what the number of structures is divided."""
 ROUNDS = 3
@@ -36,8 +35,6 @@ def child(options: argparse.Namespace) -> None:
     from atomloom.config.model import ALIGNNConfig, EComFormerConfig, IComFormerConfig
     from atomloom.models import build_model
     from atomloom.training.batch_size import peak_memory
-
-    sys.path.insert(0, str(HERE.parent))
     from tests.unit.models.batches import batch_from_graphs, random_crystal
 
     torch.set_num_threads(1)
@@ -76,15 +73,22 @@ def child(options: argparse.Namespace) -> None:
 
 def measure(options: argparse.Namespace, model: str, on: bool) -> dict:
     """One process."""
-    command = [sys.executable, __file__, "--child", model, "--width", str(options.width)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.speed.checkpointing",
+        "--child",
+        model,
+        "--width",
+        str(options.width),
+    ]
     command += ["--structures", str(options.structures), *(["--on"] if on else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=MODELS)
+    parser = Parser(__doc__, parts=list(MODELS))
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--structures", type=int, default=64)
     parser.add_argument("--child", choices=MODELS, help=argparse.SUPPRESS)
@@ -93,7 +97,7 @@ def main() -> None:
     if options.child:
         child(options)
         return
-    results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    results = read_result("checkpointing")
     print(f"{'model':<12}{'plain MB':>10}{'with MB':>10}{'less':>8}{'time':>8}  gradients")
     for model in [options.only] if options.only else MODELS:
         pairs = [
@@ -112,12 +116,14 @@ def main() -> None:
             "memory_saved": 1 - less / plain,
             "time_ratio": time,
             "same_bits": same,
+            "machine": machine("torch", threads=1),
         }
         print(
             f"{model:<12}{plain / 1e6:>10.0f}{less / 1e6:>10.0f}{1 - less / plain:>8.0%}{time:>8.2f}  "
             f"{'the same bits' if same else 'DIFFERENT'}"
         )
-    RESULT.write_text(json.dumps(results, indent=1) + "\n")
+    if options.write:
+        write_result("checkpointing", results)
     least = min(result["memory_saved"] for result in results.values())
     print(f"gradient checkpointing takes at least {least:.0%} less memory for a step")
 

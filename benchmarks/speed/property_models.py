@@ -1,6 +1,6 @@
 """Training steps of the property models beside the plain form of their published algebra.
 
-    python benchmarks/property_models.py [--only comformer] [--published PATH]
+    python -m benchmarks.speed.property_models [--only comformer] [--published PATH]
 
 The batch: 64 perovskites, 5 atoms each, the 25 nearest neighbours with lattice self-edges; from the
 perov5 set where the real data are (ATOMLOOM_DATA), otherwise displaced synthetic cells. Every
@@ -12,18 +12,14 @@ benchmarks/results/property_models.json.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
-import json
 import lzma
 import math
 import os
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from argparse import Namespace
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,23 +35,19 @@ from atomloom.data.loader import GraphLoader
 from atomloom.graphs.build import build_graphs
 from atomloom.models import build_model
 from atomloom.models.common.features import cgcnn_features
-from atomloom.pipeline.run_card import processor
 from atomloom.structures.adapters import to_structure
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
-
-HERE = Path(__file__).resolve().parent
-DATA = Path(os.environ.get("ATOMLOOM_DATA") or HERE.parents[1] / "shared" / "data")
-RESULT = HERE / "results" / "property_models.json"
-
+from benchmarks.common.results import Parser, find_data, machine, read_result, write_result
+from benchmarks.common.training_steps import Variant, compare, show
 
 # --- the batch ------------------------------------------------------------------------------------
 
 
 def perovskites(count: int) -> tuple[str, list[Structure]]:
     """Where they are from, and `count` five-atom perovskites."""
-    path = DATA / "perov5" / "val.csv.xz"
-    if path.is_file():
+    path = find_data("perov5/val.csv.xz")
+    if path is not None:
         from pymatgen.core import Structure as Crystal
 
         csv.field_size_limit(1 << 24)
@@ -227,93 +219,6 @@ class ReferenceIComFormer(nn.Module):
 # --- measuring ------------------------------------------------------------------------------------
 
 
-@dataclass
-class Variant:
-    """One way to take the training step."""
-
-    name: str
-    model: nn.Module
-    data: object
-    bf16: bool = False
-    compiled: bool = False
-
-    def __post_init__(self) -> None:
-        self.call = torch.compile(self.model) if self.compiled else self.model
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, weight_decay=0.0)
-        self.seconds: list[float] = []
-
-    def loss(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16):
-            output = self.call(self.data)
-        output = output.reshape(len(target)).to(target.dtype)
-        return output, (output - target).square().mean()
-
-    def step(self, target: Tensor) -> None:
-        self.optimizer.zero_grad()
-        self.loss(target)[1].backward()
-        self.optimizer.step()
-
-    def output_and_gradient(self, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        self.optimizer.zero_grad()
-        output, loss = self.loss(target)
-        loss.backward()
-        named = self.model.named_parameters()
-        return output.detach().double(), {
-            name: weight.grad.double() for name, weight in named if weight.grad is not None
-        }
-
-
-def relative(found: Tensor, true: Tensor) -> float:
-    return float((found - true).norm() / true.norm())
-
-
-def compare(
-    variants: Iterator[Variant], exact: Variant, target: Tensor, rounds: int
-) -> list[dict[str, object]]:
-    """Errors against `exact`, then times: every variant once a round, in turns."""
-    true_output, true_gradient = exact.output_and_gradient(target.double())
-    rows, ready = [], []
-    for variant in variants:
-        output, gradient = variant.output_and_gradient(target)
-        # Weights that take no part have a gradient of zero here and none there.
-        names = sorted(true_gradient.keys() & gradient.keys())
-        rows.append(
-            {
-                "variant": variant.name,
-                "output_error": relative(output, true_output),
-                "gradient_error": relative(
-                    torch.cat([gradient[name].flatten() for name in names]),
-                    torch.cat([true_gradient[name].flatten() for name in names]),
-                ),
-            }
-        )
-        variant.step(target)
-        ready.append(variant)
-    for _ in range(rounds):
-        for variant in ready:
-            begin = time.perf_counter()
-            variant.step(target)
-            variant.seconds.append(time.perf_counter() - begin)
-    for row, variant in zip(rows, ready, strict=True):
-        row["step_ms"] = 1e3 * statistics.median(variant.seconds)
-        row["fastest_ms"] = 1e3 * min(variant.seconds)
-    base = rows[0]["step_ms"]
-    for row in rows:
-        row["speedup"] = base / row["step_ms"]
-    return rows
-
-
-def show(title: str, rows: list[dict[str, object]]) -> None:
-    print(f"\n{title}")
-    print(f"{'variant':34s} {'ms/step':>9s} {'fastest':>9s} {'speed':>6s} "
-          f"{'output error':>13s} {'gradient error':>15s}")  # fmt: skip
-    for row in rows:
-        print(
-            f"{row['variant']:34s} {row['step_ms']:9.1f} {row['fastest_ms']:9.1f} "
-            f"{row['speedup']:6.2f} {row['output_error']:13.1e} {row['gradient_error']:15.1e}"
-        )
-
-
 def published_class(path: Path | None, name: str) -> Callable[[], nn.Module] | None:
     """The published model of that name, built with its defaults; None without a path."""
     if path is None:
@@ -348,7 +253,7 @@ class Published(nn.Module):
         return self.model.named_parameters(*args, **kwargs)
 
 
-def comformer(options: argparse.Namespace) -> dict[str, object]:
+def comformer(options: Namespace) -> dict[str, object]:
     """iComFormer and eComFormer."""
     source, structures = perovskites(options.structures)
     batch, exact_batch = batches(structures, options.neighbours)
@@ -380,37 +285,37 @@ def comformer(options: argparse.Namespace) -> dict[str, object]:
         def ours(label: str, config=config, weights=weights, **how) -> Variant:
             copy = build_model(config(width=options.width), 1)
             copy.load_state_dict(weights)
-            return Variant(label, copy, batch, **how)
+            return Variant(label, copy, batch, target, **how)
 
         def variants(reference=reference, original=original, weights=weights, ours=ours):
             if original is not None:
                 with _quiet():
                     peer = original()
                 peer.load_state_dict(weights)
-                yield Variant("published, fp32", Published(peer), copies)
-                yield Variant("published, bf16-mixed", Published(peer), copies, bf16=True)
+                yield Variant("published, fp32", Published(peer), copies, target)
+                yield Variant("published, bf16-mixed", Published(peer), copies, target, bf16=True)
             if reference is not None:
                 plain = reference(options.width)
                 plain.load_state_dict(weights)
-                yield Variant("plain published algebra, fp32", plain, copies)
+                yield Variant("plain published algebra, fp32", plain, copies, target)
             yield ours("atomloom, fp32")
             yield ours("atomloom, bf16-mixed", bf16=True)
             if options.compile:
                 yield ours("atomloom, fp32, compiled", compiled=True)
                 yield ours("atomloom, bf16-mixed, compiled", bf16=True, compiled=True)
 
-        rows = compare(variants(), Variant("float64", exact, exact_batch), target, options.rounds)
+        truth = Variant("float64", exact, exact_batch, target.double())
+        rows = compare(variants(), truth, options.rounds)
         show(f"{name}, width {options.width}", rows)
         result[name] = rows
     return result
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], dict[str, object]]] = {"comformer": comformer}
+PARTS: dict[str, Callable[[Namespace], dict[str, object]]] = {"comformer": comformer}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=sorted(PARTS), help="one part of the table")
+    parser = Parser(__doc__, parts=list(PARTS))
     parser.add_argument("--model", help="one model of the part, in lower case")
     parser.add_argument("--published", type=Path, help="folder to import the published code from")
     parser.add_argument("--structures", type=int, default=64)
@@ -419,19 +324,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="timed steps of each variant")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--no-compile", dest="compile", action="store_false")
-    parser.add_argument("--no-write", dest="write", action="store_false", help="only print")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    results = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    results = read_result("property_models")
     for part in [options.only] if options.only else sorted(PARTS):
-        results[part] = PARTS[part](options) | {
-            "threads": options.threads,
-            "torch": torch.__version__,
-            "processor": processor(),
-        }
+        results[part] = PARTS[part](options)
+        results[part]["machine"] = machine("torch", threads=options.threads)
     if options.write:
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps(results, indent=1) + "\n")
+        write_result("property_models", results)
     fastest = [
         f"{name} {max(row['speedup'] for row in rows):.1f}x"
         for part in results.values()

@@ -1,27 +1,25 @@
 """The Chebyshev potential on aenet's 1,000 TiO2 structures, beside the reference run of aenet-PyTorch.
 
-    python benchmarks/aenet_tio2.py [--only reference | large] [--threads N]
+    python -m benchmarks.accuracy.aenet_tio2 [--only reference | large] [--threads N]
 
 reference: networks of the reference size (two layers of 5 tanh nodes an element), its descriptor and
 its 900/100 split. The reference run took 3,190 s on a CPU to 7.74 meV/atom and 0.388 eV/A, root mean
 squares of energies an atom and of force vectors.
 large: larger networks on the same descriptor.
-Data come from ../shared/data, or ATOMLOOM_DATA. Updates its part of benchmarks/results/aenet_tio2.json.
+Updates its part of benchmarks/results/aenet_tio2.json.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import tempfile
 from pathlib import Path
 
 import torch
-from pipeline import DATA, ROOT, Outcome, rmse, run_pipeline
 
-RESULT = ROOT / "benchmarks" / "results" / "aenet_tio2.json"
-FOLDER = DATA / "aenet_tio2"
+from benchmarks.common.results import Parser, data_path, read_result, write_result
+from benchmarks.common.runs import Outcome, measured_run, rmse
+
 REFERENCE = {"seconds": 3190.0, "energy_rmse_mev_per_atom": 7.74, "force_rmse_ev_per_a": 0.388}
 ATOMS = {"Ti": -1604.604515075, "O": -432.503149303}
 NETWORKS = {"reference": [5, 5], "large": [30, 30]}
@@ -32,7 +30,7 @@ def split_table(folder: Path) -> Path:
     """A table that says which structures the reference run tested on."""
     lines = ["id,split"]
     for split in ("train", "test"):
-        text = (FOLDER / "reference" / f"02-train_output_energies.{split}").read_text()
+        text = data_path(f"aenet_tio2/reference/02-train_output_energies.{split}").read_text()
         names = [line.split()[-1] for line in text.splitlines() if line.strip().endswith(".xsf")]
         lines += [f"{Path(name).stem},{split}" for name in names]
     path = folder / "split.csv"
@@ -45,7 +43,7 @@ def config_of(name: str, folder: Path, threads: int) -> dict:
     return {
         "dataset": {
             "name": "aenet-tio2",
-            "source": str(FOLDER / "dir_xsf.tar.gz"),
+            "source": str(data_path("aenet_tio2/dir_xsf.tar.gz")),
             "labels": {"file": str(split_table(folder)), "id_column": "id"},
             "target": ["energy", "forces"],
             "chunks": {"mean": 250},
@@ -106,21 +104,19 @@ def row_of(name: str, outcome: Outcome) -> dict:
 
 def main() -> None:
     """Run what is asked for and update the result file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--only", choices=list(NETWORKS))
+    parser = Parser(__doc__, parts=list(NETWORKS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
-    content = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    content = read_result("aenet_tio2")
     for name in [options.only] if options.only else NETWORKS:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            outcome = run_pipeline(config_of(name, folder, options.threads), folder, print)
+            outcome = measured_run(config_of(name, folder, options.threads), folder, print)
             row = row_of(name, outcome)
         content = {**content, **row} if name == "reference" else {**content, name: row}
         content["published"] = REFERENCE
-        RESULT.write_text(json.dumps(content, indent=1) + "\n")
+        if options.write:
+            write_result("aenet_tio2", content)
         print(
             f"{name}: energies {row['test_energy_rmse_mev_per_atom']:.2f} meV/atom, forces "
             f"{row['test_force_rmse_ev_per_a']:.3f} eV/A (RMSE, test), {row['train_seconds']:.0f} s; "

@@ -1,7 +1,7 @@
 """Loading of batches beside PyG's DataLoader and plain collation, and what a training step costs around
 the model.
 
-    python benchmarks/loader.py [--only slicing|balance|stall|overhead] [--peer PYTHON]
+    python -m benchmarks.speed.loader [--only slicing|balance|stall|overhead] [--peer PYTHON]
 
 slicing: 20,000 crystals of 12 atoms with their 12 nearest neighbours, in random order, from memory and
 out of core (a budget of a third of the graphs; shards of 1,000 crystals, which the system has in its
@@ -17,16 +17,13 @@ calls alone. Writes benchmarks/results/loader.json.
 
 from __future__ import annotations
 
-import argparse
 import csv
-import json
-import statistics
-import subprocess
+import itertools
 import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +40,13 @@ from atomloom.data.placement import choose_loader, open_loader
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
 from atomloom.graphs.store import GraphStore, write_graphs
-from atomloom.pipeline.run_card import processor
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 from atomloom.training import trainer
+from benchmarks.common.peer import Peer
+from benchmarks.common.results import Parser, machine, read_result, write_result
+from benchmarks.common.timing import Seconds, clock, in_turns, processor
 
-RESULT = Path(__file__).resolve().parent / "results" / "loader.json"
-PEER = Path(__file__).resolve().with_name("loader_peer.py")
 STRUCTURES = 20_000
 SHARD = 1_000
 ROUNDS = 5
@@ -139,7 +136,7 @@ class Collated:
         return joined
 
 
-class Peer:
+class PyG:
     """torch_geometric's DataLoader in an interpreter of its own, epoch by epoch."""
 
     def __init__(self, python: str, table: GraphTable, targets: np.ndarray, folder: Path) -> None:
@@ -161,31 +158,12 @@ class Peer:
             multiplicity=((table.listed & 1) + (table.listed >> 1)).astype(np.float32),
             targets=targets.astype(np.float32),
         )
-        self._process = subprocess.Popen(
-            [python, str(PEER), str(folder / "arrays.npz")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.version = self._answer()["torch_geometric"]
+        self.peer = Peer(python, "pyg_loader.py", folder / "arrays.npz")
 
     def epoch(self, workers: int, size: int, check: bool = False) -> tuple[Seconds, float]:
         """What one epoch took, and the sum of all edges' lengths in it, if that is to be checked."""
-        self._process.stdin.write(f"{workers} {size} {int(check)}\n")
-        self._process.stdin.flush()
-        answer = self._answer()
+        answer = self.peer.ask(f"{workers} {size} {int(check)}")
         return Seconds(answer["clock"], answer["processor"]), answer["edge_length"]
-
-    def close(self) -> None:
-        """End it."""
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _answer(self) -> dict:
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit("the peer ended before its time")
-        return json.loads(line)
 
 
 # --- parts ----------------------------------------------------------------------------------------
@@ -204,7 +182,7 @@ def slicing(python: str | None) -> dict:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         graphs = sharded(table, folder)
-        peer = None if python is None else Peer(python, table, targets, folder)
+        peer = None if python is None else PyG(python, table, targets, folder)
         for size in (64, 256):
             bounds = Batching(structures=size)
             choice = choose_loader(graphs, bounds, budget=int(graphs.weights.sum()) // 3)
@@ -223,22 +201,21 @@ def slicing(python: str | None) -> dict:
                 for position in range(len(plan)):
                     collated.batch(plan[position])
 
-            ways: dict[str, Callable[[int], Seconds]] = {
-                "in_memory": _timed(_through(memory)),
-                "out_of_core": _timed(_through(disk)),
-                "plain_collation": _timed(plain),
+            ways: dict[str, Callable[[], object]] = {
+                "in_memory": _through(memory),
+                "out_of_core": _through(disk),
+                "plain_collation": _epoch_by_epoch(plain),
             }
             for workers in () if peer is None else (0, 2):
                 check = peer.epoch(workers, size, check=True)[1]  # it also starts the workers
                 result["pyg_edge_length_error"] = abs(check / total - 1)
-                ways[f"pyg_{workers}_workers"] = lambda _, w=workers, n=size: peer.epoch(w, n)[0]
-            times = _in_turns(ways)
+                ways[f"pyg_{workers}_workers"] = lambda w=workers, n=size: peer.epoch(w, n)[0]
             speeds = {
                 name: {
-                    kind: len(table) / statistics.median(getattr(own, kind) for own in rounds)
-                    for kind in ("clock", "processor")
+                    "clock": len(table) / clock(times),
+                    "processor": len(table) / processor(times),
                 }
-                for name, rounds in times.items()
+                for name, times in in_turns(ways, ROUNDS, warm_up=0).items()
             }
             # What worker processes use is not in the processor time of theirs.
             ratios = {
@@ -280,10 +257,10 @@ def slicing(python: str | None) -> dict:
                 },
             }
         if peer is not None:
-            result["torch_geometric"] = peer.version
+            result |= peer.peer.versions
             error = result["pyg_edge_length_error"]
             print(f"sum of all edge lengths: ours and PyG's differ by {error:.0e} of it")
-            peer.close()
+            peer.peer.close()
     return result
 
 
@@ -404,39 +381,18 @@ PARTS: dict[str, Callable[[str | None], dict]] = {
 # --- help -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Seconds:
-    """What an epoch took."""
-
-    clock: float
-    processor: float
-    """Of all threads of the process: the time on one core that has nothing else to do."""
+def _epoch_by_epoch(work: Callable[[int], None]) -> Callable[[], None]:
+    """The same work on epoch 0, 1, ..., one a call."""
+    epochs = itertools.count()
+    return lambda: work(next(epochs))
 
 
-def _in_turns(ways: dict[str, Callable[[int], Seconds]]) -> dict[str, list[Seconds]]:
-    """What each way took, the ways taking turns, so that all meet the same machine."""
-    times: dict[str, list[Seconds]] = {name: [] for name in ways}
-    for turn in range(ROUNDS):
-        for name, way in ways.items():
-            times[name].append(way(turn))
-    return times
-
-
-def _through(loader: Loader) -> Callable[[int], None]:
+def _through(loader: Loader) -> Callable[[], None]:
     def go(epoch: int) -> None:
         for _ in loader.batches(epoch):
             pass
 
-    return go
-
-
-def _timed(function: Callable[[int], None]) -> Callable[[int], Seconds]:
-    def way(turn: int) -> Seconds:
-        begun, used = time.perf_counter(), time.process_time()
-        function(turn)
-        return Seconds(time.perf_counter() - begun, time.process_time() - used)
-
-    return way
+    return _epoch_by_epoch(go)
 
 
 def _edge_length(batches: Iterator[GraphBatch]) -> float:
@@ -457,7 +413,7 @@ def _peak(loader: Loader) -> int:
     """Most bytes of arrays at a time in an epoch."""
     tracemalloc.start()
     try:
-        _through(loader)(0)
+        _through(loader)()
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -530,17 +486,15 @@ def _history(data: LabelledGraphs, config) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=sorted(PARTS), help="one part")
-    parser.add_argument("--peer", metavar="PYTHON", help="an interpreter that has torch_geometric")
+    parser = Parser(__doc__, parts=list(PARTS), peer="torch_geometric")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    results = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
-    results["machine"] = {"processor": processor(), "threads": 1, "torch": torch.__version__}
+    results = read_result("loader")
+    results["machine"] = machine("torch", threads=1)
     for part in [options.only] if options.only else PARTS:
         results[part] = PARTS[part](options.peer)
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(results, indent=1) + "\n")
+    if options.write:
+        write_result("loader", results)
     if "slicing" in results:
         row = results["slicing"]["batches_of_64"]
         speed, ratio = row["speed"], row["ratio"]

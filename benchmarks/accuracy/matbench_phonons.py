@@ -1,26 +1,23 @@
 """The five official folds of matbench_phonons, by the preset of that name.
 
-    python benchmarks/matbench_phonons.py [--fold N] [--folder FOLDER] [--threads N]
+    python -m benchmarks.accuracy.matbench_phonons [--fold N] [--folder FOLDER] [--threads N]
 
 Trains iComFormer on each fold's training rows (5 % of them held out to choose the epoch by) and
-predicts its test rows. A folder that is kept goes on where it was. Data come from ../shared/data, or
-ATOMLOOM_DATA. Updates its folds of benchmarks/results/matbench_phonons.json.
+predicts its test rows. A folder that is kept resumes. Updates its folds of benchmarks/results/matbench_phonons.json.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pipeline import DATA, ROOT, run_pipeline
 
-RESULT = ROOT / "benchmarks" / "results" / "matbench_phonons.json"
+from benchmarks.common.results import ROOT, Parser, data_path, read_result, write_result
+from benchmarks.common.runs import measured_run
+
 PRESET = ROOT / "config" / "presets" / "matbench-phonons.yaml"
 TARGET = "last phdos peak"
 FOLDS = 5
@@ -44,7 +41,7 @@ def config_of(fold: int, threads: int) -> dict[str, Any]:
 
 def run_fold(fold: int, folder: Path, threads: int) -> dict[str, Any]:
     """Train, evaluate, and say what is committed of it."""
-    outcome = run_pipeline(config_of(fold, threads), folder, print)
+    outcome = measured_run(config_of(fold, threads), folder, print)
     card = outcome.run_card()
     del card["config"]["paths"]
     return {
@@ -72,22 +69,20 @@ def summary(folds: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Run what is asked for and update the result file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--fold", type=int, choices=range(FOLDS))
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    os.environ.setdefault("ATOMLOOM_DATA", str(DATA))
+    data_path("matbench_phonons")  # the preset names it by the environment variable
+    content = read_result("matbench_phonons")
     for fold in range(FOLDS) if options.fold is None else [options.fold]:
         with tempfile.TemporaryDirectory() as scratch:
             row = run_fold(fold, options.folder or Path(scratch), options.threads)
-        content = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-        folds = content.get("folds", {}) | {str(fold): row}
-        RESULT.write_text(json.dumps(summary(folds), indent=1) + "\n")
+        content = summary(content.get("folds", {}) | {str(fold): row})
+        if options.write:
+            write_result("matbench_phonons", content)
         print(f"fold {fold}: MAE {row['mae']:.2f} cm^-1 in {row['seconds']:.0f} s")
-    content = json.loads(RESULT.read_text())
     mean = f"mean {content['mean_mae']:.2f}" if "mean_mae" in content else "folds are missing"
     print(f"matbench_phonons: {mean}; published: {PUBLISHED}")
 

@@ -1,12 +1,11 @@
 """From structures to graphs on disk, beside the tools people use for it today, on one core.
 
-    python benchmarks/data_plane.py [--only graphs | mp36k]
+    python -m benchmarks.speed.data_plane [--only graphs | mp36k]
 
 graphs: k-nearest graphs (search, selection, shard) of all matbench_phonons crystals and of random
 crystals of 24 atoms, beside jarvis-tools' Graph.atom_dgl_multigraph (without its line graph) and
 pymatgen's bare neighbour list to 8 A; radius graphs beside vesin, matscipy and pymatgen; writing and
-reading of shards. Real crystals come from ../shared/data, or ATOMLOOM_DATA; without them that row is
-left out.
+reading of shards. Without the data sets the row of real crystals is left out.
 mp36k: 36,737 CIFs from one compressed archive to written graph shards, on all cores, stage by stage by
 the command line, then by the workflow with its split; and the dry run of the finished workflow.
 Ratios are of one run, rounds in turns, medians. Updates its part of
@@ -15,14 +14,11 @@ benchmarks/results/data_plane.json.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import os
-import platform
 import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -37,13 +33,21 @@ from atomloom.config.graph import GraphSpec
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
 from atomloom.graphs.store import GraphStore, read_graphs, write_graphs
-from atomloom.pipeline.run_card import processor
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
+from benchmarks.common.results import (
+    ROOT,
+    Parser,
+    data_path,
+    find_data,
+    machine,
+    read_result,
+    rounded,
+    write_result,
+)
+from benchmarks.common.structures import random_crystals
+from benchmarks.common.timing import clock, in_turns
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "data_plane.json"
-DATA = Path(os.environ.get("ATOMLOOM_DATA") or ROOT.parent / "shared" / "data")
 ROUNDS = 5
 KNN = GraphSpec(cutoff=8.0, max_neighbors=12)
 RADIUS = 5.0
@@ -53,26 +57,10 @@ STORE_SHARDS = 100
 # --- structures -----------------------------------------------------------------------------------
 
 
-def random_crystals(count: int, atoms: int, seed: int = 0) -> list[Structure]:
-    """Mildly skewed cells of 15 A^3 an atom, atoms at random places of a grid, slightly off it."""
-    rng = np.random.default_rng(seed)
-    side = (15.0 * atoms) ** (1 / 3)
-    steps = int(np.ceil((1.5 * atoms) ** (1 / 3)))
-    grid = np.stack(np.meshgrid(*[np.arange(steps)] * 3), axis=-1).reshape(-1, 3) / steps
-    crystals = []
-    for _ in range(count):
-        cell = side * (np.diag(rng.uniform(0.8, 1.2, 3)) + rng.normal(scale=0.08, size=(3, 3)))
-        places = grid[rng.permutation(len(grid))[:atoms]] + rng.normal(scale=0.02, size=(atoms, 3))
-        crystals.append(
-            Structure(rng.choice([8, 14, 22, 38], atoms), places @ cell, cell, [True] * 3)
-        )
-    return crystals
-
-
 def phonon_crystals() -> list[Structure] | None:
     """All crystals of matbench_phonons, if they are here."""
-    path = DATA / "matbench_phonons" / "matbench_phonons.json.gz"
-    if not path.exists():
+    path = find_data("matbench_phonons/matbench_phonons.json.gz")
+    if path is None:
         return None
     from pymatgen.core import Structure as Crystal
 
@@ -117,7 +105,7 @@ def _phonons() -> dict | None:
             nonlocal built
             built = build_graphs(table, KNN)
 
-        seconds = _in_turns(
+        seconds = _medians(
             {
                 "search": search,
                 "search_and_write": lambda: write_graphs(path, build_graphs(table, KNN), KNN),
@@ -169,7 +157,7 @@ def _knn_beside_peers() -> dict:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder) / "crystals.zarr.zip"
-        seconds = _in_turns(
+        seconds = _medians(
             {
                 "search": lambda: build_graphs(table, KNN),
                 "search_and_write": lambda: write_graphs(path, build_graphs(table, KNN), KNN),
@@ -225,7 +213,7 @@ def _radius_beside_peers(atoms: int) -> dict:
 
     edges = len(build_graphs(table, spec).src)
     assert with_vesin() == with_matscipy() == edges, "the peers find other pairs"
-    seconds = _in_turns(
+    seconds = _medians(
         {
             "ours": lambda: build_graphs(table, spec),
             "vesin": with_vesin,
@@ -244,7 +232,7 @@ def _shards() -> dict:
     table = build_graphs(StructureTable.from_structures(random_crystals(2000, 12, seed=1)), KNN)
     with tempfile.TemporaryDirectory() as folder:
         first = Path(folder) / "000.zarr.zip"
-        seconds = _in_turns(
+        seconds = _medians(
             {
                 "write": lambda: write_graphs(first, table, KNN),
                 "read": lambda: read_graphs(first),
@@ -255,7 +243,7 @@ def _shards() -> dict:
         for number in range(1, STORE_SHARDS):
             shutil.copyfile(first, Path(folder) / f"{number:03}.zarr.zip")
         store = GraphStore(folder)
-        seconds |= _in_turns(
+        seconds |= _medians(
             {
                 "load": lambda: store.load(threads=1),
                 "load_unverified": lambda: store.load(threads=1, verify=False),
@@ -294,9 +282,9 @@ def _symbols(structure: Structure) -> list[str]:
 MP36K = """
 dataset:
   name: mp36k
-  source: {data}/mp36k_crysxpp/cif.tar.xz
+  source: {source}/cif.tar.xz
   labels:
-    file: {data}/mp36k_crysxpp/id_prop.csv.gz
+    file: {source}/id_prop.csv.gz
     columns: [id, formation_energy, gap, fermi_energy, volume, magnetisation]
   target: formation_energy
 """
@@ -304,14 +292,13 @@ dataset:
 
 def mp36k() -> dict:
     """Seconds of each stage by the command line and of the workflow; memory of the largest process."""
-    if not (DATA / "mp36k_crysxpp").is_dir():
-        raise SystemExit("mp36k: no real data here, set ATOMLOOM_DATA")
+    source = data_path("mp36k_crysxpp").resolve()
     _compile()
     with tempfile.TemporaryDirectory() as folder:
         alone, together = Path(folder, "alone"), Path(folder, "together")
         for place in (alone, together):
             place.mkdir()
-            (place / "mp36k.yaml").write_text(MP36K.format(data=DATA.resolve()))
+            (place / "mp36k.yaml").write_text(MP36K.format(source=source))
         stages = {
             stage: _seconds(alone, "atomloom", stage, "--config", "mp36k.yaml")
             for stage in ("plan", "convert", "graphs", "index")
@@ -367,15 +354,9 @@ def _mp36k_line(result: dict) -> str:
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def _in_turns(work: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Median seconds of each function; they take turns, so that all see the same machine."""
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(rounds):
-        for name, function in work.items():
-            start = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+def _medians(work: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
+    """Median seconds of each function."""
+    return {name: clock(times) for name, times in in_turns(work, rounds, warm_up=0).items()}
 
 
 def _row(what: str, value: float, unit: str) -> None:
@@ -399,32 +380,16 @@ PARTS: dict[str, tuple[Callable[[], dict], Callable[[dict], str]]] = {
 
 def main() -> None:
     """Measure, print, and update the parts measured in the result file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=sorted(PARTS))
-    only = parser.parse_args().only
-    results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    options = Parser(__doc__, parts=list(PARTS)).parse_args()
+    results = read_result("data_plane")
     lines = []
-    for name in [only] if only else sorted(PARTS):
+    for name in [options.only] if options.only else PARTS:
         measure, closing_line = PARTS[name]
-        results[name] = {"machine": _machine(), **measure()}
+        results[name] = rounded(measure()) | {"machine": machine("numpy")}
         lines.append(closing_line(results[name]))
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(_rounded(results), indent=1, sort_keys=True) + "\n")
+    if options.write:
+        write_result("data_plane", results)
     print(*lines, sep="; ")
-
-
-def _machine() -> dict:
-    versions = {"python": platform.python_version(), "numpy": np.__version__}
-    return {"processor": processor(), **versions}
-
-
-def _rounded(value):
-    """Four digits are more than any of these measurements holds."""
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

@@ -1,0 +1,56 @@
+"""Other programs in interpreters of their own: scripts of `benchmarks/peers`, asked line by line.
+
+They import nothing of atomloom. The first line that a script writes is JSON of its versions; each line
+that it reads after that is a request, and each answer is one line.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.results import ROOT
+
+PEERS = ROOT / "benchmarks" / "peers"
+
+
+class Peer:
+    """A running script.
+
+    Args:
+        python: the interpreter.
+        script: file name in `benchmarks/peers`.
+        arguments: of the script.
+    """
+
+    def __init__(self, python: str | Path, script: str, *arguments: object) -> None:
+        self.script = script
+        self.process = subprocess.Popen(
+            [str(python), str(PEERS / script), *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.versions: dict[str, str] = self._answer()
+
+    def ask(self, request: str) -> Any:
+        """The answer to a request, decoded from JSON."""
+        assert self.process.stdin
+        self.process.stdin.write(f"{request}\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _answer(self) -> Any:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.script} has ended: see what it wrote above")
+        return json.loads(line)

@@ -1,0 +1,59 @@
+"""Whole runs of a config in one scratch folder, and what they came to."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from atomloom.api import prepare, run_pipeline
+from atomloom.config import parse_config
+from atomloom.stages.train import train_run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trained and evaluated run."""
+
+    folder: Path
+    metrics: Mapping[str, Any]
+    train_seconds: float
+    """Of the training stage alone, validation included."""
+    data_seconds: float
+    """From raw files to graphs and splits."""
+
+    def error(self, target: str, split: str, kind: str) -> float:
+        """An error of `metrics.json`."""
+        return float(self.metrics[target][split][kind])
+
+    def table(self, name: str) -> pd.DataFrame:
+        """`predictions`, or `forces` or `stress` of a potential."""
+        return pd.read_parquet(self.folder / f"{name}.parquet")
+
+    def run_card(self) -> dict[str, Any]:
+        """The run card."""
+        return json.loads((self.folder / "run.json").read_text())
+
+
+def measured_run(config: Mapping[str, Any], folder: Path, log=lambda message: None) -> Outcome:
+    """All stages of a config, results and store below `folder`, with the time of training by itself."""
+    paths = {"results": str(folder / "results"), "store": str(folder / "store")}
+    whole = parse_config({**config, "paths": paths})
+    begun = time.perf_counter()
+    places = prepare(whole, log)
+    prepared = time.perf_counter()
+    train_run(places, log)
+    trained = time.perf_counter()
+    run = run_pipeline(whole, log)
+    return Outcome(run.folder, run.metrics, trained - prepared, prepared - begun)
+
+
+def rmse(reference: np.ndarray, predicted: np.ndarray) -> float:
+    """Root mean square error."""
+    return float(np.sqrt(np.mean((np.asarray(predicted) - np.asarray(reference)) ** 2)))
