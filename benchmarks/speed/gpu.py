@@ -48,9 +48,10 @@ from atomloom.inference.devices import arithmetic, open_fabric
 from atomloom.models import build_model
 from atomloom.models.derivatives import evaluate_potential
 from atomloom.pipeline.paths import RunPaths
-from atomloom.stages.train import load_labelled
+from atomloom.stages.labelled import load_labelled
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
+from atomloom.targets.forces import Forces
 from atomloom.training.cuda_graphs import RecordedSteps
 from atomloom.training.trainer import Bench, compiled_model, rows_with_targets
 from benchmarks.common.results import (
@@ -111,7 +112,7 @@ def labelled(config: Config, structures: Sequence[Structure]) -> LabelledGraphs:
     if config.model.kind == "potential":
         energies = np.array([[float(s.properties["energy"])] for s in structures])
         forces = np.concatenate([np.asarray(s.properties["forces"]) for s in structures])
-        return LabelledGraphs(table, energies, rows, forces=forces)
+        return LabelledGraphs(table, energies, rows, {"forces": forces}, [Forces("forces")])
     drawn = np.random.default_rng(0).normal(size=(len(table), 1))
     return LabelledGraphs(table, drawn, rows)
 

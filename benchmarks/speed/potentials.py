@@ -45,6 +45,7 @@ from atomloom.potentials.committee import Committee
 from atomloom.potentials.dynamics import VelocityVerlet
 from atomloom.potentials.evaluation import calculate_batch, plain_structure, structure_table
 from atomloom.potentials.export import export_model, load_exported
+from atomloom.targets.forces import Forces
 from atomloom.training.trainer import train
 from benchmarks.common.results import Parser, find_data, machine, read_result, write_result
 from benchmarks.common.timing import clock, in_turns
@@ -201,7 +202,8 @@ def trained(name: str, labelled: list, folder: Path, epochs: int) -> tuple[Path,
         table,
         np.array([[a.get_potential_energy()] for a in labelled]),
         {"train": rows[held:], "val": rows[:held]},
-        forces=np.concatenate([a.get_forces() for a in labelled]),
+        {"forces": np.concatenate([a.get_forces() for a in labelled])},
+        [Forces("forces")],
     )
     said: list[str] = []
     begun = time.perf_counter()

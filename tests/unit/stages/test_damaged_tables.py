@@ -20,9 +20,9 @@ from atomloom.pipeline.quarantine import Quarantine
 from atomloom.stages.convert import convert_chunk
 from atomloom.stages.graphs import build_chunk
 from atomloom.stages.index import read_indexed_records, write_index
+from atomloom.stages.labelled import load_labelled
 from atomloom.stages.plan import make_plan
 from atomloom.stages.split import read_dataset, read_split, write_split
-from atomloom.stages.train import load_labelled
 from atomloom.store.parquet import write_table
 
 ROWS = "".join(

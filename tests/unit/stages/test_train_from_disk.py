@@ -12,7 +12,7 @@ from ase.build import bulk
 import atomloom
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import RunPaths
-from atomloom.stages.train import load_labelled
+from atomloom.stages.labelled import load_labelled
 from atomloom.store.files import read_json, write_sealed
 
 LATTICES = np.linspace(3.4, 4.2, 60)

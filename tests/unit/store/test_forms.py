@@ -278,10 +278,10 @@ def test_labels_that_make_no_sense_are_named(tmp_path, shard, name, change):
     write_shard(path, arrays, attributes)
     if name is None:
         assert problems_of(tmp_path, path) == []
-        assert len(read_labels(path, read_chunk_records(shard)).energy) == 4
+        assert len(read_labels(path, read_chunk_records(shard).hash).energy) == 4
         return
     with pytest.raises(AtomloomError, match="run `atomloom repair`"):
-        read_labels(path, read_chunk_records(shard))
+        read_labels(path, read_chunk_records(shard).hash)
     assert len(problems_of(tmp_path, path)) == 1
 
 

@@ -14,6 +14,7 @@ from atomloom.graphs.build import build_graphs
 from atomloom.models.common.layers import segment_sum
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
+from atomloom.targets import spec_of
 from atomloom.training import trainer
 from tests.unit.training.runs import small_config
 
@@ -75,7 +76,8 @@ def pair_data(structures: int = 36, seed: int = 0) -> LabelledGraphs:
     rows = rng.permutation(structures)
     val = structures // 6
     split = {"train": rows[val:], "val": rows[:val], "test": rows[:0]}
-    return LabelledGraphs(table, energies, split, forces=forces, stress=stress)
+    arrays = {"forces": forces, "stress": stress}
+    return LabelledGraphs(table, energies, split, arrays, [spec_of(name, name) for name in arrays])
 
 
 def pair_config(targets=("energy", "forces", "stress"), potential: dict | None = None, **training):

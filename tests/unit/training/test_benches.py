@@ -105,7 +105,7 @@ import sys
 from atomloom.config import load_config
 from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.plan import Plan
-from atomloom.stages.train import load_labelled
+from atomloom.stages.labelled import load_labelled
 from atomloom.training.batch_size import peak_memory
 from atomloom.training.trainer import train
 import torch

@@ -32,10 +32,10 @@ def test_a_pair_potential_is_learnt_from_energies_forces_and_stress(tmp_path, mo
     data = pair_data()
     config = pair_config(epochs=300, learning_rate=0.05, batch={"structures": 10})
     result = train(data, config, tmp_path, quiet)
-    spread = np.abs(data.forces).mean()
+    spread = np.abs(data.arrays["forces"]).mean()
     assert result.best_val_mae["energy_per_atom"] < 2e-3
     assert result.best_val_mae["forces"] < 0.01 * spread
-    assert result.best_val_mae["stress"] < 0.01 * np.abs(data.stress).mean()
+    assert result.best_val_mae["stress"] < 0.01 * np.abs(data.arrays["stress"]).mean()
 
 
 @pytest.mark.parametrize("targets", [("energy",), ("energy", "forces"), ("energy", "stress")])
@@ -82,9 +82,13 @@ def test_forces_that_are_not_drawn_do_not_count(tmp_path, monkeypatch):
     chosen = objective._selection(0)
     assert chosen.sum() == round(0.3 * len(data.split("train")))
     train(data, config, tmp_path / "one", quiet)
-    spoilt = np.where(np.repeat(chosen, np.diff(data.table.node_ptr))[:, None], data.forces, 1e3)
-    stress = np.where(chosen[:, None, None], data.stress, 1e3)
-    train(replace(data, forces=spoilt, stress=stress), config, tmp_path / "two", quiet)
+    spoilt = np.where(
+        np.repeat(chosen, np.diff(data.table.node_ptr))[:, None], data.arrays["forces"], 1e3
+    )
+    stress = np.where(chosen[:, None, None], data.arrays["stress"], 1e3)
+    train(
+        replace(data, arrays={"forces": spoilt, "stress": stress}), config, tmp_path / "two", quiet
+    )
     losses = [[row["train_loss"] for row in history(tmp_path / name)] for name in ("one", "two")]
     assert losses[0] == losses[1]
 
@@ -122,8 +126,8 @@ def test_the_sum_over_draws_of_forces_is_not_biased():
 def test_unknown_energies_and_forces_are_left_out(tmp_path, monkeypatch):
     use_pair_model(monkeypatch)
     data = pair_data(20)
-    data.forces[data.table.node_ptr[3] : data.table.node_ptr[4]] = np.nan
-    data.stress[5] = np.nan
+    data.arrays["forces"][data.table.node_ptr[3] : data.table.node_ptr[4]] = np.nan
+    data.arrays["stress"][5] = np.nan
     result = train(data, pair_config(epochs=2), tmp_path, quiet)
     assert np.isfinite(list(result.best_val_mae.values())).all()
 
@@ -164,12 +168,12 @@ def test_reference_energies_are_found_and_added_back():
     energies = data.targets[:, 0]
     for options in ({}, {"reference_energies": {"Li": -200.0, "F": -650.0}}):
         settings = PotentialTraining(**options)
-        reference = AtomicEnergies.fit(settings, data.table, energies, rows, data.forces)
+        reference = AtomicEnergies.fit(settings, data.table, energies, rows, data.arrays["forces"])
         reduced = reference.reduced(data.table, energies)
         assert np.abs(reduced).max() < 100, "only bonds are left"
         back = reduced * reference.scale + reference.offsets(data.table)
         np.testing.assert_allclose(back, energies, rtol=1e-14)
-        assert reference.scale == pytest.approx(np.sqrt(np.mean(data.forces**2)))
+        assert reference.scale == pytest.approx(np.sqrt(np.mean(data.arrays["forces"] ** 2)))
     for number, energy in OFFSETS.items():
         assert reference.element_energies[number] == energy
 
@@ -189,7 +193,7 @@ def test_range_normalisation_is_that_of_aenet():
 def test_a_reference_survives_its_file():
     data = pair_data(10)
     reference = AtomicEnergies.fit(
-        PotentialTraining(), data.table, data.targets[:, 0], np.arange(10), data.forces
+        PotentialTraining(), data.table, data.targets[:, 0], np.arange(10), data.arrays["forces"]
     )
     again = AtomicEnergies.of_content(reference.content())
     assert np.array_equal(again.element_energies, reference.element_energies, equal_nan=True)
@@ -238,7 +242,7 @@ def test_lbfgs_learns_a_pair_potential_in_few_epochs(tmp_path, monkeypatch, thre
     data = pair_data()
     config = pair_config(epochs=12, optimizer="lbfgs", batch={"structures": 5}, threads=threads)
     result = train(data, config, tmp_path, quiet)
-    assert result.best_val_mae["forces"] < 1e-3 * np.abs(data.forces).mean()
+    assert result.best_val_mae["forces"] < 1e-3 * np.abs(data.arrays["forces"]).mean()
 
 
 def test_lbfgs_gives_the_same_bits_by_any_number_of_threads_and_when_resumed(tmp_path, monkeypatch):
@@ -356,9 +360,9 @@ def test_forces_or_stress_of_a_structure_without_energy_are_learnt(tmp_path, mon
     forces_alone, stress_alone, nothing = (int(row) for row in train_rows[:3])
     data.targets[[forces_alone, stress_alone, nothing]] = np.nan
     data.targets[val_rows] = np.nan
-    data.stress[[forces_alone, nothing]] = np.nan
+    data.arrays["stress"][[forces_alone, nothing]] = np.nan
     for row in (stress_alone, nothing):
-        data.forces[slice(*data.table.node_ptr[row : row + 2])] = np.nan
+        data.arrays["forces"][slice(*data.table.node_ptr[row : row + 2])] = np.nan
     seen = rows_seen(monkeypatch, data, pair_config(epochs=1), tmp_path)
     assert sorted(seen) == sorted(set(train_rows.tolist()) - {nothing})
     (row,) = history(tmp_path)

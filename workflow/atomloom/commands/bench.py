@@ -20,7 +20,7 @@ from atomloom.data.memory import free_memory
 from atomloom.errors import AtomloomError
 from atomloom.inference.devices import choose_device
 from atomloom.pipeline.paths import RunPaths
-from atomloom.stages.train import load_labelled
+from atomloom.stages.labelled import load_labelled
 from atomloom.store.files import write_atomically, write_json, write_text
 from atomloom.training.batch_size import Found, Trial, find_batch, make_trials
 from atomloom.training.precision_report import Mode, certify

@@ -113,7 +113,7 @@ def _look_through(store: Path, path: Path) -> None:
         if records is not None:
             read_chunk_graphs(records, path)
     elif kind == "labels":
-        read_labels(path, None if PARTIAL in folders else records)
+        read_labels(path, None if PARTIAL in folders or records is None else records.hash)
     else:
         raise AtomloomError("is neither of structures, nor of labels, nor of graphs", where=path)
 

@@ -5,8 +5,8 @@ S structures, A atoms, K targets, G global features. It knows nothing of files a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from atomloom.errors import AtomloomError
 from atomloom.graphs.graph import GraphTable
 from atomloom.store.keys import chain_hash
 from atomloom.structures.elements import SYMBOLS
+from atomloom.targets import TargetSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,21 +38,25 @@ class LabelledGraphs:
     """[S, K] float64 in real units; NaN where unknown. Of a potential, [S, 1] energies in eV."""
     rows: Mapping[str, np.ndarray]
     """Rows of the table in `train`, `val` and `test`; a split may be missing or empty."""
-    forces: np.ndarray | None = None
-    """[A, 3] float64, eV/A, of all atoms of the table; NaN where unknown; None where not learnt."""
-    stress: np.ndarray | None = None
-    """[S, 3, 3] float64, eV/A^3; likewise."""
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Values of the targets that are more than a scalar per structure, by name: [S, ...] or, per atom
+    of the table, [A, ...] float64; NaN where unknown."""
+    specs: Sequence[TargetSpec] = ()
+    """The targets that `arrays` holds the values of."""
     globals: np.ndarray | None = None
     """[S, G] float64, global features; NaN where unknown; None without any."""
     choice: Placement | None = None
     """How graphs on disk are gone through; None in memory."""
 
     def __post_init__(self) -> None:
-        atoms, structures = len(self.table.numbers), len(self.table)
-        for name, shape in (("forces", (atoms, 3)), ("stress", (structures, 3, 3))):
-            array = getattr(self, name)
-            if array is not None and array.shape != shape:
-                raise AtomloomError(f"{name} of shape {array.shape}, not {shape}")
+        structures, atoms = len(self.table), int(self.table.node_ptr[-1])
+        names = sorted(spec.name for spec in self.specs)
+        if names != sorted(self.arrays):
+            raise AtomloomError(f"arrays of {sorted(self.arrays)} for the targets {names}")
+        for spec in self.specs:
+            found, shape = self.arrays[spec.name].shape, spec.array_shape(structures, atoms)
+            if found != shape:
+                raise AtomloomError(f"{spec.name} of shape {found}, not {shape}")
         if self.targets.ndim != 2 or len(self.targets) != len(self.table):
             raise AtomloomError(
                 f"targets of shape {self.targets.shape} for {len(self.table)} structures"
@@ -80,6 +85,13 @@ class LabelledGraphs:
         """Rows of a split; none where there is no such split."""
         return self.rows.get(name, np.zeros(0, dtype=np.int64))
 
+    def known(self) -> np.ndarray:
+        """[S] bool, whether at least one target of a structure is known, be it forces without an energy."""
+        found = np.isfinite(self.targets).any(axis=1)
+        for spec in self.specs:
+            found |= spec.known(self.arrays[spec.name], self.table.node_ptr)
+        return found
+
     def elements(self, rows: np.ndarray) -> tuple[str, ...]:
         """Elements of some structures, by atomic number."""
         among = np.zeros(len(self.table), dtype=bool)
@@ -91,9 +103,9 @@ class LabelledGraphs:
         """Names the content: structures, sizes, targets and splits."""
         sizes = (self.table.node_ptr, self.table.edge_ptr)
         parts = [np.ascontiguousarray(array).tobytes() for array in (self.table.hash, *sizes)]
-        values = (self.targets, self.forces, self.stress, self.globals)
-        known = [array for array in values if array is not None]
-        parts += [np.ascontiguousarray(array).tobytes() for array in known]
+        values = [self.targets, *(self.arrays[name] for name in sorted(self.arrays))]
+        values += [] if self.globals is None else [self.globals]
+        parts += [np.ascontiguousarray(array).tobytes() for array in values]
         for name in sorted(self.rows):
             parts += [name.encode(), self.rows[name].tobytes()]
         return chain_hash(parts)

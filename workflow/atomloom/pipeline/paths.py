@@ -212,8 +212,12 @@ class RunPaths:
 
     @property
     def split(self) -> Path:
-        """Folder of `dataset.parquet`, `split.json`, `quarantine.csv`."""
+        """Folder of `dataset.parquet`, target arrays, `split.json`, `quarantine.csv`."""
         return self.layout.results / "split" / self.dataset_key
+
+    def target_array(self, name: str) -> Path:
+        """Values of one target that is no column of `dataset.parquet`."""
+        return self.split / f"{name.replace('%', '%25').replace('/', '%2F')}.zarr.zip"
 
     # --- run ---
     @property

@@ -20,10 +20,8 @@ from atomloom.potentials.committee import Evaluation
 from atomloom.potentials.evaluation import evaluate_table
 from atomloom.potentials.students import TIMED, compare_with_teacher
 from atomloom.reports.figures import parity_figure
-from atomloom.stages.index import read_indexed_records
-from atomloom.stages.label import read_labels_of
-from atomloom.stages.split import read_dataset
-from atomloom.stages.train import load_labelled
+from atomloom.stages.label import read_labels
+from atomloom.stages.labelled import load_records
 from atomloom.store.files import write_atomically, write_json
 from atomloom.store.parquet import write_table
 from atomloom.structures.elements import SYMBOLS
@@ -48,14 +46,9 @@ def evaluate_run(places: RunPaths, log: Callable[[str], None]) -> Path:
         AtomloomError: when the run is not trained, or index or split are missing.
     """
     run, config = places.run, places.config
-    data = load_labelled(places)
+    labelled = load_records(places)
+    data, frame, rows = labelled.data, labelled.frame, labelled.rows
     model = load_model(run / "model.safetensors")
-    frame = read_dataset(places)
-    index = read_indexed_records(places)
-    frame = frame[frame["record"].isin(index["record"])].reset_index(drop=True)
-    if len(data.table) < len(index):  # in memory, only labelled graphs are held
-        index = index[index["record"].isin(frame["record"])].reset_index(drop=True)
-    rows = index.reset_index().set_index("record")["index"].loc[frame["record"]].to_numpy()
     if config.model.kind == "potential":
         tables = _evaluate_potential(places, model, data, frame, rows)
         units = dict(REPORTED[name] for name in config.dataset.target)
@@ -104,7 +97,8 @@ def _compare_with_teacher(
 ) -> None:
     """Write `student.json`: time of student and teacher, and their agreement in a short dynamics."""
     teacher, run = places.config.teacher, places.run
-    seconds = [read_labels_of(places.layout, key).seconds for key in places.plan.chunk_keys]
+    labels = (read_labels(places.layout.labels(key)) for key in places.plan.chunk_keys)
+    seconds = [label.seconds for label in labels]
     unseen = next(rows for name in ("test", "val", "train") if len(rows := data.split(name)))
     graphs = _graphs_of(data, unseen[:TIMED])
     structures = [_structure(graphs[place]) for place in range(len(graphs))]
@@ -185,17 +179,17 @@ def _evaluate_potential(
         table[f"energy{name}"] = values
         table[f"energy_per_atom{name}"] = values / atoms
     tables: dict[str, pd.DataFrame] = {"predictions": table}
-    if data.forces is not None:
+    if "forces" in data.arrays:
         structure = np.repeat(np.arange(len(rows)), atoms)
         own = frame[DESCRIPTION].iloc[structure].reset_index(drop=True)
         own["elements"] = np.array(SYMBOLS, dtype=object)[numbers]
         own["atom"] = np.arange(len(structure)) - (np.cumsum(atoms) - atoms)[structure]
-        wanted = data.forces[_atoms_of(data.table, rows)]
+        wanted = data.arrays["forces"][_atoms_of(data.table, rows)]
         tables["forces"] = _components(own, "forces", wanted, found.forces)
-    if data.stress is not None:
+    if "stress" in data.arrays:
         wanted, predicted = (
             values.reshape(-1, 9)[:, [0, 4, 8, 5, 2, 1]]  # xx, yy, zz, yz, xz, xy
-            for values in (data.stress[rows], found.stress)
+            for values in (data.arrays["stress"][rows], found.stress)
         )
         tables["stress"] = _components(frame[DESCRIPTION], "stress", wanted, predicted)
     return tables
@@ -213,8 +207,8 @@ def _evaluate_in_blocks(
             evaluate_table(
                 model,
                 graphs,
-                forces=data.forces is not None,
-                stress=data.stress is not None,
+                forces="forces" in data.arrays,
+                stress="stress" in data.arrays,
                 bounds=places.config.training.batch,
             )
         )

@@ -18,7 +18,6 @@ from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import Layout
 from atomloom.potentials.teachers import Label, teach
 from atomloom.stages.convert import (
-    ChunkRecords,
     ConvertedChunk,
     read_chunk,
     read_chunk_records,
@@ -106,11 +105,11 @@ def read_labels_of(layout: Layout, key: str) -> LabelledStructures:
     Raises:
         AtomloomError: when its shard is missing or damaged, or holds labels of other structures.
     """
-    return read_labels(layout.labels(key), read_chunk_records(layout.structures(key)))
+    return read_labels(layout.labels(key), read_chunk_records(layout.structures(key)).hash)
 
 
-def read_labels(path: Path, records: ChunkRecords | None = None) -> LabelledStructures:
-    """The labels of a shard, which is finished where the records of its chunk are given.
+def read_labels(path: Path, hashes: np.ndarray | None = None) -> LabelledStructures:
+    """The labels of a shard, which is finished where the structure hashes of its chunk are given.
 
     Raises:
         AtomloomError: when it is missing or damaged, holds labels of other structures, something else,
@@ -125,7 +124,7 @@ def read_labels(path: Path, records: ChunkRecords | None = None) -> LabelledStru
         wrong = "`failures` names rows that are not there"
     if wrong:
         raise AtomloomError(f"makes no sense: {wrong}", where=path, todo=REPAIR)
-    if records is not None and not np.array_equal(arrays["hash"], records.hash):
+    if hashes is not None and not np.array_equal(arrays["hash"], hashes):
         raise AtomloomError("holds labels of other structures", where=path, todo=REPAIR)
     return LabelledStructures(*(arrays[name] for name in LABEL_FORMS), failures=failures)
 
@@ -138,7 +137,7 @@ def labelled_chunk(layout: Layout, key: str) -> tuple[ConvertedChunk, dict[int, 
     chunk = read_chunk(layout.structures(key))
     if layout.config.teacher is None:
         return chunk, {}
-    labels = read_labels_of(layout, key)
+    labels = read_labels(layout.labels(key), chunk.table.hash)
     properties = {name: getattr(labels, name) for name in ("energy", "forces", "stress")}
     reasons = {row: f"teacher: {reason}" for row, reason in labels.failures.items()}
     table = replace(chunk.table, properties=properties, per_atom=frozenset(["forces"]))

@@ -28,6 +28,7 @@ from atomloom.errors import AtomloomError
 from atomloom.readers.base import MAX_RECORD_BYTES, decode, label_number
 from atomloom.readers.entries import ID_KEYS
 from atomloom.readers.sources import MAX_TABLE_BYTES, read_table
+from atomloom.targets import TargetSpec
 
 OWN = "own:"
 """Prefix of a column of labels that stand beside structures in their files, where others of the data set
@@ -192,14 +193,14 @@ def is_missing(value: str | float | None) -> bool:
     return value is None or value != value
 
 
-def array_targets(config: Config) -> tuple[str, ...]:
-    """The targets that are more than a number per structure, as forces and stress."""
-    return tuple(target.name for target in config.targets if not target.is_column)
+def array_targets(config: Config) -> tuple[TargetSpec, ...]:
+    """The targets that are more than a scalar per structure, as forces and stress."""
+    return tuple(target for target in config.targets if not target.is_column)
 
 
 def read_here(config: Config) -> list[str]:
     """Targets and global features that are one number per structure and not a teacher's."""
-    dataset, arrays = config.dataset, array_targets(config)
+    dataset, arrays = config.dataset, {target.name for target in array_targets(config)}
     taught = () if config.teacher is None else POTENTIAL_TARGETS
     wanted = [*dataset.target, *dataset.global_features]
     return [name for name in wanted if name not in arrays and name not in taught]
@@ -316,7 +317,7 @@ class _Join:
         told = set(self._config.dataset.global_features)
         here = read_here(self._config)
         targets = [name for name in here if name not in told]
-        inside = array_targets(self._config)
+        inside = {target.name for target in array_targets(self._config)}
         if targets and not inside and all(name in columns for name in targets):
             unknown = np.all([np.isnan(columns[name]) for name in targets], axis=0)
             for place in np.flatnonzero(unknown):

@@ -229,7 +229,7 @@ class _Search:
     def of(cls, config: Config, tables: list[LabelTable]) -> _Search:
         in_tables = {name for table in tables for name in table.names}
         wanted = [name for name in read_here(config) if name not in in_tables]
-        arrays = {name for name in array_targets(config) if config.teacher is None}
+        arrays = {one.name for one in array_targets(config) if config.teacher is None}
         # A structure that must be ordered first, which may take long, holds no other numbers.
         options = {k: v for k, v in config.dataset.options.items() if k != "order"}
         return cls(wanted, {*wanted, *arrays}, options)

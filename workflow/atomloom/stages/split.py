@@ -19,13 +19,20 @@ from atomloom.data.splits import SPLITS, divide, torn_groups
 from atomloom.errors import AtomloomError, again
 from atomloom.pipeline.paths import RunPaths
 from atomloom.pipeline.quarantine import QUARANTINE, Quarantine
-from atomloom.stages.convert import ConvertedChunk, require_whole
-from atomloom.stages.label import labelled_chunk
+from atomloom.stages.convert import ConvertedChunk
 from atomloom.stages.labels import OWN, TEXT, array_targets
 from atomloom.stages.plan import read_members, read_planned_labels
+from atomloom.stages.target_arrays import (
+    ChunkArrays,
+    holds,
+    labelled_chunks,
+    values_in,
+    write_target_arrays,
+)
 from atomloom.store.files import file_digest, read_json, write_atomically, write_sealed, write_spec
 from atomloom.store.parquet import read_table, write_table
 from atomloom.structures.composition import elements_text, reduced_formula
+from atomloom.targets import TargetSpec
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,9 @@ def write_split(places: RunPaths, log: Callable[[str], None]) -> Path:
     """Write `dataset.parquet`, `split.json`, `quarantine.csv`, `duplicates.csv`; return their folder.
 
     Columns of `dataset.parquet`: record (row of the plan), id, hash, split (train, val, test), one
-    column a target and a global feature, formula, elements (`Na,Cl`), n_atoms, and `text:NAME` where
-    `split.group` is a column NAME.
+    column per target and global feature, formula, elements (`Na,Cl`), n_atoms, and `text:NAME` where
+    `split.group` is a column NAME. A target that is more than a scalar per structure is no column:
+    its values go to a file of their own.
 
     Raises:
         AtomloomError: when a target or column is missing, too much is in quarantine, a split would
@@ -91,6 +99,10 @@ def write_split(places: RunPaths, log: Callable[[str], None]) -> Path:
     _require_values(known)
     frame = frame.drop(columns="source")  # where files lie is no part of the data set
     write_table(folder / "dataset.parquet", frame)
+    arrays = array_targets(config)
+    chunks = zip(plan.chunks, records.chunks, strict=True)
+    parts = [ChunkArrays.of(chunk.first, converted, arrays) for chunk, converted in chunks]
+    write_target_arrays(places, arrays, parts)
     write_spec(folder, places.dataset_spec)
     write_sealed(
         folder / "split.json",
@@ -186,10 +198,7 @@ def read_split(places: RunPaths) -> dict[str, Any]:
 
 def _read_structures(places: RunPaths, members: pd.DataFrame, quarantine: Quarantine) -> _Records:
     parts, chunks = [], []
-    for chunk in places.plan.chunks:
-        converted, unlabelled = labelled_chunk(places.layout, chunk.key)
-        counted = len(converted.record) + len(converted.quarantine)
-        require_whole(chunk, counted, places.layout.structures(chunk.key))
+    for chunk, converted, unlabelled in labelled_chunks(places):
         for place, reason in converted.quarantine:
             quarantine.add(chunk.first + place, reason)
         for row, reason in unlabelled.items():
@@ -228,12 +237,13 @@ def _join_targets(
     """The structures that have one of their targets at least, and all global features, with them; the
     others go to quarantine.
 
-    Forces and stress are no columns: they stay in the shards of structures, and may be unknown.
+    Forces and stress are no columns, and may be unknown.
     """
     frame = records.frame
-    arrays = array_targets(config)
-    for target in arrays:
-        _require_property(records, target)
+    specs = array_targets(config)
+    for spec in specs:
+        _require_array(records, spec)
+    arrays = [spec.name for spec in specs]
     own = labels.iloc[frame["record"]].reset_index(drop=True)
     problem = own["problem"].to_numpy(dtype=object).copy()
     targets = [name for name in config.dataset.target if name not in arrays]
@@ -256,7 +266,7 @@ def _join_targets(
             reason = f"no label: {name} is {frame[name][row]}, no finite number"
             problem[row] = problem[row] or reason
     unknown = np.all([frame[name].isna() for name in targets], axis=0)
-    unknown &= ~_have_arrays(records, arrays)
+    unknown &= ~_have_arrays(records, specs)
     wanted = [*targets, *arrays]
     problem[unknown & (problem == "")] = f"no label: the record has no {' and no '.join(wanted)}"
     for name in config.dataset.global_features:
@@ -267,22 +277,28 @@ def _join_targets(
     return frame[problem == ""].reset_index(drop=True)
 
 
-def _have_arrays(records: _Records, names: Sequence[str]) -> np.ndarray:
-    """[S] bool, whether a structure has known components of one of these properties."""
+def _have_arrays(records: _Records, specs: Sequence[TargetSpec]) -> np.ndarray:
+    """[S] bool, whether a structure has known components of one of these targets."""
     parts = []
     for chunk in records.chunks:
         table = chunk.table
-        found = np.zeros(len(table), dtype=bool)
-        for name in names:
-            values = table.properties.get(name)
-            if values is not None:
-                known = np.isfinite(values).reshape(len(values), -1).any(axis=1)
-                owners = np.arange(len(table))
-                if name in table.per_atom:
-                    owners = np.repeat(owners, np.diff(table.node_ptr))
-                found[owners[known]] = True
-        parts.append(found)
+        known = [spec.known(values_in(table, spec), table.node_ptr) for spec in specs]
+        parts.append(np.any([np.zeros(len(table), dtype=bool), *known], axis=0))
     return np.concatenate(parts)
+
+
+def _require_array(records: _Records, spec: TargetSpec) -> None:
+    """Refuse a target that no record has in its shape.
+
+    Raises:
+        AtomloomError: saying whether there is such a property at all.
+    """
+    _require_property(records, spec.name)
+    if not any(holds(chunk.table, spec) for chunk in records.chunks):
+        shape = f"{' x '.join(map(str, spec.shape))} numbers" if spec.shape else "a number"
+        raise AtomloomError(
+            f"no record has `{spec.name}` as {shape} per {spec.per}", where="dataset.target"
+        )
 
 
 def _agree(a: np.ndarray, b: np.ndarray) -> np.ndarray:

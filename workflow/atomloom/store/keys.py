@@ -112,7 +112,14 @@ def structure_digest(
 def array_digest(array: np.ndarray) -> str:
     """Digest of an array's type, shape and bytes, as shards record it for `verify`."""
     data = np.ascontiguousarray(array)
+    return parts_digest(data.dtype, data.shape, [data])
+
+
+def parts_digest(dtype: np.dtype, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> str:
+    """The `array_digest` of an array of this type and shape that comes in parts, one after another."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(f"{data.dtype.str}{data.shape}".encode())
-    digest.update(data.view(np.uint8).data if data.size else b"")
+    digest.update(f"{dtype.str}{shape}".encode())
+    for part in parts:
+        data = np.ascontiguousarray(part)
+        digest.update(data.view(np.uint8).data if data.size else b"")
     return digest.hexdigest()

@@ -16,7 +16,8 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -28,7 +29,7 @@ import numpy as np
 
 from atomloom.errors import AtomloomError
 from atomloom.store.files import open_plain, write_atomically
-from atomloom.store.keys import array_digest, canonical
+from atomloom.store.keys import array_digest, canonical, parts_digest
 
 # Blosc's threads write blocks in the order they finish, so bytes would differ from run to run.
 numcodecs.blosc.use_threads = False
@@ -56,8 +57,36 @@ _TYPES = frozenset(
 )
 
 
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """An array in parts along its first axis, which `write_shard` never puts together as a whole."""
+
+    parts: Sequence[np.ndarray]
+    """One at least, of one type and of one shape but for the first axis."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of all parts."""
+        return self.parts[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole."""
+        return (sum(map(len, self.parts)), *self.parts[0].shape[1:])
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        begin, end, _ = rows.indices(self.shape[0])
+        found, first = [self.parts[0][:0]], 0
+        for part in self.parts:
+            found.append(part[max(begin - first, 0) : max(end - first, 0)])
+            first += len(part)
+        return np.concatenate(found)
+
+
 def write_shard(
-    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]
+    path: str | os.PathLike,
+    arrays: Mapping[str, np.ndarray | Blocks],
+    attributes: Mapping[str, Any],
 ) -> None:
     """Write arrays and attributes as one shard, whole or not at all.
 
@@ -76,22 +105,29 @@ def write_shard(
     path = Path(path)
     ready = {name: _portable(name, arrays[name]) for name in sorted(arrays)}
     attributes = {key: value for key, value in attributes.items() if key not in RESERVED}
-    attributes["digests"] = {name: array_digest(array) for name, array in ready.items()}
+    attributes["digests"] = {
+        name: parts_digest(array.dtype, array.shape, array.parts)
+        if isinstance(array, Blocks)
+        else array_digest(array)
+        for name, array in ready.items()
+    }
     attributes["libraries"] = library_versions()
+    group = {"attributes": canonical(attributes), "node_type": "group", "zarr_format": 3}
+    description = _json(group)  # what has no JSON is refused before a file is begun
 
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        group = {"attributes": canonical(attributes), "node_type": "group", "zarr_format": 3}
-        _add(archive, "zarr.json", _json(group))
-        for name, array in ready.items():
-            chunk_shape = _chunk_shape(array)
-            _add(archive, f"{name}/zarr.json", _json(_array_metadata(array, chunk_shape)))
-            for key, chunk in _chunks(array, chunk_shape):
-                data = numcodecs.blosc.compress(
-                    chunk, b"zstd", _LEVEL, _BITSHUFFLE, 0, array.dtype.itemsize
-                )
-                _add(archive, f"{name}/{key}", data)
-    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
+    def write(temporary: Path) -> None:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            _add(archive, "zarr.json", description)
+            for name, array in ready.items():
+                chunk_shape = _chunk_shape(array)
+                _add(archive, f"{name}/zarr.json", _json(_array_metadata(array, chunk_shape)))
+                for key, chunk in _chunks(array, chunk_shape):
+                    data = numcodecs.blosc.compress(
+                        chunk, b"zstd", _LEVEL, _BITSHUFFLE, 0, array.dtype.itemsize
+                    )
+                    _add(archive, f"{name}/{key}", data)
+
+    write_atomically(path, write)
 
 
 def read_shard(
@@ -317,30 +353,35 @@ def _gzip_decompress(data: bytes, size: int) -> bytes:
     return zlib.decompressobj(wbits=31).decompress(data, size + 1)
 
 
-def _portable(name: str, array: np.ndarray) -> np.ndarray:
+def _portable(name: str, array: np.ndarray | Blocks) -> np.ndarray | Blocks:
+    if isinstance(array, Blocks):
+        return Blocks([np.asarray(_portable(name, part)) for part in array.parts])
     array = np.asarray(array)
     if array.dtype.newbyteorder("<") not in _TYPES:
         raise TypeError(f"array `{name}` of type {array.dtype} has no portable form")
     return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
 
 
-def _chunk_shape(array: np.ndarray) -> tuple[int, ...]:
-    if array.ndim == 0 or array.nbytes <= CHUNK_BYTES:
+def _chunk_shape(array: np.ndarray | Blocks) -> tuple[int, ...]:
+    shape, size = array.shape, math.prod(array.shape) * array.dtype.itemsize
+    if not shape or size <= CHUNK_BYTES:
         # Zarr wants chunks of at least one element even where the array has none.
-        return tuple(max(extent, 1) for extent in array.shape)
-    rows = max(CHUNK_BYTES // (array.nbytes // len(array)), 1)
-    return (rows, *array.shape[1:])
+        return tuple(max(extent, 1) for extent in shape)
+    rows = max(CHUNK_BYTES // (size // shape[0]), 1)
+    return (rows, *shape[1:])
 
 
-def _chunks(array: np.ndarray, chunk_shape: tuple[int, ...]) -> Iterable[tuple[str, np.ndarray]]:
+def _chunks(
+    array: np.ndarray | Blocks, chunk_shape: tuple[int, ...]
+) -> Iterable[tuple[str, np.ndarray]]:
     """Pairs of a chunk's key and its full-size content; none for an array without elements."""
-    if array.size == 0:
+    if 0 in array.shape:
         return
-    if array.ndim == 0:
+    if isinstance(array, np.ndarray) and array.ndim == 0:
         yield "c", array.reshape(1)
         return
-    rest = "/0" * (array.ndim - 1)
-    for number in range(math.ceil(len(array) / chunk_shape[0])):
+    rest = "/0" * (len(array.shape) - 1)
+    for number in range(math.ceil(array.shape[0] / chunk_shape[0])):
         chunk = array[number * chunk_shape[0] : (number + 1) * chunk_shape[0]]
         if len(chunk) < chunk_shape[0]:
             padding = np.zeros((chunk_shape[0] - len(chunk), *chunk_shape[1:]), array.dtype)
@@ -348,7 +389,7 @@ def _chunks(array: np.ndarray, chunk_shape: tuple[int, ...]) -> Iterable[tuple[s
         yield f"c/{number}{rest}", chunk
 
 
-def _array_metadata(array: np.ndarray, chunk_shape: tuple[int, ...]) -> dict[str, Any]:
+def _array_metadata(array: np.ndarray | Blocks, chunk_shape: tuple[int, ...]) -> dict[str, Any]:
     fill: Any = {"b": False, "f": 0.0, "c": [0.0, 0.0]}.get(array.dtype.kind, 0)
     blosc = {
         "blocksize": 0,

@@ -604,12 +604,7 @@ def _run_digest(data: LabelledGraphs, config: Config) -> str:
 def rows_with_targets(data: LabelledGraphs, split: str, log: Log) -> np.ndarray:
     """Rows of a split of which at least one target is known, be it forces without an energy."""
     rows = data.split(split)
-    known = np.isfinite(data.targets[rows]).any(axis=1)
-    if data.stress is not None:
-        known |= np.isfinite(data.stress[rows]).any(axis=(1, 2))
-    if data.forces is not None and len(data.forces):
-        of_atoms = np.isfinite(data.forces).any(axis=1)
-        known |= np.logical_or.reduceat(of_atoms, data.table.node_ptr[:-1])[rows]
+    known = data.known()[rows]
     if not known.all():
         log(f"{(~known).sum():,} structures of split {split} have no known target and are left out")
     if split == "train" and not known.any():

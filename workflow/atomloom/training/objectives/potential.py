@@ -82,8 +82,8 @@ class PotentialObjective:
         self.given = None
         self._data, self._train_rows, self._val_rows = data, train_rows, val_rows
         table, energies = data.table, data.targets[:, 0]
-        forces = data.forces if "forces" in self.terms else None
-        stress = data.stress if "stress" in self.terms else None
+        forces = data.arrays.get("forces") if "forces" in self.terms else None
+        stress = data.arrays.get("stress") if "stress" in self.terms else None
         for name, values in (("forces", forces), ("stress", stress)):
             if name in self.terms and values is None:
                 raise AtomloomError(f"the data set has no {name}", where="dataset.target")

@@ -1,0 +1,121 @@
+"""Labelled data: the graphs of an index with the targets and sides that the split gave them.
+
+Whoever trains, evaluates or measures loads them here. What a graph is labelled with is found by record,
+in `dataset.parquet` and in the target arrays alongside it; no shard of structures is read.
+
+Legend: S graphs of the table, D rows of the data set that have a graph.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+import pandas as pd
+
+from atomloom.data.dataset import LabelledGraphs
+from atomloom.data.on_disk import OnDiskGraphs
+from atomloom.data.placement import Placement, choose_loader
+from atomloom.data.splits import SPLITS
+from atomloom.graphs.graph import GraphTable
+from atomloom.graphs.store import GraphStore
+from atomloom.pipeline.paths import RunPaths
+from atomloom.stages.index import read_indexed_records
+from atomloom.stages.labels import array_targets
+from atomloom.stages.split import read_dataset
+from atomloom.stages.target_arrays import load_target_arrays
+from atomloom.store.files import read_json, write_sealed
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledRecords:
+    """A data set with the rows of its table."""
+
+    data: LabelledGraphs
+    """All labelled graphs, in the order of the index."""
+    frame: pd.DataFrame
+    """[D] rows of `dataset.parquet`."""
+    rows: np.ndarray
+    """[D] int64, row of `data.table` of each of them."""
+
+
+def load_labelled(places: RunPaths) -> LabelledGraphs:
+    """All labelled graphs with their targets, in the order of the index, and the rows of each split.
+
+    Raises:
+        AtomloomError: as `load_records`.
+    """
+    return load_records(places).data
+
+
+def load_records(places: RunPaths) -> LabelledRecords:
+    """The labelled graphs alongside the rows of the data set they belong to.
+
+    Raises:
+        AtomloomError: when index or split are missing or damaged, or the graphs fit nowhere.
+    """
+    records = read_indexed_records(places)["record"].to_numpy()
+    frame = read_dataset(places)
+    source = OnDiskGraphs(GraphStore(places.index))
+    choice = _choice_of_loader(places, source)
+    table: GraphTable | OnDiskGraphs = source
+    if choice.window is None:
+        table = GraphStore(places.index).load()
+        labelled = np.isin(records, frame["record"])
+        if not labelled.all():
+            table, records = table.take(np.flatnonzero(labelled)), records[labelled]
+    row_of = pd.Series(np.arange(len(records)), index=records)
+    frame = frame[frame["record"].isin(row_of.index)].reset_index(drop=True)
+    rows = row_of[frame["record"]].to_numpy()
+
+    def by_graph(names: list[str]) -> np.ndarray:
+        """[S, len(names)] columns of the data set, NaN where a graph has no row in it."""
+        values = np.full((len(records), len(names)), np.nan)
+        values[rows] = frame[names].to_numpy(np.float64)
+        return values
+
+    given = places.config.dataset.global_features
+    data = LabelledGraphs(
+        table=table,
+        targets=by_graph([one.name for one in places.config.targets if one.is_column]),
+        rows={name: rows[(frame["split"] == name).to_numpy()] for name in SPLITS},
+        arrays=load_target_arrays(places, records, table.node_ptr),
+        specs=array_targets(places.config),
+        globals=by_graph(given) if given else None,
+        choice=choice,
+    )
+    return LabelledRecords(data, frame, rows)
+
+
+def _choice_of_loader(places: RunPaths, source: OnDiskGraphs) -> Placement:
+    """Where the graphs are held; as written down when the run began, by whichever process was first.
+
+    The order of batches depends on it, so that a run that goes on, and all processes of one, keep it.
+    """
+    settings = places.config.training
+    path = places.run / "state" / "loader.json"
+    begun = None
+    if path.exists():
+        names = [item.name for item in fields(Placement)]
+        content = read_json(path, *names, todo=f"remove {path.parent} to train from the beginning")
+        begun = Placement(**{name: content[name] for name in names})
+    gigabytes = settings.loader.memory_gb
+    choice = choose_loader(
+        source,
+        settings.batch,
+        mode=settings.loader.mode,
+        budget=None if gigabytes is None else int(1e9 * gigabytes),
+        processes=settings.devices,
+        begun=begun,
+    )
+    if begun is None:
+        own = path.with_name(f"loader-{os.getpid()}.json")
+        write_sealed(own, asdict(choice))
+        try:
+            os.link(own, path)
+        except FileExistsError:
+            return _choice_of_loader(places, source)
+        finally:
+            own.unlink()
+    return choice
