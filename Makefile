@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 BENCHMARKS := $(filter-out %/gpu.py, $(wildcard benchmarks/speed/*.py benchmarks/accuracy/*.py benchmarks/agreement/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help run check test lint config bench clean
+.PHONY: help run check test mutants lint config bench clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,6 +30,9 @@ check: $(READY) ## unit tests that are not slow, for every change (some minutes)
 test: $(READY) ## all tests, in two processes; those that want the machine to themselves after the others
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not alone"
 	$(BIN)/python -m pytest -q -m alone tests/unit/training/test_processes.py
+
+mutants: $(READY) ## small errors, one at a time, that tests should notice; prints those that none did (long)
+	$(BIN)/python tests/mutants.py
 
 lint: $(READY) ## format, style, types, workflow
 	$(BIN)/ruff format --check workflow tests benchmarks resources
