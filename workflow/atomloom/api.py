@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ import pandas as pd
 from atomloom.config import Config, dump_config, parse_config
 from atomloom.config.dataset import Dataset, Split
 from atomloom.config.graph import GraphSpec
-from atomloom.config.model import IComFormerConfig, ModelConfig
+from atomloom.config.model import IComFormerConfig, section_named
 from atomloom.config.reading import read_config_file
 from atomloom.config.training import Training
 from atomloom.errors import AtomloomError, again
@@ -390,8 +390,10 @@ def _keys(model: str | None) -> Iterator[tuple[str, set[str]]]:
     yield "graph", set(GraphSpec.model_fields)
     yield "split", set(Split.model_fields)
     yield "dataset", set(Dataset.model_fields) - set(OWN)
-    classes = {cls.model_fields["name"].default: cls for cls in get_args(get_args(ModelConfig)[0])}
-    meant = classes.get(model or IComFormerConfig.model_fields["name"].default)
+    try:
+        meant = section_named(model or IComFormerConfig.model_fields["name"].default)
+    except ValueError as error:
+        raise AtomloomError(str(error), where="model.name") from None
     yield "model", set(meant.model_fields) - {"name"} if meant else set()
 
 

@@ -307,10 +307,21 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
         help="option of the format's reader; may be repeated",
     )
     sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    _add_trust(sub)
     sub.add_argument("--threads", type=_few, metavar="N", help="CPU threads")
     sub.add_argument("--log", type=Path, metavar="FILE", help="also append messages to this file")
     sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
     sub.set_defaults(run=_predict)
+
+
+def _add_trust(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="run the code of this package where the model file names it; may be repeated",
+    )
 
 
 def _add_export(commands: argparse._SubParsersAction) -> None:
@@ -333,6 +344,7 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
     sub.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="where it will run (cpu)"
     )
+    _add_trust(sub)
     sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
     sub.set_defaults(run=_export, log=None)
 
@@ -528,6 +540,7 @@ def _predict(options: argparse.Namespace) -> None:
         format=options.format,
         pattern=options.pattern,
         options=readers,
+        trust=tuple(options.trust),
     )
     predict_files(request, _log_to(options))
 
@@ -541,6 +554,7 @@ def _export(options: argparse.Namespace) -> None:
         compiled=options.compile,
         dtype=options.dtype,
         device=options.device,
+        trust=options.trust,
     )
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 

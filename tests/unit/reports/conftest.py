@@ -32,6 +32,7 @@ class FakeRun:
             quarantine=self.folder / "quarantine.csv",
             timings=self.folder / "timings",
             index=self.folder / "index.json",
+            model="iComFormer",
         )
 
     @property

@@ -106,6 +106,8 @@ class Prediction:
     """In folders and archives, only what matches this glob."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the readers."""
+    trust: tuple[str, ...] = ()
+    """Modules or packages that a model file may name for its network."""
 
     def beside(self, ending: str) -> Path:
         """A file that belongs to the output."""
@@ -296,7 +298,7 @@ def _strictest(checks: Sequence[Checks]) -> Checks:
 
 
 def _predictor(request: Prediction) -> _Predictor:
-    models = [load_model(path) for path in request.models]
+    models = [load_model(path, request.trust) for path in request.models]
     if all(isinstance(model.card.standardizer, AtomicEnergies) for model in models):
         return _PotentialPredictor(models, request.forces, request.device)
     if request.forces:

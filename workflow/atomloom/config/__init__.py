@@ -6,7 +6,7 @@
 from atomloom.config.base import expand_variables
 from atomloom.config.dataset import Checks, Chunks, Dataset, Labels, Split
 from atomloom.config.graph import GraphSpec
-from atomloom.config.model import ModelConfig
+from atomloom.config.model import ModelConfig, ModelSection
 from atomloom.config.root import Config, Paths, dump_config, load_config, parse_config
 from atomloom.config.training import Batching, Training
 
@@ -19,6 +19,7 @@ __all__ = [
     "GraphSpec",
     "Labels",
     "ModelConfig",
+    "ModelSection",
     "Paths",
     "Split",
     "Training",

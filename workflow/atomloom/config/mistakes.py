@@ -10,10 +10,12 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from atomloom.config.model import is_by_class, section_named
 from atomloom.errors import AtomloomError
 
 MOST_CHARACTERS = 4096
@@ -43,8 +45,10 @@ def without_empty(content: Mapping[str, Any], model: type[BaseModel]) -> dict[st
     return kept
 
 
-def mistake(error: ValidationError, model: type[BaseModel], where: str) -> AtomloomError:
-    """The first of the errors that pydantic found."""
+def mistake(
+    error: ValidationError, content: Mapping[str, Any], model: type[BaseModel], where: str
+) -> AtomloomError:
+    """The first of the errors that pydantic found in the content of a config."""
     errors = error.errors(include_url=False)
     start = _key(errors[0]["loc"], model)
     same = [other for other in errors if _key(other["loc"], model)[: len(start)] == start]
@@ -52,7 +56,7 @@ def mistake(error: ValidationError, model: type[BaseModel], where: str) -> Atoml
     places = [_key(other["loc"], model) for other in same]
     key = max(places, key=len)
     tried = [other for other, place in zip(same, places, strict=True) if place == key]
-    reasons = [_reason(other, model) for other in tried]
+    reasons = [_reason(other, content, model) for other in tried]
     said = ", or ".join(
         [reasons[0], *(text.removeprefix("Input should be ") for text in reasons[1:])]
     )
@@ -82,9 +86,7 @@ def _wrong_values(
         place = f"{above}{name}"
         sections = sections_of(field.annotation)
         if sections and isinstance(value, Mapping):
-            wanted = value.get("name")
-            named = [section for section in sections if _is_tag(section, wanted)]
-            yield from _wrong_values(value, (named or sections)[0], f"{place}.")
+            yield from _wrong_values(value, _meant(sections, value.get("name")), f"{place}.")
         elif sections and isinstance(value, list):
             for item in value:
                 if isinstance(item, Mapping):
@@ -132,18 +134,18 @@ def _key(location: tuple[Any, ...], model: type[BaseModel]) -> tuple[str, ...]:
     )
 
 
-def _reason(error: Any, model: type[BaseModel]) -> str:
+def _reason(error: Any, content: Mapping[str, Any], model: type[BaseModel]) -> str:
     if error["type"] == "missing":  # what stands around it is no wrong value
         return "is required, and the config has none"
     if error["type"] == "extra_forbidden":
-        known = _known_keys(error["loc"][:-1], model)
+        known = _known_keys(error["loc"][:-1], content, model)
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         return "unknown key" + (
             f", did you mean `{close[0]}`?" if close else f" (known: {', '.join(known)})"
         )
     said = error["msg"].removeprefix("Value error, ")
     if error["type"] == "union_tag_invalid":
-        return f"Input should be {error['ctx']['expected_tags']}"
+        return f"Input should be {error['ctx']['expected_tags']} or `module:Class`"
     if error["type"] in ("dict_type", "model_type", "model_attributes_type"):
         return "Input should be a mapping of keys"
     if error["type"] in ("list_type", "tuple_type"):
@@ -153,9 +155,9 @@ def _reason(error: Any, model: type[BaseModel]) -> str:
     return said
 
 
-def _known_keys(location: tuple[Any, ...], model: type[BaseModel]) -> list[str]:
+def _known_keys(location: tuple[Any, ...], content: Any, model: type[BaseModel]) -> list[str]:
     """Keys of the section at a place of the config; a part may name a member of a union."""
-    found = [model]
+    found, value = [model], content
     for part in location:
         if isinstance(part, int) or part.startswith("("):  # one of a list, or a tag
             continue
@@ -166,6 +168,10 @@ def _known_keys(location: tuple[Any, ...], model: type[BaseModel]) -> list[str]:
             if part in section.model_fields
         ]
         found = named or [inner for annotation in held for inner in sections_of(annotation)]
+        value = value.get(part) if isinstance(value, Mapping) and not named else value
+        name = value.get("name") if isinstance(value, Mapping) else value
+        if len(found) > 1 and is_by_class(name):
+            found = [_meant(found, name)]
     return list(found[0].model_fields) if found else []
 
 
@@ -175,6 +181,14 @@ def sections_of(annotation: Any) -> list[type[BaseModel]]:
         return [annotation]
     inner = [found for member in get_args(annotation) for found in sections_of(member)]
     return list(dict.fromkeys(inner))
+
+
+def _meant(sections: list[type[BaseModel]], name: Any) -> type[BaseModel]:
+    """Which of the sections that a field may hold a name stands for; the first where it is none."""
+    if len(sections) > 1 and is_by_class(name):
+        with suppress(ValueError):  # which is said when the section is validated
+            return section_named(name) or sections[0]
+    return next((section for section in sections if _is_tag(section, name)), sections[0])
 
 
 def _is_tag(model: type[BaseModel], part: Any) -> bool:

@@ -1,15 +1,27 @@
 """The `model` section: one class of hyper-parameters a model, told apart by `name`.
 
-The classes live here, away from torch, because the workflow reads them whenever it is parsed; the
-networks themselves are in `atomloom.models`, found through its registry.
+The classes live here, away from torch, because the workflow reads them whenever it is parsed; each says
+where its network is. A network that is named by `module:Class` has its section as its attribute `Config`.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Annotated, Any, ClassVar, Literal, TypeGuard, get_args
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import core_schema
 
 from atomloom.config.base import MOST_LAYERS, MOST_WIDTH, Section, unkeyed
 
@@ -41,14 +53,42 @@ class ModelSection(Section):
 
     kind: ClassVar[Literal["property", "potential"]] = "property"
     """`property`: numbers a structure. `potential`: energies of atoms, with forces and stress."""
+    display_name: ClassVar[str] = ""
+    """What a report calls the model; the name of its class where there is none."""
+    network: ClassVar[str] = ""
+    """"module:Class" of the network, where that is not the model's name."""
+
+    name: str
+    """Name of the model, or `module:Class` of its network."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_after_the_network_around_it(cls, data: Any) -> Any:
+        network = cls.__qualname__.rpartition(".")[0]
+        if isinstance(data, Mapping) and network and cls.model_fields["name"].is_required():
+            return {"name": f"{cls.__module__}:{network}", **data}
+        return data
 
     def graph_needs(self) -> dict[str, Any]:
         """Options of the graph that this model cannot do without."""
         return {}
 
+    @property
+    def shown_name(self) -> str:
+        """What a report calls the model."""
+        return self.display_name or self.name.rpartition(":")[2]
+
+    def key_content(self) -> dict[str, Any]:
+        """As of every section; of a network by `module:Class`, with the `VERSION` of its module."""
+        version = module_version(self.name)
+        return super().key_content() | ({} if version is None else {VERSION_KEY: version})
+
 
 class IComFormerConfig(ModelSection):
     """Invariant ComFormer (Yan et al., ICLR 2024, arXiv:2403.11857)."""
+
+    display_name: ClassVar[str] = "iComFormer"
+    network: ClassVar[str] = "atomloom.models.comformer:IComFormer"
 
     name: Literal["icomformer"] = "icomformer"
     """Name of the model."""
@@ -72,6 +112,9 @@ class IComFormerConfig(ModelSection):
 class EComFormerConfig(ModelSection):
     """Equivariant ComFormer (Yan et al., ICLR 2024, arXiv:2403.11857)."""
 
+    display_name: ClassVar[str] = "eComFormer"
+    network: ClassVar[str] = "atomloom.models.comformer:EComFormer"
+
     name: Literal["ecomformer"] = "ecomformer"
     """Name of the model."""
     width: int = Field(default=256, ge=4, le=MOST_WIDTH)
@@ -93,6 +136,9 @@ class EComFormerConfig(ModelSection):
 
 class ALIGNNConfig(ModelSection):
     """ALIGNN (Choudhary and DeCost, npj Comput. Mater. 7, 185 (2021))."""
+
+    display_name: ClassVar[str] = "ALIGNN"
+    network: ClassVar[str] = "atomloom.models.alignn:ALIGNN"
 
     name: Literal["alignn"] = "alignn"
     """Name of the model."""
@@ -126,6 +172,8 @@ class ChebyshevConfig(ModelSection):
     """Chebyshev (aenet) potential (Artrith, Urban and Ceder, PRB 96, 014112 (2017))."""
 
     kind: ClassVar[Literal["property", "potential"]] = "potential"
+    display_name: ClassVar[str] = "Chebyshev network"
+    network: ClassVar[str] = "atomloom.models.chebyshev.network:Chebyshev"
 
     name: Literal["chebyshev"] = "chebyshev"
     """Name of the model."""
@@ -176,6 +224,9 @@ class PaiNNConfig(ModelSection):
     """PaiNN, a potential (Schuett et al., ICML 2021, arXiv:2102.03150)."""
 
     kind: ClassVar[Literal["property", "potential"]] = "potential"
+    display_name: ClassVar[str] = "PaiNN"
+    network: ClassVar[str] = "atomloom.models.painn.network:PaiNN"
+
     name: Literal["painn"] = "painn"
     """Name of the model."""
     width: int = Field(default=128, ge=2, le=MOST_WIDTH)
@@ -194,7 +245,97 @@ class PaiNNConfig(ModelSection):
         return {"neighbors": "radius", "cutoff": self.cutoff}
 
 
+_BY_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+VERSION_KEY = "module VERSION"
+"""Where a key holds the `VERSION` of a network's module; no field can be called so."""
+
+
+def is_by_class(name: Any) -> TypeGuard[str]:
+    """Whether a model is named by `module:Class`."""
+    return isinstance(name, str) and ":" in name
+
+
+def section_by_class(name: str) -> type[ModelSection]:
+    """The section of a network that is named by `module:Class`; imports the module, which runs its code.
+
+    Raises:
+        ValueError: when there is no such network, or it has no section.
+    """
+    if not _BY_CLASS.fullmatch(name):
+        raise ValueError(f"{name!r} is not `module:Class`")
+    module, _, attribute = name.partition(":")
+    try:
+        import_module(module)
+    except Exception as error:  # a module that is imported may raise anything
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"the module {module} cannot be imported: {said}") from None
+    # Not getattr: a module that makes up its names when asked could import others.
+    found = vars(sys.modules[module]).get(attribute)
+    if not isinstance(found, type):
+        raise ValueError(f"the module {module} has no class {attribute}")
+    section = getattr(found, "Config", None)
+    if not (isinstance(section, type) and issubclass(section, ModelSection)):
+        raise ValueError(f"{name} has no attribute `Config` that is a subclass of ModelSection")
+    module_version(name)
+    return section
+
+
+def module_version(name: str) -> int | None:
+    """`VERSION` of the module of a network that is named by `module:Class` and imported; None if it has none.
+
+    Raises:
+        ValueError: when it is not a whole number.
+    """
+    if not is_by_class(name):
+        return None
+    module = name.partition(":")[0]
+    version = vars(sys.modules[module]).get("VERSION") if module in sys.modules else None
+    if version is not None and (not isinstance(version, int) or isinstance(version, bool)):
+        raise ValueError(f"VERSION of {module} is not a whole number")
+    return version
+
+
+class _OrByClass:
+    """Takes the sections of a union, and that of a network named by `module:Class`."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_wrap_validator_function(
+            self._validate,
+            handler(source),
+            serialization=core_schema.simple_ser_schema("any"),  # by the class of the value itself
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        name = {"type": "string", "pattern": f"^{_BY_CLASS.pattern}$"}
+        by_class = {"type": "object", "properties": {"name": name}, "required": ["name"]}
+        return {"anyOf": [handler(schema), by_class]}
+
+    @staticmethod
+    def _validate(value: Any, known: core_schema.ValidatorFunctionWrapHandler) -> Any:
+        name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+        return section_by_class(name).model_validate(value) if is_by_class(name) else known(value)
+
+
 ModelConfig = Annotated[
     IComFormerConfig | EComFormerConfig | ALIGNNConfig | ChebyshevConfig | PaiNNConfig,
-    Field(discriminator="name"),
+    Discriminator("name"),
+    _OrByClass(),
 ]
+
+MODELS: dict[str, type[ModelSection]] = {
+    section.model_fields["name"].default: section for section in get_args(get_args(ModelConfig)[0])
+}
+"""Sections of the models that have a name of their own."""
+
+
+def section_named(name: str) -> type[ModelSection] | None:
+    """The section of a model that is named in either way; None where no model is called so.
+
+    Raises:
+        ValueError: as `section_by_class`.
+    """
+    return section_by_class(name) if is_by_class(name) else MODELS.get(name)

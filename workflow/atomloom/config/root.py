@@ -47,7 +47,8 @@ class Config(Section):
     """Training, validation and test."""
     model: ModelConfig = IComFormerConfig()
     """The network; its name alone stands for its defaults, and keys without a name for those of
-    `icomformer`."""
+    `icomformer`. `module:Class` names one of your own (docs/adding-a-model.md): a config that does runs the
+    module's code."""
     training: Training = Training()
     """How it is trained."""
     paths: Paths = unkeyed(Paths())
@@ -168,7 +169,7 @@ def parse_config(content: Mapping[str, Any], where: str = "config") -> Config:
     try:
         config = Config.model_validate(without_empty(content, Config))
     except ValidationError as error:
-        raise mistake(error, Config, where) from None
+        raise mistake(error, content, Config, where) from None
     for name in config.files():
         expand_variables(name)
     return config

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor
 from atomloom import __version__
 from atomloom.config.dataset import Checks
 from atomloom.config.graph import GraphSpec
-from atomloom.config.model import ModelConfig
+from atomloom.config.model import VERSION_KEY, ModelConfig, is_by_class, module_version
 from atomloom.config.root import Config
 from atomloom.errors import AtomloomError, again
 from atomloom.inference.global_features import GlobalFeatures
@@ -117,6 +118,8 @@ def write_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> N
         "checks": card.checks.model_dump(mode="json", exclude={"max_fraction"}),
         "facts": {"atomloom": __version__, **card.facts},
     }
+    if (version := module_version(card.model.name)) is not None:
+        content[VERSION_KEY] = version
     if card.elements is not None:
         content["elements"] = list(card.elements)
     if card.given is not None:
@@ -131,12 +134,17 @@ def write_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> N
     write_atomically(path, lambda temporary: temporary.write_bytes(payload))
 
 
-def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
+def read_model(path: Path, trust: str | Sequence[str] = ()) -> tuple[dict[str, Tensor], ModelCard]:
     """Tensors and card of a model file.
 
+    Args:
+        path: of the file.
+        trust: modules, or packages of modules, that the file may name for its network and that are then
+            imported. No other module is imported because a file names it.
+
     Raises:
-        AtomloomError: when the file is missing, damaged, no model of atomloom, of a newer one, or
-            holds numbers that are not finite.
+        AtomloomError: when the file is missing, damaged, no model of atomloom, of a newer one, holds
+            numbers that are not finite, or names a module that is neither imported nor trusted.
     """
     if not path.exists():
         raise AtomloomError("no model here", where=path, todo="train one first")
@@ -157,7 +165,8 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     # Files of before have none.
     if content.pop(DIGEST, digest := _digest(tensors, content)) != digest:
         raise AtomloomError("is damaged: its digest differs", where=path, todo=again("train"))
-    card = _card_of(path, content)
+    trusted = (trust,) if isinstance(trust, str) else tuple(trust)
+    card = _card_of(path, content, trusted)
     infinite = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if infinite:
         raise AtomloomError(
@@ -191,7 +200,7 @@ def _content_of(path: Path, text: str) -> dict[str, Any]:
     return content
 
 
-def _card_of(path: Path, content: dict[str, Any]) -> ModelCard:
+def _card_of(path: Path, content: dict[str, Any], trusted: tuple[str, ...]) -> ModelCard:
     """The card of what a file says.
 
     Raises:
@@ -207,8 +216,13 @@ def _card_of(path: Path, content: dict[str, Any]) -> ModelCard:
             where=path,
             todo=f"use atomloom {version}",
         )
+    _require_trust(path, content.get("model"), trusted)
     try:
         model = TypeAdapter(ModelConfig).validate_python(content["model"])
+        if module_version(model.name) != content.get(VERSION_KEY):
+            raise ValueError(
+                f"VERSION of its module was {content.get(VERSION_KEY)} and is {module_version(model.name)}"
+            )
         card = ModelCard(
             model=model,
             graph=GraphSpec.model_validate(content["graph"]),
@@ -230,6 +244,26 @@ def _card_of(path: Path, content: dict[str, Any]) -> ModelCard:
             f"describes a model that is not known here: {error}", where=path
         ) from None
     return card
+
+
+def _require_trust(path: Path, model: Any, trusted: tuple[str, ...]) -> None:
+    """Raise AtomloomError where a model is of a module whose code nobody has asked for.
+
+    A file is data: what it names is imported only where the one who reads it says so, or has done it.
+    """
+    name = model.get("name") if isinstance(model, Mapping) else None
+    if not is_by_class(name):
+        return
+    module = name.partition(":")[0]
+    parts = module.split(".")
+    packages = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    if module in sys.modules or not set(packages).isdisjoint(trusted):
+        return
+    raise AtomloomError(
+        f"is a model of the module {module[:100]}, whose code would be run",
+        where=path,
+        todo=f"if you trust it: --trust {packages[0][:100]}, or trust=... of load_model",
+    )
 
 
 def _require_sense(card: ModelCard) -> None:

@@ -91,13 +91,17 @@ def unfit(spec: GraphSpec, structure: Structure) -> str:
     return ""
 
 
-def load_model(path: str | Path) -> LoadedModel:
+def load_model(path: str | Path, trust: str | Sequence[str] = ()) -> LoadedModel:
     """Build the model that a file describes and fill in its weights.
 
+    Args:
+        path: of the file.
+        trust: modules or packages that the file may name for its network; their code is run.
+
     Raises:
-        AtomloomError: when the file is missing, damaged or of no model known here.
+        AtomloomError: when the file is missing, damaged, of no model known here, or of one that is not trusted.
     """
-    tensors, card = read_model(Path(expand_home(path)))
+    tensors, card = read_model(Path(expand_home(path)), trust)
     dtype = working_dtype(tensors)
     with torch.random.fork_rng(devices=[]):
         given = (len(card.given.names),) if card.given else ()

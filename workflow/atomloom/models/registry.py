@@ -1,7 +1,6 @@
-"""Where the models are: config name -> module and class, imported when one is asked for.
+"""From a section of the config to its network, which is imported when it is asked for.
 
-To add a model, write its config class into `atomloom.config.model` and its line into `MODELS`. It
-knows nothing of training.
+It knows nothing of training.
 """
 
 from __future__ import annotations
@@ -10,30 +9,24 @@ from importlib import import_module
 from inspect import signature
 from typing import TYPE_CHECKING
 
-from atomloom.config.base import Section
+from atomloom.config.model import MODELS, ModelSection, is_by_class
 from atomloom.errors import AtomloomError
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
-MODELS: dict[str, str] = {
-    "icomformer": "atomloom.models.comformer:IComFormer",
-    "ecomformer": "atomloom.models.comformer:EComFormer",
-    "alignn": "atomloom.models.alignn:ALIGNN",
-    "chebyshev": "atomloom.models.chebyshev.network:Chebyshev",
-    "painn": "atomloom.models.painn.network:PaiNN",
-}
-"""Config name -> "module:Class"."""
-
 
 def model_class(name: str) -> type[nn.Module]:
-    """The class of the model called `name`; AtomloomError if there is none."""
-    if name not in MODELS:
+    """The network of this name, or of this `module:Class`; AtomloomError if there is none."""
+    if name not in MODELS and not is_by_class(name):
         raise AtomloomError(
-            f"unknown model {name!r}", where="model.name", todo=f"choose from {sorted(MODELS)}"
+            f"unknown model {name!r}",
+            where="model.name",
+            todo=f"choose from {sorted(MODELS)}, or name `module:Class`",
         )
-    module, _, attribute = MODELS[name].partition(":")
+    network = MODELS[name].network if name in MODELS else name
+    module, _, attribute = network.partition(":")
     return getattr(import_module(module), attribute)
 
 
@@ -47,11 +40,11 @@ def require_elements(model: nn.Module, numbers: np.ndarray) -> None:
         check(numbers)
 
 
-def build_model(config: Section, outputs: int, global_features: int = 0) -> nn.Module:
+def build_model(config: ModelSection, outputs: int, global_features: int = 0) -> nn.Module:
     """The model that `config` describes, initialised from torch's current seed.
 
     Args:
-        config: one of the classes of `atomloom.config.model`.
+        config: the `model` section of a config.
         outputs: numbers to predict for each structure.
         global_features: numbers a structure that the model is given in `batch.extras["globals"]`;
             a model that can be has a third argument.

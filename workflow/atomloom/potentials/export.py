@@ -118,6 +118,7 @@ def export_model(
     compiled: bool = False,
     dtype: str | torch.dtype | None = None,
     device: str = "cpu",
+    trust: str | Sequence[str] = (),
 ) -> Path:
     """Write a model as a program of torch.
 
@@ -128,6 +129,7 @@ def export_model(
             otherwise write a torch.export program.
         dtype: `float32` or `float64`; that of the file unless given.
         device: `cpu` or `cuda`, where the program will run.
+        trust: modules or packages that the model file may name for its network.
 
     Raises:
         AtomloomError: when the model uses what a program cannot take (triplets, global features), or
@@ -141,7 +143,7 @@ def export_model(
     if isinstance(model, LoadedModel):
         loaded = replace(model, model=copy.deepcopy(model.model))  # it is moved and changed here
     else:
-        loaded = load_model(model)
+        loaded = load_model(model, trust)
     potential = isinstance(loaded.card.standardizer, AtomicEnergies)
     _require_exportable(loaded)
     if dtype is not None:

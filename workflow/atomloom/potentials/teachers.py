@@ -98,9 +98,12 @@ def _factory(teacher: Teacher) -> Callable[..., Any]:
     if name == "emt":
         return import_module("ase.calculators.emt").EMT
     if name == "atomloom":
+        from atomloom.inference.predict import load_model
         from atomloom.potentials.calculator import AtomloomCalculator
 
-        return lambda **options: AtomloomCalculator(model_path(teacher), **options)
+        return lambda trust=(), **options: AtomloomCalculator(
+            load_model(model_path(teacher), trust), **options
+        )
     module, _, attribute = name.partition(":")
     if not attribute:
         raise AttributeError("it is none of those known by name, and not `module:Class`")
@@ -153,18 +156,20 @@ def _reason(error: Exception) -> str:
 
 def _teach_by_potential(teacher: Teacher, table: StructureTable) -> Iterator[Label]:
     from atomloom.graphs.build import build_graphs
+    from atomloom.inference.predict import load_model
     from atomloom.potentials.committee import Committee
     from atomloom.potentials.evaluation import evaluate_table
 
-    unknown = sorted(set(teacher.options) - {"device", "dtype", "skin"})
+    unknown = sorted(set(teacher.options) - {"device", "dtype", "skin", "trust"})
     if unknown:
         raise AtomloomError(
             f"atomloom: no option `{unknown[0]}`",
             where="teacher.options",
-            todo="known are device, dtype, skin",
+            todo="known are device, dtype, skin, trust",
         )
-    options = {key: value for key, value in teacher.options.items() if key != "skin"}
-    committee = Committee.open(model_path(teacher), **options)
+    options = {key: value for key, value in teacher.options.items() if key in ("device", "dtype")}
+    model = load_model(model_path(teacher), teacher.options.get("trust", ()))
+    committee = Committee.open(model, **options)
     for first in range(0, len(table), TOGETHER):
         begun = time.perf_counter()
         rows = np.arange(first, min(first + TOGETHER, len(table)))

@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,6 @@ from atomloom.reports.tables import (
 )
 from atomloom.store.files import write_atomically
 
-MODEL_NAMES = {
-    "icomformer": "iComFormer",
-    "ecomformer": "eComFormer",
-    "alignn": "ALIGNN",
-    "painn": "PaiNN",
-    "chebyshev": "Chebyshev network",
-}
 FIGURED_TARGETS = 6
 """Targets with figures of their own; more would make a page nobody scrolls through."""
 QUARANTINE_ROWS = 50
@@ -147,7 +140,7 @@ def write_report(paths: ReportInputs, output: Path) -> Path:
 
 def render_report(paths: ReportInputs, folder: Path) -> str:
     """The report as text, with links that hold from `folder`."""
-    card = tables.read_run_card(paths.run)
+    card = replace(tables.read_run_card(paths.run), model=paths.model)
     scores = tables.read_scores(paths.metrics, card)
     frame = tables.read_frame(paths.predictions)
     targets = tuple(dict.fromkeys([*card.targets, *(score.target for score in scores)]))
@@ -190,7 +183,7 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
         _environment()
         .get_template("report.html.j2")
         .render(
-            title=f"{_model_name(card)} on {_dataset_name(card)}",
+            title=f"{card.model_name or 'a model'} on {_dataset_name(card)}",
             summary=_summary(card, judged, predictions),
             meta=_meta(card),
             tiles=_tiles(card, judged, predictions, course, groups),
@@ -256,7 +249,7 @@ def _summary(
     card: RunCard, judged: tuple[Score, ...], predictions: Mapping[str, Predictions]
 ) -> str:
     """One sentence: which model on which data reached what."""
-    head = f"{_model_name(card)} on {_dataset_name(card)}"
+    head = f"{card.model_name or 'a model'} on {_dataset_name(card)}"
     if not judged:
         return f"{head}: no errors are known, the metrics are empty"
     parts = []
@@ -447,7 +440,7 @@ def _facts(card: RunCard) -> list[tuple[str, str]]:
     rows: list[tuple[str, Any]] = [
         ("data set", card.text("dataset", "name")),
         ("target", targets),
-        ("model", _model_name(card) if card.text("model", "name") else ""),
+        ("model", card.model_name),
         ("parameters", _count(card.value("model", "parameters"))),
         ("loss", training.get("loss")),
         ("optimiser", schedule),
@@ -758,11 +751,6 @@ def _count(value: Any) -> str:
     if found is None:
         return NONE
     return number(int(found)) if found.is_integer() else number(found)
-
-
-def _model_name(card: RunCard) -> str:
-    name = card.text("model", "name")
-    return MODEL_NAMES.get(name.lower(), name) or "a model"
 
 
 def _dataset_name(card: RunCard) -> str:

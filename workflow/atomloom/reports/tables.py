@@ -72,6 +72,8 @@ class ReportInputs:
     """Parquet of the divided data set: id, and the column `text:NAME` of groups kept together."""
     index: Path | None = None
     """Graph statistics of the index, JSON: structures, atoms, edges, bytes."""
+    model: str = ""
+    """What to call the model; its name on the run card unless given."""
 
 
 @dataclass(frozen=True)
@@ -252,6 +254,14 @@ class RunCard:
     """The run card as read: any field may be absent, none is trusted to have the right type."""
 
     content: Mapping[str, Any]
+    model: str = ""
+    """What to call the model that the card names."""
+
+    @property
+    def model_name(self) -> str:
+        """What the model is called; empty where the card names none."""
+        name = self.text("model", "name")
+        return name and (self.model or name)
 
     def section(self, *path: str) -> Mapping[str, Any]:
         """A mapping inside the card; empty if absent."""

@@ -38,6 +38,7 @@ def report_run(places: RunPaths, log: Callable[[str], None]) -> Path:
         dataset=places.split / "dataset.parquet",
         index=places.index / "index.json",
         timings=places.layout.timings,
+        model=places.config.model.shown_name,
     )
 
     def write(path: Path) -> None:
