@@ -38,7 +38,7 @@ class FakeRun:
     @property
     def required(self) -> ReportInputs:
         full = self.inputs
-        return ReportInputs(full.run, full.metrics, full.predictions)
+        return ReportInputs(full.run, full.metrics, full.predictions, model=full.model)
 
     def edit_json(self, name: str, **changes: object) -> None:
         path = self.folder / name
