@@ -1,6 +1,6 @@
 """Mutation testing: small errors, written into a copy of the package one at a time; a test should fail.
 
-    python tests/mutants.py [--count 112] [--seed 1] [--only FILE ...] [--named] [--jobs 1]
+    python tests/mutants.py [ROOM ...] [--count 16] [--seed 1] [--only FILE] [--survivors] [--jobs 1]
 
 **What is tried.** Sites come from the syntax trees of the rooms in `ROOMS`: comparisons, arithmetic,
 `and`/`or`, `not`, constants (0 to 1, n to n + 1, 2x of a fraction), axes, reductions (min and max, sum and
@@ -17,8 +17,9 @@ annotations, decorators, `__repr__`; statements about time, threads, caches, siz
 that import a module which does, the others of the room, those where stages meet (`JOINTS`), at last the slow
 ones of all these. Tests that start Snakemake are left out. A test that fails must pass without the error: all of them are run so at the end.
 
-The outcome is `tests/mutants.json`: how many were killed, and the survivors. A `reason` beside one, why no
-test can notice it, is kept for as long as the same error survives.
+The outcome is `tests/mutants.json`: how many were killed, room by room, and the survivors, each with a reason
+why no test can notice it, once somebody has written one. Trying some rooms renews what is said of these;
+`--survivors` tries again those without a reason; `--only` tries any file and writes nothing.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ PACKAGE = Path("workflow/atomloom")
 OUTCOME = ROOT / "tests" / "mutants.json"
 
 ROOMS = ("structures", "readers", "graphs", "data", "inference", "training", "stages")
+JOINED = "joints"
+"""Stands for `NAMED` where rooms are named."""
+PARTS = (JOINED, *ROOMS)
 ELSEWHERE = (
     "training/cuda_graphs.py",
     "training/distributed.py",
@@ -130,7 +134,7 @@ class Mutation:
     """First byte of what is replaced."""
     end: int
 
-    def told(self) -> str:
+    def __str__(self) -> str:
         """One line of a log."""
         before, after = (" ".join(text.split()) for text in (self.before, self.after))
         return f"{self.file}:{self.line} {self.function} [{self.kind}] {before} -> {after}"
@@ -362,33 +366,29 @@ def mutated(source: bytes, mutation: Mutation) -> bytes:
     return source[: mutation.start] + mutation.after.encode() + source[mutation.end :]
 
 
-def sample(package: Path, count: int, seed: int, only: Sequence[str] = ()) -> list[Mutation]:
-    """Mutations by chance: rooms take turns, and no line comes twice."""
-    chance = random.Random(seed)
-    rooms = []
-    for room in only or ROOMS:
-        where = package / room
-        files = sorted(where.rglob("*.py")) if where.is_dir() else [where]
-        names = [path.relative_to(package).as_posix() for path in files]
-        own = [
-            site
-            for name in names
-            if only or not name.startswith(ELSEWHERE)
-            for site in sites(name, (package / name).read_bytes())
-        ]
-        chance.shuffle(own)
-        rooms.append(list({(site.file, site.line): site for site in own}.values()))
-    turns = max(map(len, rooms))
-    in_turn = (room[turn] for turn in range(turns) for room in rooms if turn < len(room))
-    return list(itertools.islice((site for site in in_turn if _compiles(package, site)), count))
+def sample(package: Path, where: str, count: int, seed: int) -> list[Mutation]:
+    """Mutations of a room or a file by chance, no more than one on a line."""
+    path = package / where
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    names = [file.relative_to(package).as_posix() for file in files]
+    found = [
+        site
+        for name in names
+        if name == where or not name.startswith(ELSEWHERE)
+        for site in sites(name, (package / name).read_bytes())
+    ]
+    random.Random(f"{seed} {where}").shuffle(found)
+    lines = {(site.file, site.line): site for site in reversed(found)}
+    drawn = (site for site in found if lines[site.file, site.line] is site)
+    return list(itertools.islice((site for site in drawn if _compiles(package, site)), count))
 
 
 # --- errors at the joints -------------------------------------------------------------------------
 
 NAMED: dict[str, tuple[str, str]] = {
     "forces are joined by place in the chunk, not by record": (
-        "chunk.first + converted.record.astype(np.int64)).to_numpy(np.float64)",
-        "chunk.first + np.arange(len(converted.record))).to_numpy(np.float64)",
+        "record=first + converted.record.astype(np.int64)",
+        "record=first + np.arange(len(converted.record))",
     ),
     "components of stress in another order": ("[0, 4, 8, 5, 2, 1]", "[0, 4, 8, 1, 2, 5]"),
     "the index's histogram of neighbours is the last chunk's": (
@@ -510,8 +510,10 @@ class Tests:
         for name, imports in self._imports.items():
             named_so, own_room = stem in Path(name).stem, Path(name).parent.name == room
             near = 8 * (function in imports) + 4 * (module in imports) + 4 * named_so
-            near += 2 * bool(self.users(Path(mutation.file)) & imports) + own_room
-            if near or name in JOINTS:
+            near += (
+                2 * bool(self.users(Path(mutation.file)) & imports) + own_room + (name in JOINTS)
+            )
+            if near:
                 ranked.append((-near, self._length[name], name))
         return [name for _, _, name in sorted(ranked)[:MOST]]
 
@@ -691,7 +693,7 @@ def _in_turns(
             found = []
             for mutation, verdict in attempt_all(root, mutations[job::jobs], seconds):
                 told = f"killed by {verdict.by or 'import'}" if verdict.killed else "SURVIVED"
-                print(f"{mutation.told()}: {told} ({verdict.seconds:.0f} s)", flush=True)
+                print(f"{mutation}: {told} ({verdict.seconds:.0f} s)", flush=True)
                 found.append([asdict(mutation), asdict(verdict)])
                 (folder / f"{job}.json").write_text(json.dumps(found))
             code = 0
@@ -707,61 +709,123 @@ def _in_turns(
     return [(Mutation(**mutation), Verdict(**verdict)) for mutation, verdict in found]
 
 
-def _identity(survivor: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(survivor[name] for name in ("file", "function", "kind", "before", "after"))
+Record = dict[str, Any]
+"""A survivor, as it is written."""
+
+
+def _identity(record: Record) -> tuple[str, ...]:
+    return tuple(record[name] for name in ("file", "function", "kind", "before", "after"))
+
+
+def _recorded(room: str, mutation: Mutation) -> Record:
+    facts = asdict(mutation)
+    return {"room": room} | {key: facts[key] for key in facts if key not in ("start", "end")}
+
+
+def surviving(package: Path, known: Sequence[Record]) -> list[tuple[str, Mutation]]:
+    """Room and mutation of each survivor without a reason, where it stands now.
+
+    Raises:
+        LookupError: if the text of one is gone: then its room is to be tried anew.
+    """
+    of_joints = named(package)
+    found = []
+    for record in known:
+        if record["reason"]:
+            continue
+        source = (package / record["file"]).read_bytes()
+        those = of_joints if record["room"] == JOINED else sites(record["file"], source)
+        same = [m for m in those if _identity(_recorded("", m)) == _identity(record)]
+        if not same:
+            raise LookupError(f"{record['file']} has no longer {record['before']}: try its room")
+        nearest = min(same, key=lambda mutation: abs(mutation.line - record["line"]))
+        found.append((record["room"], nearest))
+    return found
 
 
 def outcome(
-    found: Sequence[tuple[Mutation, Verdict]], known: dict[tuple[str, ...], str]
-) -> dict[str, Any]:
-    """What is written: counts by room, and the survivors with their reasons."""
-    rooms: dict[str, list[int]] = {}
-    for mutation, verdict in found:
-        counts = rooms.setdefault(mutation.file.split("/")[0], [0, 0])
-        counts[0] += 1
-        counts[1] += verdict.killed
-    survivors = []
-    for mutation, verdict in found:
+    known: Record, found: Sequence[tuple[str, Mutation, Verdict]], seed: int, again: bool
+) -> Record:
+    """What is written: counts by room, and the survivors.
+
+    Args:
+        known: what was written before.
+        found: room, mutation and verdict of those that were tried.
+        seed: what they were drawn by.
+        again: whether these are survivors that were tried again; else all of a room's.
+    """
+    rooms = {room: dict(counts) for room, counts in known.get("rooms", {}).items()}
+    tried = {room for room, _, _ in found}
+    reasons = {_identity(record): record["reason"] for record in known.get("survivors", [])}
+    survivors = [
+        record
+        for record in known.get("survivors", [])
+        if record["room"] not in tried or (again and record["reason"])
+    ]
+    for room in tried:
+        of_room = [verdict.killed for own, _, verdict in found if own == room]
+        if again:
+            rooms[room]["killed"] += sum(of_room)
+        else:
+            rooms[room] = {"tried": len(of_room), "killed": sum(of_room)}
+    for room, mutation, verdict in found:
         if not verdict.killed:
-            own = {key: value for key, value in asdict(mutation).items() if key not in ("start", "end")}  # fmt: skip
-            survivors.append({**own, "reason": known.get(_identity(own), "")})
-    killed = sum(verdict.killed for _, verdict in found)
+            record = _recorded(room, mutation)
+            survivors.append({**record, "reason": reasons.get(_identity(record), "")})
+    total, killed = (sum(counts[name] for counts in rooms.values()) for name in ("tried", "killed"))
     return {
-        "tried": len(found),
+        "seed": seed,
+        "tried": total,
         "killed": killed,
-        "share_killed": round(killed / len(found), 4),
-        "rooms": {room: {"tried": a, "killed": b} for room, (a, b) in sorted(rooms.items())},
-        "survivors": survivors,
+        "share_killed": round(killed / total, 4),
+        "rooms": dict(sorted(rooms.items())),
+        "survivors": sorted(survivors, key=lambda own: (own["room"], own["file"], own["line"])),
     }
+
+
+def _written() -> Record:
+    """What was written before; nothing at first."""
+    return json.loads(OUTCOME.read_text()) if OUTCOME.exists() else {}
 
 
 def main() -> None:
     """Try mutations, and say which survive."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--count", type=int, default=112, help="how many, besides the named ones")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", nargs="+", default=(), metavar="FILE", help="files or rooms")
-    parser.add_argument("--named", action="store_true", help="the named ones alone")
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of the processor, for a test")
-    parser.add_argument("--out", type=Path, default=OUTCOME)
+    add = parser.add_argument
+    add("rooms", nargs="*", metavar="ROOM", help=f"of {', '.join(PARTS)}; all unless given")
+    add("--count", type=int, default=16, help="how many of each room")
+    add("--seed", type=int, default=1)
+    add("--only", metavar="FILE", help="a file of the package; nothing is written")
+    add("--survivors", action="store_true", help="try again those without a reason")
+    add("--jobs", type=int, default=1)
+    add("--seconds", type=float, default=60.0, help="of the processor, for one test")
     asked = parser.parse_args()
+    if unknown := set(asked.rooms) - {*PARTS}:
+        parser.error(f"no room {', '.join(unknown)}")
     package = ROOT / PACKAGE
-    mutations = [] if asked.only else named(package)
-    if not asked.named:
-        mutations += sample(package, asked.count, asked.seed, asked.only)
+    if asked.survivors:
+        chosen = surviving(package, _written()["survivors"])
+    else:
+        chosen = []
+        for room in [asked.only] if asked.only else asked.rooms or PARTS:
+            drawn = sample(package, room, asked.count, asked.seed) if room != JOINED else named(package)  # fmt: skip
+            chosen += [(room, mutation) for mutation in drawn]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name in PRELOADED:
         __import__(name)
-    found = _in_turns(ROOT, mutations, asked.seconds, asked.jobs)
-    known: dict[tuple[str, ...], str] = {}
-    if OUTCOME.exists():
-        known = {_identity(own): own["reason"] for own in json.loads(OUTCOME.read_text())["survivors"]}  # fmt: skip
-    content = {"seed": asked.seed, "only": list(asked.only), **outcome(found, known)}
-    asked.out.write_text(json.dumps(content, indent=1) + "\n")
+    room_of = {mutation: room for room, mutation in chosen}
+    verdicts = _in_turns(ROOT, list(room_of), asked.seconds, asked.jobs)
+    found = [(room_of[mutation], mutation, verdict) for mutation, verdict in verdicts]
+    known = {} if asked.only else _written()  # another run may have tried other rooms meanwhile
+    content = outcome(known, found, asked.seed, asked.survivors)
+    if not asked.only:
+        OUTCOME.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     print(f"\n{content['killed']} of {content['tried']} killed ({content['share_killed']:.1%})")
-    for own in content["survivors"]:
-        print(f"survived: {own['file']}:{own['line']} {own['function']} [{own['kind']}] {own['before']} -> {own['after']}{'; ' + own['reason'] if own['reason'] else ''}")  # fmt: skip
+    for record in content["survivors"]:
+        reason = record["reason"] or "NO REASON YET"
+        print(
+            f"{record['file']}:{record['line']} {record['before']} -> {record['after']}: {reason}"
+        )
 
 
 if __name__ == "__main__":
