@@ -52,8 +52,9 @@ from atomloom.stages.labelled import load_labelled
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 from atomloom.targets.forces import Forces
+from atomloom.training.compile import compiled_model
 from atomloom.training.cuda_graphs import RecordedSteps
-from atomloom.training.trainer import Bench, compiled_model, rows_with_targets
+from atomloom.training.trainer import Trainer, rows_with_targets
 from benchmarks.common.results import (
     ROOT,
     Parser,
@@ -138,25 +139,25 @@ class Steps:
         self.fabric = open_fabric(settings, print)
         data = labelled(config, structures)
         rows = rows_with_targets(data, "train", print)
-        self.bench = Bench.set_up(data, config, self.fabric, rows, rows[:0], print)
+        self.trainer = Trainer(data, config, self.fabric, rows, rows[:0], print)
         if compiled:
-            model = torch.compile(self.bench.model, dynamic=False)
-            self.bench.step_network.model = self.bench.objective.step_network(model)
+            model = torch.compile(self.trainer.model, dynamic=False)
+            self.trainer.step_network.model = self.trainer.objective.step_network(model)
         everything = Batching(structures=len(structures))
-        loader = self.bench.loader(rows, everything, seed=0, shuffle=True)
+        loader = self.trainer.loader(rows, everything, seed=0, shuffle=True)
         self.batch = next(iter(loader.batches(0)))
-        self.bench.objective.begin(0, self.fabric.device)
-        counts = self.bench.objective.counts(loader, 0)
+        self.trainer.objective.begin(0, self.fabric.device)
+        counts = self.trainer.objective.counts(loader, 0)
         shares = torch.from_numpy(1.0 / np.maximum(counts, 1.0))
         self.share = shares.to(self.fabric.device)[0]
-        self.bench.model.train()
-        self.micro_step = self.bench.micro_step
+        self.trainer.model.train()
+        self.micro_step = self.trainer.micro_step
         if recorded:
-            self.micro_step = RecordedSteps(self.micro_step, self.bench.model, True, print)
+            self.micro_step = RecordedSteps(self.micro_step, self.trainer.model, True, print)
 
     def __call__(self) -> None:
         self.micro_step(self.batch, self.share)
-        self.bench.optimizer_step()
+        self.trainer.optimizer_step()
 
 
 @contextmanager
@@ -272,17 +273,17 @@ def recorded(options: Namespace) -> dict[str, Any] | str:
 
 
 def _replayed(step: Steps) -> dict[str, float]:
-    bench, replay = step.bench, RecordedSteps(step.micro_step, step.bench.model, True, print)
+    trainer, replay = step.trainer, RecordedSteps(step.micro_step, step.trainer.model, True, print)
     found = []
-    before = [buffer.clone() for buffer in bench.model.buffers()]
+    before = [buffer.clone() for buffer in trainer.model.buffers()]
     for take in (step.micro_step, step.micro_step, replay, replay):
-        for buffer, value in zip(bench.model.buffers(), before, strict=True):
+        for buffer, value in zip(trainer.model.buffers(), before, strict=True):
             buffer.copy_(value)
         sums = take(step.batch, step.share).clone()
-        gradients = torch.cat([w.grad.flatten() for w in bench.trained if w.grad is not None])
-        buffers = [b.flatten().double().nan_to_num() for b in bench.model.buffers()]
+        gradients = torch.cat([w.grad.flatten() for w in trainer.trained if w.grad is not None])
+        buffers = [b.flatten().double().nan_to_num() for b in trainer.model.buffers()]
         found.append((sums, gradients.clone(), torch.cat(buffers)))
-        bench.stepper.zero_grad()
+        trainer.optimizer.zero_grad()
     names = ("sums", "gradients", "buffers")
     first, again, _, replayed = found
 
@@ -557,19 +558,19 @@ def _epochs(places: RunPaths, seconds: float) -> int:
         data = load_labelled(places)
         fabric = open_fabric(config.training, print)
         rows = rows_with_targets(data, "train", print)
-        bench = Bench.set_up(data, config, fabric, rows, rows[:0], print)
-        loader = bench.loader(rows, seed=0, shuffle=True)
+        trainer = Trainer(data, config, fabric, rows, rows[:0], print)
+        loader = trainer.loader(rows, seed=0, shuffle=True)
         if config.training.compile:
-            model = compiled_model(bench.model, loader, fabric, print)
-            bench.step_network.model = bench.objective.step_network(model)
-        bench.model.train()
-        step = RecordedSteps(bench.micro_step, bench.model, False, print)
+            model = compiled_model(trainer.model, loader, fabric, print)
+            trainer.step_network.model = trainer.objective.step_network(model)
+        trainer.model.train()
+        step = RecordedSteps(trainer.micro_step, trainer.model, False, print)
         share = torch.ones(1, device=fabric.device)
         times = []
         for batch in islice(loader.batches(0), 60):
             started = time.perf_counter()
             step(batch, share)
-            bench.optimizer_step()
+            trainer.optimizer_step()
             finish(config.training.device)
             times.append(time.perf_counter() - started)
     each = statistics.median(times)

@@ -112,6 +112,8 @@ NAMES = {
         "share_out": "shard_model",
         "whole": "full_state",
     },
+    "training.optim.full_batch": {"WholeSet": "FullBatch"},
+    "training.precision_report": {"certify": "compare_precisions"},
 }
 """Module -> former names in it -> their names."""
 

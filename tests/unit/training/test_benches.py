@@ -16,9 +16,10 @@ from atomloom.cli import main
 from atomloom.commands import bench as stage
 from atomloom.commands.bench import bench_batch, bench_folder, bench_precision
 from atomloom.config import dump_config, parse_config
+from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.training.batch_size import CAUTION, Trial, find_batch, make_trials
-from atomloom.training.precision_report import certify
+from atomloom.training.precision_report import compare_precisions
 from tests.unit.test_api import crystals
 from tests.unit.training.runs import WatchedModel, small_config, small_data, use_sum_model
 
@@ -160,7 +161,7 @@ def test_a_limit_that_nothing_fits_is_said_so(project, tmp_path, capsys):
 
 def test_each_precision_is_compared_with_64_bits():
     config = small_config(model={"name": "icomformer", "width": 16, "layers": 2})
-    modes = {mode.precision: mode for mode in certify(small_data(60), config, 12, quiet)}
+    modes = {mode.precision: mode for mode in compare_precisions(small_data(60), config, 12, quiet)}
     assert list(modes) == ["64", "32", "tf32", "bf16-mixed", "fp16-mixed"]
     exact, plain, half = modes["64"], modes["32"], modes["bf16-mixed"]
     assert exact.output_error == exact.gradient_error == 0
@@ -183,7 +184,9 @@ def test_precisions_that_are_not_there_are_named(monkeypatch):
                 return super().forward(batch)
 
     use_sum_model(monkeypatch, Stubborn)
-    modes = {mode.precision: mode for mode in certify(small_data(), small_config(), 3, quiet)}
+    modes = {
+        mode.precision: mode for mode in compare_precisions(small_data(), small_config(), 3, quiet)
+    }
     for name, reason in (("tf32", "NVIDIA GPU"), ("fp16-mixed", "CUDA device")):
         assert not modes[name].used
         assert modes[name].note.startswith("not available: ")
@@ -194,7 +197,17 @@ def test_precisions_that_are_not_there_are_named(monkeypatch):
     assert modes["bf16-mixed"].losses
 
 
-def test_the_certificate_is_written_and_printed(project):
+def test_an_optimizer_that_takes_no_steps_on_batches_is_named():
+    data, config = small_data(), small_config(optimizer="lbfgs")
+    for measure in (
+        lambda: compare_precisions(data, config, 2, quiet),
+        lambda: list(make_trials(data, config, [2])),
+    ):
+        with pytest.raises(AtomloomError, match="lbfgs takes no steps on single batches"):
+            measure()
+
+
+def test_the_precision_report_is_written_and_printed(project):
     lines = []
     model = project.config.model.model_copy(update={"width": 4})
     config = project.config.model_copy(update={"model": model})

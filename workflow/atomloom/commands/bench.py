@@ -23,7 +23,7 @@ from atomloom.pipeline.paths import RunPaths
 from atomloom.stages.labelled import load_labelled
 from atomloom.store.files import write_atomically, write_json, write_text
 from atomloom.training.batch_size import Found, Trial, find_batch, make_trials
-from atomloom.training.precision_report import Mode, certify
+from atomloom.training.precision_report import Mode, compare_precisions
 from atomloom.training.trainer import rows_with_targets
 
 Log = Callable[[str], None]
@@ -153,7 +153,7 @@ def bench_precision(places: RunPaths, steps: int, log: Log) -> list[Mode]:
     Raises:
         AtomloomError: when index or split are missing, or a target cannot be learnt.
     """
-    modes = certify(load_labelled(places), places.config, steps, log)
+    modes = compare_precisions(load_labelled(places), places.config, steps, log)
     folder = bench_folder(places)
     cuda = choose_device(places.config.training.device) == "cuda"
     device = torch.cuda.get_device_name() if cuda else "cpu"
@@ -172,7 +172,7 @@ def bench_precision(places: RunPaths, steps: int, log: Log) -> list[Mode]:
 
 
 def precision_table(modes: list[Mode]) -> Iterator[str]:
-    """The certificate for people."""
+    """The precision report for people."""
     yield (
         f"{'precision':<11}{'in use':<8}{'output error':>13}{'gradient error':>16}"
         f"{'last loss':>11}{'val MAE':>11}{'ms a step':>11}{'speed':>8}"

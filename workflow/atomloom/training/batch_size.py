@@ -23,7 +23,8 @@ from atomloom.data.batching import plan_epoch
 from atomloom.data.dataset import LabelledGraphs
 from atomloom.data.loader import AHEAD, Loader
 from atomloom.inference.devices import arithmetic, open_fabric
-from atomloom.training.trainer import Bench, rows_with_targets
+from atomloom.training.failures import require_steps_on_batches
+from atomloom.training.trainer import Trainer, rows_with_targets
 
 STEPS = 2
 """The first makes the optimiser's state, the second is one beside it."""
@@ -103,28 +104,29 @@ def make_trials(data: LabelledGraphs, config: Config, sizes: Iterable[int]) -> I
     ends them.
 
     Raises:
-        AtomloomError: as training.
+        AtomloomError: as training, and when the optimiser takes no steps on batches.
     """
     settings = config.training
+    require_steps_on_batches(settings)
     fabric = open_fabric(settings, _say_nothing)
     rows, val_rows = (rows_with_targets(data, split, _say_nothing) for split in ("train", "val"))
-    bench = Bench.set_up(data, config, fabric, rows, val_rows, _say_nothing)
-    kept = {name: tensor.detach().clone() for name, tensor in bench.model.state_dict().items()}
+    trainer = Trainer(data, config, fabric, rows, val_rows, _say_nothing)
+    kept = {name: tensor.detach().clone() for name, tensor in trainer.model.state_dict().items()}
     peak = peak_memory(fabric.device)
     with arithmetic(settings, fabric.device.type):
         for size in sizes:
             bounds = settings.batch.model_copy(update={"structures": size})
-            loader = bench.loader(rows, bounds, shuffle=True)
+            loader = trainer.loader(rows, bounds, shuffle=True)
             heaviest = _heaviest(loader)
             try:
                 for chosen in heaviest.values():
-                    _steps(bench, loader, [loader.slice(chosen) for _ in range(1 + AHEAD)])
+                    _steps(trainer, loader, [loader.slice(chosen) for _ in range(1 + AHEAD)])
                 if len(val_rows):
-                    validation = bench.loader(val_rows, bounds)
-                    bench.model.eval()
+                    validation = trainer.loader(val_rows, bounds)
+                    trainer.model.eval()
                     derivatives = config.model.kind == "potential"
                     with torch.set_grad_enabled(derivatives), fabric.autocast():
-                        bench.step_network.model(validation.slice(validation.worst()))
+                        trainer.step_network.model(validation.slice(validation.worst()))
             except torch.OutOfMemoryError:
                 return
             peak = max(peak, peak_memory(fabric.device))
@@ -162,17 +164,15 @@ def _heaviest(loader: Loader) -> dict[str, np.ndarray]:
     return found
 
 
-def _steps(bench: Bench, loader: Loader, batches: list[Any]) -> None:
-    bench.model.train()
-    bench.objective.begin(0, bench.fabric.device)
-    terms = bench.objective.counts(loader, 0).shape[1]
+def _steps(trainer: Trainer, loader: Loader, batches: list[Any]) -> None:
+    trainer.model.train()
+    trainer.objective.begin(0, trainer.device)
+    terms = trainer.objective.counts(loader, 0).shape[1]
     for step in range(STEPS):
         batch = batches[step % len(batches)]
-        shares = torch.full((terms,), 1.0 / max(1, batch.size), device=bench.fabric.device)
-        bench.micro_step(batch, shares)
-        bench.optimizer_step()
-        if bench.average is not None:
-            bench.average.update(step + 1)
+        shares = torch.full((terms,), 1.0 / max(1, batch.size), device=trainer.device)
+        trainer.micro_step(batch, shares)
+        trainer.optimizer_step()
 
 
 def _say_nothing(_: str) -> None:

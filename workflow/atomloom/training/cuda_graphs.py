@@ -21,7 +21,7 @@ from atomloom.data.padding import PaddedBatch, Shape, fits, padded_shape
 
 Mark = Callable[[str], None] | None
 MicroStep = Callable[[GraphBatch, Tensor, Mark], Tensor]
-"""Forward and backward of a batch, as `Bench.micro_step` has them."""
+"""Forward and backward of a batch, as `Trainer.micro_step` has them."""
 
 WARM_UP = 3
 """Steps before a recording, in which libraries set themselves up."""

@@ -1,4 +1,4 @@
-"""Precision certificate: what each arithmetic does to a training on the user's own data.
+"""Precision report: what each arithmetic does to a training on the user's own data.
 
 The same network learns the same batches in 64 bits, 32, tf32, bf16 and fp16, step by step in turn, so
 that speeds are taken side by side. What comes out are errors against 64 bits at the start, curves of
@@ -23,11 +23,11 @@ from atomloom.config.training import Training
 from atomloom.data.batch import GraphBatch
 from atomloom.data.dataset import LabelledGraphs
 from atomloom.errors import AtomloomError
-from atomloom.inference.devices import Sealed, arithmetic, open_fabric
+from atomloom.inference.devices import arithmetic, open_fabric
 from atomloom.training.batch_norm import statistics_of_this_batch
+from atomloom.training.failures import require_steps_on_batches
 from atomloom.training.optim.optimizers import set_rate
-from atomloom.training.optim.schedules import Schedule
-from atomloom.training.trainer import Bench, loss_scale, rows_with_targets
+from atomloom.training.trainer import Trainer, loss_scale, rows_with_targets
 
 Log = Callable[[str], None]
 
@@ -65,14 +65,13 @@ class _Runner:
     """One training under way."""
 
     mode: Mode
-    bench: Bench
-    config: Config
+    trainer: Trainer
     batches: Iterator[tuple[GraphBatch, Tensor]]
     seconds: list[float] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
 
 
-def certify(data: LabelledGraphs, config: Config, steps: int, log: Log) -> list[Mode]:
+def compare_precisions(data: LabelledGraphs, config: Config, steps: int, log: Log) -> list[Mode]:
     """Train in every precision and compare.
 
     Args:
@@ -82,8 +81,9 @@ def certify(data: LabelledGraphs, config: Config, steps: int, log: Log) -> list[
         log: takes one line at a time.
 
     Raises:
-        AtomloomError: when a target cannot be learnt.
+        AtomloomError: when a target cannot be learnt, or the optimiser takes no steps on batches.
     """
+    require_steps_on_batches(config.training)
     train_rows = rows_with_targets(data, "train", log)
     val_rows = rows_with_targets(data, "val", log)
     modes, runners = [], []
@@ -99,10 +99,9 @@ def certify(data: LabelledGraphs, config: Config, steps: int, log: Log) -> list[
             modes.append(Mode(precision, used=False, note=f"not available: {error.what}"))
             continue
         modes.append(Mode(precision, True, "; ".join(n.removeprefix("warning: ") for n in notes)))
-        bench = Bench.set_up(data, own, fabric, train_rows, val_rows, log)
-        batches = _batches(bench, train_rows)
-        runners.append(_Runner(modes[-1], bench, own, batches))
-    _compare_first_steps(runners, train_rows)
+        trainer = Trainer(data, own, fabric, train_rows, val_rows, log)
+        runners.append(_Runner(modes[-1], trainer, _batches(trainer)))
+    _compare_first_steps(runners)
     for step in range(steps):
         for runner in runners:
             _step(runner, step, steps)
@@ -113,59 +112,32 @@ def certify(data: LabelledGraphs, config: Config, steps: int, log: Log) -> list[
         np.median(r.seconds[WARM_UP:] or r.seconds) for r in runners if r.mode.precision == PLAIN
     )
     for runner in runners:
-        mode, bench = runner.mode, runner.bench
+        mode, trainer = runner.mode, runner.trainer
         mode.losses = torch.stack(runner.losses).tolist()
         seconds = float(np.median(runner.seconds[WARM_UP:] or runner.seconds))
         mode.milliseconds, mode.speed = 1e3 * seconds, float(plain / seconds)
         if len(val_rows):
-            bench.model.eval()
-            loader = bench.loader(val_rows)
-            with (
-                arithmetic(runner.config.training, bench.fabric.device.type),
-                bench.fabric.autocast(),
-            ):
-                scores = bench.objective.validate(bench.model, loader, bench.fabric)
-            mode.validation = dict(zip(bench.objective.names, scores.maes, strict=True))
+            with arithmetic(trainer.settings, trainer.device.type):
+                scores = trainer.validate(trainer.loader(val_rows))
+            mode.validation = dict(zip(trainer.objective.names, scores.maes, strict=True))
     return modes
 
 
-def _batches(bench: Bench, rows: np.ndarray) -> Iterator[tuple[GraphBatch, Tensor]]:
+def _batches(trainer: Trainer) -> Iterator[tuple[GraphBatch, Tensor]]:
     """Batches without end, each with one over the counts of its loss terms."""
-    loader = bench.loader(rows, seed=bench.settings.seed, shuffle=True)
+    loader = trainer.loader(trainer.train_rows, seed=trainer.settings.seed, shuffle=True)
     epoch = 0
     while True:
-        bench.objective.begin(epoch, bench.fabric.device)
-        counts = bench.objective.counts(loader, epoch)
-        shares = torch.from_numpy(1.0 / np.maximum(counts, 1.0)).to(bench.fabric.device)
-        for position, batch in enumerate(loader.batches(epoch)):
-            yield batch, shares[position]
+        trainer.objective.begin(epoch, trainer.device)
+        counts = trainer.objective.counts(loader, epoch)
+        shares = torch.from_numpy(1.0 / np.maximum(counts, 1.0)).to(trainer.device)
+        yield from zip(loader.batches(epoch), shares, strict=True)
         epoch += 1
 
 
-def _compare_first_steps(runners: list[_Runner], rows: np.ndarray) -> None:
+def _compare_first_steps(runners: list[_Runner]) -> None:
     """Errors of outputs and gradients against 64 bits, and whether a precision is in use at all."""
-    found = {}
-    for runner in runners:
-        bench, settings = runner.bench, runner.config.training
-        before = {name: tensor.clone() for name, tensor in bench.model.state_dict().items()}
-        loader = bench.loader(rows, seed=settings.seed, shuffle=True)
-        batch = loader.slice(loader.plan(0)[0])
-        scale = loss_scale(bench.fabric)
-        bench.model.train()
-        bench.objective.begin(0, bench.fabric.device)
-        with arithmetic(settings, bench.fabric.device.type):
-            output = bench.network(Sealed(batch)).content
-            sums = bench.objective.sums(output, batch)
-            loss = bench.objective.loss(sums, torch.ones_like(sums) / max(1, batch.size))
-            (loss * scale).backward()
-        gradients = [
-            (torch.zeros_like(p) if p.grad is None else p.grad).double().flatten() / scale
-            for p in bench.model.parameters()
-        ]
-        output = getattr(output, "energy", output).detach().double().flatten()
-        found[runner.mode.precision] = (output, torch.cat(gradients))
-        bench.model.zero_grad(set_to_none=True)
-        bench.model.load_state_dict(before)
+    found = {runner.mode.precision: _first_step(runner.trainer) for runner in runners}
     for runner in runners:
         mode = runner.mode
         errors = [
@@ -179,20 +151,46 @@ def _compare_first_steps(runners: list[_Runner], rows: np.ndarray) -> None:
             mode.note = "; ".join(filter(None, [mode.note, "not in use: gives the bits of 32"]))
 
 
+def _first_step(trainer: Trainer) -> tuple[Tensor, Tensor]:
+    """Outputs for the first batch and gradients of all weights, in 64 bits; no weight is moved."""
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    loader = trainer.loader(trainer.train_rows, seed=trainer.settings.seed, shuffle=True)
+    batch = loader.slice(loader.plan(0)[0])
+    trainer.model.train()
+    trainer.objective.begin(0, trainer.device)
+    terms = trainer.objective.counts(loader, 0).shape[1]
+    shares = torch.full((terms,), 1.0 / max(1, batch.size), device=trainer.device)
+    outputs: list[Any] = []
+    hook = trainer.step_network.register_forward_hook(
+        lambda network, arguments, sealed: outputs.append(sealed.content)
+    )
+    with arithmetic(trainer.settings, trainer.device.type):
+        trainer.micro_step(batch, shares)
+    hook.remove()
+    gradients = [
+        torch.zeros_like(p) if p.grad is None else p.grad for p in trainer.model.parameters()
+    ]
+    scale = loss_scale(trainer.fabric)
+    gradient = torch.cat([gradient.double().flatten() / scale for gradient in gradients])
+    output = getattr(outputs[0], "energy", outputs[0]).detach().double().flatten()
+    trainer.model.zero_grad(set_to_none=True)
+    trainer.model.load_state_dict(before)
+    return output, gradient
+
+
 def _step(runner: _Runner, step: int, steps: int) -> None:
-    bench, settings = runner.bench, runner.config.training
-    device = bench.fabric.device
-    schedule: Any = Schedule(settings)
+    trainer, done = runner.trainer, step / steps
+    device, schedule = trainer.device, trainer.schedule
     batch, shares = next(runner.batches)
-    with arithmetic(settings, device.type):
+    with arithmetic(trainer.settings, device.type):
         started = _now(device)
-        set_rate(bench.optimizer, schedule.lr(step / steps), schedule.momentum(step / steps))
-        bench.model.train()
-        with statistics_of_this_batch(bench.model) if step == 0 else nullcontext():
-            sums = bench.micro_step(batch, shares)
-        bench.optimizer_step()
+        set_rate(trainer.optimizer, schedule.lr(done), schedule.momentum(done))
+        trainer.model.train()
+        with statistics_of_this_batch(trainer.model) if step == 0 else nullcontext():
+            sums = trainer.micro_step(batch, shares)
+        trainer.optimizer_step()
         runner.seconds.append(_now(device) - started)
-    runner.losses.append(bench.objective.loss(sums, shares).double())
+    runner.losses.append(trainer.objective.loss(sums, shares).double())
 
 
 def _now(device: torch.device) -> float:

@@ -1,20 +1,21 @@
-"""The training loop: labelled graphs and a config in, a model file and a history out.
+"""The Trainer: labelled graphs and a config in, a model file and a history out.
 
-`train` reads from top to bottom. Everything a step does is a function of (seed, epoch, position),
-so the state of a run is small, and a run that was killed goes on as if it had not been. It knows
-nothing of Snakemake and of where data come from.
+`train` is the way in. `Trainer.fit` is a run: resume, then epochs of optimiser steps, each validated and
+written down. Everything a step does is a function of (seed, epoch, batch), so the state of a run
+(`TrainState`) is small, and a run that was killed resumes as if it had not been. It knows nothing of
+Snakemake, of where data come from, and of targets and losses, which are its objective's.
 
-Shapes: B structures, K targets; `position` counts batches of an epoch, `step` optimiser steps.
+Legend: L terms of the loss; `batch_idx` counts the batches of an epoch, `step` optimiser steps.
 """
 
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from atomloom.config.root import Config
-from atomloom.config.training import Batching, Training
+from atomloom.config.training import Batching
 from atomloom.data.batch import GraphBatch
 from atomloom.data.dataset import LabelledGraphs
 from atomloom.data.loader import Loader
-from atomloom.errors import AtomloomError, InterruptedRun
+from atomloom.errors import AtomloomError
 from atomloom.inference.devices import (
     Network,
     Sealed,
@@ -49,22 +50,25 @@ from atomloom.training.checkpoint import (
     termination_noticed,
 )
 from atomloom.training.clock import Clock
+from atomloom.training.compile import compiled_model
 from atomloom.training.cuda_graphs import RecordedSteps, records_steps
-from atomloom.training.distributed import (
-    full_state,
-    load_optimizer,
-    load_weights,
-    shard_model,
-    unsharded,
+from atomloom.training.distributed import full_state, shard_model, unsharded
+from atomloom.training.failures import (
+    check_finite,
+    check_validation,
+    diverged,
+    predicts_nothing,
+    stopped,
 )
 from atomloom.training.logging.history import History, progress_line
 from atomloom.training.logging.loggers import open_loggers
-from atomloom.training.objectives.base import Objective, step_shares
+from atomloom.training.objectives.base import Scores, step_shares
 from atomloom.training.objectives.build import build_objective
 from atomloom.training.optim.ema import MovingAverage
-from atomloom.training.optim.full_batch import WholeSet
+from atomloom.training.optim.full_batch import FullBatch
 from atomloom.training.optim.optimizers import build_optimizer, set_rate
 from atomloom.training.optim.schedules import Schedule
+from atomloom.training.train_state import Best, TrainState
 
 Log = Callable[[str], None]
 
@@ -74,7 +78,7 @@ CUDA_CHECK_STEPS = 50  # reading a loss makes the GPU wait; on the CPU every ste
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What came out, besides the files."""
+    """Summary of a finished training run."""
 
     parameters: int
     """Number of trained weights."""
@@ -96,23 +100,6 @@ class TrainResult:
     """CPU threads of the last call."""
     rank: int = 0
     """Which of the processes this is; the first reports."""
-
-
-@dataclass
-class Best:
-    """The best epoch so far."""
-
-    error: float = math.inf
-    """Of validation, see `Scores`."""
-    epoch: int = 0
-    step: int = 0
-    maes: tuple[float, ...] = ()
-    """Of each target, in real units."""
-    weights: Mapping[str, Tensor] | None = None
-
-    def state(self) -> dict[str, Any]:
-        """What has to be saved."""
-        return {**vars(self), "maes": list(self.maes)}
 
 
 def train(
@@ -154,7 +141,12 @@ def train(
     if not fabric.is_global_zero:
         log = _say_nothing
     with arithmetic(config.training, fabric.device.type), termination_noticed() as asked_to_stop:
-        result = _train(data, config, run_dir, key, fabric, log, asked_to_stop)
+        train_rows = rows_with_targets(data, "train", log)
+        val_rows = rows_with_targets(data, "val", log)
+        check_validation(config.training, len(val_rows))
+        kind = FullBatchTrainer if config.training.optimizer == "lbfgs" else Trainer
+        trainer = kind(data, config, fabric, train_rows, val_rows, log)
+        result = trainer.fit(run_dir, key, asked_to_stop)
     if fabric.is_global_zero:
         own = {"key": key, "result": asdict(result), "history": file_digest(history)}
         write_sealed(finished, own)
@@ -171,74 +163,253 @@ def _is_whole(model: Path) -> bool:
     return True
 
 
-@dataclass(eq=False)
-class Bench:
-    """What a training step needs, set up on a device."""
+@dataclass(frozen=True, eq=False)
+class Epoch:
+    """What the steps of an epoch are taken with."""
 
-    fabric: Fabric
-    objective: Objective
-    model: nn.Module
-    step_network: Network
-    """Around what a step calls: the model, or the model with its derivatives."""
-    network: nn.Module
-    """The same as Fabric has it."""
-    optimizer: torch.optim.Optimizer
-    stepper: Any
-    """The same as Fabric has it."""
-    average: MovingAverage | None
-    data: LabelledGraphs
-    settings: Training
+    counts: np.ndarray
+    """[batches, L] numbers that the sums of the loss are over, all processes together."""
+    shares: Tensor
+    """[batches, L] what the sums are multiplied by: one over the counts of a whole step."""
+    loss_scale: float
+    """Of fp16, when the epoch began."""
+    begun: float
+    """When that was, by `time.perf_counter`."""
 
-    def __post_init__(self) -> None:
-        self.trained = [p for p in self.model.parameters() if p.requires_grad]
 
-    @classmethod
-    def set_up(
-        cls,
+class Trainer:
+    """A network in training: what a step needs, and the run that takes the steps.
+
+    Args:
+        data: graphs, targets in real units, splits.
+        config: the whole config.
+        fabric: device, precision and processes.
+        train_rows: rows to train on.
+        val_rows: rows to validate on, by all processes together.
+        log: takes one line at a time.
+
+    Raises:
+        AtomloomError: when a target cannot be learnt, or the model cannot do what it should.
+    """
+
+    def __init__(
+        self,
         data: LabelledGraphs,
         config: Config,
         fabric: Fabric,
         train_rows: np.ndarray,
         val_rows: np.ndarray,
         log: Log,
-    ) -> Bench:
-        """A new network with its optimiser.
+    ) -> None:
+        self.data, self.config, self.settings = data, config, config.training
+        self.fabric, self.device, self.log = fabric, fabric.device, log
+        self.rank, self.ranks = fabric.global_rank, fabric.world_size
+        self.train_rows, self.val_rows = train_rows, val_rows
+        self.setup()
 
-        Raises:
-            AtomloomError: when a target cannot be learnt, or the model cannot do what it should.
-        """
-        settings = config.training
-        objective = build_objective(data, config, train_rows, val_rows)
-        given = (len(objective.given.names),) if objective.given else ()
-        torch.manual_seed(settings.seed)
-        model = build_model(config.model, objective.outputs, *given)
-        require_elements(model, data.table.numbers)
-        if settings.gradient_checkpointing:
+    # --- network, optimiser, batches ---
+
+    def setup(self) -> None:
+        """Make a new network with its optimiser, on the device, and the state of no step taken."""
+        settings = self.settings
+        self.objective = build_objective(self.data, self.config, self.train_rows, self.val_rows)
+        self.model = self._build_model()
+        if settings.strategy == "fsdp":
+            shard_model(
+                self.model.double() if settings.precision == "64" else self.model, self.fabric
+            )
+        fused = settings.precision != "fp16-mixed"
+        self.optimizer = build_optimizer(self.model, settings, fused=fused)
+        # What a step calls: the model, or the model with its derivatives; then as Fabric has it.
+        self.step_network = Network(self.objective.step_network(self.model))
+        self.network, self.fabric_optimizer = self.fabric.setup(self.step_network, self.optimizer)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.objective.prepare(self.model, self.device, self.log)
+        self.forward: Callable[[GraphBatch], Tensor] = self.model
+        self.ema = MovingAverage(self.model, settings.ema_decay) if settings.ema_decay else None
+        self.schedule = Schedule(settings)
+        self.lr = settings.learning_rate
+        self.state = TrainState(
+            fabric=self.fabric,
+            model=self.model,
+            optimizer=self.optimizer,
+            plateau=self.schedule.plateau,
+            objective=self.objective,
+            ema=self.ema,
+            history=History(self.objective.names),
+        )
+
+    def _build_model(self) -> nn.Module:
+        """The config's network with its first weights, which the seed decides."""
+        given = self.objective.given
+        torch.manual_seed(self.settings.seed)
+        model = build_model(
+            self.config.model, self.objective.outputs, *((len(given.names),) if given else ())
+        )
+        require_elements(model, self.data.table.numbers)
+        if self.settings.gradient_checkpointing:
             if not hasattr(model, "gradient_checkpointing"):
                 raise AtomloomError(
-                    f"model {config.model.name} has no layers that are computed again",
+                    f"model {self.config.model.name} has no layers that are computed again",
                     where="training.gradient_checkpointing",
                 )
             model.gradient_checkpointing = True
-        if settings.strategy == "fsdp":
-            shard_model(model.double() if settings.precision == "64" else model, fabric)
-        optimizer = build_optimizer(model, settings, fused=settings.precision != "fp16-mixed")
-        step_network = Network(objective.step_network(model))
-        network, stepper = fabric.setup(step_network, optimizer)
-        objective.prepare(model, fabric.device, log)
-        average = MovingAverage(model, settings.ema_decay) if settings.ema_decay else None
-        return cls(
-            fabric,
-            objective,
-            model,
-            step_network,
-            network,
-            optimizer,
-            stepper,
-            average,
-            data,
-            settings,
+        return model
+
+    def loader(self, rows: np.ndarray, bounds: Batching | None = None, **options: Any) -> Loader:
+        """Batches of some rows, as the config says; with `shuffle`, for training."""
+        carried = self.objective.carried(training="shuffle" in options)
+        passes = getattr(self.model, "passes", lambda *_: ())
+        return self.data.loader(
+            rows,
+            carried.targets,
+            bounds=bounds or self.settings.batch,
+            dtype=torch.float64 if self.settings.precision == "64" else torch.float32,
+            prefetch=self.settings.prefetch,
+            device=self.device,
+            of_atoms=carried.of_atoms,
+            of_structures=carried.of_structures,
+            with_edges=carried.with_edges,
+            chances=carried.chances,
+            passes=passes(self.device.type, self.settings.compile),
+            **options,
         )
+
+    # --- a run ---
+
+    def fit(self, run_dir: Path, key: str, asked_to_stop: Callable[[], int]) -> TrainResult:
+        """Train to the end, from where the run was.
+
+        Args:
+            run_dir: the run's folder.
+            key: digest of all that determines the run's result.
+            asked_to_stop: says by which signal the run is asked to stop; 0 by none.
+
+        Raises:
+            AtomloomError: when the state is of another run or damaged, the loss is no longer a finite
+                number, or the run is asked to stop.
+        """
+        self.run_dir, self.key, self.asked_to_stop = run_dir, key, asked_to_stop
+        self.elements = self.data.elements(self.train_rows)
+        self._prepare_batches()
+        self.resume()
+        self._start_watches()
+        while not self.finished:
+            epoch = self.begin_epoch()
+            self.train_epoch(epoch)
+            self.end_epoch(epoch)
+        for logger in self.loggers:
+            logger.close()
+        state = self.state
+        if self.stopped_early:
+            self.log(
+                f"stopped: no lower validation error for {state.epochs_without_improvement} epochs"
+            )
+        if not state.history.rows or state.best.weights is None:
+            raise AtomloomError("no epoch was trained", where=run_dir)
+        self._publish()
+        return self._result()
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether validation has not become better for as long as the config waits."""
+        patience = self.settings.early_stopping or math.inf
+        return self.state.epochs_without_improvement >= patience
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is no epoch left to train; true, too, of a run killed before its result."""
+        return self.state.epoch >= self.settings.epochs or self.stopped_early
+
+    def _prepare_batches(self) -> None:
+        """Cut batches to train and to validate; compile the model, or record steps, where asked to."""
+        settings, ranks = self.settings, self.ranks
+        self.train_loader = self.loader(
+            self.train_rows, seed=settings.seed, shuffle=True, rank=self.rank, ranks=ranks
+        )
+        self.val_loader = self.loader(self.val_rows[self.rank :: ranks])
+        if len(oversize := self.train_loader.oversize):
+            self.log(
+                f"{len(oversize):,} structures alone exceed training.batch and run alone "
+                f"(rows {oversize[:8].tolist()}{' ...' if len(oversize) > 8 else ''})"
+            )
+        if (
+            settings.compile
+            and self.config.model.kind == "potential"
+            and len(self.objective.names) > 1
+        ):
+            self.log(
+                "warning: no torch.compile: what it makes cannot be differentiated twice, as forces ask"
+            )
+        elif settings.compile:
+            self.forward = compiled_model(self.model, self.train_loader, self.fabric, self.log)
+            self.step_network.model = self.objective.step_network(self.forward)
+        self.recorded_step: Callable[..., Tensor] = self.micro_step
+        if records_steps(settings, self.device.type == "cuda", ranks):
+            always = settings.cuda_graphs is True
+            self.recorded_step = RecordedSteps(self.micro_step, self.model, always, self.log)
+
+    def _start_watches(self) -> None:
+        """Begin to measure time, and to tell loggers, from where the run is."""
+        state = self.state
+        self.loggers = []
+        if self.rank == 0:
+            content = self.config.model_dump(mode="json")
+            self.loggers = open_loggers(self.settings.loggers, self.run_dir, content, state.epoch)
+        self.timer = CheckpointTimer(self.settings.checkpoint_minutes)
+        self.clock = Clock(self.device)
+        self._seconds_before, self._begun = state.seconds, time.perf_counter()
+        batches = len(self.train_loader.plan(state.epoch))
+        self._epochs_before = state.epoch + state.batch_idx / max(1, batches)
+
+    # --- an epoch ---
+
+    def begin_epoch(self) -> Epoch:
+        """Count what an epoch's steps sum over; an epoch that is resumed keeps the sums it has."""
+        state, settings = self.state, self.settings
+        self.model.train()
+        counts = self.objective.counts(self.train_loader, state.epoch)
+        shares = torch.from_numpy(step_shares(counts, settings.accumulate, self.ranks))
+        if state.batch_idx == 0 or state.loss_sums is None:
+            state.loss_sums = torch.zeros(counts.shape, dtype=torch.float64)
+        state.loss_sums = state.loss_sums.to(self.device)
+        self.objective.begin(state.epoch, self.device)
+        self.clock.start()
+        return Epoch(counts, shares.to(self.device), loss_scale(self.fabric), time.perf_counter())
+
+    def train_epoch(self, epoch: Epoch) -> None:
+        """Take the steps of an epoch, from the batch on where the run is."""
+        state, accumulate = self.state, self.settings.accumulate
+        batches, cuda = len(epoch.shares), self.device.type == "cuda"
+        for batch in self.train_loader.batches(state.epoch, state.batch_idx):
+            self.clock.mark("data")
+            if state.batch_idx % accumulate == 0:
+                self._set_learning_rate(
+                    state.batch_idx // accumulate / math.ceil(batches / accumulate)
+                )
+            is_last_microbatch = (
+                state.batch_idx + 1
+            ) % accumulate == 0 or state.batch_idx + 1 == batches
+            is_first_of_run = state.epoch == state.batch_idx == 0
+            _seed_noise(
+                self.settings.seed, state.epoch, state.batch_idx * self.ranks + self.rank, cuda
+            )
+            with (
+                self.fabric.no_backward_sync(self.network, enabled=not is_last_microbatch),
+                statistics_of_this_batch(self.model) if is_first_of_run else nullcontext(),
+            ):
+                step = self.micro_step if is_first_of_run else self.recorded_step
+                shares = epoch.shares[state.batch_idx]
+                state.loss_sums[state.batch_idx] = step(batch, shares, self.clock.mark)
+            state.batch_idx += 1
+            if not cuda or state.batch_idx % CUDA_CHECK_STEPS == 0 or state.batch_idx == batches:
+                self._check_losses(batch)
+            if not is_last_microbatch:
+                continue
+            self.optimizer_step()
+            self.clock.mark("optimizer")
+            if state.batch_idx < batches and (self.ranks == 1 or state.step % AGREE_STEPS == 0):
+                self._checkpoint_if_due(batch)
 
     def micro_step(
         self, batch: GraphBatch, shares: Tensor, mark: Callable[[str], None] | None = None
@@ -257,323 +428,238 @@ class Bench:
         if mark:
             mark("forward")
         # Derivatives by what is no weight would cost another pass where forces are learnt.
-        only = {} if self.fabric.world_size > 1 else {"inputs": self.trained}
+        only = {} if self.ranks > 1 else {"inputs": self.trained}
         self.fabric.backward(self.objective.loss(sums, shares), **only)
         if mark:
             mark("backward")
         return sums.detach()
 
     def optimizer_step(self) -> None:
-        """Move the weights along their gradients, and forget these."""
+        """Move the weights along their gradients, forget these, and let the average follow."""
         if self.settings.clip_norm is not None:
             self.fabric.clip_gradients(
                 self.network,
-                self.stepper,
+                self.fabric_optimizer,
                 max_norm=self.settings.clip_norm,
                 error_if_nonfinite=False,
             )
-        self.stepper.step()
-        self.stepper.zero_grad()
+        self.fabric_optimizer.step()
+        self.fabric_optimizer.zero_grad()
+        self._count_step()
 
-    def loader(self, rows: np.ndarray, bounds: Batching | None = None, **options: Any) -> Loader:
-        """Batches of some rows, as the config says; with `shuffle`, for training."""
-        carried = self.objective.carried(training="shuffle" in options)
-        beside = getattr(self.model, "passes", lambda *_: ())
-        return self.data.loader(
-            rows,
-            carried.targets,
-            bounds=bounds or self.settings.batch,
-            dtype=torch.float64 if self.settings.precision == "64" else torch.float32,
-            prefetch=self.settings.prefetch,
-            device=self.fabric.device,
-            of_atoms=carried.of_atoms,
-            of_structures=carried.of_structures,
-            with_edges=carried.with_edges,
-            chances=carried.chances,
-            passes=beside(self.fabric.device.type, self.settings.compile),
-            **options,
-        )
+    def validate(self, loader: Loader) -> Scores:
+        """Errors on the rows of a loader, of which each process has its share."""
+        self.model.eval()
+        with self.fabric.autocast(), unsharded(self.model):
+            return self.objective.validate(self.forward, loader, self.fabric)
 
-
-def _train(
-    data: LabelledGraphs,
-    config: Config,
-    run_dir: Path,
-    key: str,
-    fabric: Fabric,
-    log: Log,
-    asked_to_stop: Callable[[], int],
-) -> TrainResult:
-    settings = config.training
-    device, cuda = fabric.device, fabric.device.type == "cuda"
-    rank, ranks = fabric.global_rank, fabric.world_size
-    state_file = run_dir / "state" / "last.ckpt"
-
-    # --- data ---
-    train_rows = rows_with_targets(data, "train", log)
-    val_rows = rows_with_targets(data, "val", log)
-    _check_validation(settings, len(val_rows))
-
-    # --- model and batches ---
-    bench = Bench.set_up(data, config, fabric, train_rows, val_rows, log)
-    objective, model, average = bench.objective, bench.model, bench.average
-    network, optimizer = bench.network, bench.optimizer
-    elements = data.elements(train_rows)
-    names = objective.names
-    parameters = sum(parameter.numel() for parameter in bench.trained)
-    forward: Callable[[GraphBatch], Tensor] = model
-    schedule = Schedule(settings)
-    loader = bench.loader(train_rows, seed=settings.seed, shuffle=True, rank=rank, ranks=ranks)
-    val_loader = bench.loader(val_rows[rank::ranks])
-    if len(oversize := loader.oversize):
-        log(
-            f"{len(oversize):,} structures alone exceed training.batch and run alone "
-            f"(rows {oversize[:8].tolist()}{' ...' if len(oversize) > 8 else ''})"
-        )
-    if settings.compile and config.model.kind == "potential" and len(names) > 1:
-        log(
-            "warning: no torch.compile: what it makes cannot be differentiated twice, as forces ask"
-        )
-    elif settings.compile:
-        forward = compiled_model(model, loader, fabric, log)
-        bench.step_network.model = objective.step_network(forward)
-    take_micro_step = bench.micro_step
-    if records_steps(settings, cuda, ranks):
-        always = settings.cuda_graphs is True
-        take_micro_step = RecordedSteps(bench.micro_step, model, always, log)
-    # --- where the run is ---
-    epoch = position = step = waited = 0
-    seconds = 0.0
-    best, history = Best(), History(names)
-    errors: Tensor | None = None  # [batches, terms] sums of the loss, of the epoch under way
-    if (state := load_state(state_file, key)) is not None:
-        epoch, position, step = state["epoch"], state["position"], state["step"]
-        waited, seconds = state["waited"], state["seconds"]
-        errors = state["errors"] if rank == 0 else torch.zeros_like(state["errors"])
-        if average is not None:
-            average.load_state_dict(state["average"])
-        load_weights(model, state["model"])
-        load_optimizer(optimizer, state["optimizer"])
-        fabric.strategy.precision.load_state_dict(state["scaler"])
-        schedule.plateau.load_state_dict(state["plateau"])
-        objective.load_state_dict(state["objective"])
-        best, history = Best(**state["best"]), History(names, state["history"])
-        log(f"going on at epoch {epoch + 1}, batch {position + 1}")
-    else:
-        log(
-            f"{config.model.name}: {parameters:,} parameters; {len(train_rows):,} structures to train, "
-            f"{len(val_rows):,} to validate; {device}, precision {settings.precision}"
-        )
-    loggers = []
-    if rank == 0:
-        loggers = open_loggers(settings.loggers, run_dir, config.model_dump(mode="json"), epoch)
-    timer = CheckpointTimer(settings.checkpoint_minutes)
-    clock = Clock(device)
-    resumed_seconds, begun = seconds, time.perf_counter()
-    begun_epochs = epoch + position / max(1, len(loader.plan(epoch)))
-
-    def agreed(*answers: int) -> tuple[int, ...]:
-        """What the first process thinks."""
-        return answers if ranks == 1 else fabric.broadcast(answers)
-
-    def save() -> None:
-        """Write what a killed run needs, and what a person may look at meanwhile."""
-        started = time.monotonic()
-        sums = fabric.all_reduce(errors.clone(), reduce_op="sum")  # it works in place
-        weights, moments = full_state(model.state_dict()), full_state(optimizer.state_dict())
-        averages = average.state_dict() if average else {}
-        if rank > 0:
-            return
-        if not all(torch.isfinite(weights[name]).all() for name, _ in model.named_parameters()):
-            raise _diverged(run_dir, epoch, step)
-        content = {
-            "epoch": epoch,
-            "position": position,
-            "step": step,
-            "waited": waited,
-            "seconds": resumed_seconds + time.perf_counter() - begun,
-            "errors": sums,
-            "model": weights,
-            "optimizer": moments,
-            "scaler": fabric.strategy.precision.state_dict(),
-            "plateau": schedule.plateau.state_dict(),
-            "objective": objective.state_dict(),
-            "best": best.state(),
-            "history": history.rows,
-            "average": averages,
-        }
-        save_state(state_file, key, content)
-        publish()
-        timer.saved(started)
-
-    def publish() -> None:
-        if rank > 0:
-            return
-        history.write(run_dir / "history.csv")
-        if best.weights is not None:
-            facts = {"epoch": best.epoch, "step": best.step, "val_mae": list(best.maes)}
-            card = ModelCard.of(config, objective.scale, facts, objective.given, elements)
-            write_model(run_dir / "model.safetensors", best.weights, card)
-
-    def keep(name: str, maes: tuple[float, ...]) -> None:
-        """Write the weights just validated as a model file of their own."""
-        weights = full_state(model.state_dict())
-        if rank == 0:
-            facts = {"epoch": epoch + 1, "step": step, "val_mae": list(maes)}
-            card = ModelCard.of(config, objective.scale, facts, objective.given, elements)
-            write_model(run_dir / "checkpoints" / f"{name}.safetensors", weights, card)
-
-    # --- epochs ---
-    whole_set = None
-    if settings.optimizer == "lbfgs":
-        objective.begin(0, device)
-        of_all = step_shares(objective.counts(loader, 0), len(loader), ranks)
-        whole_set = WholeSet(
-            bench.step_network.model,
-            objective,
-            list(loader.batches(0)),
-            torch.from_numpy(of_all).to(device),
-        )
-    patience = settings.early_stopping or math.inf
-    stopped_early = (
-        waited >= patience
-    )  # true of a run that was killed between its end and its result
-    while epoch < settings.epochs and not stopped_early:
-        model.train()
-        counts = objective.counts(loader, epoch)
-        batches = len(counts)
-        steps = math.ceil(batches / settings.accumulate)
-        shares = torch.from_numpy(step_shares(counts, settings.accumulate, ranks)).to(device)
-        if position == 0 or errors is None:
-            errors = torch.zeros(counts.shape, dtype=torch.float64)
-        errors = errors.to(device)
-        objective.begin(epoch, device)
-        scale_before = loss_scale(fabric)
-        clock.start()
-        epoch_begun = time.perf_counter()
-
-        if whole_set is not None and position == 0:
-            errors[:] = whole_set.step(optimizer)
-            clock.mark("optimizer")
-            rate, position, step = settings.learning_rate, batches, step + 1
-            _check_finite(errors, position, run_dir, epoch)
-            if average is not None:
-                average.update(step)
-
-        for batch in loader.batches(epoch, position) if whole_set is None else ():
-            clock.mark("data")
-
-            if position % settings.accumulate == 0:
-                done = (epoch + position // settings.accumulate / steps) / settings.epochs
-                rate = schedule.lr(done)
-                set_rate(optimizer, rate, schedule.momentum(done))
-            closes = (position + 1) % settings.accumulate == 0 or position + 1 == batches
-
-            _seed_noise(settings.seed, epoch, position * ranks + rank, cuda)
-            first = epoch == position == 0
-            with (
-                fabric.no_backward_sync(network, enabled=not closes),
-                statistics_of_this_batch(model) if first else nullcontext(),
-            ):
-                take = bench.micro_step if first else take_micro_step
-                errors[position] = take(batch, shares[position], clock.mark)
-            position += 1
-            if not cuda or position % CUDA_CHECK_STEPS == 0 or position == batches:
-                _check_finite(errors, position, run_dir, epoch, batch)
-            if not closes:
-                continue
-
-            bench.optimizer_step()
-            step += 1
-            if average is not None:
-                average.update(step)
-            clock.mark("optimizer")
-            if position < batches and (ranks == 1 or step % AGREE_STEPS == 0):
-                stop, due = agreed(asked_to_stop(), timer.due())
-                if stop or due:
-                    _check_finite(errors, position, run_dir, epoch, batch)
-                    save()
-                if stop:
-                    raise _stopped(run_dir, stop)
-
-        # --- end of the epoch: validate, remember the best, decide ---
-        parts = clock.seconds()
+    def end_epoch(self, epoch: Epoch) -> None:
+        """Validate, write the epoch down, and save the state where it is time."""
+        state, parts = self.state, self.clock.seconds()
         validation_begun = time.perf_counter()
-        errors = fabric.all_reduce(errors, reduce_op="sum")
-        of_epoch = torch.from_numpy(1.0 / np.maximum(counts.sum(axis=0), 1.0)).to(device)
-        train_loss = float(objective.loss(errors.sum(dim=0), of_epoch))
+        train_loss = self._train_loss(epoch)
         # Statistics of batch norms are each process's own: all evaluate with those of the first.
-        share_from_first(fabric, model.buffers())
-        share_from_first(fabric, average.buffers() if average else [])
-        model.eval()
-        with average.applied() if average else nullcontext():
-            with fabric.autocast(), unsharded(model):
-                scores = objective.validate(forward, val_loader, fabric)
-            if len(val_rows) and not math.isfinite(scores.error):
-                raise AtomloomError(
-                    f"the model predicts no finite numbers after epoch {epoch + 1}, step {step}",
-                    where=run_dir,
-                    todo="lower training.learning_rate, or set training.clip_norm",
-                )
-            better = scores.error < best.error or not len(val_rows)
-            if better:
-                weights = {n: t.detach().clone() for n, t in full_state(model.state_dict()).items()}
-                best = Best(scores.error, epoch + 1, step, scores.maes, weights)
-            waited = 0 if better else waited + 1
-            stopped_early = waited >= patience
-            last = epoch + 1 == settings.epochs or stopped_early
-            if settings.keep_every and (epoch + 1) % settings.keep_every == 0:
-                keep(f"epoch-{epoch + 1:04d}", scores.maes)
-            if last:
-                keep("last", scores.maes)
-        schedule.plateau.see(scores.error)
-
+        share_from_first(self.fabric, self.model.buffers())
+        share_from_first(self.fabric, self.ema.buffers() if self.ema else [])
+        with self.ema.applied() if self.ema else nullcontext():
+            scores = self.validate(self.val_loader)
+            self._judge(scores)
+        self.schedule.plateau.see(scores.error)
         now = time.perf_counter()
-        seconds = resumed_seconds + now - begun
-        history.add(
-            epoch=epoch + 1,
-            step=step,
-            learning_rate=rate,
+        state.history.add(
+            epoch=state.epoch + 1,
+            step=state.step,
+            learning_rate=self.lr,
             train_loss=train_loss,
             val_loss=scores.loss,
             maes=scores.maes,
-            seconds=now - epoch_begun,
+            seconds=now - epoch.begun,
             parts={**parts, "validation": now - validation_begun},
         )
-        for logger in loggers:
-            logger.write(history.rows[-1])
-        epoch, position = epoch + 1, 0
-        speed = (now - begun) / (epoch - begun_epochs)
-        if loss_scale(fabric) < scale_before:
-            log(
-                f"fp16: gradients overflowed and their steps were left out; the loss scale fell from "
-                f"{scale_before:g} to {loss_scale(fabric):g}"
-            )
-        log(progress_line(history, settings.epochs, names, objective.units, speed))
-        stop, due = agreed(asked_to_stop(), timer.due(end_of_epoch=True))
-        if last or stop or due:
-            save()
-        if stop and not last:
-            raise _stopped(run_dir, stop)
+        for logger in self.loggers:
+            logger.write(state.history.rows[-1])
+        state.epoch, state.batch_idx, state.seconds = state.epoch + 1, 0, self._elapsed()
+        self._report(epoch)
+        self._checkpoint_if_due()
 
-    for logger in loggers:
-        logger.close()
-    if stopped_early:
-        log(f"stopped: no lower validation error for {waited} epochs")
-    if not history.rows or best.weights is None:
-        raise AtomloomError("no epoch was trained", where=run_dir)
-    publish()
-    return TrainResult(
-        parameters=parameters,
-        epochs_run=epoch,
-        best_epoch=best.epoch,
-        best_val_mae=dict(zip(names, best.maes or [None] * len(names), strict=True)),
-        steps=step,
-        stopped_early=stopped_early,
-        seconds=seconds,
-        device=torch.cuda.get_device_name(device) if cuda else "cpu",
-        threads=torch.get_num_threads(),
-    )
+    # --- parts of the above ---
+
+    def _set_learning_rate(self, share: float) -> None:
+        """Set learning rate and momentum of the next step, when so much of the epoch is done."""
+        done = (self.state.epoch + share) / self.settings.epochs
+        self.lr = self.schedule.lr(done)
+        set_rate(self.optimizer, self.lr, self.schedule.momentum(done))
+
+    def _count_step(self) -> None:
+        self.state.step += 1
+        if self.ema is not None:
+            self.ema.update(self.state.step)
+
+    def _check_losses(self, batch: GraphBatch) -> None:
+        """Stop where the loss of a batch up to the last is not finite; on the CPU each is looked at."""
+        state = self.state
+        first = 0 if self.device.type == "cuda" else state.batch_idx - 1
+        done = range(first, state.batch_idx)
+        check_finite(state.loss_sums, done, self.run_dir, state.epoch, batch)
+
+    def _train_loss(self, epoch: Epoch) -> float:
+        """Mean over the epoch, while the weights changed; to be called by all processes."""
+        state = self.state
+        state.loss_sums = self.fabric.all_reduce(state.loss_sums, reduce_op="sum")
+        shares = torch.from_numpy(1.0 / np.maximum(epoch.counts.sum(axis=0), 1.0))
+        return float(self.objective.loss(state.loss_sums.sum(dim=0), shares.to(self.device)))
+
+    def _judge(self, scores: Scores) -> None:
+        """Remember the weights just validated if they are the best, and write those that are kept."""
+        state, settings = self.state, self.settings
+        epoch = state.epoch + 1
+        if len(self.val_rows) and not math.isfinite(scores.error):
+            raise predicts_nothing(self.run_dir, epoch, state.step)
+        if scores.error < state.best.error or not len(self.val_rows):
+            full = full_state(self.model.state_dict())
+            weights = {name: tensor.detach().clone() for name, tensor in full.items()}
+            state.best = Best(scores.error, epoch, state.step, scores.maes, weights)
+            state.epochs_without_improvement = 0
+        else:
+            state.epochs_without_improvement += 1
+        if settings.keep_every and epoch % settings.keep_every == 0:
+            self._keep(f"epoch-{epoch:04d}", scores)
+        if epoch == settings.epochs or self.stopped_early:
+            self._keep("last", scores)
+
+    def _report(self, epoch: Epoch) -> None:
+        """Log the epoch that has just ended."""
+        state, scale = self.state, loss_scale(self.fabric)
+        if scale < epoch.loss_scale:
+            self.log(
+                f"fp16: gradients overflowed and their steps were left out; the loss scale fell from "
+                f"{epoch.loss_scale:g} to {scale:g}"
+            )
+        epoch_seconds = (self._elapsed() - self._seconds_before) / (
+            state.epoch - self._epochs_before
+        )
+        names, units = self.objective.names, self.objective.units
+        line = progress_line(state.history, self.settings.epochs, names, units, epoch_seconds)
+        self.log(line)
+
+    def _elapsed(self) -> float:
+        """Seconds of training and validation, all calls together."""
+        return self._seconds_before + time.perf_counter() - self._begun
+
+    def _result(self) -> TrainResult:
+        state, names = self.state, self.objective.names
+        maes = state.best.maes or [None] * len(names)
+        cuda = self.device.type == "cuda"
+        return TrainResult(
+            parameters=self._parameters(),
+            epochs_run=state.epoch,
+            best_epoch=state.best.epoch,
+            best_val_mae=dict(zip(names, maes, strict=True)),
+            steps=state.step,
+            stopped_early=self.stopped_early,
+            seconds=state.seconds,
+            device=torch.cuda.get_device_name(self.device) if cuda else "cpu",
+            threads=torch.get_num_threads(),
+        )
+
+    def _parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.trained)
+
+    # --- files ---
+
+    def resume(self) -> None:
+        """Load the run's state, if there is one."""
+        state = self.state
+        saved = load_state(self.run_dir / "state" / "last.ckpt", self.key)
+        if saved is not None:
+            state.load_state_dict(saved)
+            self.log(f"going on at epoch {state.epoch + 1}, batch {state.batch_idx + 1}")
+            return
+        self.log(
+            f"{self.config.model.name}: {self._parameters():,} parameters; "
+            f"{len(self.train_rows):,} structures to train, {len(self.val_rows):,} to validate; "
+            f"{self.device}, precision {self.settings.precision}"
+        )
+
+    def checkpoint(self) -> None:
+        """Write what a killed run needs, and what a person may look at meanwhile."""
+        state, started = self.state, time.monotonic()
+        state.seconds = self._elapsed()
+        content = state.state_dict()
+        if self.rank > 0:
+            return
+        weights = content["model"]
+        if not all(
+            torch.isfinite(weights[name]).all() for name, _ in self.model.named_parameters()
+        ):
+            raise diverged(self.run_dir, state.epoch, state.step)
+        save_state(self.run_dir / "state" / "last.ckpt", self.key, content)
+        self._publish()
+        self.timer.saved(started)
+
+    def _checkpoint_if_due(self, batch: GraphBatch | None = None) -> None:
+        """Save the state if it is time, the run is over, or it is asked to stop; then stop it.
+
+        Args:
+            batch: the last one; None at the end of an epoch.
+        """
+        end_of_epoch = batch is None
+        stop, due = self.asked_to_stop(), self.timer.due(end_of_epoch)
+        if self.ranks > 1:  # all do what the first thinks
+            stop, due = self.fabric.broadcast((stop, due))
+        over = end_of_epoch and self.finished
+        if batch is not None and (stop or due):
+            self._check_losses(batch)
+        if over or stop or due:
+            self.checkpoint()
+        if stop and not over:
+            raise stopped(self.run_dir, stop)
+
+    def _publish(self) -> None:
+        """Write the history, and the best weights so far as the run's model file."""
+        if self.rank > 0:
+            return
+        best, history = self.state.best, self.state.history
+        history.write(self.run_dir / "history.csv")
+        if best.weights is not None:
+            card = self._card(best.epoch, best.step, best.maes)
+            write_model(self.run_dir / "model.safetensors", best.weights, card)
+
+    def _keep(self, name: str, scores: Scores) -> None:
+        """Write the weights just validated as a model file of their own."""
+        state = self.state
+        weights = full_state(self.model.state_dict())
+        if self.rank == 0:
+            card = self._card(state.epoch + 1, state.step, scores.maes)
+            write_model(self.run_dir / "checkpoints" / f"{name}.safetensors", weights, card)
+
+    def _card(self, epoch: int, step: int, maes: Sequence[float]) -> ModelCard:
+        """What the model file of an epoch says of itself."""
+        facts = {"epoch": epoch, "step": step, "val_mae": list(maes)}
+        objective = self.objective
+        return ModelCard.of(self.config, objective.scale, facts, objective.given, self.elements)
+
+
+class FullBatchTrainer(Trainer):
+    """Training by L-BFGS: an epoch is one call of the optimiser, for the loss of all batches together."""
+
+    @cached_property
+    def full_batch(self) -> FullBatch:
+        """The batches of the first epoch, which all others go through, too."""
+        counts = self.objective.counts(self.train_loader, 0)
+        shares = torch.from_numpy(step_shares(counts, len(counts), self.ranks)).to(self.device)
+        batches = list(self.train_loader.batches(0))
+        return FullBatch(self.step_network.model, self.objective, batches, shares)
+
+    def train_epoch(self, epoch: Epoch) -> None:
+        """Call the optimiser once."""
+        state, full_batch = self.state, self.full_batch
+        self.clock.mark("data")
+        state.loss_sums = full_batch.step(self.optimizer).double()
+        state.batch_idx = len(state.loss_sums)
+        self._count_step()
+        self.clock.mark("optimizer")
+        check_finite(state.loss_sums, range(state.batch_idx), self.run_dir, state.epoch)
 
 
 def loss_scale(fabric: Fabric) -> float:
@@ -612,80 +698,11 @@ def rows_with_targets(data: LabelledGraphs, split: str, log: Log) -> np.ndarray:
     return rows[known]
 
 
-def _check_validation(settings: Training, rows: int) -> None:
-    wants = {
-        "early_stopping": settings.early_stopping,
-        "scheduler": settings.scheduler == "plateau",
-    }
-    for name, wanted in wants.items():
-        if wanted and not rows:
-            raise AtomloomError(
-                "needs a validation set", where=f"training.{name}", todo="give the split one"
-            )
-
-
-def _check_finite(
-    errors: Tensor, position: int, run_dir: Path, epoch: int, batch: GraphBatch | None = None
-) -> None:
-    """Stop where the loss of a batch up to `position` is no finite number."""
-    if errors.device.type == "cpu" and bool(torch.isfinite(errors[position - 1]).all()):
-        return
-    bad = torch.nonzero(~torch.isfinite(errors[:position]).all(dim=1))
-    if len(bad):
-        first = int(bad[0])
-        raise AtomloomError(
-            f"the loss is not a finite number at epoch {epoch + 1}, batch {first + 1}"
-            + (f" (rows {batch.rows[:8].tolist()} ...)" if batch and first == position - 1 else ""),
-            where=run_dir,
-            todo="lower training.learning_rate, set training.clip_norm, or look at these structures",
-        )
-
-
-def _diverged(run_dir: Path, epoch: int, step: int) -> AtomloomError:
-    return AtomloomError(
-        f"the weights are no longer finite numbers at epoch {epoch + 1}, step {step}",
-        where=run_dir,
-        todo="lower training.learning_rate, or set training.clip_norm",
-    )
-
-
-def _stopped(run_dir: Path, by: int) -> AtomloomError:
-    kind, name = (InterruptedRun, "Ctrl-C") if by == signal.SIGINT else (AtomloomError, "SIGTERM")
-    return kind(
-        f"stopped by {name}; the state is saved", where=run_dir, todo="run the same again to go on"
-    )
-
-
-def _seed_noise(seed: int, epoch: int, position: int, cuda: bool) -> None:
-    """Make dropout and the like a function of (seed, epoch, position)."""
+def _seed_noise(seed: int, epoch: int, batch_idx: int, cuda: bool) -> None:
+    """Make dropout and the like a function of (seed, epoch, batch)."""
     mixed = (
-        seed * 0x9E3779B97F4A7C15 + epoch * 0xBF58476D1CE4E5B9 + position * 0x94D049BB133111EB
+        seed * 0x9E3779B97F4A7C15 + epoch * 0xBF58476D1CE4E5B9 + batch_idx * 0x94D049BB133111EB
     ) & ((1 << 63) - 1)
     torch.default_generator.manual_seed(mixed)
     if cuda:
         torch.cuda.manual_seed(mixed)
-
-
-def compiled_model(model: nn.Module, loader: Loader, fabric: Fabric, log: Log) -> nn.Module:
-    """The compiled model, tried on one batch; the model itself, saying why, where that fails."""
-    batch = loader.slice(loader.plan(0)[0])
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    compiled, reason = model, None
-    for unbroken in (True, False):
-        try:
-            attempt = torch.compile(model, dynamic=True, fullgraph=unbroken)
-            with fabric.autocast():
-                attempt(batch).float().sum().backward()
-        except Exception as error:  # whatever the compiler does not like
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            torch._dynamo.reset()
-            continue
-        compiled = attempt
-        break
-    if compiled is model:
-        log(f"warning: torch.compile failed, going on without: {reason[0]}")
-    elif reason is not None:
-        log(f"warning: torch.compile: the graph is broken, which costs speed: {reason[0]}")
-    model.zero_grad(set_to_none=True)
-    model.load_state_dict(before)
-    return compiled

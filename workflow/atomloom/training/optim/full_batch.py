@@ -1,9 +1,10 @@
-"""Steps on the whole training set: L-BFGS for small networks, whose loss is a smooth function.
+"""Steps on the full training set: L-BFGS for small networks, whose loss is a smooth function.
 
 A potential of some hundred weights is learnt far better by second-order steps on all structures than by
 first-order ones on a few. Batches are cut once and kept; several threads share them, and sums are
-taken in their order, so that the bits do not depend on how many threads there are. It knows nothing
-of epochs and files.
+taken in their order, so that the bits do not depend on how many threads there are. Each has the
+gradient of its batch to itself, where `Trainer.micro_step` adds to one that all batches share. It
+knows nothing of epochs and files.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def build_lbfgs(parameters: Sequence[nn.Parameter]) -> LBFGS:
     )
 
 
-class WholeSet:
+class FullBatch:
     """The loss of all batches together, and its gradient.
 
     Args:

@@ -1,0 +1,41 @@
+"""torch.compile, tried before it is relied on.
+
+It knows nothing of the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from atomloom.data.loader import Loader
+
+
+def compiled_model(
+    model: nn.Module, loader: Loader, fabric: Fabric, log: Callable[[str], None]
+) -> nn.Module:
+    """The compiled model, tried on one batch; the model itself, saying why, where that fails."""
+    batch = loader.slice(loader.plan(0)[0])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    compiled, reason = model, None
+    for unbroken in (True, False):
+        try:
+            attempt = torch.compile(model, dynamic=True, fullgraph=unbroken)
+            with fabric.autocast():
+                attempt(batch).float().sum().backward()
+        except Exception as error:  # whatever the compiler does not like
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            torch._dynamo.reset()
+            continue
+        compiled = attempt
+        break
+    if compiled is model:
+        log(f"warning: torch.compile failed, going on without: {reason[0]}")
+    elif reason is not None:
+        log(f"warning: torch.compile: the graph is broken, which costs speed: {reason[0]}")
+    model.zero_grad(set_to_none=True)
+    model.load_state_dict(before)
+    return compiled

@@ -1,0 +1,93 @@
+"""Ways in which a training ends before its time, as errors that say where, and what to do.
+
+It knows nothing of the loop.
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from atomloom.config.training import Training
+from atomloom.data.batch import GraphBatch
+from atomloom.errors import AtomloomError, InterruptedRun
+
+
+def check_validation(settings: Training, rows: int) -> None:
+    """Stop where a setting asks for validation rows, and there are none."""
+    wants = {
+        "early_stopping": settings.early_stopping,
+        "scheduler": settings.scheduler == "plateau",
+    }
+    for name, wanted in wants.items():
+        if wanted and not rows:
+            raise AtomloomError(
+                "needs a validation set", where=f"training.{name}", todo="give the split one"
+            )
+
+
+def require_steps_on_batches(settings: Training) -> None:
+    """Stop where what is to be measured are steps on single batches, and the optimiser takes none."""
+    if settings.optimizer == "lbfgs":
+        raise AtomloomError(
+            "lbfgs takes no steps on single batches, which are what is measured",
+            where="training.optimizer",
+            todo="measure with adamw",
+        )
+
+
+def check_finite(
+    loss_sums: Tensor,
+    batches: range,
+    run_dir: Path,
+    epoch: int,
+    batch: GraphBatch | None = None,
+) -> None:
+    """Stop where the loss of a batch is not a finite number.
+
+    Args:
+        loss_sums: [batches of the epoch, L].
+        batches: those to look at.
+        run_dir: the run's folder.
+        epoch: epochs done.
+        batch: the last of them, to name its rows.
+    """
+    finite = torch.isfinite(loss_sums[batches.start : batches.stop]).all(dim=1)
+    if bool(finite.all()):
+        return
+    found = batches[int(torch.nonzero(~finite)[0])]
+    raise AtomloomError(
+        f"the loss is not a finite number at epoch {epoch + 1}, batch {found + 1}"
+        + (f" (rows {batch.rows[:8].tolist()} ...)" if batch and found == batches[-1] else ""),
+        where=run_dir,
+        todo="lower training.learning_rate, set training.clip_norm, or look at these structures",
+    )
+
+
+def diverged(run_dir: Path, epoch: int, step: int) -> AtomloomError:
+    """The error of a run whose weights are no longer finite."""
+    return AtomloomError(
+        f"the weights are no longer finite numbers at epoch {epoch + 1}, step {step}",
+        where=run_dir,
+        todo="lower training.learning_rate, or set training.clip_norm",
+    )
+
+
+def predicts_nothing(run_dir: Path, epoch: int, step: int) -> AtomloomError:
+    """The error of a run whose validation error is not finite."""
+    return AtomloomError(
+        f"the model predicts no finite numbers after epoch {epoch + 1}, step {step}",
+        where=run_dir,
+        todo="lower training.learning_rate, or set training.clip_norm",
+    )
+
+
+def stopped(run_dir: Path, by: int) -> AtomloomError:
+    """The error of a run that was asked to stop by a signal, and has saved its state."""
+    kind, name = (InterruptedRun, "Ctrl-C") if by == signal.SIGINT else (AtomloomError, "SIGTERM")
+    return kind(
+        f"stopped by {name}; the state is saved", where=run_dir, todo="run the same again to go on"
+    )

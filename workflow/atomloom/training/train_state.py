@@ -1,0 +1,111 @@
+"""TrainState: all that a killed run needs to go on, as one object that is saved and loaded.
+
+It holds where the run is, and the parts that have states of their own (network, optimiser, scaler of
+fp16, plateau rule, objective, moving average): what is not here is neither saved nor restored. It
+knows nothing of files (`atomloom.training.checkpoint`) and of the loop.
+
+Legend: L terms of the loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from atomloom.training.distributed import full_state, load_optimizer, load_weights
+from atomloom.training.logging.history import History
+from atomloom.training.objectives.base import Objective
+from atomloom.training.optim.ema import MovingAverage
+from atomloom.training.optim.schedules import Plateau
+
+
+@dataclass
+class Best:
+    """The best epoch so far."""
+
+    error: float = math.inf
+    """Error of its validation, see `Scores`."""
+    epoch: int = 0
+    """Which it was, from 1; 0 before the first."""
+    step: int = 0
+    """Optimiser steps until its end."""
+    maes: tuple[float, ...] = ()
+    """Mean absolute error of each target, in real units."""
+    weights: Mapping[str, Tensor] | None = None
+    """Weights and buffers that were validated."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its fields, for a file."""
+        return {**vars(self), "maes": list(self.maes)}
+
+
+@dataclass(eq=False)
+class TrainState:
+    """Where a run is, and the parts whose states go with it."""
+
+    fabric: Fabric
+    model: nn.Module
+    optimizer: Optimizer
+    plateau: Plateau
+    objective: Objective
+    ema: MovingAverage | None
+    history: History
+    epoch: int = 0
+    """Epochs done."""
+    batch_idx: int = 0
+    """Batches done of the epoch under way."""
+    step: int = 0
+    """Optimiser steps done."""
+    epochs_without_improvement: int = 0
+    """Epochs since the best one."""
+    seconds: float = 0.0
+    """Time of training and validation, all calls together."""
+    loss_sums: Tensor | None = None
+    """[batches, L] float64 sums of the loss of the epoch under way, of this process's parts of them."""
+    best: Best = field(default_factory=Best)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state for a file; to be called by all processes, each of which gets the same."""
+        assert self.loss_sums is not None, "a state is saved after a step"
+        sums = self.loss_sums.clone()  # all_reduce works in place
+        return {
+            "epoch": self.epoch,
+            "position": self.batch_idx,
+            "step": self.step,
+            "waited": self.epochs_without_improvement,
+            "seconds": self.seconds,
+            "errors": self.fabric.all_reduce(sums, reduce_op="sum"),
+            "model": full_state(self.model.state_dict()),
+            "optimizer": full_state(self.optimizer.state_dict()),
+            "scaler": self.fabric.strategy.precision.state_dict(),
+            "plateau": self.plateau.state_dict(),
+            "objective": self.objective.state_dict(),
+            "best": self.best.state_dict(),
+            "history": self.history.rows,
+            "average": self.ema.state_dict() if self.ema else {},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`; to be called by all processes."""
+        self.epoch, self.batch_idx, self.step = state["epoch"], state["position"], state["step"]
+        self.epochs_without_improvement = state["waited"]
+        self.seconds = state["seconds"]
+        # The sums are those of all processes together: the first goes on with them.
+        first = self.fabric.global_rank == 0
+        self.loss_sums = state["errors"] if first else torch.zeros_like(state["errors"])
+        load_weights(self.model, state["model"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(state["scaler"])
+        self.plateau.load_state_dict(state["plateau"])
+        self.objective.load_state_dict(state["objective"])
+        self.best = Best(**state["best"])
+        self.history.rows = list(state["history"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["average"])
