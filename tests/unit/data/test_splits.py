@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from atomloom.config import Split
-from atomloom.data.splits import divide, names_by_source
+from atomloom.data.splits import KINDS, divide, kind_of, names_by_source
 from atomloom.errors import AtomloomError
 
 
@@ -91,6 +92,26 @@ def test_folds_take_rows_of_the_plan_even_where_records_are_missing(tmp_path):
     path.write_text("[" * 100_000)
     with pytest.raises(AtomloomError, match="cannot be read"):
         divide(split, used, columns(4), 5)
+
+
+def test_every_kind_of_the_config_is_a_class():
+    assert tuple(KINDS) == get_args(Split.model_fields["kind"].annotation)
+
+
+def test_what_a_kind_reads_from_outside_is_in_its_digest(tmp_path):
+    path = tmp_path / "folds.json"
+    split = Split(kind="folds", folds_file=str(path))
+    digests = []
+    for row in (1, 2):
+        path.write_text(json.dumps({"fold_0": [row]}))
+        digests.append(kind_of(split).digest(["a", "b"]))
+    assert digests[0] != digests[1]
+    sources = kind_of(Split(kind="sources", test_sources=["a*"]))
+    assert sources.digest(["x/a1", "b"]) == sources.digest(["y/a2", "c"])
+    assert sources.digest(["a", "b"]) != sources.digest(["b", "a"])
+    assert (
+        kind_of(Split()).digest(["a"]) == kind_of(Split(kind="column", column="c")).digest([]) == ""
+    )
 
 
 def test_files_can_be_the_test_set():

@@ -163,7 +163,12 @@ class Dataset(Section):
 
 
 class Split(Section):
-    """How records are divided into training, validation and test."""
+    """How records are divided into training, validation and test.
+
+    A kind is a class of `atomloom.data.splits`. What it reads that is no structure is named here: options
+    that name a file stand in `files`, those that name a column of the label tables in `columns`, and all
+    that the plan has to know of in `plan_content`.
+    """
 
     kind: Literal["ratio", "column", "folds", "sources"] = "ratio"
     """`ratio`: at random by `ratios`. `column`: as a column of the label table says (train, val,
@@ -209,14 +214,30 @@ class Split(Section):
     def _one_is_a_list(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
 
+    @property
+    def files(self) -> list[str]:
+        """Files that options name."""
+        return [self.folds_file] if self.folds_file else []
+
+    @property
+    def columns(self) -> list[str]:
+        """Text columns of the label tables, or `formula`, that options name."""
+        return [name for name in (self.column, self.group) if name]
+
+    def plan_content(self) -> dict[str, Any]:
+        """Options that the plan depends on, since it reads and digests what they name."""
+        return {
+            "columns": [self.column, self.group],
+            "fixed": [self.folds_file, self.test_sources, self.val_sources],
+        }
+
     @model_validator(mode="after")
     def _complete(self) -> Split:
-        if self.kind == "column" and not self.column:
-            raise ValueError("kind: column needs `column`")
-        if self.kind == "folds" and not self.folds_file:
-            raise ValueError("kind: folds needs `folds_file`")
-        if self.kind == "sources" and not self.test_sources:
-            raise ValueError("kind: sources needs `test_sources`")
+        needed = {"column": "column", "folds": "folds_file", "sources": "test_sources"}.get(
+            self.kind
+        )
+        if needed and not getattr(self, needed):
+            raise ValueError(f"kind: {self.kind} needs `{needed}`")
         if self.kind == "ratio" and (abs(sum(self.ratios) - 1) > 1e-6 or self.ratios[0] <= 0):
             raise ValueError(
                 "ratios must be three shares that add up to 1, the first above 0 (or two: no test)"

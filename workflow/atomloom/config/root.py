@@ -66,7 +66,7 @@ class Config(Section):
 
     def files(self) -> list[str]:
         """Every path the config names, as written."""
-        named = [*(table.file for table in self.dataset.label_tables), self.split.folds_file]
+        named = [*(table.file for table in self.dataset.label_tables), *self.split.files]
         named += [self.teacher.model] if self.teacher else []
         paths = [self.paths.results, self.paths.store]
         return [*self.dataset.source, *(name for name in named if name), *paths]

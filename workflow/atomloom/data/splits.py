@@ -1,6 +1,9 @@
 """Dividing structures into training, validation and test.
 
-Knows labels and ids as columns of a table; knows nothing of graphs and of torch.
+One class a kind: which options it needs, what it takes from files before there are structures, and how it
+divides. Knows labels and ids as columns of a table; knows nothing of graphs and of torch.
+
+Legend: S structures, R records.
 """
 
 from __future__ import annotations
@@ -8,14 +11,18 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 
 from atomloom.config import Split, expand_variables
 from atomloom.errors import AtomloomError
+from atomloom.store.files import file_digest
+from atomloom.store.keys import chain_hash
 
 SPLITS = ("train", "val", "test")
 
@@ -27,6 +34,143 @@ _NAMES = {
     "validation": "val",
     "test": "test",
 }
+
+
+class SplitKind(ABC):
+    """One way of dividing.
+
+    Args:
+        split: the config's section, whose options are also those of the kind.
+    """
+
+    name: ClassVar[str]
+    """`split.kind` of the config."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def digest(self, sources: Sequence[str]) -> str:
+        """Names what says from outside which records are the test set; empty where nothing does.
+
+        It is part of the dataset key. Whatever `divide` reads besides its arguments must be in it.
+
+        Args:
+            sources: [R] the file of each record.
+        """
+        files = [file_digest(Path(expand_variables(file))) for file in self.split.files]
+        return files[0] if len(files) == 1 else chain_hash(files) if files else ""
+
+    @abstractmethod
+    def divide(
+        self, frame: pd.DataFrame, columns: pd.DataFrame, groups: np.ndarray, records: int
+    ) -> np.ndarray:
+        """[S] `train`, `val` or `test`; arguments as of the function `divide`.
+
+        Args:
+            groups: [S] integers: structures of one group stay together, where the kind has a choice.
+        """
+
+    def _hold_out(self, result: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        """Turn a share of the training groups into validation."""
+        train = np.flatnonzero(result == "train")
+        codes = pd.factorize(groups[train])[0]
+        share = self.split.val_fraction
+        result[train] = _deal_out((1 - share, share, 0.0), codes, self.split.seed)
+        return result
+
+
+class ByRatio(SplitKind):
+    """At random, by shares."""
+
+    name = "ratio"
+
+    def divide(
+        self, frame: pd.DataFrame, columns: pd.DataFrame, groups: np.ndarray, records: int
+    ) -> np.ndarray:
+        """Groups in random order, the first of them for training."""
+        return _deal_out(self.split.ratios, groups, self.split.seed)
+
+
+class ByColumn(SplitKind):
+    """As a column of the label table says."""
+
+    name = "column"
+
+    def divide(
+        self, frame: pd.DataFrame, columns: pd.DataFrame, groups: np.ndarray, records: int
+    ) -> np.ndarray:
+        """The words of the column, which must be known ones."""
+        column = self.split.column
+        values = columns[column]
+        result = np.array(
+            [_NAMES.get(str(value).strip().lower()) for value in values], dtype=object
+        )
+        unknown = np.flatnonzero(result == None)  # noqa: E711 - element-wise
+        if len(unknown):
+            first = unknown[0]
+            value = "empty" if pd.isna(values.iloc[first]) else repr(values.iloc[first])
+            raise AtomloomError(
+                f"`{column}` of {frame['id'].iloc[first]} is {value}",
+                where="split.column",
+                todo="it must be train, val or test",
+            )
+        return result if (result == "val").any() else self._hold_out(result, groups)
+
+
+class ByFold(SplitKind):
+    """The test rows are those of a fold of a file."""
+
+    name = "folds"
+
+    def divide(
+        self, frame: pd.DataFrame, columns: pd.DataFrame, groups: np.ndarray, records: int
+    ) -> np.ndarray:
+        """The fold is the test set, a share of the rest validation."""
+        result = np.where(frame["record"].isin(self._rows(records)), "test", "train")
+        return self._hold_out(result.astype(object), groups)
+
+    def _rows(self, records: int) -> list[int]:
+        path = Path(expand_variables(str(self.split.folds_file)))
+        try:
+            folds = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise AtomloomError(f"cannot be read: {error}", where=path) from None
+        name = f"fold_{self.split.fold}"
+        rows = folds.get(name) if isinstance(folds, dict) else None
+        if not isinstance(rows, list) or not all(type(row) is int for row in rows):
+            raise AtomloomError(f"has no list of rows `{name}`", where=path)
+        if rows and not 0 <= min(rows) <= max(rows) < records:
+            row = max(rows) if min(rows) >= 0 else min(rows)
+            raise AtomloomError(f"names row {row} of {records} records", where=path)
+        return rows
+
+
+class BySources(SplitKind):
+    """By the files that records are read from."""
+
+    name = "sources"
+
+    def digest(self, sources: Sequence[str]) -> str:
+        """Names of splits, record by record: where the files lie does not matter."""
+        return chain_hash(names_by_source(self.split, sources))
+
+    def divide(
+        self, frame: pd.DataFrame, columns: pd.DataFrame, groups: np.ndarray, records: int
+    ) -> np.ndarray:
+        """Files that a glob matches; a share of the others is validation where no glob says which."""
+        result = names_by_source(self.split, frame["source"].tolist())
+        return result if self.split.val_sources else self._hold_out(result, groups)
+
+
+KINDS: dict[str, type[SplitKind]] = {
+    kind.name: kind for kind in (ByRatio, ByColumn, ByFold, BySources)
+}
+"""Kind by `split.kind`."""
+
+
+def kind_of(split: Split) -> SplitKind:
+    """The kind that a section names."""
+    return KINDS[split.kind](split)
 
 
 def divide(split: Split, frame: pd.DataFrame, columns: pd.DataFrame, records: int) -> np.ndarray:
@@ -41,14 +185,7 @@ def divide(split: Split, frame: pd.DataFrame, columns: pd.DataFrame, records: in
     Raises:
         AtomloomError: when the column or the folds file does not say what is needed.
     """
-    groups = _groups(split, columns)
-    if split.kind == "column":
-        return _by_column(split, frame, columns, groups)
-    if split.kind == "folds":
-        return _by_fold(split, frame, groups, records)
-    if split.kind == "sources":
-        return _by_sources(split, frame, groups)
-    return _by_ratio(split.ratios, groups, split.seed)
+    return kind_of(split).divide(frame, columns, _groups(split, columns), records)
 
 
 def torn_groups(groups: Sequence[str], sets: Sequence[str]) -> list[str]:
@@ -59,58 +196,6 @@ def torn_groups(groups: Sequence[str], sets: Sequence[str]) -> list[str]:
     inside = pd.Series(np.asarray(sets) == "test").groupby(np.asarray(groups), sort=False)
     some = inside.any() & ~inside.all()
     return [str(name) for name in some.index[some]]
-
-
-def _groups(split: Split, columns: pd.DataFrame) -> np.ndarray:
-    """[S] integers: structures of one group stay together; by default each is its own group."""
-    if split.group is None:
-        return np.arange(len(columns))
-    values = columns[split.group]
-    if values.isna().any():
-        raise AtomloomError(
-            f"{int(values.isna().sum())} structures have no `{split.group}`", where="split.group"
-        )
-    return pd.factorize(values)[0]
-
-
-def _by_ratio(ratios: tuple[float, float, float], groups: np.ndarray, seed: int) -> np.ndarray:
-    """Shuffle the groups and deal them out by cumulated size."""
-    if not len(groups):
-        return np.zeros(0, dtype=object)
-    order = np.random.default_rng(seed).permutation(groups.max() + 1)
-    sizes = np.bincount(groups)[order]
-    middle = (np.cumsum(sizes) - sizes / 2) / sizes.sum()
-    bounds = np.cumsum(ratios)[:2]
-    names = np.array(SPLITS, dtype=object)[np.searchsorted(bounds, middle)]
-    of_group = np.empty(len(order), dtype=object)
-    of_group[order] = names
-    return of_group[groups]
-
-
-def _hold_out(result: np.ndarray, groups: np.ndarray, split: Split) -> np.ndarray:
-    """Turn a share of the training groups into validation."""
-    train = np.flatnonzero(result == "train")
-    codes = pd.factorize(groups[train])[0]
-    share = split.val_fraction
-    result[train] = _by_ratio((1 - share, share, 0.0), codes, split.seed)
-    return result
-
-
-def _by_column(
-    split: Split, frame: pd.DataFrame, columns: pd.DataFrame, groups: np.ndarray
-) -> np.ndarray:
-    values = columns[split.column]
-    result = np.array([_NAMES.get(str(value).strip().lower()) for value in values], dtype=object)
-    unknown = np.flatnonzero(result == None)  # noqa: E711 - element-wise
-    if len(unknown):
-        first = unknown[0]
-        value = "empty" if pd.isna(values.iloc[first]) else repr(values.iloc[first])
-        raise AtomloomError(
-            f"`{split.column}` of {frame['id'].iloc[first]} is {value}",
-            where="split.column",
-            todo="it must be train, val or test",
-        )
-    return result if (result == "val").any() else _hold_out(result, groups, split)
 
 
 def names_by_source(split: Split, sources: Sequence[str]) -> np.ndarray:
@@ -134,22 +219,27 @@ def names_by_source(split: Split, sources: Sequence[str]) -> np.ndarray:
     return result
 
 
-def _by_sources(split: Split, frame: pd.DataFrame, groups: np.ndarray) -> np.ndarray:
-    result = names_by_source(split, frame["source"].tolist())
-    return result if split.val_sources else _hold_out(result, groups, split)
+def _groups(split: Split, columns: pd.DataFrame) -> np.ndarray:
+    """[S] integers: structures of one group stay together; by default each is its own group."""
+    if split.group is None:
+        return np.arange(len(columns))
+    values = columns[split.group]
+    if values.isna().any():
+        raise AtomloomError(
+            f"{int(values.isna().sum())} structures have no `{split.group}`", where="split.group"
+        )
+    return pd.factorize(values)[0]
 
 
-def _by_fold(split: Split, frame: pd.DataFrame, groups: np.ndarray, records: int) -> np.ndarray:
-    path = Path(expand_variables(str(split.folds_file)))
-    try:
-        folds = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AtomloomError(f"cannot be read: {error}", where=path) from None
-    rows = folds.get(f"fold_{split.fold}") if isinstance(folds, dict) else None
-    if not isinstance(rows, list) or not all(type(row) is int for row in rows):
-        raise AtomloomError(f"has no list of rows `fold_{split.fold}`", where=path)
-    if rows and not 0 <= min(rows) <= max(rows) < records:
-        row = max(rows) if min(rows) >= 0 else min(rows)
-        raise AtomloomError(f"names row {row} of {records} records", where=path)
-    result = np.where(frame["record"].isin(rows), "test", "train").astype(object)
-    return _hold_out(result, groups, split)
+def _deal_out(ratios: tuple[float, float, float], groups: np.ndarray, seed: int) -> np.ndarray:
+    """Shuffle the groups and deal them out by cumulated size."""
+    if not len(groups):
+        return np.zeros(0, dtype=object)
+    order = np.random.default_rng(seed).permutation(groups.max() + 1)
+    sizes = np.bincount(groups)[order]
+    middle = (np.cumsum(sizes) - sizes / 2) / sizes.sum()
+    bounds = np.cumsum(ratios)[:2]
+    names = np.array(SPLITS, dtype=object)[np.searchsorted(bounds, middle)]
+    of_group = np.empty(len(order), dtype=object)
+    of_group[order] = names
+    return of_group[groups]

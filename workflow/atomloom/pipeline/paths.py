@@ -42,7 +42,7 @@ class Layout:
     @property
     def plan_spec(self) -> dict[str, Any]:
         """What determines the plan, besides the files themselves."""
-        dataset, split = self.config.dataset, self.config.split
+        dataset = self.config.dataset
         content = dataset.key_content()
         del content["unit"], content["name"]
         labels = dataset.labels
@@ -51,9 +51,7 @@ class Layout:
             if isinstance(labels, list)
             else labels.model_dump()
         )
-        columns = [split.column, split.group]
-        fixed = [split.folds_file, split.test_sources, split.val_sources]
-        own = {"table": table, "columns": columns, "fixed": fixed, "versions": [PLANNER, CONVERTER]}
+        own = self.config.split.plan_content() | {"table": table, "versions": [PLANNER, CONVERTER]}
         return content | own  # chunks are named by the converter too: another one plans anew
 
     @property

@@ -222,8 +222,8 @@ def join_labels(config: Config, tables: Sequence[LabelTable], records: Named) ->
         if values is not None:
             mixed = not join.tables_with(name) and name in records.inside
             columns[OWN + name if mixed else name] = join.numbers(name, values, mixed)
-    for name in (config.split.column, config.split.group):
-        if name and name != "formula":
+    for name in config.split.columns:
+        if name != "formula":
             columns[TEXT + name] = join.texts(name)
     join.mark_unlabelled(columns)
     return Joined(pd.DataFrame(columns | {"problem": join.problem}), join.unclaimed)
@@ -332,8 +332,7 @@ class _Join:
 
     def _mark_rows(self) -> None:
         """Note records that are in no table, or in one with several different rows."""
-        split = self._config.split
-        used = [*read_here(self._config), *(c for c in (split.column, split.group) if c)]
+        used = [*read_here(self._config), *self._config.split.columns]
         counts = Counter(self._records.sources)
         files_of = Counter(self._records.names)
         files = " or ".join(dict.fromkeys(table.file for table in self._tables))

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import pandas as pd
 
-from atomloom.config import Config, Split, expand_variables
-from atomloom.data.splits import names_by_source
+from atomloom.config import Config
+from atomloom.data.splits import kind_of
 from atomloom.errors import AtomloomError, again
 from atomloom.pipeline.paths import Layout
 from atomloom.pipeline.plan import Chunk, Plan, cut_chunks
@@ -34,7 +34,7 @@ from atomloom.stages.labels import (
     read_labels,
 )
 from atomloom.stages.sources import label_members, refresh_sources
-from atomloom.store.files import file_digest, read_json, write_atomically, write_spec
+from atomloom.store.files import read_json, write_atomically, write_spec
 from atomloom.store.keys import canonical_json, chain_hash, fingerprint_record
 from atomloom.store.parquet import read_table, write_table
 
@@ -114,7 +114,7 @@ def make_plan(layout: Layout, log: Callable[[str], None]) -> Plan:
         records=len(members.id),
         members_digest=_members_digest(members.id, members.fingerprint),
         labels_digest=_labels_digest(labels),
-        fixed_digest=_fixed_digest(layout.config.split, members.source),
+        fixed_digest=kind_of(layout.config.split).digest(members.source),
         labels_without_record=unclaimed,
     )
     frame = pd.DataFrame(
@@ -169,13 +169,6 @@ def _members_digest(ids: Iterable[str], fingerprints: Iterable[bytes]) -> str:
 
 def _labels_digest(labels: pd.DataFrame) -> str:
     return chain_hash([labels.to_csv(index=False)])
-
-
-def _fixed_digest(split: Split, sources: list[str]) -> str:
-    """Names what says from outside which records are the test set; empty where nothing does."""
-    if split.kind == "sources":
-        return chain_hash(names_by_source(split, sources))
-    return file_digest(Path(expand_variables(split.folds_file))) if split.folds_file else ""
 
 
 def _add(members: _Members, record: RawRecord, files: list[Path], spool: BinaryIO) -> bytes:

@@ -126,7 +126,7 @@ def label_members(layout: Layout) -> set[tuple[str, str]]:
 def _tables(layout: Layout) -> list[tuple[Path, str]]:
     """Files of labels and folds, each with the member of the archive it is, or an empty text."""
     names = [*(table.file for table in layout.config.dataset.label_tables)]
-    names += [layout.config.split.folds_file] if layout.config.split.folds_file else []
+    names += layout.config.split.files
     parts = [expand_variables(str(name)).partition("::") for name in names]
     return [(Path(file), member) for file, _, member in parts]
 
