@@ -14,16 +14,28 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
 import numba
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 
-def njit(*, cache: bool = False, **options: Any) -> Callable[[Callable], Any]:
+
+class Options(TypedDict, total=False):
+    """What a kernel asks of numba."""
+
+    cache: bool
+    nogil: bool
+    error_model: Literal["python", "numpy"]
+    fastmath: set[str]
+
+
+def njit(**options: Unpack[Options]) -> Callable[[Function], Function]:
     """numba's decorator of this name, but `cache` is a wish: where it cannot be granted, nothing is kept."""
+    cache = options.pop("cache", False)
 
-    def compiled(function: Callable) -> Any:
-        kernel = numba.njit(**options)(function)
+    def compiled(function: Function) -> Function:
+        kernel: Any = numba.njit(**options)(function)  # called as the function is
         if cache:
             _keep(kernel)
         return kernel
@@ -37,7 +49,7 @@ def _keep(kernel: Any) -> None:
     except RuntimeError:  # no place that can be written to
         if (folder := _own_temporary_folder()) is None:
             return
-        numba.config.CACHE_DIR = folder
+        numba.config.CACHE_DIR = folder  # type: ignore[attr-defined] # numba sets its options at run time
         try:
             kernel.enable_caching()
         except RuntimeError:

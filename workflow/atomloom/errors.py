@@ -6,6 +6,8 @@ one line and exits with status 1. Anything else that escapes is a defect of atom
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class AtomloomError(Exception):
     """A problem the user can act on.
@@ -21,7 +23,7 @@ class AtomloomError(Exception):
         line = f"{self.where}: {what}" if self.where else what
         super().__init__(legible(" ".join((f"{line}; {todo}" if todo else line).split())))
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Callable[[str, str, str], AtomloomError], tuple[str, str, str]]:
         # Exceptions travel between worker processes; keyword-only arguments need help to do so.
         return (_rebuild, (self.what, self.where, self.todo))
 

@@ -135,7 +135,7 @@ class FormerModules(MetaPathFinder, Loader):
         present = import_module(f"{package}.{MODULES[name]}")
         names = NAMES.get(MODULES[name], {})
         warn(module.__name__, present.__name__)
-        module.__getattr__ = lambda wanted: getattr(present, names.get(wanted, wanted))  # type: ignore[method-assign]
+        module.__getattr__ = lambda wanted: getattr(present, names.get(wanted, wanted))  # type: ignore[method-assign] # how a module answers for names it does not have
 
 
 def warn(former: str, present: str) -> None:

@@ -6,6 +6,7 @@ batch. Edges are sorted by dst. This module knows nothing of stores and of train
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -74,7 +75,7 @@ class GraphBatch:
         """A copy in page-locked memory, from which transfers to a GPU can overlap computing."""
         return self._map(lambda tensor: tensor.pin_memory())
 
-    def _map(self, apply) -> GraphBatch:
+    def _map(self, apply: Callable[[Tensor], Tensor]) -> GraphBatch:
         moved = {}
         for item in fields(self):
             value = getattr(self, item.name)

@@ -14,7 +14,7 @@ import numpy as np
 from atomloom.compiled import njit
 from atomloom.config.training import Batching
 from atomloom.errors import AtomloomError
-from atomloom.graphs.graph import GraphTable
+from atomloom.graphs.graph import Graphs
 
 UNBOUNDED = np.iinfo(np.int64).max
 CHANCE_STREAM = 0x6472617773
@@ -30,14 +30,14 @@ class Sizes:
     triplets: np.ndarray
 
     @classmethod
-    def of(cls, table: GraphTable) -> Sizes:
-        """Read the sizes off a table's pointers."""
-        triplets = table.triplet_ptr
+    def of(cls, graphs: Graphs) -> Sizes:
+        """Read the sizes off the pointers."""
+        triplets = graphs.triplet_ptr
         return cls(
-            atoms=np.diff(table.node_ptr).astype(np.int64),
-            edges=np.diff(table.edge_ptr).astype(np.int64),
+            atoms=np.diff(graphs.node_ptr).astype(np.int64),
+            edges=np.diff(graphs.edge_ptr).astype(np.int64),
             triplets=(
-                np.zeros(len(table), dtype=np.int64)
+                np.zeros(len(graphs), dtype=np.int64)
                 if triplets is None
                 else np.diff(triplets).astype(np.int64)
             ),

@@ -60,7 +60,7 @@ class Extras:
                         f"{name} of shape {array.shape} for {lengths[kind]} {kind}", where="loader"
                     )
             rounded.append({n: np.ascontiguousarray(a, FLOATS[dtype]) for n, a in values.items()})
-        return cls(*rounded, choice)
+        return cls(rounded[0], rounded[1], choice)
 
     def lengths(self, graphs: int, atoms: int) -> tuple[int, ...]:
         """Of the parts of the floats, those of atoms before those of structures."""
@@ -91,8 +91,18 @@ class Slab:
 class Held:
     """Arrays of a table as the compiled passes take them."""
 
-    pointers: tuple[np.ndarray, ...]
-    arrays: tuple[np.ndarray, ...]
+    node_ptr: np.ndarray
+    edge_ptr: np.ndarray
+    triplet_ptr: np.ndarray
+    numbers: np.ndarray
+    positions: np.ndarray
+    cell: np.ndarray
+    src: np.ndarray
+    dst: np.ndarray
+    shift: np.ndarray
+    listed: np.ndarray
+    lattice: np.ndarray
+    triplet: np.ndarray
 
 
 class Collator:
@@ -139,28 +149,21 @@ class Collator:
 
     def hold(self, table: GraphTable) -> Held:
         """Make the arrays of a table ready."""
-        none = np.zeros(0, dtype=np.uint8)
+        of = np.ascontiguousarray
+        triplet_ptr = np.zeros(len(table) + 1) if table.triplet_ptr is None else table.triplet_ptr
         return Held(
-            tuple(
-                np.ascontiguousarray(
-                    np.zeros(len(table) + 1) if ptr is None else ptr, dtype=np.int64
-                )
-                for ptr in (table.node_ptr, table.edge_ptr, table.triplet_ptr)
-            ),
-            tuple(
-                np.ascontiguousarray(array)
-                for array in (
-                    table.numbers,
-                    table.positions,
-                    table.cell,
-                    table.src,
-                    table.dst,
-                    table.shift,
-                    table.listed if self.multiplicity else none,
-                    table.lattice if self.lattice else np.zeros((0, 3, 3)),
-                    table.triplet if self.triplets else np.zeros((0, 2), dtype=np.uint32),
-                )
-            ),
+            node_ptr=of(table.node_ptr, dtype=np.int64),
+            edge_ptr=of(table.edge_ptr, dtype=np.int64),
+            triplet_ptr=of(triplet_ptr, dtype=np.int64),
+            numbers=of(table.numbers),
+            positions=of(table.positions),
+            cell=of(table.cell),
+            src=of(table.src),
+            dst=of(table.dst),
+            shift=of(table.shift),
+            listed=of(table.listed if self.multiplicity else np.zeros(0, dtype=np.uint8)),
+            lattice=of(table.lattice if self.lattice else np.zeros((0, 3, 3))),
+            triplet=of(table.triplet if self.triplets else np.zeros((0, 2), dtype=np.uint32)),
         )
 
     def choose(self, chosen: np.ndarray) -> None:
@@ -175,7 +178,8 @@ class Collator:
             places: [B] int64, where in that table they are.
             rows: [B] int64, which rows of the data set they are.
         """
-        atoms, edges, triplets = _measure(places, rows, *held.pointers, self.chosen)
+        pointers = held.node_ptr, held.edge_ptr, held.triplet_ptr
+        atoms, edges, triplets = _measure(places, rows, *pointers, self.chosen)
         graphs = len(rows)
         int_starts = _starts(self._ints(graphs, atoms, edges, triplets))
         float_starts = _starts(self._floats(graphs, atoms, edges))
@@ -191,8 +195,16 @@ class Collator:
         _fill(
             places,
             rows,
-            *held.pointers,
-            *held.arrays,
+            *pointers,
+            held.numbers,
+            held.positions,
+            held.cell,
+            held.src,
+            held.dst,
+            held.shift,
+            held.listed,
+            held.lattice,
+            held.triplet,
             self.targets,
             self.chosen,
             slab.ints.numpy(),
@@ -291,7 +303,14 @@ def _starts(lengths: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @njit(nogil=True, cache=True)
-def _measure(places, rows, node_ptr, edge_ptr, triplet_ptr, chosen):
+def _measure(
+    places: np.ndarray,
+    rows: np.ndarray,
+    node_ptr: np.ndarray,
+    edge_ptr: np.ndarray,
+    triplet_ptr: np.ndarray,
+    chosen: np.ndarray,
+) -> tuple[int, int, int]:
     atoms = edges = triplets = 0
     for graph in range(len(places)):
         place = places[graph]
@@ -304,7 +323,9 @@ def _measure(places, rows, node_ptr, edge_ptr, triplet_ptr, chosen):
 
 
 @njit(nogil=True, cache=True)
-def _pick_atoms(rows, node_ptr, values, out):
+def _pick_atoms(
+    rows: np.ndarray, node_ptr: np.ndarray, values: np.ndarray, out: np.ndarray
+) -> None:
     width = values.shape[1]
     place = 0
     for row in rows:
@@ -316,28 +337,28 @@ def _pick_atoms(rows, node_ptr, values, out):
 
 @njit(nogil=True, cache=True)
 def _fill(
-    places,
-    rows,
-    node_ptr,
-    edge_ptr,
-    triplet_ptr,
-    numbers,
-    positions,
-    cell,
-    src,
-    dst,
-    shift,
-    listed,
-    lattice,
-    triplet,
-    targets,
-    chosen,
-    ints,
-    int_starts,
-    floats,
-    float_starts,
-    with_vectors,
-):
+    places: np.ndarray,
+    rows: np.ndarray,
+    node_ptr: np.ndarray,
+    edge_ptr: np.ndarray,
+    triplet_ptr: np.ndarray,
+    numbers: np.ndarray,
+    positions: np.ndarray,
+    cell: np.ndarray,
+    src: np.ndarray,
+    dst: np.ndarray,
+    shift: np.ndarray,
+    listed: np.ndarray,
+    lattice: np.ndarray,
+    triplet: np.ndarray,
+    targets: np.ndarray,
+    chosen: np.ndarray,
+    ints: np.ndarray,
+    int_starts: tuple[int, ...],
+    floats: np.ndarray,
+    float_starts: tuple[int, ...],
+    with_vectors: bool,
+) -> None:
     out_numbers, out_node_graph, out_node_ptr = (
         ints[int_starts[0] :],
         ints[int_starts[1] :],
@@ -366,17 +387,17 @@ def _fill(
         begin = node_ptr[place]
         count = node_ptr[place + 1] - begin
         out_rows[graph] = row
-        for i in range(count):
-            atom = first_atom + i
-            out_numbers[atom] = numbers[begin + i]
+        for k in range(count):
+            atom = first_atom + k
+            out_numbers[atom] = numbers[begin + k]
             out_node_graph[atom] = graph
             for axis in range(3):
-                out_positions[3 * atom + axis] = positions[begin + i, axis]
-        for i in range(3):
+                out_positions[3 * atom + axis] = positions[begin + k, axis]
+        for k in range(3):
             for axis in range(3):
-                out_cell[9 * graph + 3 * i + axis] = cell[place, i, axis]
+                out_cell[9 * graph + 3 * k + axis] = cell[place, k, axis]
                 if len(lattice):
-                    out_lattice[9 * graph + 3 * i + axis] = lattice[place, i, axis]
+                    out_lattice[9 * graph + 3 * k + axis] = lattice[place, k, axis]
         for k in range(targets.shape[1]):
             out_targets[targets.shape[1] * graph + k] = targets[row, k]
 

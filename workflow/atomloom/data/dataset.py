@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
 from atomloom.config.training import Batching
 from atomloom.data.batching import check_rows
-from atomloom.data.loader import Loader
-from atomloom.data.on_disk import OnDiskGraphs
+from atomloom.data.loader import Loader, LoaderOptions
+from atomloom.data.on_disk import GraphSource
 from atomloom.data.placement import Placement, open_loader
 from atomloom.errors import AtomloomError
-from atomloom.graphs.graph import GraphTable
 from atomloom.store.keys import chain_hash
 from atomloom.structures.elements import SYMBOLS
 from atomloom.targets import TargetSpec
@@ -32,7 +31,7 @@ class LabelledGraphs:
             beyond them, twice, or in common with another split.
     """
 
-    table: GraphTable | OnDiskGraphs
+    table: GraphSource
     """Graphs of all S structures, in memory or on disk."""
     targets: np.ndarray
     """[S, K] float64 in real units; NaN where unknown. Of a potential, [S, 1] energies in eV."""
@@ -76,7 +75,7 @@ class LabelledGraphs:
         rows: np.ndarray,
         targets: np.ndarray | None = None,
         bounds: Batching | None = None,
-        **options: Any,
+        **options: Unpack[LoaderOptions],
     ) -> Loader:
         """Batches of some rows, wherever the graphs are; for the arguments see `Loader`."""
         return open_loader(self.table, rows, targets, bounds, choice=self.choice, **options)

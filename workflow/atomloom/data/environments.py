@@ -47,6 +47,7 @@ class Environments:
         """The environments of all atoms of a table."""
         spec = GraphSpec(neighbors="knn", max_neighbors=NEIGHBORS, shell_tolerance=0.0)
         table = build_graphs(structures, spec)
+        assert table.listed is not None  # as in all k-nearest graphs
         own = (table.listed & LISTED_BY_DST) > 0
         structure = np.repeat(np.arange(len(table)), np.diff(table.edge_ptr))[own]
         start = table.node_ptr[structure]

@@ -15,7 +15,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from enum import Enum
+from typing import TypedDict, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from atomloom.data.batching import (
 from atomloom.data.collate import FLOATS, Collator, Extras, Held, Pass, Slab
 from atomloom.data.on_disk import OnDiskGraphs
 from atomloom.errors import AtomloomError
-from atomloom.graphs.graph import GraphTable
+from atomloom.graphs.graph import Graphs, GraphTable
 
 T = TypeVar("T")
 
@@ -66,6 +67,25 @@ class Preparation:
         how = f"{self.prefetch} batches ahead in a thread" if self.prefetch else "no thread"
         why = "as set" if self.seconds is None else f"{1e3 * self.seconds:.2g} ms to write one"
         return f"{how} ({why}), {'page-locked' if self.pinned else 'pageable'} memory"
+
+
+class LoaderOptions(TypedDict, total=False):
+    """The arguments of `Loader` that whoever opens one passes on."""
+
+    seed: int
+    shuffle: bool
+    dtype: torch.dtype
+    multiplicity: bool | None
+    vectors: bool
+    rank: int
+    ranks: int
+    prefetch: int | None
+    device: torch.device | str
+    of_atoms: Mapping[str, np.ndarray] | None
+    of_structures: Mapping[str, np.ndarray] | None
+    with_edges: Callable[[int], np.ndarray] | None
+    passes: Sequence[Pass]
+    chances: Callable[[int], np.ndarray] | None
 
 
 class Loader(ABC):
@@ -104,7 +124,7 @@ class Loader(ABC):
 
     def __init__(
         self,
-        source: GraphTable | OnDiskGraphs,
+        source: Graphs,
         form: GraphTable,
         sizes: Sizes,
         rows: np.ndarray,
@@ -255,7 +275,7 @@ class Loader(ABC):
         slabs = self._slabs(plan, start)
         try:
             if self.prefetch is None:
-                seconds = []
+                seconds: list[float] = []
                 while len(seconds) < MEASURED:
                     begun = time.perf_counter()
                     slab = next(slabs, None)
@@ -288,7 +308,7 @@ class GraphLoader(Loader):
         rows: np.ndarray,
         targets: np.ndarray | None = None,
         bounds: Batching | None = None,
-        **options,
+        **options: Unpack[LoaderOptions],
     ) -> None:
         super().__init__(table, table, Sizes.of(table), rows, targets, bounds, **options)
         self._held = self._slicer.hold(table)
@@ -332,7 +352,7 @@ class ShardLoader(Loader):
         bounds: Batching | None = None,
         *,
         windows: Windows,
-        **options,
+        **options: Unpack[LoaderOptions],
     ) -> None:
         super().__init__(
             graphs, graphs.form, graphs.sizes, rows, targets, bounds, windows=windows, **options
@@ -357,6 +377,7 @@ class ShardLoader(Loader):
                     number += 1
                     stop = int(plan.stops[number])
                 part, padding = self._part(plan, position)
+                assert window is not None  # the first lies behind `start`
                 own = position - window.first
                 places = np.arange(window.starts[own], window.starts[own + 1])
                 yield self._slicer.write(window.held, places, plan.rows[part]), padding
@@ -421,14 +442,17 @@ def _forget_targets(batch: GraphBatch) -> None:
             tensor.fill_(float("nan"))
 
 
+class _End(Enum):
+    END = "what comes behind the last item"
+
+
 def _work_ahead(made: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
     """Draw from a generator in a thread, up to `depth` items ahead; its errors come through."""
-    ready: queue.Queue = queue.Queue(maxsize=depth)
+    ready: queue.Queue[T | BaseException | _End] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
-    end = object()
 
     def work() -> None:
-        last: object = end
+        last: BaseException | _End = _End.END
         try:
             for item in made:
                 ready.put(item)
@@ -441,7 +465,7 @@ def _work_ahead(made: Generator[T, None, None], depth: int) -> Generator[T, None
     worker = threading.Thread(target=work, name="atomloom-loader", daemon=True)
     worker.start()
     try:
-        while (item := ready.get()) is not end:
+        while (item := ready.get()) is not _End.END:
             if isinstance(item, BaseException):
                 raise item
             yield item

@@ -176,7 +176,7 @@ class OnDiskGraphs:
             self._sound.add(shard)
             self._store.require(table, shard, rows[known + places])
             self._put(table, self._row[rows[known + places]], arrays, known + places, rows, path)
-        return GraphTable(**arrays, attributes=self._first.attributes)  # type: ignore[arg-type]
+        return GraphTable(**arrays, attributes=self._first.attributes)
 
     def _empty(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Arrays for the graphs of these rows, with nothing in them but pointers."""
@@ -229,6 +229,10 @@ class OnDiskGraphs:
             _lay(values.astype(common, copy=False), getattr(table, pointer), rows, out, arrays[pointer], places)  # fmt: skip
 
 
+GraphSource = GraphTable | OnDiskGraphs
+"""Graphs of a data set: in memory or on disk."""
+
+
 def _pointers(counts: np.ndarray) -> np.ndarray:
     pointers = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=pointers[1:])
@@ -260,7 +264,15 @@ def _lay(
 
 
 @njit(nogil=True, cache=True)
-def _copy(values, from_ptr, rows, out, to_ptr, places, width):
+def _copy(
+    values: np.ndarray,
+    from_ptr: np.ndarray,
+    rows: np.ndarray,
+    out: np.ndarray,
+    to_ptr: np.ndarray,
+    places: np.ndarray,
+    width: int,
+) -> None:
     for k in range(len(rows)):
         begin, end = from_ptr[rows[k]] * width, from_ptr[rows[k] + 1] * width
         start = to_ptr[places[k]] * width

@@ -94,6 +94,7 @@ class PaddedBatch:
     """
 
     def __init__(self, like: GraphBatch, shape: Shape) -> None:
+        assert like.vectors is not None  # or `padded_shape` would have none
         self.shape = shape
         device, floats = like.positions.device, like.positions.dtype
         self._counting = torch.arange(max(shape.atoms, shape.edges) + 1, device=device)
@@ -129,6 +130,10 @@ class PaddedBatch:
     def fill(self, batch: GraphBatch) -> GraphBatch:
         """The padded batch with the content of another, which must be of its shape."""
         into, shape = self.batch, self.shape
+        assert into.vectors is not None
+        assert into.multiplicity is not None
+        assert into.node_weight is not None
+        assert batch.vectors is not None
         structures, atoms, edges = batch.size, len(batch.numbers), len(batch.src)
         more_atoms, more_edges = shape.atoms - atoms, shape.edges - edges
         for name in ("numbers", "positions"):
@@ -154,6 +159,7 @@ class PaddedBatch:
         _copy(into.vectors, batch.vectors, batch.vectors[count[:more_edges] % edges])
         _copy(into.multiplicity, batch.multiplicity, 0.0, rows=edges)
         if batch.targets is not None:
+            assert into.targets is not None
             _copy(into.targets, batch.targets, torch.nan)
         for name, value in batch.extras.items():
             if name in OF_PAIRS:
@@ -164,10 +170,8 @@ class PaddedBatch:
         return into
 
 
-def _copy(
-    into: Tensor, values: Tensor | None, rest: Tensor | float, rows: int | None = None
-) -> None:
-    """Values (ones, where there are none) into the first rows, and `rest` into the others."""
+def _copy(into: Tensor, values: Tensor | None, rest: Tensor | float, rows: int = 0) -> None:
+    """Values (`rows` ones, where there are none) into the first rows, and `rest` into the others."""
     rows = len(values) if values is not None else rows
     if values is None:
         into[:rows].fill_(1.0)

@@ -9,15 +9,15 @@ module knows nothing of training.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 import numpy as np
 
 from atomloom.config.training import Batching
 from atomloom.data.batching import Windows, plan_epoch
-from atomloom.data.loader import GraphLoader, Loader, ShardLoader
+from atomloom.data.loader import GraphLoader, Loader, LoaderOptions, ShardLoader
 from atomloom.data.memory import FreeMemory, free_memory
-from atomloom.data.on_disk import OnDiskGraphs
+from atomloom.data.on_disk import GraphSource, OnDiskGraphs
 from atomloom.errors import AtomloomError
 from atomloom.graphs.graph import GraphTable
 
@@ -52,7 +52,7 @@ class Placement:
 
 
 def choose_loader(
-    source: GraphTable | OnDiskGraphs,
+    source: GraphSource,
     bounds: Batching,
     *,
     mode: Literal["auto", "memory", "disk"] = "auto",
@@ -110,7 +110,7 @@ def choose_loader(
     return Placement(window, whole, budget, why if mode == "auto" else f"as set; {why}")
 
 
-def load_graphs(source: GraphTable | OnDiskGraphs, choice: Placement) -> GraphTable | OnDiskGraphs:
+def load_graphs(source: GraphSource, choice: Placement) -> GraphSource:
     """The graphs as the choice has them: all read into memory, or left where they are."""
     if isinstance(source, OnDiskGraphs) and choice.window is None:
         return source.read(np.arange(len(source)))
@@ -118,13 +118,13 @@ def load_graphs(source: GraphTable | OnDiskGraphs, choice: Placement) -> GraphTa
 
 
 def open_loader(
-    source: GraphTable | OnDiskGraphs,
+    source: GraphSource,
     rows: np.ndarray,
     targets: np.ndarray | None = None,
     bounds: Batching | None = None,
     *,
     choice: Placement | None = None,
-    **options: Any,
+    **options: Unpack[LoaderOptions],
 ) -> Loader:
     """The loader of the choice; for the other arguments see `Loader`.
 

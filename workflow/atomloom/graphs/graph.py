@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -73,6 +73,35 @@ class Graph:
         if self.listed is None:
             return np.ones(len(self.src), dtype=np.uint8)
         return (self.listed & 1) + (self.listed >> 1)
+
+
+class Graphs(Protocol):
+    """What is known of many graphs at once, wherever they are: in a table, or on disk.
+
+    S structures, A atoms in all.
+    """
+
+    def __len__(self) -> int: ...
+
+    @property
+    def hash(self) -> np.ndarray:
+        """[S, 32] uint8, structure hashes."""
+
+    @property
+    def node_ptr(self) -> np.ndarray:
+        """[S+1] int64."""
+
+    @property
+    def edge_ptr(self) -> np.ndarray:
+        """[S+1] int64."""
+
+    @property
+    def triplet_ptr(self) -> np.ndarray | None:
+        """[S+1] int64; None where there are no triplets."""
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """[A] uint8, atomic numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +212,7 @@ class GraphTable:
                 merged[name] = _join_pointers(parts)
             else:
                 merged[name] = np.concatenate(parts)
-        return cls(**merged, attributes=tables[0].attributes)  # type: ignore[arg-type]
+        return cls(**merged, attributes=tables[0].attributes)  # type: ignore[arg-type] # only arrays that may be absent are None
 
     @classmethod
     def from_graphs(cls, hashes: Sequence[bytes], graphs: Sequence[Graph]) -> GraphTable:

@@ -79,7 +79,7 @@ def line_edges(src: np.ndarray, dst: np.ndarray, atoms: int) -> tuple[np.ndarray
 
 
 @njit(nogil=True, cache=True)
-def line_pairs(src, dst_ptr):
+def line_pairs(src: np.ndarray, dst_ptr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All pairs (a, b) of edges with dst[a] == src[b], by b, then a; an edge that follows itself, too.
 
     For batches: what models weigh by copies of edges starts from it. Takes no lock of the interpreter.

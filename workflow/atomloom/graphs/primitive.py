@@ -85,7 +85,8 @@ def _primitive(
             where=name_of(table, row),
             todo="check for atoms at one place, or set `primitive` to false",
         )
-    return tuple(np.asarray(part) for part in found)  # type: ignore[return-value]
+    lattice, places, kinds = found
+    return np.asarray(lattice), np.asarray(places), np.asarray(kinds)
 
 
 # Written out, not left to BLAS, whose last bits depend on the machine.

@@ -34,7 +34,7 @@ KEPT_SHARDS = 8
 
 
 def write_graphs(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     table: GraphTable,
     spec: GraphSpec,
     attributes: Mapping[str, Any] | None = None,
@@ -55,7 +55,7 @@ def write_graphs(
     write_shard(path, arrays, {**(attributes or {}), **own})
 
 
-def read_graphs(path: str | os.PathLike, *, verify: bool = True) -> GraphTable:
+def read_graphs(path: str | os.PathLike[str], *, verify: bool = True) -> GraphTable:
     """The graphs of one shard; `attributes` are those of the shard.
 
     Raises:
@@ -85,7 +85,7 @@ class GraphStore:
         AtomloomError: if there is no such thing, or the index names shards that are not there.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._open: OrderedDict[int, GraphTable] = OrderedDict()
         index = self.path / "index.parquet" if self.path.is_dir() else self.path

@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 REGISTRY: dict[str, Reader] = {
-    reader.NAME: reader  # type: ignore[misc] # a module with these names is a Reader
+    reader.NAME: reader
     for reader in (
         cif,
         poscar,

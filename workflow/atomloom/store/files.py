@@ -34,7 +34,7 @@ _SPECIAL = {
 }
 
 
-def plain_stat(path: str | os.PathLike) -> os.stat_result:
+def plain_stat(path: str | os.PathLike[str]) -> os.stat_result:
     """Facts of a plain file, or of the one that a link leads to.
 
     Raises:
@@ -49,7 +49,7 @@ def plain_stat(path: str | os.PathLike) -> os.stat_result:
     return facts
 
 
-def open_plain(path: str | os.PathLike) -> BinaryIO:
+def open_plain(path: str | os.PathLike[str]) -> BinaryIO:
     """A plain file, opened for reading; one without a size is empty, whatever it would give.
 
     Views of the system (`/proc`) have no size, and some of them no end. Errors as `plain_stat`.
@@ -57,7 +57,7 @@ def open_plain(path: str | os.PathLike) -> BinaryIO:
     return open(path, "rb") if plain_stat(path).st_size else io.BytesIO()
 
 
-def read_plain(path: str | os.PathLike, limit: int) -> bytes:
+def read_plain(path: str | os.PathLike[str], limit: int) -> bytes:
     """The bytes of a plain file.
 
     Raises:
@@ -70,7 +70,7 @@ def read_plain(path: str | os.PathLike, limit: int) -> bytes:
         return file.read()
 
 
-def expand_home(path: str | os.PathLike) -> str:
+def expand_home(path: str | os.PathLike[str]) -> str:
     """A path with the home folder in place of a leading `~` or `~name`.
 
     Raises:

@@ -24,6 +24,10 @@ DIGESTS = b"atomloom.digests"
 """Of the columns, in the metadata of the schema, as JSON by name."""
 
 
+Filter = tuple[str, str, object]
+"""Column, comparison and value, as of `pyarrow.parquet.read_table`."""
+
+
 def write_table(path: Path, table: pd.DataFrame | pa.Table, **options: Any) -> None:
     """Write a table atomically; `options` as of `pyarrow.parquet.write_table`.
 
@@ -45,7 +49,11 @@ def write_table(path: Path, table: pd.DataFrame | pa.Table, **options: Any) -> N
 
 
 def read_table(
-    path: Path, columns: Sequence[str] | None = None, *, todo: str, filters: list | None = None
+    path: Path,
+    columns: Sequence[str] | None = None,
+    *,
+    todo: str,
+    filters: Sequence[Filter] | None = None,
 ) -> pd.DataFrame:
     """The table at `path`.
 
@@ -67,7 +75,7 @@ def read_arrow(path: Path, *, todo: str) -> pa.Table:
 
 
 def _read(
-    path: Path, columns: Sequence[str] | None, todo: str, filters: list | None
+    path: Path, columns: Sequence[str] | None, todo: str, filters: Sequence[Filter] | None
 ) -> tuple[pa.Table, pd.DataFrame]:
     import pyarrow as pa
     import pyarrow.parquet as pq

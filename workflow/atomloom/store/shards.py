@@ -84,7 +84,7 @@ class Blocks:
 
 
 def write_shard(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     arrays: Mapping[str, np.ndarray | Blocks],
     attributes: Mapping[str, Any],
 ) -> None:
@@ -131,7 +131,7 @@ def write_shard(
 
 
 def read_shard(
-    path: str | os.PathLike, names: Iterable[str] | None = None, *, verify: bool = True
+    path: str | os.PathLike[str], names: Iterable[str] | None = None, *, verify: bool = True
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays and attributes of a shard.
 
@@ -155,7 +155,7 @@ def read_shard(
     return arrays, shard.attributes
 
 
-def read_attributes(path: str | os.PathLike) -> dict[str, Any]:
+def read_attributes(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Attributes of a shard, without its arrays.
 
     Raises:
@@ -165,7 +165,7 @@ def read_attributes(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def reasons_in(
-    attributes: Mapping[str, Any], name: str, path: str | os.PathLike
+    attributes: Mapping[str, Any], name: str, path: str | os.PathLike[str]
 ) -> list[tuple[int, str]]:
     """The attribute of a shard that says which rows were refused: (row, reason) of each.
 
@@ -180,7 +180,7 @@ def reasons_in(
     return [(place, reason) for place, reason in rows]
 
 
-def verify_shard(path: str | os.PathLike) -> list[str]:
+def verify_shard(path: str | os.PathLike[str]) -> list[str]:
     """What is damaged in a shard, one sentence an item; an empty list if it is sound."""
     try:
         shard = _Shard(Path(path))

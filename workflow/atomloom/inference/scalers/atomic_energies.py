@@ -18,7 +18,7 @@ import numpy as np
 
 from atomloom.config.training import PotentialTraining
 from atomloom.errors import AtomloomError
-from atomloom.graphs.graph import GraphTable
+from atomloom.graphs.graph import Graphs
 from atomloom.structures.elements import SYMBOLS, atomic_number
 
 ELEMENTS = 119
@@ -39,7 +39,7 @@ class AtomicEnergies:
     def fit(
         cls,
         settings: PotentialTraining,
-        table: GraphTable,
+        table: Graphs,
         energies: np.ndarray,
         rows: np.ndarray,
         forces: np.ndarray | None = None,
@@ -77,11 +77,11 @@ class AtomicEnergies:
             scale = 1.0  # all equal but for rounding: no scale to divide by
         return cls(elements, shift, scale)
 
-    def reduced(self, table: GraphTable, energies: np.ndarray) -> np.ndarray:
+    def reduced(self, table: Graphs, energies: np.ndarray) -> np.ndarray:
         """[S] what the network's atoms must add up to for energies [S] in eV."""
         return (energies - self.offsets(table)) / self.scale
 
-    def offsets(self, table: GraphTable) -> np.ndarray:
+    def offsets(self, table: Graphs) -> np.ndarray:
         """[S] eV, the part of the energy that is not the network's; NaN with unknown elements."""
         return np.add.reduceat(self.atom_offsets(table.numbers), table.node_ptr[:-1])
 
@@ -110,7 +110,7 @@ class AtomicEnergies:
         return cls(_by_number(content["element_energies"]), content["shift"], content["scale"])
 
 
-def _composition(table: GraphTable, rows: np.ndarray) -> np.ndarray:
+def _composition(table: Graphs, rows: np.ndarray) -> np.ndarray:
     """[R, 119] float64, atoms of each element in some structures."""
     counts = np.zeros((len(rows), ELEMENTS))
     for place, row in enumerate(rows):
@@ -139,7 +139,7 @@ def _elements(settings: PotentialTraining, counts: np.ndarray, energies: np.ndar
     return elements
 
 
-def _force_scale(table: GraphTable, forces: np.ndarray | None, rows: np.ndarray) -> float:
+def _force_scale(table: Graphs, forces: np.ndarray | None, rows: np.ndarray) -> float:
     if forces is None:
         raise AtomloomError(
             "`forces` needs forces among the targets", where="training.potential.energy_scale"

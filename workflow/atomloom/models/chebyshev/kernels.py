@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from atomloom.compiled import njit
+from atomloom.compiled import Options, njit
 
 LANES = 8
 """Groups of neighbours are padded to a multiple of this, so that no loop has a remainder."""
-PLAIN = {"nogil": True, "cache": True, "error_model": "numpy"}
-FAST = PLAIN | {"fastmath": {"reassoc", "nsz", "contract", "arcp"}}
+PLAIN: Options = {"nogil": True, "cache": True, "error_model": "numpy"}
+FAST: Options = {**PLAIN, "fastmath": {"reassoc", "nsz", "contract", "arcp"}}
 """Sums may be reordered; NaN and infinity keep their meaning."""
 
 

@@ -21,10 +21,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from atomloom.compiled import njit
+from atomloom.compiled import Options, njit
 
-PLAIN = {"nogil": True, "cache": True, "error_model": "numpy"}
-FAST = PLAIN | {"fastmath": {"reassoc", "nsz", "contract", "arcp"}}
+PLAIN: Options = {"nogil": True, "cache": True, "error_model": "numpy"}
+FAST: Options = {**PLAIN, "fastmath": {"reassoc", "nsz", "contract", "arcp"}}
 """Sums may be reordered; NaN and infinity keep their meaning."""
 FLOOR = 1e-8
 """What SchNetPack adds to the square of a vector's norm, where its derivative would be infinite."""

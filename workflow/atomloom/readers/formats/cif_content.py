@@ -118,7 +118,8 @@ def parse_formula(text: str, units: str | None = None) -> Formula | None:
 def _plain_parts(text: str) -> list[tuple[str, float, float]] | None:
     """Parts of a formula such as `C4 H4 O`, which nearly all are; None for any other."""
     found = [_plain_part(part) for part in text.split()]
-    return None if None in found else found  # type: ignore[return-value]
+    known = [part for part in found if part is not None]
+    return known if len(known) == len(found) else None
 
 
 @lru_cache(maxsize=4096)

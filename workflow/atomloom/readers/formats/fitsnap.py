@@ -66,7 +66,7 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
     """
     text = decode(read_limited(stream))
     try:
-        document = json.loads(text[_COMMENTS.match(text).end() :])  # type: ignore[union-attr]
+        document = json.loads(text[_COMMENTS.match(text).end() :])  # type: ignore[union-attr] # matches every text
     except RecursionError:
         raise AtomloomError("JSON nested too deeply") from None
     except ValueError as error:

@@ -178,7 +178,7 @@ class _Scanner:
                 if len(self._buffer) - self._at > MAX_RECORD_BYTES:
                     raise AtomloomError("one JSON entry is too large, or damaged") from None
                 if not self._more(size):
-                    raise AtomloomError(f"not valid JSON: {error.msg}") from None  # type: ignore[attr-defined]
+                    raise AtomloomError(f"not valid JSON: {error.msg}") from None  # type: ignore[attr-defined] # the only ValueError of the decoder
                 size *= 2
                 continue
             # a number may go on in what has not been read yet

@@ -173,8 +173,10 @@ def _symbols(step: ElementTree.Element) -> list[str]:
             )
             words = potential[-1].split()[1:2]  # PAW_PBE Xe_GW 25Mar2010
             named = re.match("[A-Z][a-z]?", words[0]) if words else None
-            known = named is not None and named[0] in NUMBERS and symbol in named[0]
-            symbol = named[0] if known else _SHORTENED.get(symbol, symbol)  # type: ignore[index]
+            if named is not None and named[0] in NUMBERS and symbol in named[0]:
+                symbol = named[0]
+            else:
+                symbol = _SHORTENED.get(symbol, symbol)
         symbols.append(symbol)
     return symbols
 
