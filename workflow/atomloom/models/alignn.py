@@ -42,7 +42,9 @@ from atomloom.models.common.features import (
 )
 from atomloom.models.common.layers import (
     BasisTable,
+    FunctionContext,
     GaussianBasis,
+    Layers,
     Recomputing,
     WeightedBatchNorm,
     at_least_single,
@@ -287,12 +289,16 @@ class MLPLayer(nn.Module):
         return activation(norm(linear(values), counts))
 
 
-def _embedding(low: float, high: float, centers: int, between: int, width: int) -> nn.Sequential:
+def _basis(low: float, high: float, centers: int) -> GaussianBasis:
     basis = GaussianBasis(low, high, centers)
     # Published weights were fitted with a spacing rounded to single precision, off by up to 5e-8.
     basis.centers = torch.linspace(low, high, centers)
     basis.gamma = 1.0 / float(np.diff(basis.centers.numpy()).mean())
-    return nn.Sequential(basis, MLPLayer(centers, between), MLPLayer(between, width))
+    return basis
+
+
+def _embedding(basis: GaussianBasis, between: int, width: int) -> nn.Sequential:
+    return nn.Sequential(basis, MLPLayer(len(basis.centers), between), MLPLayer(between, width))
 
 
 def _embed(embedding: nn.Sequential, x: Tensor, counts: Tensor | None) -> Tensor:
@@ -340,7 +346,9 @@ class EdgeGatedConv(nn.Module):
         values = at_least_single(product(nodes, weight, torch.cat(biases), dtype))
         return values.split(self.width, dim=1)
 
-    def new_nodes(self, nodes: Tensor, own: Tensor, total: Tensor, gates: Tensor, counts) -> Tensor:
+    def new_nodes(
+        self, nodes: Tensor, own: Tensor, total: Tensor, gates: Tensor, counts: Tensor | None
+    ) -> Tensor:
         """x' from x, W x and the two sums, [N, D] each."""
         return nodes + F.silu(self.bn_nodes(own + total / (gates + EPS), counts))
 
@@ -431,8 +439,20 @@ class _GatedPairs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, pairs, part, weight, arriving, leaving, scale, shift, moments, eps, blocks, dtype, last
-    ):
+        ctx: FunctionContext,
+        pairs: Tensor,
+        part: Tensor | None,
+        weight: Tensor,
+        arriving: Tensor,
+        leaving: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        moments: tuple[Tensor, Tensor] | None,
+        eps: float,
+        blocks: LineBlocks,
+        dtype: torch.dtype | None,
+        last: bool,
+    ) -> tuple[Tensor | None, ...]:
         width = weight.shape[0]
         at_src, carried = arriving.split(width, dim=1)
         gate = pairs.new_empty(pairs.shape) if part is None else part
@@ -461,7 +481,9 @@ class _GatedPairs(torch.autograd.Function):
         if last:
             mean = variance = following = factor = offset = None
         else:
-            mean, variance = moments or statistics.result()
+            found = moments if statistics is None else statistics.result()
+            assert found is not None
+            mean, variance = found
             factor = scale * torch.rsqrt(variance + eps)
             offset = shift - mean * factor
             following = torch.empty_like(pairs)
@@ -480,7 +502,13 @@ class _GatedPairs(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, d_total, d_gates, d_following, *_):
+    def backward(
+        ctx: FunctionContext,
+        d_total: Tensor | None,
+        d_gates: Tensor | None,
+        d_following: Tensor | None,
+        *_: None,
+    ) -> tuple[Tensor | None, ...]:
         pairs, weight, arriving, leaving, gate, mean, variance, factor, offset = ctx.saved_tensors
         blocks, width = ctx.blocks, weight.shape[0]
         carried = arriving[:, width:]
@@ -494,19 +522,18 @@ class _GatedPairs(torch.autograd.Function):
         d_out = torch.empty_like(gate)
         low = rounded(weight, ctx.dtype)
         d_scale = d_shift = None
-        through = d_following is not None
 
-        def normed(block):
+        def normed(block: Block, d_following: Tensor) -> Tensor:
             """Gradient by the normalised m of a block, and that m as it enters the SiLU."""
             bent = torch.addcmul(offset, gate[block.pairs], factor, out=work(0, block))
             return torch.ops.aten.silu_backward.grad_input(
                 d_following[block.pairs], bent, grad_input=work(1, block)
             )
 
-        if through:
+        if d_following is not None:
             sums = torch.zeros(2, width, dtype=torch.float64)
             for block in blocks.blocks:
-                slope = normed(block)
+                slope = normed(block, d_following)
                 sums[0] += slope.sum(dim=0)
                 centred = torch.sub(gate[block.pairs], mean, out=work(0, block))
                 sums[1] += centred.mul_(slope).sum(dim=0)
@@ -537,8 +564,8 @@ class _GatedPairs(torch.autograd.Function):
             open_ = open_.view(shape)
             open_ *= _along_leaving(d_total, block)
             _set_sum(d_carried, block.arriving, open_, 1)
-            if through:
-                d_m.addcmul_(normed(block), factor)
+            if d_following is not None:
+                d_m.addcmul_(normed(block, d_following), factor)
                 if not ctx.fixed:
                     taken = torch.addcmul(constant, m, linear, out=work(0, block))
                     if blocks.counts is not None:
@@ -547,20 +574,20 @@ class _GatedPairs(torch.autograd.Function):
             by = d_m.view(shape)
             _set_sum(d_at_src, block.arriving, by, 1)
             _set_sum(d_leaving, block.leaving, by, 2)
-            if ctx.given:
+            if d_weight is None:
                 d_out[rows] = d_m
                 continue
             d_low = rounded(d_m, ctx.dtype)
             if ctx.dtype is None:
                 torch.addmm(d_weight, d_m.t(), pairs[rows], out=d_weight)
-                if through:
+                if d_following is not None:
                     torch.addmm(d_following[rows], d_m, weight, out=d_out[rows])
                 else:
                     torch.mm(d_m, weight, out=d_out[rows])
             else:
                 d_weight += torch.mm(d_low.t(), rounded(pairs[rows], ctx.dtype))
                 d_out[rows] = torch.mm(d_low, low)
-                if through:
+                if d_following is not None:
                     d_out[rows] += d_following[rows]
         d_pairs, d_part = (d_following, d_out) if ctx.given else (d_out, None)
         return d_pairs, d_part, d_weight, d_arriving, d_leaving, d_scale, d_shift, *[None] * 5
@@ -651,17 +678,21 @@ class ALIGNN(Recomputing):
         global_features: numbers a structure in `batch.extras["globals"]`.
     """
 
+    elements: Tensor
+
     def __init__(self, config: ALIGNNConfig, outputs: int, global_features: int = 0) -> None:
         super().__init__()
         width, between = config.width, config.embedding
         self.backend, self.readout = config.backend, config.readout
         self.global_features = global_features
         self.atom_embedding = MLPLayer(CGCNN_FEATURES, width)
-        self.edge_embedding = _embedding(0.0, LONGEST, config.edge_bins, between, width)
-        self.angle_embedding = _embedding(-1.0, 1.0, config.angle_bins, between, width)
-        self.angle_table = BasisTable(self.angle_embedding[0], -1.0, 1.0)
-        self.alignn_layers = nn.ModuleList(ALIGNNConv(width) for _ in range(config.alignn_layers))
-        self.gcn_layers = nn.ModuleList(EdgeGatedConv(width) for _ in range(config.gcn_layers))
+        lengths = _basis(0.0, LONGEST, config.edge_bins)
+        self.edge_embedding = _embedding(lengths, between, width)
+        angles = _basis(-1.0, 1.0, config.angle_bins)
+        self.angle_embedding = _embedding(angles, between, width)
+        self.angle_table = BasisTable(angles, -1.0, 1.0)
+        self.alignn_layers = Layers(ALIGNNConv(width) for _ in range(config.alignn_layers))
+        self.gcn_layers = Layers(EdgeGatedConv(width) for _ in range(config.gcn_layers))
         self.fc = nn.Linear(width + global_features, outputs)
         elements = torch.tensor(cgcnn_features(), dtype=torch.float32)
         self.register_buffer("elements", elements, persistent=False)
@@ -693,7 +724,7 @@ class ALIGNN(Recomputing):
         vectors = batch.edge_vectors()
         if self._blockwise(vectors):
             view, blocks = _folded(batch, vectors, copies, self.backend)
-            line: _Line = _BlockLine(self, blocks, view.edge_counts)
+            line: _Line = _BlockLine(self, blocks, view.graph.edge_counts)
         else:
             view = _as_it_stands(batch, vectors, copies, self.backend)
             line = _IndexedLine(self, line_edges_of_batch(batch, vectors, copies), copies)
@@ -704,15 +735,21 @@ class ALIGNN(Recomputing):
         for number, layer in enumerate(self.alignn_layers, start=1):
             last = number == len(self.alignn_layers)
 
-            def both(nodes, edges, pairs, layer=layer, last=last):
+            def both(
+                nodes: Tensor,
+                edges: Tensor,
+                pairs: Tensor | None,
+                layer: ALIGNNConv = layer,
+                last: bool = last,
+            ) -> tuple[Tensor, Tensor, Tensor]:
                 nodes, edges = layer.node_update(nodes, edges, graph, dtype)
                 pairs, part = line.embedded() if pairs is None else (pairs, None)
                 return nodes, *line.update(layer.edge_update, edges, pairs, part, dtype, last)
 
             nodes, edges, pairs = self.over_edges(both, nodes, edges, pairs)
-        for number, layer in enumerate(self.gcn_layers, start=1):
+        for number, convolution in enumerate(self.gcn_layers, start=1):
             last = number == len(self.gcn_layers)
-            nodes, edges = self.over_edges(layer, nodes, edges, graph, dtype, last)
+            nodes, edges = self.over_edges(convolution, nodes, edges, graph, dtype, last)
         return self._read_out(nodes, view, batch) + self._carried()
 
     def _read_out(self, nodes: Tensor, view: _View, batch: GraphBatch) -> Tensor:
@@ -736,8 +773,9 @@ class ALIGNN(Recomputing):
         Added to the output it gives them a gradient, zero, without which data-parallel training
         waits for one or refuses to run.
         """
-        unused = (self.alignn_layers[-1].edge_update.bn_edges, self.gcn_layers[-1].bn_edges)
-        return 0.0 * sum(norm.weight.sum() + norm.bias.sum() for norm in unused)
+        one, other = self.alignn_layers[-1].edge_update.bn_edges, self.gcn_layers[-1].bn_edges
+        of_one = one.weight.sum() + one.bias.sum()
+        return 0.0 * (of_one + (other.weight.sum() + other.bias.sum()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -751,11 +789,6 @@ class _View:
     lengths: Tensor
     """[E], A."""
     graph: Weighted
-
-    @property
-    def edge_counts(self) -> Tensor:
-        """[E], how often each edge counts."""
-        return self.graph.edge_counts
 
 
 def _as_it_stands(batch: GraphBatch, vectors: Tensor, copies: Tensor, backend: Backend) -> _View:
@@ -804,7 +837,7 @@ class _Line(ABC):
     """The line graph, its edges as yet without features."""
 
     def __init__(
-        self, model: ALIGNN, cosine: Tensor, counts: Tensor | None, copies: Tensor
+        self, model: ALIGNN, cosine: Tensor, counts: Tensor | None, copies: Tensor | None
     ) -> None:
         self.cosine, self.counts, self.copies = cosine, counts, copies
         self.embedding, self.table = model.angle_embedding, model.angle_table
@@ -863,16 +896,32 @@ class _IndexedLine(_Line):
         )
         self.graph = Weighted(carrier, line.weights.unsqueeze(1), line.counts, copies)
 
-    def update(self, layer, edges, pairs, part, dtype, last):
+    def update(
+        self,
+        layer: EdgeGatedConv,
+        edges: Tensor,
+        pairs: Tensor,
+        part: Tensor | None,
+        dtype: torch.dtype | None,
+        last: bool,
+    ) -> tuple[Tensor, Tensor]:
         return layer(edges, pairs, self.graph, dtype, last, part)
 
 
 class _BlockLine(_Line):
     """In blocks."""
 
-    def __init__(self, model: ALIGNN, blocks: LineBlocks, copies: Tensor) -> None:
+    def __init__(self, model: ALIGNN, blocks: LineBlocks, copies: Tensor | None) -> None:
         super().__init__(model, blocks.cosine, blocks.counts, copies)
         self.blocks = blocks
 
-    def update(self, layer, edges, pairs, part, dtype, last):
+    def update(
+        self,
+        layer: EdgeGatedConv,
+        edges: Tensor,
+        pairs: Tensor,
+        part: Tensor | None,
+        dtype: torch.dtype | None,
+        last: bool,
+    ) -> tuple[Tensor, Tensor]:
         return layer.over_blocks(edges, pairs, part, self.blocks, self.copies, dtype, last)

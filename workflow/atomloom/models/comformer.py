@@ -21,8 +21,9 @@ Legend: B structures, N atoms, E edges, D = width, V = 64 scalars of the equivar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,11 +42,13 @@ from atomloom.models.common.layers import (
     BasisTable,
     EdgeBlocks,
     GaussianBasis,
+    Layers,
     Recomputing,
     WeightedBatchNorm,
     centred_product,
     full_precision,
     gather,
+    linear,
     product,
     product_dtype,
     read_out,
@@ -61,10 +64,8 @@ SHORTEST = 1e-6
 """A; the norm of a missing lattice vector, which makes its features those of none."""
 
 
-def _embedding_mlp(low: float, high: float, centers: int, width: int) -> nn.Sequential:
-    return nn.Sequential(
-        GaussianBasis(low, high, centers), nn.Linear(centers, width), nn.Softplus()
-    )
+def _embedding_mlp(basis: GaussianBasis, width: int) -> nn.Sequential:
+    return nn.Sequential(basis, nn.Linear(len(basis.centers), width), nn.Softplus())
 
 
 def _update_mlp(width: int) -> nn.Sequential:
@@ -105,11 +106,12 @@ class _Gate(nn.Module):
             weight [2 D, D] and bias [2 D].
         """
         weights, biases = [], []
-        for linear, mlp in ((key, self.key_update), (message, self.lin_msg_update)):
-            first = mlp[0].weight[:, part * self.width : (part + 1) * self.width]
-            weights.append(first @ linear.weight)
-            carried = mlp[0].bias if bias else torch.zeros_like(mlp[0].bias)
-            biases.append(carried if linear.bias is None else carried + first @ linear.bias)
+        for before, mlp in ((key, self.key_update), (message, self.lin_msg_update)):
+            own = linear(mlp, 0)
+            first = own.weight[:, part * self.width : (part + 1) * self.width]
+            weights.append(first @ before.weight)
+            carried = own.bias if bias else torch.zeros_like(own.bias)
+            biases.append(carried if before.bias is None else carried + first @ before.bias)
         return torch.cat(weights), torch.cat(biases)
 
     def query(self, values: Tensor) -> Tensor:
@@ -131,7 +133,7 @@ class _Gate(nn.Module):
             messages [R, D], in at least float32; R may be several dimensions.
         """
         key, message = F.silu(rounded(hidden, dtype)).split(self.width, dim=-1)
-        last, last_message = self.key_update[2], self.lin_msg_update[2]
+        last, last_message = linear(self.key_update, 2), linear(self.lin_msg_update, 2)
         alpha = query * product(key, last.weight, last.bias, dtype)
         gate = torch.sigmoid(self.bn_att(alpha.reshape(-1, self.width), weights))
         message = product(message, last_message.weight, last_message.bias, dtype)
@@ -191,8 +193,8 @@ class EdgeLayer(_Gate):
         Added to the output it gives them a gradient, zero, without which data-parallel training
         waits for one or refuses to run.
         """
-        unused = (self.lemb.weight, self.lin_edge_len.weight, self.lin_edge_len.bias)
-        return 0.0 * sum(weight.sum() for weight in unused)
+        unused = self.lin_edge_len
+        return 0.0 * (self.lemb.weight.sum() + unused.weight.sum() + unused.bias.sum())
 
     def own_part(self, edges: Tensor) -> Tensor:
         """[R, 3 D]: query and first products of edge features [R, D]."""
@@ -250,6 +252,8 @@ class _ComFormer(Recomputing):
     Under autocast, products over edges run in the lower precision and nothing else does.
     """
 
+    elements: Tensor
+
     def __init__(
         self,
         width: int,
@@ -262,10 +266,11 @@ class _ComFormer(Recomputing):
         super().__init__()
         self.width, self.readout, self.global_features = width, readout, global_features
         self.atom_embedding = nn.Linear(CGCNN_FEATURES, width)
-        self.rbf = _embedding_mlp(-4.0, 0.0, centers, width)
-        reach = BasisTable.REACH * self.rbf[0].width
-        self.length_table = BasisTable(self.rbf[0], -4.0 - reach, 0.0)
-        self.att_layers = nn.ModuleList(NodeLayer(width) for _ in range(layers))
+        lengths = GaussianBasis(-4.0, 0.0, centers)
+        self.rbf = _embedding_mlp(lengths, width)
+        reach = BasisTable.REACH * lengths.width
+        self.length_table = BasisTable(lengths, -4.0 - reach, 0.0)
+        self.att_layers = Layers(NodeLayer(width) for _ in range(layers))
         self.fc = nn.Sequential(nn.Linear(width + global_features, width), nn.SiLU())
         self.fc_out = nn.Linear(width, outputs)
         elements = torch.tensor(cgcnn_features(), dtype=torch.float32)
@@ -276,6 +281,10 @@ class _ComFormer(Recomputing):
         dtype = product_dtype(batch.positions)
         with full_precision(batch.positions):
             return self.predict(batch, dtype)
+
+    def predict(self, batch: GraphBatch, dtype: torch.dtype | None) -> Tensor:
+        """Predictions [B, outputs]; products over edges in `dtype`."""
+        raise NotImplementedError
 
     def require_elements(self, numbers: np.ndarray) -> None:
         """Raise AtomloomError unless the model knows every atomic number in `numbers`."""
@@ -322,8 +331,9 @@ class IComFormer(_ComFormer):
         super().__init__(
             config.width, centers, config.layers, outputs, config.readout, global_features
         )
-        self.rbf_angle = _embedding_mlp(-1.0, 1.0, centers, config.width)
-        self.angle_table = BasisTable(self.rbf_angle[0], -1.0, 1.0)
+        angles = GaussianBasis(-1.0, 1.0, centers)
+        self.rbf_angle = _embedding_mlp(angles, config.width)
+        self.angle_table = BasisTable(angles, -1.0, 1.0)
         self.edge_update_layer = EdgeLayer(config.width)
 
     def _of_length(self, x: Tensor) -> Tensor:
@@ -410,7 +420,9 @@ class _Irreps(nn.Module):
         self.register_buffer("weight", torch.zeros(0))
         self.register_buffer("output_mask", torch.ones(outputs))
 
-    def _load_from_state_dict(self, state_dict, prefix, *rest):
+    def _load_from_state_dict(
+        self, state_dict: MutableMapping[str, Tensor], prefix: str, *rest: Any
+    ) -> None:
         # Some versions of e3nn also save their Clebsch-Gordan coefficients.
         for key in [key for key in state_dict if key.startswith(prefix + "_compiled")]:
             del state_dict[key]
@@ -485,11 +497,18 @@ class EquivariantLayer(nn.Module):
         harmonics = _harmonics(vectors)
         scalars = self.node_linear(nodes)
         raised = self._raise(scalars, rounded(radial_1, dtype), weights, harmonics, batch)
-        lowered = self._lower(*raised, rounded(radial_2, dtype), weights, harmonics, batch)
+        lowered = self._lower(raised, rounded(radial_2, dtype), weights, harmonics, batch)
         update = self.node_linear_2(F.softplus(self.bn(lowered, batch.node_weight)))
         return F.softplus(update) + self.skip_linear(nodes)
 
-    def _raise(self, scalars, radial, weights, harmonics, batch):
+    def _raise(
+        self,
+        scalars: Tensor,
+        radial: Tensor,
+        weights: Tensor,
+        harmonics: tuple[Tensor, Tensor],
+        batch: GraphBatch,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """First product: scalars [N, V], vectors [N, 8, 3] and [N, 8, 5] from scalars [N, V]."""
         atoms = scalars.shape[0]
         weight, bias = self._first_weights()
@@ -510,18 +529,26 @@ class EquivariantLayer(nn.Module):
         )
         return scalar + scalars, first.unflatten(1, (-1, 3)), second.unflatten(1, (-1, 5))
 
-    def _lower(self, scalars, vectors_1, vectors_2, radial, weights, harmonics, batch):
+    def _lower(
+        self,
+        raised: tuple[Tensor, Tensor, Tensor],
+        radial: Tensor,
+        weights: Tensor,
+        harmonics: tuple[Tensor, Tensor],
+        batch: GraphBatch,
+    ) -> Tensor:
         """Second product: scalars [N, V] from scalars and vectors."""
+        scalars, vectors_1, vectors_2 = raised
         atoms = scalars.shape[0]
         first = (gather(vectors_1, batch.src) * harmonics[0].unsqueeze(1)).sum(dim=2)
         second = (gather(vectors_2, batch.src) * harmonics[1].unsqueeze(1)).sum(dim=2)
-        inputs = (gather(scalars, batch.src), first / math.sqrt(3), second / math.sqrt(5))
-        inputs = torch.cat(inputs, dim=1) * (weights / math.sqrt(self.CHANNELS))
+        parts = (gather(scalars, batch.src), first / math.sqrt(3), second / math.sqrt(5))
+        inputs = torch.cat(parts, dim=1) * (weights / math.sqrt(self.CHANNELS))
         blocks = EdgeBlocks(batch.dst, atoms)
         packed = blocks.pack(inputs.to(radial.dtype))
         outer = torch.bmm(packed.transpose(1, 2), blocks.pack(radial))
         outer = blocks.collect(outer).view(atoms, self.CHANNELS * self.width)
-        last = self.nlayer_2.fc[2]
+        last = linear(self.nlayer_2.fc, 2)
         weight = last.weight.view(self.CHANNELS, self.SCALARS, self.width)
         weight = weight.transpose(1, 2).reshape(self.CHANNELS * self.width, self.SCALARS)
         bias = last.bias.view(self.CHANNELS, self.SCALARS)
@@ -529,7 +556,7 @@ class EquivariantLayer(nn.Module):
 
     def _first_weights(self) -> tuple[Tensor, Tensor]:
         """W [V, 80 D] and b [V, 80], from e3nn's order: path by path, each [V, outputs]."""
-        last = self.nlayer_1.fc[2]
+        last = linear(self.nlayer_1.fc, 2)
         sizes = [self.SCALARS * self.SCALARS] + [self.SCALARS * self.VECTORS] * 2
         weight = torch.cat(
             [part.view(self.SCALARS, -1, self.width) for part in last.weight.split(sizes)], dim=1

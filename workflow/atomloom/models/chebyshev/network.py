@@ -12,8 +12,9 @@ nodes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +26,15 @@ from atomloom.data.batch import GraphBatch
 from atomloom.errors import AtomloomError
 from atomloom.models.chebyshev import kernels as kernels
 from atomloom.models.chebyshev.kernels import Basis
-from atomloom.models.common.layers import at_least_single, full_precision, segment_sum
+from atomloom.models.common.layers import (
+    FunctionContext,
+    at_least_single,
+    full_precision,
+    segment_sum,
+)
 from atomloom.structures.elements import SYMBOLS, atomic_number
+
+T = TypeVar("T")
 
 LEAST_SPREAD = 1e-3
 """Share of the largest variance that every direction of decorrelated features is taken to have."""
@@ -38,6 +46,16 @@ TOGETHER = 2e7
 
 class Chebyshev(nn.Module):
     """Energies of atoms from Chebyshev features of their neighbourhoods."""
+
+    place: Tensor
+    """[numbers], place of each atomic number among the elements."""
+    feature_mean: Tensor
+    """[S, F]; likewise those below."""
+    feature_scale: Tensor
+    feature_least: Tensor
+    feature_most: Tensor
+    feature_atoms: Tensor
+    """[S], how many atoms they are of."""
 
     def __init__(self, config: ChebyshevConfig, outputs: int = 1) -> None:
         """Args:
@@ -185,7 +203,8 @@ class Chebyshev(nn.Module):
         if torch.compiler.is_compiling():  # which makes constants of them
             return _tables(self.basis)
         if device not in self._tables_on:
-            self._tables_on[device] = tuple(t.to(device) for t in _tables(self.basis))
+            weights, recursions, legendre = _tables(self.basis)
+            self._tables_on[device] = weights.to(device), recursions.to(device), legendre.to(device)
         return self._tables_on[device]
 
     def _require_apart(self, distance: float) -> None:
@@ -216,9 +235,9 @@ def _atomic_numbers(species: Sequence[str]) -> tuple[int, ...]:
         raise AtomloomError(error.what, where="model.species") from None
 
 
-def _of_species(setting, species: Sequence[str], key: str) -> list:
+def _of_species(setting: T | Mapping[str, T], species: Sequence[str], key: str) -> list[T]:
     """A setting for each element: its own where a mapping says so, otherwise the one for all."""
-    if not isinstance(setting, dict):
+    if not isinstance(setting, Mapping):
         return [setting] * len(species)
     if set(setting) != set(species):
         raise AtomloomError(
@@ -246,7 +265,7 @@ def _mtanh(x: Tensor) -> Tensor:
     return 1.7159 * torch.tanh(x * (2.0 / 3.0))
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda x: x,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
@@ -263,6 +282,9 @@ class ElementNetworks(nn.Module):
 
     Networks of one shape lie in common tensors, so that a step on small ones is a few operations.
     """
+
+    mixing: Tensor | None
+    """[S, F, F]."""
 
     def __init__(
         self,
@@ -345,7 +367,9 @@ class _Features(torch.autograd.Function):
     """[N, F] features, and the least distance, by the compiled pass."""
 
     @staticmethod
-    def forward(ctx, vectors, neighbour, dst_ptr, basis):
+    def forward(
+        ctx: FunctionContext, vectors: Tensor, neighbour: Tensor, dst_ptr: Tensor, basis: Basis
+    ) -> tuple[Tensor, float]:
         atoms = dst_ptr.shape[0] - 1
         vectors, neighbour, dst_ptr = (t.contiguous() for t in (vectors, neighbour, dst_ptr))
         out = vectors.new_zeros(atoms, basis.features)
@@ -359,7 +383,7 @@ class _Features(torch.autograd.Function):
         return out, least
 
     @staticmethod
-    def backward(ctx, slopes, _):
+    def backward(ctx: FunctionContext, slopes: Tensor, _: None) -> tuple[Tensor | None, ...]:
         vectors, neighbour, dst_ptr, moments = ctx.saved_tensors
         return (
             _Gradient.apply(slopes, vectors, neighbour, dst_ptr, moments, ctx.basis),
@@ -373,7 +397,15 @@ class _Gradient(torch.autograd.Function):
     """[E, 3] gradient of sum(slopes * features), the transposed Jacobian times `slopes`."""
 
     @staticmethod
-    def forward(ctx, slopes, vectors, neighbour, dst_ptr, moments, basis):
+    def forward(
+        ctx: FunctionContext,
+        slopes: Tensor,
+        vectors: Tensor,
+        neighbour: Tensor,
+        dst_ptr: Tensor,
+        moments: Tensor,
+        basis: Basis,
+    ) -> Tensor:
         out = torch.zeros_like(vectors)
         arrays = _arrays(vectors, neighbour, dst_ptr)
         kernels.gradient(
@@ -388,7 +420,7 @@ class _Gradient(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, changes):
+    def backward(ctx: FunctionContext, changes: Tensor) -> tuple[Tensor | None, ...]:
         slopes, vectors, neighbour, dst_ptr, moments = ctx.saved_tensors
         by_slopes, by_vectors = ctx.needs_input_grad[:2]
         by_vectors = by_vectors and _asked_for(vectors)
@@ -400,11 +432,12 @@ class _Gradient(torch.autograd.Function):
         arrays = _arrays(vectors, neighbour, dst_ptr)
         constants = ctx.basis.constants(arrays[0].dtype)
         given, moved = slopes.contiguous().numpy(), changes.contiguous().numpy()
-        grad_slopes = torch.zeros_like(slopes) if by_slopes else None
+        grad_slopes = grad_vectors = None
         if by_slopes:
+            grad_slopes = torch.zeros_like(slopes)
             kernels.tangent(*arrays, constants, moved, moments.numpy(), grad_slopes.numpy())
-        grad_vectors = torch.zeros_like(vectors) if by_vectors else None
         if by_vectors:
+            grad_vectors = torch.zeros_like(vectors)
             kernels.curvature(
                 *arrays, constants, given, moved, moments.numpy(), grad_vectors.numpy()
             )
@@ -425,7 +458,14 @@ def _asked_for(tensor: Tensor) -> bool:
 
 
 def _second_derivatives(
-    changes, slopes, vectors, neighbour, dst_ptr, basis, by_slopes, by_vectors
+    changes: Tensor,
+    slopes: Tensor,
+    vectors: Tensor,
+    neighbour: Tensor,
+    dst_ptr: Tensor,
+    basis: Basis,
+    by_slopes: bool,
+    by_vectors: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """What _Gradient passes on, by torch, so that it can be differentiated again."""
     with torch.enable_grad():
@@ -445,7 +485,9 @@ def _second_derivatives(
     return next(grads) if by_slopes else None, next(grads) if by_vectors else None
 
 
-def _arrays(vectors: Tensor, neighbour: Tensor, dst_ptr: Tensor) -> tuple[np.ndarray, ...]:
+def _arrays(
+    vectors: Tensor, neighbour: Tensor, dst_ptr: Tensor
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return vectors.detach().numpy(), neighbour.numpy(), dst_ptr.numpy()
 
 
@@ -454,7 +496,8 @@ def _tables(basis: Basis) -> tuple[Tensor, Tensor, Tensor]:
     [L+1, (L+1)^2] what each harmonic adds to each angular feature."""
     orders = [el for m, el in _harmonic_orders(basis) for _ in range(2 if m else 1)]
     arrays = (basis.set_weights.T, basis.harmonics, basis.legendre[:, orders])
-    return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+    weights, recursions, legendre = (torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)
+    return weights, recursions, legendre
 
 
 def torch_features(

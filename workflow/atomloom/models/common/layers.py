@@ -9,10 +9,10 @@ Legend: B structures, N atoms, E edges, D features.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeGuard, TypeVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,36 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-def full_precision(reference: Tensor) -> AbstractContextManager:
+Module = TypeVar("Module", bound=nn.Module)
+
+FunctionContext = Any
+"""The first argument of a `torch.autograd.Function`, which takes whatever attributes it is given."""
+
+
+class Layers(nn.ModuleList, Generic[Module]):
+    """Modules of one class."""
+
+    if TYPE_CHECKING:  # nn.ModuleList, which does it all, forgets the class
+
+        def __init__(self, modules: Iterable[Module]) -> None: ...
+
+        def __iter__(self) -> Iterator[Module]: ...
+
+        @overload
+        def __getitem__(self, idx: slice) -> Layers[Module]: ...
+        @overload
+        def __getitem__(self, idx: int) -> Module: ...
+        def __getitem__(self, idx: int | slice) -> Module | Layers[Module]: ...
+
+
+def linear(layers: nn.Sequential, place: int) -> nn.Linear:
+    """The linear layer at a place."""
+    found = layers[place]
+    assert isinstance(found, nn.Linear)
+    return found
+
+
+def full_precision(reference: Tensor) -> AbstractContextManager[object]:
     """A context without autocast on the device of `reference`.
 
     Statistics, sums over many terms and products of two weights belong in it: in bf16 they lose
@@ -179,7 +208,15 @@ class _Normalised(torch.autograd.Function):
     """Batch norm of weighted rows with the derivative written by hand: half the memory traffic."""
 
     @staticmethod
-    def forward(ctx, values, weights, total, scale, shift, eps):
+    def forward(
+        ctx: FunctionContext,
+        values: Tensor,
+        weights: Tensor,
+        total: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         mean = (weights @ values) / total
         centred = values - mean
         # A second pass: squares of what is not centred would cancel where the mean is large.
@@ -191,7 +228,7 @@ class _Normalised(torch.autograd.Function):
         return torch.addcmul(shift, centred, scale * torch.rsqrt(variance + eps)), mean, variance
 
     @staticmethod
-    def backward(ctx, grad, *_):
+    def backward(ctx: FunctionContext, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 6
         values, weights, total, scale, variance, centred = ctx.saved_tensors
@@ -214,6 +251,12 @@ class WeightedBatchNorm(nn.BatchNorm1d):
     and evaluation are those of nn.BatchNorm1d. Statistics are always taken outside autocast. One row
     normalises to its bias; no rows leave the running statistics alone.
     """
+
+    # nn.BatchNorm1d may do without them, as this one never does.
+    momentum: float
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
 
     def forward(self, values: Tensor, weights: Tensor | None = None) -> Tensor:
         """Normalised rows [R, D], in at least float32; in training, tracks running statistics.
@@ -263,6 +306,8 @@ class GaussianBasis(nn.Module):
 
     The factor is one over the spacing, not over its square: the Gaussians overlap widely.
     """
+
+    centers: Tensor
 
     def __init__(self, low: float, high: float, centers: int) -> None:
         super().__init__()
@@ -347,7 +392,7 @@ def tabulated(function: Callable[[Tensor], Tensor], table: BasisTable | None, x:
     return table.interpolate(at_least_single(function(table.grid(x))), x)
 
 
-def tabulates(table: BasisTable | None, x: Tensor) -> bool:
+def tabulates(table: BasisTable | None, x: Tensor) -> TypeGuard[BasisTable]:
     """Whether `tabulated` interpolates."""
     exact = x.dtype == torch.float64 or x.requires_grad
     return table is not None and not exact and table.pays(x.shape[0])
@@ -370,11 +415,17 @@ def tabulated_parts(
         keep: False: a part that is interpolated is so each time that it is called for, inside what is
             `recomputed`.
     """
+
+    def kept(part: Tensor) -> Callable[[], Tensor]:
+        return lambda: part
+
+    def interpolated(part: Tensor) -> Callable[[], Tensor]:
+        return lambda: table.interpolate(part.contiguous(), x)
+
     if keep or not tabulates(table, x):
-        whole = tabulated(function, table, x).split(list(widths), dim=1)
-        return [lambda part=part: part for part in whole]
+        return [kept(part) for part in tabulated(function, table, x).split(list(widths), dim=1)]
     rows = at_least_single(function(table.grid(x))).split(list(widths), dim=1)
-    return [lambda part=part: table.interpolate(part.contiguous(), x) for part in rows]
+    return [interpolated(part) for part in rows]
 
 
 class EdgeBlocks:

@@ -13,10 +13,11 @@ scalars, directions and vectors; R radial functions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,8 @@ from atomloom.config.model import PaiNNConfig
 from atomloom.data.batch import GraphBatch
 from atomloom.errors import AtomloomError
 from atomloom.models.common.layers import (
+    FunctionContext,
+    Layers,
     at_least_single,
     full_precision,
     gather,
@@ -104,7 +107,14 @@ class _Messages(torch.autograd.Function):
     """`messages` over pairs, by compiled passes."""
 
     @staticmethod
-    def forward(ctx, directions, filters, scalars, vectors, edges):
+    def forward(
+        ctx: FunctionContext,
+        directions: Tensor,
+        filters: Tensor,
+        scalars: Tensor,
+        vectors: Tensor,
+        edges: Edges,
+    ) -> Tensor:
         ctx.save_for_backward(directions, filters, scalars, vectors)
         ctx.edges = edges
         atoms, _, features = scalars.shape
@@ -114,7 +124,7 @@ class _Messages(torch.autograd.Function):
         return sums
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: FunctionContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         return *_MessagesBack.apply(grad, *ctx.saved_tensors, ctx.edges), None
 
 
@@ -122,7 +132,15 @@ class _MessagesBack(torch.autograd.Function):
     """The first derivative of `_Messages`, which can be differentiated once more."""
 
     @staticmethod
-    def forward(ctx, grad, directions, filters, scalars, vectors, edges):
+    def forward(
+        ctx: FunctionContext,
+        grad: Tensor,
+        directions: Tensor,
+        filters: Tensor,
+        scalars: Tensor,
+        vectors: Tensor,
+        edges: Edges,
+    ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(grad, directions, filters, scalars, vectors)
         ctx.edges = edges
         given = (directions, filters, scalars, vectors, grad)
@@ -132,7 +150,7 @@ class _MessagesBack(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *by):
+    def backward(ctx: FunctionContext, *by: Tensor) -> tuple[Tensor | None, ...]:
         grad, directions, filters, scalars, vectors = ctx.saved_tensors
         given = (directions, filters, scalars, vectors, grad, *by)
         of_pairs, of_atoms = _like(directions, filters), _like(scalars, vectors, grad)
@@ -152,6 +170,7 @@ def _run(
     Threads share the pairs. Each has sums over atoms of its own, which are added in order: results
     depend on their number in rounding alone.
     """
+    assert edges.mutual is not None  # passes go over pairs
     fixed = [array.detach().contiguous().numpy() for array in (edges.src, edges.dst, edges.mutual)]
     fixed += [array.detach().contiguous().numpy() for array in given]
     fixed += [array.numpy() for array in of_pairs]
@@ -207,12 +226,12 @@ class _SiLU(torch.autograd.Function):
     """`silu`; torch takes its derivative apart where that is to be differentiated again."""
 
     @staticmethod
-    def forward(ctx, values):
+    def forward(ctx: FunctionContext, values: Tensor) -> Tensor:
         ctx.save_for_backward(values)
         return F.silu(values)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: FunctionContext, grad: Tensor) -> Tensor:
         return _SiLUBack.apply(grad, *ctx.saved_tensors)
 
 
@@ -220,13 +239,13 @@ class _SiLUBack(torch.autograd.Function):
     """The first derivative of `_SiLU`, which can be differentiated once more."""
 
     @staticmethod
-    def forward(ctx, grad, values):
+    def forward(ctx: FunctionContext, grad: Tensor, values: Tensor) -> Tensor:
         ctx.save_for_backward(grad, values)
         return torch.ops.aten.silu_backward(grad, values)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, by):
+    def backward(ctx: FunctionContext, by: Tensor) -> tuple[Tensor, Tensor]:
         grad, values = ctx.saved_tensors
         gate = torch.sigmoid(values)
         other = 1.0 - gate
@@ -238,7 +257,7 @@ class _Norms(torch.autograd.Function):
     """`norms` by compiled passes."""
 
     @staticmethod
-    def forward(ctx, mixed):
+    def forward(ctx: FunctionContext, mixed: Tensor) -> Tensor:
         found = mixed.new_empty((mixed.shape[0], mixed.shape[3]))
         _pass(kernels.norms, mixed, found)
         ctx.save_for_backward(mixed)
@@ -246,7 +265,7 @@ class _Norms(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: FunctionContext, grad: Tensor) -> Tensor:
         return _NormsBack.apply(grad, *ctx.saved_tensors, ctx.found)
 
 
@@ -254,7 +273,7 @@ class _NormsBack(torch.autograd.Function):
     """The first derivative of `_Norms`, which can be differentiated once more."""
 
     @staticmethod
-    def forward(ctx, grad, mixed, found):
+    def forward(ctx: FunctionContext, grad: Tensor, mixed: Tensor, found: Tensor) -> Tensor:
         (of_mixed,) = _like(mixed)
         _pass(kernels.norms_back, mixed, found, grad, of_mixed)
         ctx.save_for_backward(grad, mixed)
@@ -263,7 +282,7 @@ class _NormsBack(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, by_mixed):
+    def backward(ctx: FunctionContext, by_mixed: Tensor) -> tuple[Tensor, Tensor, None]:
         grad, mixed = ctx.saved_tensors
         of_mixed, of_grad = _like(mixed, grad)
         _pass(kernels.norms_back_twice, mixed, ctx.found, grad, by_mixed, of_mixed, of_grad)
@@ -274,7 +293,7 @@ class _Updates(torch.autograd.Function):
     """`updates` by compiled passes."""
 
     @staticmethod
-    def forward(ctx, context, mixed):
+    def forward(ctx: FunctionContext, context: Tensor, mixed: Tensor) -> Tensor:
         atoms, _, features = context.shape
         changes = context.new_empty((atoms, 4, features))
         _pass(kernels.update, context, mixed, changes)
@@ -282,7 +301,7 @@ class _Updates(torch.autograd.Function):
         return changes
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: FunctionContext, grad: Tensor) -> tuple[Tensor, ...]:
         return _UpdatesBack.apply(grad, *ctx.saved_tensors)
 
 
@@ -290,7 +309,9 @@ class _UpdatesBack(torch.autograd.Function):
     """The first derivative of `_Updates`, which can be differentiated once more."""
 
     @staticmethod
-    def forward(ctx, grad, context, mixed):
+    def forward(
+        ctx: FunctionContext, grad: Tensor, context: Tensor, mixed: Tensor
+    ) -> tuple[Tensor, ...]:
         found = _like(context, mixed)
         _pass(kernels.update_back, context, mixed, grad, *found)
         ctx.save_for_backward(grad, context, mixed)
@@ -298,7 +319,7 @@ class _UpdatesBack(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *by):
+    def backward(ctx: FunctionContext, *by: Tensor) -> tuple[Tensor, ...]:
         grad, context, mixed = ctx.saved_tensors
         *found, of_grad = _like(context, mixed, grad)
         _pass(kernels.update_back_twice, context, mixed, grad, *by, *found, of_grad)
@@ -322,6 +343,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 class _Cutoff(nn.Module):
     """(cos(pi d / cutoff) + 1) / 2 up to the cutoff, 0 beyond."""
 
+    cutoff: Tensor
+
     def __init__(self, cutoff: float) -> None:
         super().__init__()
         self.register_buffer("cutoff", torch.tensor([cutoff]))
@@ -335,10 +358,13 @@ class _Cutoff(nn.Module):
 class _RadialBasis(nn.Module):
     """Gaussians with equally spaced centres from 0 to the cutoff, as wide as the spacing."""
 
+    widths: Tensor
+    offsets: Tensor
+
     def __init__(self, cutoff: float, functions: int) -> None:
         super().__init__()
         centres = torch.linspace(0.0, cutoff, functions, dtype=torch.float64)
-        self.register_buffer("widths", torch.full_like(centres, centres[1]).float())
+        self.register_buffer("widths", torch.full_like(centres, float(centres[1])).float())
         self.register_buffer("offsets", centres.float())
 
     def forward(self, lengths: Tensor) -> Tensor:
@@ -346,15 +372,15 @@ class _RadialBasis(nn.Module):
         return torch.exp((lengths - self.offsets).square() * (-0.5 / self.widths.square()))
 
 
-def _two_layers(inputs: int, hidden: int, outputs: int) -> nn.ModuleList:
-    layers = nn.ModuleList((nn.Linear(inputs, hidden), nn.Linear(hidden, outputs)))
+def _two_layers(inputs: int, hidden: int, outputs: int) -> Layers[nn.Linear]:
+    layers = Layers((nn.Linear(inputs, hidden), nn.Linear(hidden, outputs)))
     for layer in layers:
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)
     return layers
 
 
-def _apply(layers: nn.ModuleList, values: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _apply(layers: Layers[nn.Linear], values: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Linear, SiLU, Linear; products in `dtype`, see `product_dtype`."""
     first, second = layers
     hidden = silu(at_least_single(product(values, first.weight, first.bias, dtype)))
@@ -382,7 +408,9 @@ class _Mixing(nn.Module):
 class _Embedding(nn.Embedding):
     """A row an atomic number; takes tables that end with an earlier element."""
 
-    def _load_from_state_dict(self, state_dict, prefix, *rest):
+    def _load_from_state_dict(
+        self, state_dict: MutableMapping[str, Tensor], prefix: str, *rest: Any
+    ) -> None:
         key = prefix + "weight"
         rows = state_dict[key].shape[0] if key in state_dict else self.num_embeddings
         if rows < self.num_embeddings:
@@ -405,8 +433,8 @@ class _Representation(nn.Module):
         self.filter_net = nn.Linear(config.rbf, filters)
         nn.init.xavier_uniform_(self.filter_net.weight)
         nn.init.zeros_(self.filter_net.bias)
-        self.interactions = nn.ModuleList(_Interaction(width) for _ in range(layers))
-        self.mixing = nn.ModuleList(_Mixing(width) for _ in range(layers))
+        self.interactions = Layers(_Interaction(width) for _ in range(layers))
+        self.mixing = Layers(_Mixing(width) for _ in range(layers))
 
     def forward(self, batch: GraphBatch, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
         """[N, D] and [N, 3, D]; products of atoms' features in `dtype`."""
@@ -418,7 +446,8 @@ class _Representation(nn.Module):
         weights = torch.cat((self.filter_net.weight, self.filter_net.bias.unsqueeze(1)), dim=1)
         weights = weights.view(-1, 3 * self.width, weights.shape[1]).transpose(1, 2).contiguous()
 
-        scalars, vectors = self.embedding(batch.numbers), None
+        scalars: Tensor = self.embedding(batch.numbers)
+        vectors: Tensor | None = None
         for layer, (interaction, mixing) in enumerate(
             zip(self.interactions, self.mixing, strict=True)
         ):
@@ -427,6 +456,7 @@ class _Representation(nn.Module):
                 interaction, scalars, vectors, radial, own, edges, dtype
             )
             scalars, vectors = self._mix(mixing, scalars, vectors, dtype)
+        assert vectors is not None  # there is a layer
         return scalars, vectors
 
     def _interact(
