@@ -216,7 +216,7 @@ def _train_in_processes(layout: Layout, log: Log) -> None:
     command = [sys.executable, "-P", "-m", "atomloom", "train", "--config", str(path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         last = ""
-        for line in process.stderr:
+        for line in process.stderr or ():
             last = line.strip()
             log(last)
     if process.returncode:
@@ -352,9 +352,9 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
-def _placed(overrides: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+def _placed(given: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
     """Overrides in their sections."""
-    overrides = _plain(overrides)
+    overrides: dict[str, Any] = _plain(given)
     if isinstance(overrides.get("model"), str):
         overrides["model"] = {"name": overrides["model"]}
     model = _merged(content.get("model", {}), overrides.get("model", {}))

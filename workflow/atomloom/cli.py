@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol, TypeAlias
 
 from atomloom import __version__
 from atomloom.config import Config, load_config
@@ -32,6 +32,13 @@ from atomloom.pipeline.timing import timed
 from atomloom.store.files import expand_home
 
 Log = Callable[[str], None]
+
+
+class _Log(Protocol):
+    def __call__(self, message: str, quiet: bool = False) -> None: ...
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 and the signal's number."""
@@ -94,13 +101,14 @@ def _say(line: str) -> None:
 
 def _nobody_reads() -> bool:
     """Whether standard output was closed by its reader (`| head`); from now on nothing goes there."""
-    if sys.stdout is not sys.__stdout__:
+    output = sys.__stdout__
+    if output is None or sys.stdout is not output:
         return False
     pipe = select.poll()
-    pipe.register(sys.stdout.fileno(), 0)
+    pipe.register(output.fileno(), 0)
     if not any(event & (select.POLLERR | select.POLLNVAL) for _, event in pipe.poll(0)):
         return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
     return True
 
 
@@ -262,7 +270,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_predict(commands: argparse._SubParsersAction) -> None:
+def _add_predict(commands: Commands) -> None:
     text = "predict structures with a trained model: energies and forces, or properties"
     sub = commands.add_parser("predict", help=text, description=text)
     sub.add_argument(
@@ -324,7 +332,7 @@ def _add_trust(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_export(commands: argparse._SubParsersAction) -> None:
+def _add_export(commands: Commands) -> None:
     text = "write a trained model as a program of torch, which runs without atomloom"
     sub = commands.add_parser("export", help=text, description=text)
     sub.add_argument(
@@ -627,7 +635,7 @@ def _ready(options: argparse.Namespace) -> RunPaths:
     return places
 
 
-def _log_to(options: argparse.Namespace) -> Log:
+def _log_to(options: argparse.Namespace) -> _Log:
     """Messages go to standard error, each with its stage, and to the log file if one is named."""
 
     def log(message: str, quiet: bool = False) -> None:

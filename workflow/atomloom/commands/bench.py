@@ -129,7 +129,7 @@ def _attempt(config: Path, sizes: list[int], limit: int | None) -> Iterator[Tria
         raise AtomloomError(f"a trial failed: {lines[-1] if lines else process.returncode}")
 
 
-def _watch(process: subprocess.Popen, limit: int | None, ended: threading.Event) -> None:
+def _watch(process: subprocess.Popen[str], limit: int | None, ended: threading.Event) -> None:
     """Kill a process that takes more than the limit, before the machine has to."""
     import psutil
 

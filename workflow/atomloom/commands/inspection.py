@@ -6,9 +6,10 @@ It reads and counts; it knows nothing of configs and changes nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def _structures(path: Path) -> Iterator[str]:
     yield f"spec               {canonical_json(spec)}"
 
 
-def _graphs(table: GraphTable, attributes: dict) -> Iterator[str]:
+def _graphs(table: GraphTable, attributes: Mapping[str, Any]) -> Iterator[str]:
     yield f"graphs             {len(table):,}"
     yield from _atoms(table.numbers, table.node_ptr)
     yield f"edges              {len(table.src):,}"

@@ -479,7 +479,9 @@ def _forces_table(
     return pa.table(
         {
             "row": np.repeat(np.arange(len(counts)), counts),
-            "atom": np.concatenate([np.arange(n, dtype=np.int32) for n in counts] or [[]]),
+            "atom": np.concatenate(
+                [np.arange(n, dtype=np.int32) for n in counts] or [np.zeros(0, np.int32)]
+            ),
             "element": pa.DictionaryArray.from_arrays(elements.astype(np.int8), list(SYMBOLS)),
             **{f"force_{axis}": values[:, place] for place, axis in enumerate("xyz")},
         },

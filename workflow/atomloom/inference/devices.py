@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Generic, Literal, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -21,7 +22,9 @@ from atomloom.config.training import Training
 from atomloom.data.batch import GraphBatch
 from atomloom.errors import AtomloomError
 
-FABRIC_PRECISION = {
+Content = TypeVar("Content")
+
+FABRIC_PRECISION: dict[str, Literal["64-true", "32-true", "bf16-mixed", "16-mixed"]] = {
     "64": "64-true",
     "32": "32-true",
     "tf32": "32-true",
@@ -30,7 +33,7 @@ FABRIC_PRECISION = {
 }
 
 
-class Sealed:
+class Sealed(Generic[Content]):
     """Carries a batch past Fabric, and the prediction back.
 
     Under mixed precision Fabric rounds every float of a network's arguments to 16 bits, edge
@@ -40,7 +43,7 @@ class Sealed:
 
     __slots__ = ("content",)
 
-    def __init__(self, content: GraphBatch | Tensor) -> None:
+    def __init__(self, content: Content) -> None:
         self.content = content
 
 
@@ -51,7 +54,7 @@ class Network(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, sealed: Sealed) -> Sealed:
+    def forward(self, sealed: Sealed[GraphBatch]) -> Sealed[Tensor]:
         return Sealed(self.model(sealed.content))
 
 
@@ -161,14 +164,14 @@ def arithmetic(settings: Training, device: str) -> Iterator[None]:
     """Threads, determinism and tf32 as the config says, and as they were afterwards."""
     threads = torch.get_num_threads()
     strict = torch.are_deterministic_algorithms_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined] # torch makes the module an object
     matmul = torch.get_float32_matmul_precision()
     if settings.threads:
         torch.set_num_threads(max(1, settings.threads // settings.devices))
     if device == "cpu":
         # Gradients of indexing are otherwise summed by several threads in any order.
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # as above
     if settings.precision == "tf32":
         torch.set_float32_matmul_precision("high")
     try:
@@ -176,7 +179,7 @@ def arithmetic(settings: Training, device: str) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined] # as above
         if settings.precision == "tf32":
             torch.set_float32_matmul_precision(matmul)
 

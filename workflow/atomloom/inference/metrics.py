@@ -158,7 +158,7 @@ def split_metrics(
 
 def probability_columns(table: pd.DataFrame, target: str) -> list[str]:
     """Columns of a table with the probabilities of a target's classes, in their order."""
-    names = []
+    names: list[str] = []
     while f"{target}_p{len(names)}" in table:
         names.append(f"{target}_p{len(names)}")
     return names

@@ -12,16 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
-from atomloom.config.model import ChebyshevConfig
+from atomloom.config.model import ActivationName, ChebyshevConfig
 from atomloom.errors import AtomloomError
 from atomloom.models.chebyshev.network import Chebyshev
 from atomloom.store.files import expand_home, write_text
 
-CODES = {"linear": 0, "tanh": 1, "sigmoid": 2, "mtanh": 3, "twist": 4}
+CODES: dict[ActivationName, int] = {"linear": 0, "tanh": 1, "sigmoid": 2, "mtanh": 3, "twist": 4}
 """aenet's numbers of activation functions."""
 LEAST_VARIANCE = 1e-20
 """aenet leaves out features whose variance is not above this."""
@@ -104,7 +106,7 @@ def read_aenet(paths: Sequence[str | Path]) -> tuple[Chebyshev, AenetEnergies]:
             raise AtomloomError(
                 "cannot be read as a network of aenet", where=path, todo=str(error)
             ) from None
-        if file.config is None:
+        if not file.config:
             raise AtomloomError(f"descriptor {file.kind} instead of Chebyshev", where=path)
         files[file.symbol] = file
     first = next(iter(files.values()), None)
@@ -155,7 +157,7 @@ def _network_lines(model: Chebyshev, index: int) -> list[str]:
     blocks = [np.column_stack(layer).ravel(order="F") for layer in layers]
     weight_ends = np.cumsum([0, *(len(block) for block in blocks)])
     value_ends = np.cumsum([0, *(size + 1 for size in sizes[:-1])])
-    codes = [CODES[name] for name in (*model.networks.activations[index], "linear")]
+    codes = [*(CODES[name] for name in model.networks.activations[index]), CODES["linear"]]
     return [
         str(len(sizes)),
         str(max(sizes)),
@@ -230,7 +232,7 @@ def _number(value: float) -> str:
     return f"{float(value):24.17E}"
 
 
-def _row(values) -> str:
+def _row(values: ArrayLike) -> str:
     """Values of an array in one line: aenet-PyTorch reads arrays by lines, Fortran by counts."""
     array = np.asarray(values)
     if array.dtype.kind == "i":
@@ -248,10 +250,10 @@ class _File:
     symbol: str
     kind: str
     """Name of the descriptor."""
-    config: dict | None
-    """Of a Chebyshev descriptor, its keys of `ChebyshevConfig`."""
+    config: dict[str, Any]
+    """Of a Chebyshev descriptor, its keys of `ChebyshevConfig`; empty for another one."""
     hidden: tuple[int, ...]
-    activation: str
+    activation: ActivationName
     layers: list[tuple[np.ndarray, np.ndarray]]
     """Weight [out, in] and bias [out]."""
     statistics: np.ndarray
@@ -264,10 +266,10 @@ class _File:
         """Raises ValueError or IndexError where the lines are not of this format."""
         reader = _Reader(lines)
         depth, _, weights, _ = (int(reader.line()) for _ in range(4))
-        sizes = reader.numbers(depth, int)
-        codes = reader.numbers(depth - 1, int)
-        ends = reader.numbers(depth, int)
-        reader.numbers(depth, int)
+        sizes = reader.integers(depth)
+        codes = reader.integers(depth - 1)
+        ends = reader.integers(depth)
+        reader.integers(depth)
         values = np.array(reader.numbers(weights))
         layers = []
         for place, (width, out) in enumerate(pairwise(sizes)):
@@ -284,12 +286,12 @@ class _File:
         reader.line()
         kind = reader.line()
         features, width = int(reader.line()), int(reader.line())
-        reader.numbers(features, int)
+        reader.integers(features)
         parameters = reader.numbers(features * width)
-        reader.numbers(2 * features, int)
+        reader.integers(2 * features)
         atoms = int(reader.line())
         statistics = np.array([reader.numbers(features) for _ in range(4)])
-        config = None
+        config: dict[str, Any] = {}
         if kind.lower() == "chebyshev":
             config = {
                 "species": tuple(elements),
@@ -310,7 +312,7 @@ class _File:
             shift if normalised else 0.0,
             1.0 / scale if normalised else 1.0,
         )
-        activation = next(iter(names), "linear")
+        activation: ActivationName = next(iter(names), "linear")
         return cls(
             symbol,
             kind,
@@ -344,5 +346,8 @@ class _Reader:
             raise ValueError(f"{len(found)} entries instead of {count}")
         return found
 
-    def numbers(self, count: int, kind=float) -> list:
-        return [kind(word) for word in self.words(count)]
+    def numbers(self, count: int) -> list[float]:
+        return [float(word) for word in self.words(count)]
+
+    def integers(self, count: int) -> list[int]:
+        return [int(word) for word in self.words(count)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -49,7 +49,7 @@ class AtomloomCalculator(Calculator):
     """
 
     name = "atomloom"
-    implemented_properties: ClassVar[list[str]] = [
+    implemented_properties = [
         "energy",
         "free_energy",
         "energies",
@@ -113,6 +113,7 @@ class AtomloomCalculator(Calculator):
         """
         super().calculate(atoms, properties, system_changes)
         atoms = self.atoms
+        assert isinstance(atoms, Atoms)
         graphs = self._graphs_of(atoms)
         batch = graphs.batch(atoms.positions, atoms.cell.array[None])
         output = self.committee.ask(batch, forces=True, stress=atoms.cell.rank == 3)
@@ -166,6 +167,7 @@ def _results(found: Evaluation, structure: int, stress: bool) -> dict[str, Any]:
     """ASE's results of one structure, which has a stress if its cell has a volume."""
     atoms = found.atoms(structure)
     energy = float(found.energy[structure])
+    assert found.forces is not None  # are always asked for
     results: dict[str, Any] = {
         "energy": energy,
         "free_energy": energy,
@@ -173,11 +175,14 @@ def _results(found: Evaluation, structure: int, stress: bool) -> dict[str, Any]:
         "forces": found.forces[atoms],
     }
     if stress:
+        assert found.stress is not None
         results["stress"] = found.stress[structure][VOIGT]
     deviation = found.deviation
     if deviation is not None:
         results["energy_std"] = float(deviation.energy[structure])
+        assert deviation.forces is not None
         results["forces_std"] = deviation.forces[atoms]
         if stress:
+            assert deviation.stress is not None
             results["stress_std"] = deviation.stress[structure][VOIGT]
     return results

@@ -101,8 +101,9 @@ class Committee:
             if (place, wanted) == (potentials.device, potentials.dtype):
                 return potentials
             return cls(tuple(_placed(m, place, wanted) for m in potentials.members), place, wanted)
-        single = isinstance(potentials, str | Path | LoadedModel)
-        sources = [potentials] if single else list(potentials)
+        if isinstance(potentials, str | Path | LoadedModel):
+            potentials = [potentials]
+        sources = list(potentials)
         if not sources:
             raise AtomloomError("a committee needs at least one potential")
         loaded = [s if isinstance(s, LoadedModel) else load_model(s) for s in sources]
@@ -164,16 +165,21 @@ class Committee:
         ]
         if len(of_members) == 1:
             return of_members[0]
-        values = {
-            name: None if getattr(of_members[0], name) is None else _stack(of_members, name)
-            for name in ("energy", "atom_energies", "forces", "stress")
-        }
-        means = {name: None if v is None else v.mean(axis=0) for name, v in values.items()}
-        spread = {name: None if v is None else v.std(axis=0, ddof=1) for name, v in values.items()}
+        energy = np.stack([own.energy for own in of_members])
+        atom_energies = np.stack([own.atom_energies for own in of_members])
+        forces = _stack([own.forces for own in of_members])
+        stress = _stack([own.stress for own in of_members])
         return Evaluation(
             node_ptr,
-            **means,
-            deviation=Deviation(spread["energy"], spread["forces"], spread["stress"]),
+            energy.mean(axis=0),
+            atom_energies.mean(axis=0),
+            None if forces is None else forces.mean(axis=0),
+            None if stress is None else stress.mean(axis=0),
+            Deviation(
+                energy.std(axis=0, ddof=1),
+                None if forces is None else forces.std(axis=0, ddof=1),
+                None if stress is None else stress.std(axis=0, ddof=1),
+            ),
         )
 
     @staticmethod
@@ -185,20 +191,22 @@ class Committee:
     ) -> Evaluation:
         reference = reference_of(member)
 
-        def joined(name: str) -> np.ndarray | None:
-            parts = [getattr(output, name) for output in outputs]
-            if parts[0] is None:
-                return None
+        def joined(parts: list[Tensor]) -> np.ndarray:
             whole = parts[0] if len(parts) == 1 else torch.cat(parts)
             return _doubles(whole) * reference.scale
 
-        atom_energies = joined("atom_energies") + reference.atom_offsets(numbers)
+        def if_asked(parts: list[Tensor | None]) -> np.ndarray | None:
+            known = [part for part in parts if part is not None]
+            return joined(known) if known else None
+
+        atom_energies = joined([output.atom_energies for output in outputs])
+        atom_energies = atom_energies + reference.atom_offsets(numbers)
         return Evaluation(
             node_ptr=node_ptr,
             energy=np.add.reduceat(atom_energies, node_ptr[:-1]),
             atom_energies=atom_energies,
-            forces=joined("forces"),
-            stress=joined("stress"),
+            forces=if_asked([output.forces for output in outputs]),
+            stress=if_asked([output.stress for output in outputs]),
         )
 
 
@@ -247,5 +255,6 @@ def _doubles(values: Tensor) -> np.ndarray:
     return values.detach().cpu().double().numpy()
 
 
-def _stack(evaluations: Sequence[Evaluation], name: str) -> np.ndarray:
-    return np.stack([getattr(evaluation, name) for evaluation in evaluations])
+def _stack(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    known = [part for part in parts if part is not None]
+    return np.stack(known) if known else None

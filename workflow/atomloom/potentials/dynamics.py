@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
 from ase import Atoms, units
@@ -56,6 +57,14 @@ class Frame:
 
 
 Observer = Callable[[Frame], object]
+
+
+class Options(TypedDict, total=False):
+    """Arguments that all dynamics have."""
+
+    skin: float
+    device: str
+    dtype: str | None
 
 
 class VelocityVerlet:
@@ -155,6 +164,7 @@ class VelocityVerlet:
     def atoms(self) -> list[Atoms]:
         """The replicas as ASE's atoms, with momenta, energies and forces."""
         found = []
+        assert self.evaluation.forces is not None
         for place, template in enumerate(self._templates):
             own = self.evaluation.atoms(place)
             atoms = template.copy()
@@ -184,6 +194,7 @@ class VelocityVerlet:
         self._require_finite(self.positions)
         output = self.committee.ask(self.graphs.batch(self.positions, self.cell))
         found = self.committee.read([output], self.graphs.numbers, self.node_ptr)
+        assert found.forces is not None  # are asked for
         self._require_finite(found.forces)
         self._forces = found.forces
         if self._fixed.any():
@@ -236,17 +247,17 @@ class Langevin(VelocityVerlet):
         temperature_K: float | Sequence[float],
         friction: float | Sequence[float],
         seeds: Sequence[int] | None = None,
-        **options,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(potential, replicas, timestep, **options)
         temperature = self._of_replicas(temperature_K, "temperature_K")
-        friction = self._of_replicas(friction, "friction")
+        damping = self._of_replicas(friction, "friction")
         seeds = range(len(self)) if seeds is None else seeds
         if len(seeds) != len(self):
             raise AtomloomError(f"{len(seeds)} seeds for {len(self)} replicas", where="seeds")
         self._noise = [np.random.Generator(np.random.PCG64([NOISE_STREAM, s])) for s in seeds]
         counts = np.diff(self.node_ptr)
-        kept = np.repeat(np.exp(-friction * self.timestep), counts)[:, None]
+        kept = np.repeat(np.exp(-damping * self.timestep), counts)[:, None]
         thermal = np.repeat(units.kB * temperature, counts)[:, None] * self.masses
         self._kept = kept
         self._width = np.where(self._fixed[:, None], 0.0, np.sqrt((1.0 - kept**2) * thermal))

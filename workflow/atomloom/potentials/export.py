@@ -18,7 +18,7 @@ import platform
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,14 +82,24 @@ class _Program(nn.Module):
         )
         vectors = positions.index_select(0, src) + offsets - positions.index_select(0, dst)
         return GraphBatch(
-            **given,
+            numbers=given["numbers"],
+            positions=positions,
+            cell=cell,
+            node_graph=node_graph,
             node_ptr=_pointers(node_graph, cell.shape[0]),
+            src=src,
+            dst=dst,
             dst_ptr=_pointers(dst, positions.shape[0]),
+            shift=shift,
             vectors=vectors,
+            multiplicity=given.get("multiplicity"),
+            lattice=given.get("lattice"),
         )
 
 
 class _Potential(_Program):
+    offsets: Tensor
+
     def __init__(self, loaded: LoadedModel, inputs: Sequence[str]) -> None:
         super().__init__(loaded, inputs)
         reference = reference_of(loaded)
@@ -103,6 +113,8 @@ class _Potential(_Program):
         own = said.atom_energies.double() * self.scale
         own = own + self.offsets.index_select(0, batch.numbers)
         energy = own.new_zeros(batch.size).index_add(0, batch.node_graph, own)
+        assert said.forces is not None
+        assert said.stress is not None
         return energy, own, said.forces * self.scale, said.stress * self.scale
 
 
@@ -354,7 +366,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """Torch warns of its own business while it traces and compiles."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

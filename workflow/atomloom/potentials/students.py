@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from atomloom.potentials.calculator import AtomloomCalculator
 from atomloom.potentials.teachers import ase_calculator
 from atomloom.structures.adapters import to_ase
 from atomloom.structures.structure import Structure
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 TEMPERATURE = 300.0
 """K, of the first velocities."""
@@ -54,6 +58,13 @@ class Comparison:
     """eV/A, likewise."""
     drift: float | None = None
     """eV/atom, change of the student's total energy from the first to the last step."""
+
+
+class _Dynamics(TypedDict):
+    energy_rmse: float
+    energy_offset: float
+    force_rmse: float
+    drift: float
 
 
 def compare_with_teacher(
@@ -95,7 +106,7 @@ def compare_with_teacher(
     )
 
 
-def _dynamics(teacher: Teacher, student: AtomloomCalculator, atoms, seed: int) -> dict[str, float]:
+def _dynamics(teacher: Teacher, student: AtomloomCalculator, atoms: Atoms, seed: int) -> _Dynamics:
     from ase import units
     from ase.md.velocitydistribution import Stationary, thermalize_momenta
     from ase.md.verlet import VelocityVerlet

@@ -176,6 +176,8 @@ def _teach_by_potential(teacher: Teacher, table: StructureTable) -> Iterator[Lab
         graphs = build_graphs(table.take(rows), committee.graph)
         found = evaluate_table(committee, graphs, forces=True, stress=True)
         each = (time.perf_counter() - begun) / len(rows)
+        assert found.forces is not None
+        assert found.stress is not None
         for place, row in enumerate(rows):
             atoms = slice(*graphs.node_ptr[place : place + 2])
             stress = found.stress[place] if table.pbc[row].all() else None

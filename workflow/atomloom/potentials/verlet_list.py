@@ -97,7 +97,7 @@ class VerletList:
         strain = np.tile(np.eye(3), (len(self), 1, 1))
         most = np.full(len(self), self.skin / 2)
         for row in np.flatnonzero(deformed):
-            strain[row], most[row] = self._deformation(cell[row], row)
+            strain[row], most[row] = self._deformation(cell[row], int(row))
         return _moved(self.node_ptr, positions, self._graphs.positions, strain, most)
 
     def _deformation(self, cell: np.ndarray, row: int) -> tuple[np.ndarray, float]:
@@ -109,7 +109,7 @@ class VerletList:
         pbc = self.pbc[row]
         try:
             strain = np.linalg.solve(_frame(self._cell[row], pbc), _frame(cell, pbc))
-            stretch = np.linalg.norm(np.linalg.inv(strain), 2)
+            stretch = float(np.linalg.norm(np.linalg.inv(strain), 2))
         except np.linalg.LinAlgError:
             return np.eye(3), -1.0  # let the search say what is wrong with the cell
         return strain, ((self.spec.cutoff + self.skin) / stretch - self.spec.cutoff) / 2
@@ -133,7 +133,7 @@ class VerletList:
             pbc=np.stack([s.pbc for s in found]),
         )
         new = build_graphs(table, self._wide)
-        if len(rows) < len(self):
+        if self._graphs is not None and len(rows) < len(self):
             order = np.arange(len(self))
             order[rows] = len(self) + np.arange(len(rows))
             new = GraphTable.concatenate([self._graphs, new]).take(order)
@@ -203,7 +203,13 @@ def _frame(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
 
 
 @njit(nogil=True, cache=True)
-def _moved(node_ptr, positions, then, strain, most):
+def _moved(
+    node_ptr: np.ndarray,
+    positions: np.ndarray,
+    then: np.ndarray,
+    strain: np.ndarray,
+    most: np.ndarray,
+) -> np.ndarray:
     """[S] whether some atom moved farther beside the strain of its cell than it may."""
     worn = np.zeros(len(node_ptr) - 1, np.bool_)
     for s in range(len(worn)):
@@ -223,9 +229,20 @@ def _moved(node_ptr, positions, then, strain, most):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _within(
-    src, dst, shift, structure, positions, cell, cutoff2,
-    out_src, out_dst, out_shift, out_vectors, out_length, out_ptr,
-):  # fmt: skip
+    src: np.ndarray,
+    dst: np.ndarray,
+    shift: np.ndarray,
+    structure: np.ndarray,
+    positions: np.ndarray,
+    cell: np.ndarray,
+    cutoff2: float,
+    out_src: np.ndarray,
+    out_dst: np.ndarray,
+    out_shift: np.ndarray,
+    out_vectors: np.ndarray,
+    out_length: np.ndarray,
+    out_ptr: np.ndarray,
+) -> int:
     """Copy the edges no longer than the cutoff; returns how many."""
     count = 0
     center = 0

@@ -17,12 +17,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -46,6 +47,9 @@ from atomloom.reports.tables import (
     predictions_of,
 )
 from atomloom.store.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 VECTOR_POINTS = 2_000
 """Up to so many points in a figure each is an SVG element, and says its name under the pointer."""
@@ -84,7 +88,7 @@ _DATES: Mapping[str, dict[str, None]] = {
 _MARKERS = {"train": "o", "val": "^", "test": "o"}
 _SIZES = {"train": 7.0, "val": 15.0, "test": 15.0}
 _PARTS = {"data": LIGHT.train, "forward": LIGHT.test, "backward": "#5a6fd6", "optimizer": LIGHT.val}
-_STYLE: Mapping[str, Any] = {
+_STYLE: Mapping[RcKeyType, Any] = {
     "font.size": 8.0,
     "axes.titlesize": 8.0,
     "axes.labelsize": 8.0,
@@ -120,7 +124,7 @@ _STYLE: Mapping[str, Any] = {
     "svg.fonttype": "none",
     "axes.unicode_minus": True,
 }
-_FILE_STYLE: Mapping[str, Any] = {
+_FILE_STYLE: Mapping[RcKeyType, Any] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "parity",
     "savefig.facecolor": LIGHT.card,
@@ -476,12 +480,13 @@ def _scatter(
             label=_split_label(predictions, split),
         )
         if few:
-            tips[gid] = [_tip(predictions, row) for row in np.flatnonzero(rows)]
+            tips[gid] = [_tip(predictions, int(row)) for row in np.flatnonzero(rows)]
     # Above the axes: inside, it would hide the outliers one looks for.
     legend = axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1), frameon=False, handletextpad=0.2, borderpad=0.1
     )
     for handle in legend.legend_handles:
+        assert isinstance(handle, PathCollection)
         handle.set_alpha(1.0)
         handle.set_rasterized(False)
         handle.set_sizes([16])
@@ -494,6 +499,7 @@ def _density(figure: Figure, axes: Axes, predictions: Predictions, split: str) -
     colour = to_rgb(getattr(LIGHT, split))
     ramp = LinearSegmentedColormap.from_list(split, [(*colour, 0.16), (*colour, 1.0)])
     low, high = _limits(predictions)
+    norm = LogNorm(vmin=1)
     image = axes.hexbin(
         predictions.reference[rows],
         predictions.predicted[rows],
@@ -501,12 +507,12 @@ def _density(figure: Figure, axes: Axes, predictions: Predictions, split: str) -
         extent=(low, high, low, high),
         mincnt=1,
         cmap=ramp,
-        norm=LogNorm(vmin=1),
+        norm=norm,
         linewidths=0,
         rasterized=True,
         zorder=2,
     )
-    if image.norm.vmax is None or image.norm.vmax <= 1:
+    if norm.vmax is None or norm.vmax <= 1:
         image.set_norm(LogNorm(vmin=1, vmax=2))
     bar = figure.colorbar(image, ax=axes, shrink=0.75, pad=0.02, aspect=28)
     bar.set_label(f"{predictions.noun}s in a cell")

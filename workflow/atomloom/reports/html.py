@@ -286,7 +286,7 @@ def _tiles(
         uncertainty = found.mae_uncertainty(score.split) if found is not None else None
         value, unit = formats.measured(score.mae, score.unit)
         note = ""
-        if uncertainty:
+        if found is not None and uncertainty:
             scale = 1000 if unit != score.unit else 1
             note = f"± {number(scale * uncertainty, 2)} standard error"
             if found.group is not None:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -216,15 +216,16 @@ def _members_of(layout: Layout, plan: Plan, key: str) -> pd.DataFrame:
     return read_table(table, MEMBER_COLUMNS, todo=again("plan"), filters=chosen)
 
 
-def _payloads(layout: Layout, members: pd.DataFrame) -> Iterator[tuple[object, bytes]]:
+def _payloads(layout: Layout, members: pd.DataFrame) -> Iterator[tuple[Any, bytes]]:
     """Each member with its bytes, which are those that were planned; files are opened once where
     records follow each other."""
     spool = layout.plan_folder / "records.spool"
-    name, file = None, None
+    name: Path | None = None
+    file: BinaryIO | None = None
     try:
         for member in members.itertuples():
             path = spool if member.file == SPOOL else _file_of(member.source)
-            if path != name:
+            if file is None or path != name:
                 if file is not None:
                     file.close()
                 name, file = path, open(path, "rb")  # noqa: SIM115 - closed below, or when the next one is opened

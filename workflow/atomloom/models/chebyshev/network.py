@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atomloom.config.model import ChebyshevConfig
+from atomloom.config.model import ActivationName, ChebyshevConfig
 from atomloom.data.batch import GraphBatch
 from atomloom.errors import AtomloomError
 from atomloom.models.chebyshev import kernels as kernels
@@ -80,7 +80,9 @@ class Chebyshev(nn.Module):
             species_weights(len(config.species)),
         )
         hidden = _of_species(config.hidden, config.species, "hidden")
-        activation = _of_species(config.activation, config.species, "activation")
+        activation: list[ActivationName] = _of_species(
+            config.activation, config.species, "activation"
+        )
         self.networks = ElementNetworks(
             self.basis.features,
             hidden,
@@ -265,7 +267,7 @@ def _mtanh(x: Tensor) -> Tensor:
     return 1.7159 * torch.tanh(x * (2.0 / 3.0))
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[ActivationName, Callable[[Tensor], Tensor]] = {
     "linear": lambda x: x,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
@@ -290,7 +292,7 @@ class ElementNetworks(nn.Module):
         self,
         features: int,
         hidden: Sequence[Sequence[int]],
-        activations: Sequence[Sequence[str]],
+        activations: Sequence[Sequence[ActivationName]],
         decorrelate: bool = False,
     ) -> None:
         """Args:

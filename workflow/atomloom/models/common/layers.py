@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-
 Module = TypeVar("Module", bound=nn.Module)
 
 FunctionContext = Any
