@@ -68,3 +68,11 @@ def test_a_record_closes_a_chunk_that_holds_the_least_and_the_greatest_closes_an
     marks = "".join(["001", "0001", "110000", "10"])
     records = [(0 if mark == "1" else 1).to_bytes(8, "little") for mark in marks]
     assert list(cut_chunks(records, 5, 3, 6)) == [(0, 3), (3, 4), (7, 6), (13, 2)]
+
+
+def test_fingerprints_are_cut_where_they_always_were():
+    """Golden: other places would be other chunks, and everything would be converted and built again."""
+    sizes = [count for _, count in cut_chunks(prints(400), 50, 12, 200)]
+    assert sizes == [32, 46, 26, 68, 81, 51, 96]
+    sizes = [count for _, count in cut_chunks(prints(400), 50, 12, 60)]
+    assert sizes == [32, 46, 26, 60, 60, 29, 51, 60, 36]
