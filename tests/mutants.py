@@ -14,8 +14,8 @@ annotations, decorators, `__repr__`; statements about time, threads, caches, siz
 (`ELSEWHERE`).
 
 **Which tests.** Those that import the function or its module, or are called like it, come first, then those
-that import a module which does, the others of the room, those where stages meet (`JOINTS`), at last the slow
-ones of all these. Tests that start Snakemake are left out. A test that fails must pass without the error: all of them are run so at the end.
+that import a module which does, the others of the room, and those where stages meet (`JOINTS`). Tests that
+start Snakemake are left out, and slow ones, but for survivors that are tried again. A test that fails must pass without the error: all of them are run so at the end.
 
 The outcome is `tests/mutants.json`: how many were killed, room by room, and the survivors, each with a reason
 why no test can notice it, once somebody has written one. Trying some rooms renews what is said of these;
@@ -76,7 +76,7 @@ GENERATED = (".venv", ".snakemake", ".mypy_cache", ".hypothesis", "results", "st
 """Folders of the root that are not copied."""
 BROKEN = 70
 """Exit code of a process in which pytest could not run."""
-MOST = 20
+MOST = 12
 """Files of tests that a mutation meets, at most: of what all tests use, the likeliest."""
 
 SPEAKING = {"log", "warn", "print", "format_exc"}
@@ -616,7 +616,7 @@ class Copy:
         for variable, name in (("ATOMLOOM_DATA", "data"), ("ATOMLOOM_ORACLES", "oracles")):
             os.environ.setdefault(variable, str(root.parent / "shared" / name))
 
-    def attempt(self, mutation: Mutation, seconds: float) -> Verdict:
+    def attempt(self, mutation: Mutation, seconds: float, slow: bool) -> Verdict:
         """Write the error, run tests until one fails, and take it back."""
         begun = time.monotonic()
         path = self.root / PACKAGE / mutation.file
@@ -625,7 +625,8 @@ class Copy:
         if not tests:
             raise LookupError(f"no test for {mutation.file}")
         quick = "not slow and not alone"
-        rounds = [(tests[:4], quick), (tests[4:], quick), (tests, "slow or alone")]
+        rounds = [(tests[:1], quick), (tests[1:4], quick), (tests[4:], quick)]
+        rounds += [(tests, "slow or alone")] if slow else []
         killed, by = False, ""
         try:
             self._write(path, mutated(source, mutation))
@@ -654,7 +655,7 @@ class Copy:
 
 
 def attempt_all(
-    root: Path, mutations: Sequence[Mutation], seconds: float = 60.0
+    root: Path, mutations: Sequence[Mutation], seconds: float = 60.0, slow: bool = False
 ) -> Iterator[tuple[Mutation, Verdict]]:
     """The verdict on each mutation, as it comes.
 
@@ -663,15 +664,17 @@ def attempt_all(
     """
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = Copy(root, Path(folder))
-        killers = set()
-        files = sorted({name for mutation in mutations for name in copy.tests.of(mutation)})
-        code, _ = run_tests(copy.root, ["--collect-only", *files])
-        if code != pytest.ExitCode.OK:
-            raise RuntimeError(f"tests cannot be collected: {(copy.root / '.log').read_text()}")
+        killers: set[str] = set()
+        looked_at: set[str] = set()
         for mutation in mutations:
-            verdict = copy.attempt(mutation, seconds)
-            killers |= {verdict.by} if verdict.by else set()
+            verdict = copy.attempt(mutation, seconds, slow)
+            if verdict.by:
+                killers.add(verdict.by)
+            elif verdict.killed:
+                looked_at.update(copy.tests.of(mutation))
             yield mutation, verdict
+        if looked_at and run_tests(copy.root, ["--collect-only", *sorted(looked_at)])[0]:
+            raise RuntimeError(f"tests cannot be collected: {(copy.root / '.log').read_text()}")
         if killers:
             code, failed = run_tests(copy.root, sorted(killers), seconds=seconds, first=False)
             if code != pytest.ExitCode.OK:
@@ -679,7 +682,7 @@ def attempt_all(
 
 
 def _in_turns(
-    root: Path, mutations: Sequence[Mutation], seconds: float, jobs: int
+    root: Path, mutations: Sequence[Mutation], seconds: float, slow: bool, jobs: int
 ) -> list[tuple[Mutation, Verdict]]:
     """All verdicts, by so many processes, each with a copy of its own."""
     children = []
@@ -691,7 +694,7 @@ def _in_turns(
         code = 1
         try:
             found = []
-            for mutation, verdict in attempt_all(root, mutations[job::jobs], seconds):
+            for mutation, verdict in attempt_all(root, mutations[job::jobs], seconds, slow):
                 told = f"killed by {verdict.by or 'import'}" if verdict.killed else "SURVIVED"
                 print(f"{mutation}: {told} ({verdict.seconds:.0f} s)", flush=True)
                 found.append([asdict(mutation), asdict(verdict)])
@@ -814,7 +817,7 @@ def main() -> None:
     for name in PRELOADED:
         __import__(name)
     room_of = {mutation: room for room, mutation in chosen}
-    verdicts = _in_turns(ROOT, list(room_of), asked.seconds, asked.jobs)
+    verdicts = _in_turns(ROOT, list(room_of), asked.seconds, asked.survivors, asked.jobs)
     found = [(room_of[mutation], mutation, verdict) for mutation, verdict in verdicts]
     known = {} if asked.only else _written()  # another run may have tried other rooms meanwhile
     content = outcome(known, found, asked.seed, asked.survivors)
