@@ -404,7 +404,7 @@ NAMED: dict[str, tuple[str, str]] = {
         "output.energy.detach() - batch.targets[:, 0]",
     ),
     "each process validates with its own batch-norm statistics": (
-        "share_from_first(fabric, model.buffers())",
+        "share_from_first(self.fabric, self.model.buffers())",
         "pass",
     ),
     "room for one window out of core": (
