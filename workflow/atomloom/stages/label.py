@@ -126,7 +126,7 @@ def read_labels(path: Path, hashes: np.ndarray | None = None) -> LabelledStructu
         raise AtomloomError(f"makes no sense: {wrong}", where=path, todo=REPAIR)
     if hashes is not None and not np.array_equal(arrays["hash"], hashes):
         raise AtomloomError("holds labels of other structures", where=path, todo=REPAIR)
-    return LabelledStructures(*(arrays[name] for name in LABEL_FORMS), failures=failures)
+    return LabelledStructures(**{name: arrays[name] for name in LABEL_FORMS}, failures=failures)
 
 
 def labelled_chunk(layout: Layout, key: str) -> tuple[ConvertedChunk, dict[int, str]]:

@@ -8,7 +8,7 @@ range (members of compressed archives, entries of a JSON) are copied once, uncom
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -60,7 +60,7 @@ class _Members:
     length: list[int] = field(default_factory=list)
     fingerprint: list[bytes] = field(default_factory=list)
     name: list[str] = field(default_factory=list)
-    labels: list[dict[str, float | str]] = field(default_factory=list)
+    labels: list[Mapping[str, float | str]] = field(default_factory=list)
 
 
 def make_plan(layout: Layout, log: Callable[[str], None]) -> Plan:

@@ -197,7 +197,8 @@ def read_split(places: RunPaths) -> dict[str, Any]:
 
 
 def _read_structures(places: RunPaths, members: pd.DataFrame, quarantine: Quarantine) -> _Records:
-    parts, chunks = [], []
+    parts: list[pd.DataFrame] = []
+    chunks: list[ConvertedChunk] = []
     for chunk, converted, unlabelled in labelled_chunks(places):
         for place, reason in converted.quarantine:
             quarantine.add(chunk.first + place, reason)

@@ -12,18 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
 def statistics_of_this_batch(model: nn.Module) -> Iterator[None]:
     """Let running statistics be those of the one batch that is seen inside the block."""
-    norms = [
-        module
-        for module in model.modules()
-        if getattr(module, "running_var", None) is not None and getattr(module, "momentum", None)
-    ]
-    buffers = [(norm.momentum, b) for norm in norms for b in (norm.running_mean, norm.running_var)]
+    buffers: list[tuple[float, Tensor]] = []
+    for module in model.modules():
+        names = ("momentum", "running_mean", "running_var")
+        momentum, mean, variance = (getattr(module, name, None) for name in names)
+        if momentum and mean is not None and variance is not None:
+            buffers += [(momentum, mean), (momentum, variance)]
     with torch.no_grad():
         for _, buffer in buffers:
             buffer.zero_()

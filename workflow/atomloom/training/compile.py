@@ -20,10 +20,11 @@ def compiled_model(
     """The compiled model, tried on one batch; the model itself, saying why, where that fails."""
     batch = loader.slice(loader.plan(0)[0])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    compiled, reason = model, None
+    compiled, reason = model, list[str]()
     for unbroken in (True, False):
         try:
             attempt = torch.compile(model, dynamic=True, fullgraph=unbroken)
+            assert isinstance(attempt, nn.Module)  # as that of a module is
             with fabric.autocast():
                 attempt(batch).float().sum().backward()
         except Exception as error:  # whatever the compiler does not like
@@ -34,7 +35,7 @@ def compiled_model(
         break
     if compiled is model:
         log(f"warning: torch.compile failed, going on without: {reason[0]}")
-    elif reason is not None:
+    elif reason:
         log(f"warning: torch.compile: the graph is broken, which costs speed: {reason[0]}")
     model.zero_grad(set_to_none=True)
     model.load_state_dict(before)

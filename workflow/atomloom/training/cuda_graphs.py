@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 from atomloom.config.training import Training
 from atomloom.data.batch import GraphBatch
 from atomloom.data.padding import PaddedBatch, Shape, fits, padded_shape
+
+if TYPE_CHECKING:
+    from torch.cuda import _POOL_HANDLE
 
 Mark = Callable[[str], None] | None
 MicroStep = Callable[[GraphBatch, Tensor, Mark], Tensor]
@@ -72,7 +76,7 @@ class RecordedSteps:
         self._weights = [p for p in model.parameters() if p.requires_grad]
         self._buffers = list(model.buffers())
         self._recordings: dict[Shape, _Recording] = {}
-        self._pool = None
+        self._pool: _POOL_HANDLE | None = None
         self._on = True
 
     def __call__(self, batch: GraphBatch, share: Tensor, mark: Mark = None) -> Tensor:

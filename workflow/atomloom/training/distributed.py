@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -22,7 +23,11 @@ from torch.optim import Optimizer
 
 def shard_model(model: nn.Module, fabric: Fabric) -> None:
     """Leave each process its part of the weights; before an optimiser is told of them."""
-    fully_shard(model, mesh=fabric.strategy.device_mesh["data_parallel"])
+    strategy = fabric.strategy
+    assert isinstance(strategy, ModelParallelStrategy)  # `open_fabric` chooses it for fsdp
+    mesh = strategy.device_mesh
+    assert mesh is not None
+    fully_shard(model, mesh=mesh["data_parallel"])
 
 
 def own_part(tensor: Tensor) -> Tensor:

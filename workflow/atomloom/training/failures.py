@@ -59,9 +59,11 @@ def check_finite(
     if bool(finite.all()):
         return
     found = batches[int(torch.nonzero(~finite)[0])]
+    rows = ""
+    if batch is not None and batch.rows is not None and found == batches[-1]:
+        rows = f" (rows {batch.rows[:8].tolist()} ...)"
     raise AtomloomError(
-        f"the loss is not a finite number at epoch {epoch + 1}, batch {found + 1}"
-        + (f" (rows {batch.rows[:8].tolist()} ...)" if batch and found == batches[-1] else ""),
+        f"the loss is not a finite number at epoch {epoch + 1}, batch {found + 1}" + rows,
         where=run_dir,
         todo="lower training.learning_rate, set training.clip_norm, or look at these structures",
     )

@@ -58,26 +58,26 @@ class FullBatch:
         self._network, self._objective = network, objective
         self._batches, self._shares = batches, shares
         self._parameters = [p for p in network.parameters() if p.requires_grad]
-        self._sums: Tensor | None = None
 
     def step(self, optimizer: LBFGS) -> Tensor:
         """One call of the optimiser; [batches, L] sums of the loss where it began."""
-        self._sums = None
+        first: list[Tensor] = []
         threads = torch.get_num_threads()
         on_cpu = self._shares.device.type == "cpu"
         workers = min(threads, len(self._batches)) if on_cpu else 1
         torch.set_num_threads(max(1, threads // workers))
         try:
             with ThreadPoolExecutor(workers) as pool:
-                optimizer.step(lambda: self._evaluate(pool))
+                optimizer.step(lambda: self._evaluate(pool, first))
         finally:
             torch.set_num_threads(threads)
-        return self._sums
+        return first[0]
 
-    def _evaluate(self, pool: ThreadPoolExecutor) -> Tensor:
+    def _evaluate(self, pool: ThreadPoolExecutor, first: list[Tensor]) -> Tensor:
+        """Loss of all batches, whose sums are noted the first time; gradients go to the weights."""
         found = list(pool.map(self._part, range(len(self._batches))))
-        if self._sums is None:
-            self._sums = torch.stack([sums for sums, _, _ in found])
+        if not first:
+            first.append(torch.stack([sums for sums, _, _ in found]))
         for parameter, *parts in zip(self._parameters, *(g for _, _, g in found), strict=True):
             parameter.grad = torch.stack(parts).sum(dim=0)
         return torch.stack([loss for _, loss, _ in found]).sum()
