@@ -7,6 +7,7 @@ value that is joined by its place, and not by its record, is then another frame'
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -16,12 +17,13 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from atomloom.api import run_pipeline
+from atomloom.api import prepare, run_pipeline
 from atomloom.config import parse_config
 from atomloom.data.splits import SPLITS
 from atomloom.graphs.build import build_graph
 from atomloom.pipeline.plan import Plan
 from atomloom.potentials.calculator import AtomloomCalculator
+from atomloom.store import shards
 from atomloom.structures.adapters import to_structure
 from atomloom.structures.structure import Structure
 
@@ -57,7 +59,13 @@ def frames() -> list[Atoms]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def decoded():
+    """How often each array of each shard was decoded: {stages: {(folder, file, array): times}}."""
+    return {"until split": Counter(), "from training": Counter()}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, decoded):
     folder = tmp_path_factory.mktemp("stages")
     write(folder / "f.extxyz", frames())
     config = parse_config(
@@ -76,7 +84,21 @@ def run(tmp_path_factory):
             "paths": {"store": str(folder / "store"), "results": str(folder / "results")},
         }
     )
-    done = run_pipeline(config, lambda line: None)
+    genuine = shards._Shard.array
+    with pytest.MonkeyPatch.context() as patch:
+
+        def counting(into: Counter) -> None:
+            def array(shard, name, verify):
+                into[shard.path.parent.name, shard.path.name, name] += 1
+                return genuine(shard, name, verify)
+
+            patch.setattr(shards._Shard, "array", array)
+
+        counting(decoded["until split"])
+        prepare(config, lambda line: None)
+        counting(decoded["from training"])
+        done = run_pipeline(config, lambda line: None)
+        assert done.report.exists()
     plan: Plan = done.places.plan
     assert len(plan.chunks) > 2
     first = next(chunk for chunk in plan.chunks if chunk.first <= BAD < chunk.first + chunk.count)
@@ -98,6 +120,21 @@ def built() -> list[int]:
 
 def as_read(place: int) -> Structure:
     return to_structure(frames()[place])
+
+
+def test_a_shard_of_structures_is_decoded_for_graphs_and_for_the_split_and_never_again(
+    run, decoded
+):
+    before, after = (
+        {key[1:]: times for key, times in counts.items() if key[0] == "structures"}
+        for counts in decoded.values()
+    )
+    assert after == {}, "train, evaluate and report"
+    files = {f"{key}.zarr.zip" for key in run.places.plan.chunk_keys}
+    assert {file for file, _ in before} == files
+    index = {"record": 1, "hash": 1}  # it knows which records there are, and no structure
+    for (_, array), times in before.items():
+        assert times == 2 + index.get(array, 0), array
 
 
 def test_the_index_says_of_each_record_where_its_graph_is_and_how_large(run):

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from atomloom.errors import AtomloomError
 from atomloom.store import files, shards
-from atomloom.store.shards import read_attributes, read_shard, verify_shard, write_shard
+from atomloom.store.shards import Blocks, read_attributes, read_shard, verify_shard, write_shard
 
 ATTRIBUTES = {"spec": {"cutoff": 8.0, "neighbors": "knn"}, "builder": 1}
 
@@ -128,6 +128,37 @@ def test_large_arrays_are_cut_into_chunks(tmp_path, arrays, monkeypatch):
     with zarr.storage.ZipStore(path, mode="r") as store:
         group = zarr.open_group(store, mode="r")
         np.testing.assert_array_equal(group["positions"][...], arrays["positions"])
+
+
+@pytest.mark.parametrize("cuts", [[], [17], [0, 5, 5, 32, 50]])
+@pytest.mark.parametrize("chunk_bytes", [256, 2**20])
+def test_an_array_in_parts_is_the_same_file_as_the_whole(
+    tmp_path, arrays, monkeypatch, cuts, chunk_bytes
+):
+    monkeypatch.setattr(shards, "CHUNK_BYTES", chunk_bytes)
+    write_shard(tmp_path / "whole.zarr.zip", arrays, ATTRIBUTES)
+    parts = Blocks(np.split(arrays["positions"], cuts))
+    assert (parts.shape, parts.dtype) == ((50, 3), np.float64)
+    write_shard(tmp_path / "parts.zarr.zip", {**arrays, "positions": parts}, ATTRIBUTES)
+    written = [(tmp_path / f"{name}.zarr.zip").read_bytes() for name in ("whole", "parts")]
+    assert written[0] == written[1]
+
+
+def test_parts_without_rows_are_an_array_without_rows(tmp_path):
+    path = tmp_path / "a.zarr.zip"
+    write_shard(path, {"none": Blocks([np.zeros((0, 3)), np.zeros((0, 3))])}, {})
+    assert read_shard(path)[0]["none"].shape == (0, 3)
+
+
+def test_parts_are_never_held_as_a_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "CHUNK_BYTES", 2**18)
+    part = np.random.default_rng(0).normal(size=(2**12, 3))
+    tracemalloc.start()
+    try:
+        write_shard(tmp_path / "a.zarr.zip", {"values": Blocks([part] * 100)}, {})
+        assert tracemalloc.get_traced_memory()[1] < 100 * part.nbytes / 5
+    finally:
+        tracemalloc.stop()
 
 
 def test_bytes_depend_on_content_alone(tmp_path, arrays):

@@ -19,6 +19,8 @@ from atomloom.errors import AtomloomError
 from atomloom.inference.metrics import class_metrics, error_metrics, split_metrics
 from atomloom.inference.predict import load_model, predict_table
 from atomloom.inference.scalers.target_scaler import TargetScaler
+from atomloom.store.keys import chain_hash
+from atomloom.targets import spec_of
 from atomloom.training.batch_norm import statistics_of_this_batch
 from atomloom.training.checkpoint import CheckpointTimer, save_state
 from atomloom.training.logging.history import duration
@@ -125,6 +127,41 @@ def test_a_structure_in_two_splits_is_refused():
     data = small_data(12)
     with pytest.raises(AtomloomError, match="two splits"):
         LabelledGraphs(data.table, data.targets, {"train": np.arange(6), "test": np.arange(5, 9)})
+
+
+# --- targets that are no column ---
+
+
+def with_arrays(**changes) -> LabelledGraphs:
+    data = small_data(12)
+    arrays = {
+        "stress": np.ones((12, 3, 3)),
+        "forces": np.zeros((len(data.table.numbers), 3)),
+    }
+    specs = [spec_of(name, name) for name in arrays]
+    own = {"arrays": arrays, "specs": specs, "globals": np.full((12, 1), 2.0)} | changes
+    return LabelledGraphs(data.table, data.targets, {"train": np.arange(6)}, **own)
+
+
+def test_the_digest_of_a_data_set_is_that_of_the_version_before():
+    """A run that was begun goes on, so the order of the arrays is theirs: forces, then stress."""
+    data, table = with_arrays(), small_data(12).table
+    values = (data.targets, data.arrays["forces"], data.arrays["stress"], data.globals)
+    parts = [array.tobytes() for array in (table.hash, table.node_ptr, table.edge_ptr, *values)]
+    assert data.digest() == chain_hash([*parts, b"train", data.rows["train"].tobytes()])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"forces": np.zeros((12, 3))}, r"forces of shape \(12, 3\), not"),
+        ({"stress": np.zeros((12, 9))}, r"stress of shape \(12, 9\), not \(12, 3, 3\)"),
+        ({"dipole": np.zeros((12, 3))}, "arrays of .*dipole.* for the targets"),
+    ],
+)
+def test_arrays_that_are_not_of_the_targets_are_refused(arrays, message):
+    with pytest.raises(AtomloomError, match=message):
+        with_arrays(arrays={**with_arrays().arrays, **arrays})
 
 
 # --- moving average ---
