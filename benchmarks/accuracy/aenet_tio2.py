@@ -1,10 +1,10 @@
-"""The Chebyshev potential on aenet's 1,000 TiO2 structures, beside the reference run of aenet-PyTorch.
+"""The Chebyshev potential on aenet's 1,000 TiO2 structures, alongside the reference run of aenet-PyTorch.
 
     python -m benchmarks.accuracy.aenet_tio2 [--only reference | large] [--threads N]
 
 reference: networks of the reference size (two layers of 5 tanh nodes an element), its descriptor and
 its 900/100 split. The reference run took 3,190 s on a CPU to 7.74 meV/atom and 0.388 eV/A, root mean
-squares of energies an atom and of force vectors.
+squares of energies per atom and of force vectors.
 large: larger networks on the same descriptor.
 Updates its part of benchmarks/results/aenet_tio2.json.
 """
@@ -80,7 +80,7 @@ def config_of(name: str, folder: Path, threads: int) -> dict:
 
 
 def row_of(name: str, outcome: Outcome) -> dict:
-    """What is committed of a run."""
+    """Row of the result file."""
     energies, forces = outcome.table("predictions"), outcome.table("forces")
     energies, forces = (table[table["split"] == "test"] for table in (energies, forces))
     components = rmse(forces["forces"], forces["forces_predicted"])

@@ -1,4 +1,4 @@
-"""What the distillation preset comes to: a small network from GFN1-xTB's labels of the demo's TiO2 frames.
+"""Errors and speed of the distillation preset: a small network from GFN1-xTB's labels of the demo's TiO2 frames.
 
     python -m benchmarks.accuracy.distill_tio2 [--cores N]
 

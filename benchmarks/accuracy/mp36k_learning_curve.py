@@ -3,7 +3,8 @@
     python -m benchmarks.accuracy.mp36k_learning_curve [--sizes N ...] [--epochs E] [--threads N] [--folder F]
 
 Trains on the first N of the official training rows (shuffled once), chooses the epoch by 300 of the
-official validation rows and is judged by the 2,238 official test rows. Writes benchmarks/results/mp36k_learning_curve.json.
+official validation rows and is judged by the 2,238 official test rows. Writes
+benchmarks/results/mp36k_learning_curve.json.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
                                                      [--minutes M] [--threads N]
 
 Each run has its minutes: an epoch is timed first, and as many are trained as fit. Its learning curve is
-kept with it. Published errors of others on the same splits stand beside ours. Updates its rows of benchmarks/results/potentials_accuracy.json.
+kept with it. Published errors of others on the same splits stand alongside ours. Updates its rows of
+benchmarks/results/potentials_accuracy.json.
 """
 
 from __future__ import annotations
@@ -93,14 +94,14 @@ def model_of(kind: str, name: str, model: str) -> dict[str, Any]:
 
 
 def epochs_for(config: dict[str, Any], folder: Path, minutes: float) -> int:
-    """How many epochs fit, by the time of the second of two."""
+    """Number of epochs that fit, by the time of the second of two."""
     short = {**config, "training": {**config["training"], "epochs": 2}}
     history = pd.read_csv(measured_run(short, folder).folder / "history.csv")
     return max(2, min(MOST_EPOCHS, int(60.0 * minutes / history["seconds"].iloc[-1])))
 
 
 def row_of(outcome: Outcome, published: dict[str, float]) -> dict[str, Any]:
-    """What is committed of a run."""
+    """Row of the result file."""
     card = outcome.run_card()
     history = pd.read_csv(outcome.folder / "history.csv")
     picked = history.iloc[[round(i * (len(history) - 1) / 12) for i in range(13)]]

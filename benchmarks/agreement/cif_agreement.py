@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def compare(ours, theirs: PymatgenStructure) -> str:
-    """What differs, or nothing.
+    """Difference between two structures in words; empty where there is none.
 
     Args:
         ours: a Structure of atomloom, [N] atoms.

@@ -2,8 +2,8 @@
 
     python -m benchmarks.agreement.graph_agreement [--only alignn_sample | mp36k] [--most N]
 
-Every structure of alignn_sample and a seeded sample of mp36k. Radius graphs beside
-ase.neighborlist.neighbor_list, k-nearest graphs (8 A, k = 12) beside jarvis-tools'
+Every structure of alignn_sample and a seeded sample of mp36k. Radius graphs alongside
+ase.neighborlist.neighbor_list, k-nearest graphs (8 A, k = 12) alongside jarvis-tools'
 nearest_neighbor_edges. Edges are compared as whole numbers (source, target, cell of the source's
 image), so an edge is the same or it is not. An edge that only one side has is explained when its
 length is, to 1e-5 A, that at which its atom's list ends: the cutoff (ASE), or the k-th distance, where
@@ -44,7 +44,7 @@ Edge = tuple[int, int, int, int, int]
 
 @dataclass
 class Tally:
-    """How many structures agree with a peer, and why the others do not."""
+    """Number of structures that agree with a peer, and why the others do not."""
 
     structures: int = 0
     identical: int = 0
@@ -76,7 +76,7 @@ class Tally:
 
 
 def compare_radius(name: str, structure: Structure, radius: float, tally: Tally) -> None:
-    """Our radius graph beside ASE's neighbour list."""
+    """Our radius graph alongside ASE's neighbour list."""
     from ase.neighborlist import neighbor_list
 
     graph = build_graph(structure, GraphSpec(neighbors="radius", cutoff=radius))
@@ -89,7 +89,7 @@ def compare_radius(name: str, structure: Structure, radius: float, tally: Tally)
 
 
 def compare_nearest(name: str, structure: Structure, tally: Tally) -> None:
-    """Our k-nearest graph beside that of jarvis-tools, both with both directions of each edge."""
+    """Our k-nearest graph alongside that of jarvis-tools, both with both directions of each edge."""
     from jarvis.core.atoms import Atoms
     from jarvis.core.graphs import nearest_neighbor_edges
 

@@ -1,4 +1,4 @@
-"""The leak guard on 36,737 crystals in which duplicates were planted, beside pymatgen's StructureMatcher.
+"""The leak guard on 36,737 crystals in which duplicates were planted, alongside pymatgen's StructureMatcher.
 
     python -m benchmarks.agreement.leaks [--planted 2000] [--sample 150]
 
@@ -38,7 +38,7 @@ TOLERANCE = Split().duplicate_tolerance
 NOISE = 1e-4
 WAYS = ("supercell", "other cell", "unwrapped", "moved", "permuted", "turned", "mirrored", "noise")
 MOST_ATOMS = 60
-"""Of a structure that pymatgen is asked about: it takes seconds for large ones."""
+"""Atoms of a structure that pymatgen is asked about: it takes seconds for large ones."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Judges:
 
 
 def alike(frame: pd.DataFrame, table: StructureTable) -> list[tuple[int, int]]:
-    """Pairs of one formula in different splits whose volumes an atom agree to 0.1 %."""
+    """Pairs of one formula in different splits whose volumes per atom agree to 0.1 %."""
     volume = np.abs(np.linalg.det(table.cell)) / np.diff(table.node_ptr)
     pairs = []
     for _, rows in frame.groupby("formula"):

@@ -89,7 +89,7 @@ def result_path(name: str) -> Path:
 
 
 def read_result(name: str | Path) -> dict[str, Any]:
-    """What was measured before, by name or in another file; empty where nothing was."""
+    """Result of before, by name or in another file; empty where nothing was."""
     path = name if isinstance(name, Path) else result_path(name)
     return json.loads(path.read_text()) if path.exists() else {}
 

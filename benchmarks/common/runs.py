@@ -24,9 +24,9 @@ class Outcome:
     folder: Path
     metrics: Mapping[str, Any]
     train_seconds: float
-    """Of the training stage alone, validation included."""
+    """Time of the training stage alone, validation included."""
     data_seconds: float
-    """From raw files to graphs and splits."""
+    """Time from raw files to graphs and splits."""
 
     def error(self, target: str, split: str, kind: str) -> float:
         """An error of `metrics.json`."""

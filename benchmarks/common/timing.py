@@ -17,7 +17,7 @@ class Seconds:
 
     clock: float
     processor: float
-    """Of all threads of the process: the time on one core that has nothing else to do."""
+    """Time of all threads of the process: that on one core that has nothing else to do."""
 
 
 def timed(work: Callable[[], object]) -> Seconds:

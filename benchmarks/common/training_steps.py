@@ -13,7 +13,7 @@ from benchmarks.common.timing import Seconds, clock, in_turns
 
 
 class Stepping(Protocol):
-    """What can be compared: a variant of ours, or another program."""
+    """Program that takes the step: a variant of ours, or another."""
 
     name: str
 

@@ -1,8 +1,8 @@
 """SchNetPack's PaiNN as the peer of `benchmarks/speed/painn.py`, in a Python environment of its own.
 
-Started by that script, as `PYTHON benchmarks/peers/schnetpack_painn.py FOLDER THREADS`. The folder has `weights.npz` and a
-`NAME.npz` of arrays for each batch. It reads one request a line, `step NAME`, `evaluate NAME` or
-`check NAME`, and answers with wall and processor seconds, and with a file of results for `check`.
+Started by that script, as `PYTHON benchmarks/peers/schnetpack_painn.py FOLDER THREADS`. The folder has
+`weights.npz` and a `NAME.npz` of arrays for each batch. It reads one request a line, `step NAME`, `evaluate
+NAME` or `check NAME`, and answers with wall and processor seconds, and with a file of results for `check`.
 """
 
 from __future__ import annotations

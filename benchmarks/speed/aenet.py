@@ -1,4 +1,4 @@
-"""The Chebyshev potential beside its published sums over triplets in plain torch, and aenet-python.
+"""The Chebyshev potential alongside its published sums over triplets in plain torch, and aenet-python.
 
     python -m benchmarks.speed.aenet [--only descriptor | steps | cached | epochs] [--peer PYTHON]
 
@@ -13,7 +13,7 @@ features of the others cached; on batches of 32 structures, and of 128.
 cached: a step on energies, features computed or cached, without loop and loader.
 epochs: whole epochs of a training, all 32 structures in a batch, as the histories of both programs
 tell their time: features computed each step or cached, forces of all structures or of a share, with
-and without caches, data prepared beside the step or not.
+and without caches, data prepared alongside the step or not.
 
 `--peer PYTHON` adds aenet-python, where that interpreter imports `aenet`; it works in a process of
 its own, for `descriptor` with neighbours and triplets found beforehand. Updates its part of
@@ -52,7 +52,7 @@ MODEL = {
 
 
 def structures(count: int) -> tuple[str, list]:
-    """What they are, and the structures."""
+    """Name of the data, and the structures."""
     from atomloom.readers.formats import xsf
     from atomloom.structures.structure import Structure
 
@@ -226,7 +226,7 @@ class Plain:
 
 
 def gradients(model) -> np.ndarray:
-    """Of all weights, in one row."""
+    """Gradient of all weights, in one row."""
     return np.concatenate([p.grad.double().numpy().ravel() for p in model.parameters()])
 
 
@@ -374,14 +374,14 @@ def epochs(options) -> dict:
 def _modes():
     """Name, program and settings of each training; the peer's plain one leads those to compare."""
     for workers in (0, 2):
-        beside = f"{workers} workers"
+        loading = f"{workers} workers"
         yield (
-            f"aenet-python, energies, no caches, {beside}",
+            f"aenet-python, energies, no caches, {loading}",
             "aenet-python",
             {"epochs": 2, "force_weight": 0.0, "num_workers": workers},
         )
         yield (
-            f"aenet-python, energies, cached features, {beside}",
+            f"aenet-python, energies, cached features, {loading}",
             "aenet-python",
             {"epochs": 12, "force_weight": 0.0, "num_workers": workers, "cache_features": True},
         )

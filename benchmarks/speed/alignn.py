@@ -1,14 +1,14 @@
-"""Training steps of ALIGNN at its default size, beside the published program and the plain algebra.
+"""Training steps of ALIGNN at its default size, alongside the published program and the plain algebra.
 
     python -m benchmarks.speed.alignn [--only PART] [--peer PYTHON] [--compile]
 
-One step is forward, backward and optimiser on one batch of real crystals (ATOMLOOM_DATA). Parts:
-`phonons`, crystals of matbench_phonons; `sample`, ALIGNN's own example; `rattled`, those of
-`phonons` with every atom displaced by 0.02 A, so that no symmetry is left to make use of. Every
-variant takes its steps in turns with the others, by the same graphs; beside its time stands the
-error of its outputs and of its gradient against float64. `--peer PYTHON` is an interpreter that has
-the packages alignn, dgl and torch: it gets graph, targets and weights as npz files and runs in a
-process of its own, in float32 (under bf16 autocast DGL refuses: it has no such sums on a CPU). Writes benchmarks/results/alignn.json.
+One step is forward, backward and optimiser on one batch of real crystals (ATOMLOOM_DATA). Parts: `phonons`,
+crystals of matbench_phonons; `sample`, ALIGNN's own example; `rattled`, those of `phonons` with every atom
+displaced by 0.02 A, so that no symmetry is left to make use of. Every variant takes its steps in turns with
+the others, by the same graphs; alongside its time stands the error of its outputs and of its gradient
+against float64. `--peer PYTHON` is an interpreter that has the packages alignn, dgl and torch: it gets
+graph, targets and weights as npz files and runs in a process of its own, in float32 (under bf16 autocast
+DGL refuses: it has no such sums on a CPU). Writes benchmarks/results/alignn.json.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What converting and building cost as a function of size: CPU time and bytes.
+"""Cost of converting and building as a function of size: CPU time and bytes.
 
     python -m benchmarks.speed.cost
 
-Random crystals of 15 A^3 an atom in extxyz files go through plan, convert and graphs (the stages'
-own functions, in one process, shards on disk; seconds are those of the processor). First 100 to 100,000 structures of 12 atoms, then 1 to
-1,000 atoms a cell; k-nearest graphs (8 A, k = 12) and radius graphs (5 A). Writes
-benchmarks/results/cost.json and the figure benchmarks/results/cost.svg.
+Random crystals of 15 A^3 per atom in extxyz files go through plan, convert and graphs (the stages' own
+functions, in one process, shards on disk; seconds are those of the processor). First 100 to 100,000
+structures of 12 atoms, then 1 to 1,000 atoms per cell; k-nearest graphs (8 A, k = 12) and radius graphs (5
+A). Writes benchmarks/results/cost.json and the figure benchmarks/results/cost.svg.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
     by_atoms = [measure(min(MOST, max(LEAST, ATOMS_IN_ALL // n)), n) for n in SIZES]
     print(f"{'structures':>10} {'atoms':>6} {'plan':>8} {'convert':>8} {'knn':>8} {'radius':>8}"
           f" {'structure':>10} {'knn':>8} {'radius':>8}")  # fmt: skip
-    print(f"{'':>10} {'each':>6} {'us each, of a structure':>35} {'bytes each':>28}")
+    print(f"{'':>10} {'each':>6} {'us per structure':>35} {'bytes each':>28}")
     for row in (*by_count, *by_atoms):
         us = [
             1e6 * row["seconds"][k] / row["structures"]
@@ -142,8 +142,8 @@ def draw(by_count: list[dict], by_atoms: list[dict]) -> None:
         y = [row["bytes"][name] / row["structures"] for row in by_atoms]
         right.loglog(x, y, "o-", label=label, ms=4, color=colors[name])
     left.set(xlabel=f"structures of {ATOMS} atoms", ylabel="CPU seconds")
-    middle.set(xlabel="atoms a cell", ylabel="CPU milliseconds a structure")
-    right.set(xlabel="atoms a cell", ylabel="bytes a structure on disk")
+    middle.set(xlabel="atoms per cell", ylabel="CPU milliseconds per structure")
+    right.set(xlabel="atoms per cell", ylabel="bytes per structure on disk")
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=8)
     for axes in (left, middle, right):

@@ -1,10 +1,10 @@
-"""From structures to graphs on disk, beside the tools people use for it today, on one core.
+"""From structures to graphs on disk, alongside the tools people use for it today, on one core.
 
     python -m benchmarks.speed.data_plane [--only graphs | mp36k]
 
 graphs: k-nearest graphs (search, selection, shard) of all matbench_phonons crystals and of random
-crystals of 24 atoms, beside jarvis-tools' Graph.atom_dgl_multigraph (without its line graph) and
-pymatgen's bare neighbour list to 8 A; radius graphs beside vesin, matscipy and pymatgen; writing and
+crystals of 24 atoms, alongside jarvis-tools' Graph.atom_dgl_multigraph (without its line graph) and
+pymatgen's bare neighbour list to 8 A; radius graphs alongside vesin, matscipy and pymatgen; writing and
 reading of shards. Without the data sets the row of real crystals is left out.
 mp36k: 36,737 CIFs from one compressed archive to written graph shards, on all cores, stage by stage by
 the command line, then by the workflow with its split; and the dry run of the finished workflow.
@@ -366,7 +366,7 @@ def _row(what: str, value: float, unit: str) -> None:
 def _closing_line(result: dict) -> str:
     knn, shards = result["knn_24_atoms"], result["shards"]
     return (
-        f"k-nearest graphs of 24 atoms: {knn['search_per_second']:,.0f} a second on one core, "
+        f"k-nearest graphs of 24 atoms: {knn['search_per_second']:,.0f} per second on one core, "
         f"{knn['times_jarvis']:,.0f} times jarvis-tools; a shard of {shards['graphs']:,} graphs is "
         f"written in {shards['write_ms']:.0f} ms and read in {shards['read_ms']:.0f} ms"
     )

@@ -12,7 +12,7 @@ recorded  gradients, sums and running statistics of steps replayed as CUDA graph
           themselves
 steps     training steps in fp32, tf32, bf16, plain, recorded and compiled, with peak memory and the
           share of the time in which the GPU computes
-loader    graphs delivered a second
+loader    graphs delivered per second
 batched   energies and forces of 1 to 128 molecules at once
 tio2      PaiNN on energies and forces of the embedded TiO2 frames, from files to errors
 phonons   fold 0 of matbench_phonons by iComFormer of width 256
@@ -102,7 +102,7 @@ def config_of(model: str, width: int, **training: Any) -> Config:
 
 
 def structures_for(model: str, count: int) -> list[Structure]:
-    """What the model learns from."""
+    """Structures that the model learns from."""
     return frames(count) if model in POTENTIALS else crystals(count)
 
 
@@ -212,7 +212,7 @@ def _found(config: Config, table: Any, dtype: torch.dtype, device: str) -> dict[
         loss = found["outputs"][0].square().mean()
     weights = [p for p in model.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-    # Biases before a batch norm have gradients of zero: they are seen beside the largest of all.
+    # Biases before a batch norm have gradients of zero: they are seen alongside the largest of all.
     found["gradients"] = [torch.cat([g.flatten() for g in gradients if g is not None])]
     return found
 
@@ -390,7 +390,7 @@ def _on_the_device(step: Callable[[], None], seconds: float) -> dict[str, Any]:
 
 
 def loader(options: Namespace) -> dict[str, Any]:
-    """Crystals a second from memory to the device, and shares of an epoch of training."""
+    """Crystals per second from memory to the device, and shares of an epoch of training."""
     config = config_of("icomformer", 64, device=options.device)
     structures = crystals(100 if options.small else 400)
     table = build_graphs(StructureTable.from_structures(structures), config.graph)
@@ -438,7 +438,7 @@ MOLECULES = [
 
 
 def batched(options: Namespace) -> dict[str, Any]:
-    """Milliseconds a molecule of energies and forces, by the number of molecules at once."""
+    """Milliseconds per molecule of energies and forces, by the number of molecules at once."""
     from ase.build import molecule
     from ase.calculators.lj import LennardJones
 
@@ -578,7 +578,7 @@ def _epochs(places: RunPaths, seconds: float) -> int:
     left = seconds - 2 * (time.perf_counter() - begun) - 30.0
     validation = 1.1  # what validation and the moving average add to an epoch
     epochs = max(1, int(left / (validation * each * len(loader))))
-    print(f"{1e3 * each:.1f} ms a step, {epochs} epochs in {left:.0f} s", flush=True)
+    print(f"{1e3 * each:.1f} ms per step, {epochs} epochs in {left:.0f} s", flush=True)
     return epochs
 
 

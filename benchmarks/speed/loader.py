@@ -1,4 +1,4 @@
-"""Loading of batches beside PyG's DataLoader and plain collation, and what a training step costs around
+"""Loading of batches alongside PyG's DataLoader and plain collation, and what a training step costs around
 the model.
 
     python -m benchmarks.speed.loader [--only slicing|balance|stall|overhead] [--peer PYTHON]
@@ -11,7 +11,7 @@ that has it; plain collation keeps each graph as ready tensors and concatenates 
 computing edge vectors. balance: spread of the cost of
 batches bounded by edges against batches of a fixed number of structures, and of the parts of several
 ranks. stall: share of a training step of iComFormer in which the model waits for data. overhead: a step
-of a network with two weights in the training loop, beside the same forward, backward and optimiser
+of a network with two weights in the training loop, alongside the same forward, backward and optimiser
 calls alone. Writes benchmarks/results/loader.json.
 """
 
@@ -57,7 +57,7 @@ SPEC = GraphSpec(max_neighbors=12, lattice=True, lattice_edges=True)
 
 
 def crystals(count: int, atoms: int = 12) -> GraphTable:
-    """Graphs (k = 12, with lattice) of random crystals at 15 A^3 an atom, atoms kept apart."""
+    """Graphs (k = 12, with lattice) of random crystals at 15 A^3 per atom, atoms kept apart."""
     rng = np.random.default_rng(0)
     structures = []
     side = (15.0 * atoms) ** (1 / 3)
@@ -71,7 +71,7 @@ def crystals(count: int, atoms: int = 12) -> GraphTable:
 
 
 def sharded(table: GraphTable, folder: Path) -> OnDiskGraphs:
-    """The same graphs on disk."""
+    """Graphs of a table, on disk."""
     for number, first in enumerate(range(0, len(table), SHARD)):
         part = table.take(np.arange(first, min(first + SHARD, len(table))))
         write_graphs(folder / f"{number:04d}.zarr.zip", part, SPEC)
@@ -161,7 +161,7 @@ class PyG:
         self.peer = Peer(python, "pyg_loader.py", folder / "arrays.npz")
 
     def epoch(self, workers: int, size: int, check: bool = False) -> tuple[Seconds, float]:
-        """What one epoch took, and the sum of all edges' lengths in it, if that is to be checked."""
+        """Time of one epoch, and the sum of all edges' lengths in it, if that is to be checked."""
         answer = self.peer.ask(f"{workers} {size} {int(check)}")
         return Seconds(answer["clock"], answer["processor"]), answer["edge_length"]
 
@@ -170,12 +170,12 @@ class PyG:
 
 
 def slicing(python: str | None) -> dict:
-    """Structures a second in random order: from memory, out of core, and by the peers."""
+    """Structures per second in random order: from memory, out of core, and by the peers."""
     table = crystals(STRUCTURES)
     targets = np.random.default_rng(1).normal(size=(len(table), 1))
     rows = np.arange(len(table))
     print(
-        f"\n{len(table):,} crystals, {len(table.src) / len(table):.0f} edges each; structures a second"
+        f"\n{len(table):,} crystals, {len(table.src) / len(table):.0f} edges each; structures per second"
     )
     collated = Collated(table, targets)
     result: dict = {"structures": len(table), "edges_per_structure": len(table.src) / len(table)}
@@ -312,7 +312,7 @@ def stall(_: str | None) -> dict:
     table = crystals(1_000)
     targets = np.random.default_rng(1).normal(size=(len(table), 1))
     data = LabelledGraphs(table, targets, {"train": np.arange(900), "val": np.arange(900, 1000)})
-    print("\nshare of an epoch spent waiting for data (iComFormer, 64 crystals a batch)")
+    print("\nshare of an epoch spent waiting for data (iComFormer, 64 crystals per batch)")
     result = {}
     for width in (64, 128):
         rows = _history(data, _config(width=width, epochs=3))[1:]
@@ -337,7 +337,7 @@ class TwoWeights(nn.Module):
 
 
 def overhead(_: str | None) -> dict:
-    """Microseconds a step that the loop adds to forward, backward and optimiser."""
+    """Microseconds per step that the loop adds to forward, backward and optimiser."""
     table = crystals(4_096)
     targets = np.random.default_rng(1).normal(size=(len(table), 1))
     rows = np.arange(len(table))
@@ -362,7 +362,7 @@ def overhead(_: str | None) -> dict:
         alone.append((time.perf_counter() - begun) / steps)
     result = {"loop_us": 1e6 * whole, "calls_alone_us": 1e6 * min(alone)}
     result["overhead_us"] = result["loop_us"] - result["calls_alone_us"]
-    print("\na step of a network with two weights, 8 crystals a batch, in us")
+    print("\na step of a network with two weights, 8 crystals per batch, in us")
     print(
         f"in the loop, with loading {result['loop_us']:.0f}   forward, backward and optimiser alone "
         f"{result['calls_alone_us']:.0f}   the loop adds {result['overhead_us']:.0f}"
@@ -382,7 +382,7 @@ PARTS: dict[str, Callable[[str | None], dict]] = {
 
 
 def _epoch_by_epoch(work: Callable[[int], None]) -> Callable[[], None]:
-    """The same work on epoch 0, 1, ..., one a call."""
+    """Work on epoch 0, 1, ..., one per call."""
     epochs = itertools.count()
     return lambda: work(next(epochs))
 
@@ -434,7 +434,7 @@ class SimpleStep:
 
 
 def _step_seconds(loaders: dict[str, Loader], step: SimpleStep) -> dict[str, np.ndarray]:
-    """[batches] least seconds of the processor for a step with each batch of epoch 0, in turns."""
+    """[batches] min seconds of the processor for a step with each batch of epoch 0, in turns."""
     times: dict[str, list[list[float]]] = {name: [] for name in loaders}
     for _ in range(ROUNDS):
         for name, loader in loaders.items():
@@ -498,12 +498,12 @@ def main() -> None:
     if "slicing" in results:
         row = results["slicing"]["batches_of_64"]
         speed, ratio = row["speed"], row["ratio"]
-        beside = [f"{ratio['in_memory_to_plain_collation']:.1f} times plain collation"]
+        compared = [f"{ratio['in_memory_to_plain_collation']:.1f} times plain collation"]
         if "in_memory_to_pyg_0_workers" in ratio:
-            beside.append(f"{ratio['in_memory_to_pyg_0_workers']:.1f} times PyG's DataLoader")
+            compared.append(f"{ratio['in_memory_to_pyg_0_workers']:.1f} times PyG's DataLoader")
         print(
-            f"\nloader: {speed['in_memory']['processor']:,.0f} crystals a second on one core from "
-            f"memory, {speed['out_of_core']['processor']:,.0f} out of core; {', '.join(beside)}"
+            f"\nloader: {speed['in_memory']['processor']:,.0f} crystals per second on one core from "
+            f"memory, {speed['out_of_core']['processor']:,.0f} out of core; {', '.join(compared)}"
         )
 
 

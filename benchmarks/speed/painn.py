@@ -1,14 +1,14 @@
-"""Training steps and evaluations of PaiNN with forces, beside SchNetPack's.
+"""Training steps and evaluations of PaiNN with forces, alongside SchNetPack's.
 
     python -m benchmarks.speed.painn [--only NAME] [--peer PYTHON]
 
-Batches of real frames where the real data are (ATOMLOOM_DATA): molecules of rMD17, crystals of mlearn.
-A step is forward, forces, loss of energies and forces, backward and Adam (ours as our training takes it:
-fused, and derivatives by weights alone); an evaluation is energies and forces. Every variant has the same weights and batches and takes its turn in every round; beside
-its speed stands the error of its energies, forces and loss gradient against float64. `--peer PYTHON`
-adds SchNetPack, run by an interpreter that can import it. Speeds are ratios of processor time, which
-other work on the machine does not enter; wall time stands beside them. Writes
-benchmarks/results/painn.json.
+Batches of real frames where the real data are (ATOMLOOM_DATA): molecules of rMD17, crystals of mlearn. A
+step is forward, forces, loss of energies and forces, backward and Adam (ours as our training takes it:
+fused, and derivatives by weights alone); an evaluation is energies and forces. Every variant has the same
+weights and batches and takes its turn in every round; alongside its speed stands the error of its energies,
+forces and loss gradient against float64. `--peer PYTHON` adds SchNetPack, run by an interpreter that can
+import it. Speeds are ratios of processor time, which other work on the machine does not enter; wall time
+stands alongside them. Writes benchmarks/results/painn.json.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Found:
-    """What a variant makes of a batch."""
+    """Energies, forces and gradients that a variant makes of a batch."""
 
     energy: Tensor
     forces: Tensor

@@ -2,11 +2,11 @@
 
     python -m benchmarks.speed.potentials [--only batch|dynamics|replicas|export] [--device cuda]
 
-`batch`: time a structure of one call for 1 to 128 molecules of 3 to 24 atoms (QM7 where the real data
+`batch`: time per structure of one call for 1 to 128 molecules of 3 to 24 atoms (QM7 where the real data
 are, ASE's G2 set otherwise), in turns; positions are displaced before every call. `dynamics`: potentials
 are trained on EMT's or, where the real data are, DFT's copper and TiO2, then run 500 steps at constant
 energy, with and without a skin. `replicas`: one call for many against ASE's loop for one. `export`: the
-model file beside the programs made of it. Beside speeds stand errors. Writes
+model file alongside the programs made of it. Errors stand alongside speeds. Writes
 benchmarks/results/potentials.json.
 """
 
@@ -57,7 +57,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 def molecules(count: int) -> tuple[str, list[Atoms]]:
-    """Where they are from, and `count` molecules of 3 to 24 atoms, drawn with a seed."""
+    """Source and structures of `count` molecules of 3 to 24 atoms, drawn with a seed."""
     path = find_data("qm7_qmlcode/qm7_xyz.tar.xz")
     if path is not None:
         source = "QM7"
@@ -90,7 +90,7 @@ def random_painn(path: Path, width: int) -> Path:
 
 
 def batch(options: Namespace, folder: Path) -> dict:
-    """Time a structure against the number of structures in a call."""
+    """Time per structure against the number of structures in a call."""
     source, structures = molecules(max(BATCHES))
     atoms = [len(s) for s in structures]
     committee = Committee.open(
@@ -131,7 +131,7 @@ def batch(options: Namespace, folder: Path) -> dict:
         rows.append(
             {"batch": size, "ms_per_structure": 1e3 * each, "speedup": one / each, "graphs": share}
         )
-        print(f"  {size:4d} in a call: {1e3 * each:8.3f} ms a structure, {one / each:5.1f} times as fast "
+        print(f"  {size:4d} in a call: {1e3 * each:8.3f} ms per structure, {one / each:5.1f} times as fast "
               f"as one by one, {100 * share:4.1f} % for graphs")  # fmt: skip
     rounding = float(np.abs(together.forces - true.forces).max())
     print(
@@ -262,7 +262,7 @@ def dynamics(options: Namespace, folder: Path) -> dict:
         print(f"{name} ({len(start)} atoms, Chebyshev on {len(labelled)} structures of {source}): drift "
               f"{row['drift_mev_per_atom']:+.4f} meV/atom in 500 fs, largest deviation "
               f"{row['largest_deviation_mev_per_atom']:.4f}; {row['searches']} searches, "
-              f"{row['ms_per_step']:.2f} ms a step ({row['ms_per_step_without_skin']:.2f} without skin, "
+              f"{row['ms_per_step']:.2f} ms per step ({row['ms_per_step_without_skin']:.2f} without skin, "
               f"positions differ by {row['skin_against_none_A']:.0e} A)")  # fmt: skip
     return {"rows": rows}
 
@@ -301,7 +301,7 @@ def replicas(options: Namespace, folder: Path) -> dict:
             {"variant": name, "ms_per_step_and_replica": each, "speedup": first / each,
              "positions_against_ase_A": error}
         )  # fmt: skip
-        print(f"  {name:14s} {each:8.3f} ms a step and replica, {first / each:5.1f} times ASE's speed, "
+        print(f"  {name:14s} {each:8.3f} ms per step and replica, {first / each:5.1f} times ASE's speed, "
               f"positions differ by {error:.0e} A")  # fmt: skip
     return {"rows": rows, "width": options.width, "device": committee.device}
 

@@ -1,10 +1,10 @@
-"""Training steps of the property models beside the plain form of their published algebra.
+"""Training steps of the property models alongside the plain form of their published algebra.
 
     python -m benchmarks.speed.property_models [--only comformer] [--published PATH]
 
 The batch: 64 perovskites, 5 atoms each, the 25 nearest neighbours with lattice self-edges; from the
 perov5 set where the real data are (ATOMLOOM_DATA), otherwise displaced synthetic cells. Every
-variant takes the same optimiser steps in the same process, in turns; beside its time stands the
+variant takes the same optimiser steps in the same process, in turns; alongside its time stands the
 error of its outputs and gradients against float64. `--published PATH` adds the published program
 itself, if PATH is a folder from which its package `comformer` imports. Writes
 benchmarks/results/property_models.json.
@@ -45,7 +45,7 @@ from benchmarks.common.training_steps import Variant, compare, show
 
 
 def perovskites(count: int) -> tuple[str, list[Structure]]:
-    """Where they are from, and `count` five-atom perovskites."""
+    """Source and structures of `count` five-atom perovskites."""
     path = find_data("perov5/val.csv.xz")
     if path is not None:
         from pymatgen.core import Structure as Crystal

@@ -1,9 +1,9 @@
-"""Reading structures: milliseconds a record, beside gemmi, pymatgen and ASE on the same texts.
+"""Reading structures: milliseconds per record, alongside gemmi, pymatgen and ASE on the same texts.
 
     python -m benchmarks.speed.readers [--only NAME]
 
 Texts are in memory; what is measured is from a record's bytes to a checked structure (ours), or to
-the library's own object (the peers). CPU time of one thread, the least of several rounds, so that a
+the library's own object (the peers). CPU time of one thread, the min of several rounds, so that a
 busy machine matters little; peers that are slow read a part of the records. Writes benchmarks/results/readers.json.
 """
 
@@ -141,7 +141,7 @@ TASKS: dict[str, Callable[[], Task]] = {
 
 
 def milliseconds(read: Callable[[Any], Any], items: Sequence[Any]) -> float:
-    """Least CPU time a record over the rounds."""
+    """Min CPU time per record over the rounds."""
     start = time.process_time()
     read(items[0])  # what is imported or compiled once does not count
     start = time.process_time()
@@ -159,7 +159,7 @@ def milliseconds(read: Callable[[Any], Any], items: Sequence[Any]) -> float:
 
 
 def streaming() -> dict[str, float]:
-    """Records a second out of their archives, without parsing."""
+    """Records per second out of their archives, without parsing."""
     found = {}
     for path in ("mp36k_crysxpp/cif.tar.xz", "perov5/perov5_heat_ref.all_structures.json.zip"):
         start = time.process_time()
@@ -175,7 +175,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     checks = Checks(max_volume_per_atom=1e9)  # ethanol is in its 50 A box here
     results: dict[str, Any] = {}
-    print(f"{'ms a record':16} {'ours':>8} {'check':>8}   peers")
+    print(f"{'ms per record':16} {'ours':>8} {'check':>8}   peers")
     for name, task in TASKS.items():
         if only not in (None, name):
             continue
@@ -204,7 +204,7 @@ def main() -> None:
         about = machine("gemmi", "pymatgen", "ase")
         write_result("readers", {"machine": about, "results": results})
     slowest = max((r["ours_ms"] for r in results.values() if "ours_ms" in r), default=0.0)
-    print(f"readers: {len(results)} parts, slowest format {slowest:.3f} ms a record")
+    print(f"readers: {len(results)} parts, slowest format {slowest:.3f} ms per record")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What 200,000 structures cost, what one change among them costs, and where ten million would bend.
+"""Cost of 200,000 structures, of one change among them, and where ten million would bend.
 
     python -m benchmarks.speed.scale [--only large | reading | plan | dag] [--peer PYTHON] [--folder SCRATCH]
 
 large: 200,000 crystals, made of mp36k and perov5 by seeded rattling, in 20 extxyz files; plan, convert,
 graphs, index and split by the command line with two workers; then the dry run of the finished
 workflow, and what one structure appended, inserted or deleted makes it do again.
-reading: the graphs of the same 200,000 crystals from disk into memory on one core, beside lists of
+reading: the graphs of the same 200,000 crystals from disk into memory on one core, alongside lists of
 PyTorch Geometric's Data in a pickle, written and read by the interpreter `--peer` (which has torch and
 torch_geometric), in turns. And the disk that a perovskite of five atoms takes.
 plan: the plan of ten million one-atom frames, made for real.
@@ -188,7 +188,7 @@ def _edit(path: Path, change: Callable[[list[str]], object]) -> None:
 
 
 def _after(scratch: Path) -> dict:
-    """What the workflow does again; then done, by the command line, for the next change."""
+    """Jobs that the workflow does again; then done, by the command line, for the next change."""
     counted = _jobs(_snakemake(scratch, "-n", "prepare")[1])
     assert counted.get("plan") == 1, counted
     seconds = _snakemake(scratch, "--until", "plan", "--", "prepare")[0]
@@ -204,7 +204,7 @@ def _after(scratch: Path) -> dict:
 
 
 def reading(scratch: Path, peer: str | None) -> dict:
-    """Seconds to have all graphs in memory, and bytes on disk, beside a pickle."""
+    """Seconds to have all graphs in memory, and bytes on disk, alongside a pickle."""
     write_frames(scratch / "data")
     (scratch / "scale.yaml").write_text(CONFIG.format(mean=1000))
     for stage in ("plan", "convert", "graphs", "index"):

@@ -100,3 +100,18 @@ def test_checks_before_a_commit_are_those_of_the_environment():
         folder, tool = hook["entry"].split()[0].rsplit("/", 1)
         assert folder == ".venv/bin"
         assert tool == "python" or tool in lock()
+
+
+def test_lint_and_the_checks_before_a_commit_look_at_the_same_folders():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    folders = {re.search(r"\((.*)\)", h["files"])[1] for h in hooks if "ruff" in h["entry"]}
+    lines = re.findall(r"\bruff (?:format --check|check) (.*)", (ROOT / "Makefile").read_text())
+    assert [line.split() for line in lines] == [folders.pop().split("|")] * 2
+    assert not folders
+    python = {Path(name).parts[0] for name in _tracked("*.py")}
+    assert python <= set(lines[0].split())
+
+
+def _tracked(pattern: str) -> list[str]:
+    command = ["git", "ls-files", pattern]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
