@@ -124,7 +124,7 @@ def test_unknown_labels_several_targets_classes_and_temperatures(tmp_path):
     labels = {"length": lengths, "square": square}
     run = atomloom.train(atoms, labels, global_features={"t": np.arange(30.0)}, **options)
     assert run.predictions.count()[["length", "square"]].tolist() == [29, 28]
-    assert run.predict(atoms[:4], globals={"t": 300.0}).shape == (4, 2)
+    assert run.predict(atoms[:4], global_features={"t": 300.0}).shape == (4, 2)
     classes = np.arange(30) % 3
     run = atomloom.train(atoms, classes, loss="cross_entropy", **options)
     assert set(run.metrics["target"]["test"]) >= {"accuracy", "f1", "auc", "calibration"}

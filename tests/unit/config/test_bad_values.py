@@ -150,7 +150,10 @@ def _section(section: str, /, **content: Any) -> dict[str, Any]:
         ),
         (_section("split", ratios=0.8), "split.ratios: Input should be a list, not 0.8"),
         ({**BASE, "graph": 5}, "graph: Input should be a mapping of keys, not 5"),
-        ({**BASE, "model": {"name": "foo"}}, "model.name: Input should be .*'painn' or `module:Class`, not 'foo'"),
+        (
+            {**BASE, "model": {"name": "foo"}},
+            "model.name: Input should be .*'painn' or `module:Class`, not 'foo'",
+        ),
         (_section("dataset", source=[""]), "dataset.source: .*empty"),
         (_section("dataset", labels={"id_column": -1}), "dataset.labels.id_column: .*equal to 0"),
         (_section("dataset", chunks={"greatest": 100}), "greatest 100 is below the mean, 1000"),

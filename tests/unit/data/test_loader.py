@@ -154,7 +154,7 @@ def test_known_targets_are_counted_by_batch():
     table, targets = random_table(10), np.zeros((10, 3))
     targets[2] = targets[7, 1] = np.nan
     loader = GraphLoader(table, np.arange(10), targets, Batching(structures=4))
-    assert loader.known().tolist() == [9, 11, 6]
+    assert loader.target_counts().tolist() == [9, 11, 6]
 
 
 def test_a_loader_left_in_the_middle_leaves_no_thread():
@@ -180,13 +180,13 @@ def test_an_error_in_the_background_reaches_the_caller():
 def test_no_rows_give_no_batches():
     loader = GraphLoader(random_table(3), np.zeros(0, dtype=np.int64), np.zeros((3, 1)))
     assert list(loader) == []
-    assert loader.known().tolist() == []
+    assert loader.target_counts().tolist() == []
 
 
 def test_the_heaviest_batch_is_no_lighter_than_any_of_an_epoch():
     table = random_table(60, seed=9)
     loader = GraphLoader(table, np.arange(60), bounds=Batching(structures=8), shuffle=True)
-    heaviest = loader.sizes.edges[loader.worst()].sum()
+    heaviest = loader.sizes.edges[loader.largest_batch()].sum()
     for epoch in range(20):
         assert loader.plan(epoch).sums(loader.sizes.edges).max() <= heaviest
 

@@ -195,7 +195,7 @@ def test_a_reference_survives_its_file():
     reference = AtomicEnergies.fit(
         PotentialTraining(), data.table, data.targets[:, 0], np.arange(10), data.arrays["forces"]
     )
-    again = AtomicEnergies.of_content(reference.content())
+    again = AtomicEnergies.from_dict(reference.to_dict())
     assert np.array_equal(again.element_energies, reference.element_energies, equal_nan=True)
     assert (again.shift, again.scale) == (reference.shift, reference.scale)
 
@@ -293,11 +293,11 @@ def test_structures_of_low_energy_come_more_often(tmp_path, monkeypatch):
     counts = np.bincount(seen, minlength=40)[rows]
     config = pair_config(potential=options)
     objective = PotentialObjective(data, config, rows, data.split("val"))
-    chances = objective._chances(0)[rows]
-    expected = 20 * len(rows) * chances / chances.sum()
+    weights = objective._sampling_weights(0)[rows]
+    expected = 20 * len(rows) * weights / weights.sum()
     assert counts.sum() == 20 * len(rows)
     assert np.abs(counts - expected).max() <= 20
-    assert counts[chances.argmax()] > 2 * counts[chances.argmin()]
+    assert counts[weights.argmax()] > 2 * counts[weights.argmin()]
 
 
 def test_structures_with_large_errors_come_more_often(tmp_path, monkeypatch):
@@ -342,14 +342,14 @@ def test_errors_that_structures_are_drawn_by_are_those_of_an_atom():
     config = pair_config(["energy"], potential={"sampling": "error"})
     train_rows = data.split("train")
     objective = PotentialObjective(data, config, train_rows, data.split("val"))
-    carried = objective.carried(training=True)
+    labels = objective.labels(training=True)
     counts = np.diff(data.table.node_ptr)
     rows = np.array([next(r for r in train_rows if counts[r] == n) for n in (2, 5)])
-    (batch,) = data.loader(rows, carried.targets, config.training.batch)
+    (batch,) = data.loader(rows, labels.targets, config.training.batch)
     atoms = batch.node_ptr.diff()
     energy = batch.targets[:, 0] + 0.25 * atoms * torch.tensor([1.0, -1.0])
     objective.sums(PotentialOutput(torch.zeros(len(batch.numbers)), energy), batch)
-    drawn = carried.chances(1)[rows]
+    drawn = labels.sampling_weights(1)[rows]
     assert drawn[0] == pytest.approx(drawn[1])
 
 

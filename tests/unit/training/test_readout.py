@@ -73,7 +73,7 @@ def test_extensive_targets_are_standardised_by_the_atom():
     z = scale.standardize(targets, atoms)
     np.testing.assert_allclose([np.nanmean(z[rows]), np.nanstd(z[rows])], [0, 1], atol=1e-12)
     np.testing.assert_allclose(scale.restore(z, atoms), targets, rtol=1e-13)
-    again = TargetScaler.of_content(scale.content())
+    again = TargetScaler.from_dict(scale.to_dict())
     np.testing.assert_array_equal(again.restore(z, atoms), scale.restore(z, atoms))
     # Twice the cell, twice the network's sum: twice the target.
     np.testing.assert_allclose(scale.restore(2 * z, 2 * atoms), 2 * targets, rtol=1e-13)
@@ -91,7 +91,7 @@ def test_without_edges_along_the_lattice_a_supercell_has_exactly_twice_the_value
     loaded = load_model(tmp_path / "model.safetensors")
     graph = loaded.card.graph.model_copy(update={"lattice_edges": False, "max_neighbors": 6})
     object.__setattr__(loaded.card, "graph", graph)
-    assert loaded.card.standardizer.extensive
+    assert loaded.card.scaler.extensive
     one, two, three = loaded.predict([rocksalt(1), rocksalt(2), rocksalt(3)])[:, 0]
     np.testing.assert_allclose([two, three], [2 * one, 3 * one], rtol=1e-9)
 
@@ -190,14 +190,16 @@ def test_global_features_reach_the_network(tmp_path, name, readout):
     config = small_config(model=model, dataset=GIVEN, epochs=2)
     train(data, config, tmp_path, quiet)
     loaded = load_model(tmp_path / "model.safetensors")
-    assert loaded.card.given.names == ("temperature", "pressure")
+    assert loaded.card.global_features.names == ("temperature", "pressure")
     rows = data.split("train")
-    np.testing.assert_allclose(loaded.card.given.mean, data.globals[rows].mean(axis=0))
+    np.testing.assert_allclose(loaded.card.global_features.mean, data.globals[rows].mean(axis=0))
     structures = [rocksalt(1), rocksalt(1)]
-    cold, hot = loaded.predict(structures, globals={"temperature": [100, 900], "pressure": 1.0})
+    cold, hot = loaded.predict(
+        structures, global_features={"temperature": [100, 900], "pressure": 1.0}
+    )
     assert abs(cold - hot) > 1e-4
     array = np.array([[100.0, 1.0], [900.0, 1.0]])
-    np.testing.assert_array_equal(loaded.predict(structures, globals=array), [cold, hot])
+    np.testing.assert_array_equal(loaded.predict(structures, global_features=array), [cold, hot])
 
 
 @pytest.mark.slow
@@ -214,7 +216,7 @@ def test_what_depends_on_temperature_alone_is_learnt(tmp_path):
     ("given", "message"),
     [
         (None, "needs temperature, pressure of every structure"),
-        ({"temperature": 300}, "globals are temperature, not temperature, pressure"),
+        ({"temperature": 300}, "global features are temperature, not temperature, pressure"),
         ({"temperature": 300, "pressure": [1, 2, 3]}, "not one number for each of 2"),
         (np.zeros((2, 1)), r"shape \(2, 1\), not \(2, 2\)"),
         ({"temperature": 300, "pressure": np.nan}, "not a finite number"),
@@ -244,8 +246,8 @@ def test_without_global_features_parameters_are_those_of_the_published_model(tmp
     train(small_data(30), small_config(epochs=1), tmp_path, quiet)
     loaded = load_model(tmp_path / "model.safetensors")
     with pytest.raises(AtomloomError, match="without global features"):
-        loaded.predict([rocksalt()], globals={"temperature": 1})
-    assert read_model(tmp_path / "model.safetensors")[1].given is None
+        loaded.predict([rocksalt()], global_features={"temperature": 1})
+    assert read_model(tmp_path / "model.safetensors")[1].global_features is None
 
 
 def test_potentials_take_no_global_features():

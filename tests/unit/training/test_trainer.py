@@ -18,7 +18,8 @@ from atomloom.inference.predict import load_model, predict_table
 from atomloom.training import trainer
 from atomloom.training.batch_norm import statistics_of_this_batch
 from atomloom.training.checkpoint import load_state
-from atomloom.training.objectives.base import PropertyObjective, Scores
+from atomloom.training.objectives.base import Scores
+from atomloom.training.objectives.property import PropertyObjective
 from atomloom.training.trainer import train
 from tests.unit.training.runs import (
     SumModel,

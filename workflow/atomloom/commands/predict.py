@@ -32,7 +32,6 @@ from atomloom.errors import AtomloomError
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
 from atomloom.inference.predict import LoadedModel, load_model, predict_table, unfit
-from atomloom.inference.scalers.atomic_energies import AtomicEnergies
 from atomloom.models.registry import require_elements
 from atomloom.potentials.committee import Committee
 from atomloom.potentials.evaluation import evaluate_table, structure_table
@@ -244,12 +243,12 @@ class _PropertyPredictor:
                 )
         self.spec = first.graph
         self.checks = _strictest([model.card.checks for model in models])
-        if first.given is not None:
+        if first.global_features is not None:
             raise AtomloomError(
-                f"{models[0].card.model.name} must be told {', '.join(first.given.names)} of each "
+                f"{models[0].card.model.name} must be told {', '.join(first.global_features.names)} of each "
                 "structure",
                 where="--model",
-                todo="use atomloom.load_model(...).predict(structures, globals=...)",
+                todo="use atomloom.load_model(...).predict(structures, global_features=...)",
             )
         names = [f"{name}{ending}" for name in first.columns for ending in self._endings]
         if len(set(names)) < len(names):
@@ -299,7 +298,7 @@ def _strictest(checks: Sequence[Checks]) -> Checks:
 
 def _predictor(request: Prediction) -> _Predictor:
     models = [load_model(path, request.trust) for path in request.models]
-    if all(isinstance(model.card.standardizer, AtomicEnergies) for model in models):
+    if all(model.card.is_potential for model in models):
         return _PotentialPredictor(models, request.forces, request.device)
     if request.forces:
         raise AtomloomError("a property model has no forces", where="--forces", todo="leave it out")

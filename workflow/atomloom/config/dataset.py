@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from atomloom.config.base import MOST, MOST_SEED, Options, Section, unkeyed
+from atomloom.config.base import MOST, MOST_SEED, Options, Section, keyed_when_set, unkeyed
+from atomloom.targets import KINDS, kind_class
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -95,6 +96,11 @@ class Dataset(Section):
     """What is predicted: column names of the label table, or property names of the records."""
     unit: str | dict[str, str] = ""
     """Unit of the targets, for tables and figures; `{name: unit}` where they have different ones."""
+    target_kinds: dict[str, str] = keyed_when_set({})
+    """Kinds of targets by name, where they are not the usual ones: `scalar` (a number per structure),
+    `vector` (a vector per structure, such as a dipole moment), `per_atom` (a number per atom, such as a
+    magnetic moment or a charge). Usual are scalars; for a potential energy, forces and stress, `dipole` as a
+    vector, `magmoms` and `charges` per atom."""
     global_features: list[str] = []
     """Further numbers a structure that the model is given, such as temperature and pressure: columns of
     the label table or properties of the records, like targets. Standardised over the training rows."""
@@ -138,6 +144,21 @@ class Dataset(Section):
                     f"{name}_predicted cannot be a target beside {name}, whose predictions are called so: "
                     "rename it where it stands"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _kinds_are_known(self) -> Dataset:
+        for name, kind in self.target_kinds.items():
+            if name not in self.target:
+                raise ValueError(
+                    f"target_kinds names {name}, which is not a target ({', '.join(self.target)})"
+                )
+            if kind not in KINDS:
+                raise ValueError(
+                    f"target_kinds: {kind} is not a kind of targets; there are {', '.join(KINDS)}"
+                )
+            if kind_class(kind)(name).of_energy and name not in kind_class(kind).names:
+                raise ValueError(f"target_kinds: {kind} is the kind of the target `{kind}` alone")
         return self
 
     @model_validator(mode="after")

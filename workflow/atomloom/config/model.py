@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from atomloom.config.base import MOST_LAYERS, MOST_WIDTH, Section, unkeyed
+from atomloom.targets import KINDS, TargetSpec, kind_class, kind_named
 
 ELEMENT = re.compile(
     "A[cglmrstu]|B[aehikr]?|C[adeflmnorsu]?|D[bsy]|E[rsu]|F[elmr]?|G[ade]|H[efgos]?|I[nr]?|Kr?|"
@@ -48,11 +49,20 @@ Readout = Literal["mean", "sum"]
 ActivationName = Literal["tanh", "sigmoid", "linear", "mtanh", "twist", "silu", "relu"]
 
 
+Form = tuple[Literal["structure", "atom"], tuple[int, ...]]
+"""What has a value each, and the value's shape."""
+ATOM_SCALAR: Form = ("atom", ())
+ATOM_VECTOR: Form = ("atom", (3,))
+VECTOR: Form = ("structure", (3,))
+
+
 class ModelSection(Section):
     """What the sections of all models have in common."""
 
     kind: ClassVar[Literal["property", "potential"]] = "property"
     """`property`: numbers a structure. `potential`: energies of atoms, with forces and stress."""
+    heads: ClassVar[frozenset[Form]] = frozenset()
+    """Forms of the further targets that the network can have heads for."""
     display_name: ClassVar[str] = ""
     """What a report calls the model; the name of its class where there is none."""
     network: ClassVar[str] = ""
@@ -68,6 +78,21 @@ class ModelSection(Section):
         if isinstance(data, Mapping) and network and cls.model_fields["name"].is_required():
             return {"name": f"{cls.__module__}:{network}", **data}
         return data
+
+    def usual_kind(self, target: str) -> str:
+        """Kind of a target of this name, unless `dataset.target_kinds` has another."""
+        return "scalar" if self.kind == "property" else kind_named(target)
+
+    def can_learn(self, target: TargetSpec) -> bool:
+        """Whether the network can be trained on such a target."""
+        if target.direct:
+            return (target.per, target.shape) in self.heads
+        return target.of_energy == (self.kind == "potential")
+
+    def learns(self) -> str:
+        """The kinds of targets that it can be trained on, in words."""
+        kinds = [kind for kind in KINDS if self.can_learn(kind_class(kind)(kind))]
+        return ", ".join(kinds)
 
     def graph_needs(self) -> dict[str, Any]:
         """Options of the graph that this model cannot do without."""
@@ -89,6 +114,7 @@ class IComFormerConfig(ModelSection):
 
     display_name: ClassVar[str] = "iComFormer"
     network: ClassVar[str] = "atomloom.models.comformer:IComFormer"
+    heads: ClassVar[frozenset[Form]] = frozenset({ATOM_SCALAR})
 
     name: Literal["icomformer"] = "icomformer"
     """Name of the model."""
@@ -114,6 +140,7 @@ class EComFormerConfig(ModelSection):
 
     display_name: ClassVar[str] = "eComFormer"
     network: ClassVar[str] = "atomloom.models.comformer:EComFormer"
+    heads: ClassVar[frozenset[Form]] = frozenset({ATOM_SCALAR})
 
     name: Literal["ecomformer"] = "ecomformer"
     """Name of the model."""
@@ -139,6 +166,7 @@ class ALIGNNConfig(ModelSection):
 
     display_name: ClassVar[str] = "ALIGNN"
     network: ClassVar[str] = "atomloom.models.alignn:ALIGNN"
+    heads: ClassVar[frozenset[Form]] = frozenset({ATOM_SCALAR})
 
     name: Literal["alignn"] = "alignn"
     """Name of the model."""
@@ -226,6 +254,7 @@ class PaiNNConfig(ModelSection):
     kind: ClassVar[Literal["property", "potential"]] = "potential"
     display_name: ClassVar[str] = "PaiNN"
     network: ClassVar[str] = "atomloom.models.painn.network:PaiNN"
+    heads: ClassVar[frozenset[Form]] = frozenset({ATOM_SCALAR, ATOM_VECTOR, VECTOR})
 
     name: Literal["painn"] = "painn"
     """Name of the model."""

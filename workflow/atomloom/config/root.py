@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ from atomloom.config.base import Section, expand_variables, unkeyed
 from atomloom.config.dataset import Dataset, Split
 from atomloom.config.graph import GraphSpec
 from atomloom.config.mistakes import check_values, mistake, without_empty
-from atomloom.config.model import IComFormerConfig, ModelConfig
+from atomloom.config.model import IComFormerConfig, ModelConfig, ModelSection
 from atomloom.config.reading import read_config_file
 from atomloom.config.teacher import Teacher
 from atomloom.config.training import Training
-from atomloom.targets import TargetSpec, spec_of
+from atomloom.targets import KINDS, TargetSpec, kind_class, spec_of
 
-POTENTIAL_TARGETS = ("energy", "forces", "stress")
-"""What a potential can learn: properties of records by these names, in eV, eV/A and eV/A^3."""
+_PLAIN_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
+_TAKEN = frozenset(
+    ("energy", "energy_per_atom", "forces", "stress", "predictions", "dataset", "metrics")
+)
+"""Names of tables of a run, which no target with a table of its own can have."""
 
 _MODEL: TypeAdapter[Any] = TypeAdapter(ModelConfig)
 
@@ -57,12 +61,11 @@ class Config(Section):
     @property
     def targets(self) -> tuple[TargetSpec, ...]:
         """What is predicted, in the order of `dataset.target`."""
-        learns, unit_of = self.model.kind, self.dataset.unit_of
-        kinds = POTENTIAL_TARGETS if learns == "potential" else ()
-        return tuple(
-            spec_of(name, name) if name in kinds else spec_of(name, "scalar", unit_of(name))
-            for name in self.dataset.target
-        )
+        dataset = self.dataset
+        kinds = {
+            name: self.model.usual_kind(name) for name in dataset.target
+        } | dataset.target_kinds
+        return tuple(spec_of(name, kinds[name], dataset.unit_of(name)) for name in dataset.target)
 
     def files(self) -> list[str]:
         """Every path the config names, as written."""
@@ -101,20 +104,31 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _targets_fit_the_model(self) -> Config:
-        """A potential learns energies, and perhaps forces and stress; nothing else does."""
-        model, targets = self.model, self.dataset.target
+        """What is to be predicted is what the model can learn, and the options are for that."""
+        model, targets = self.model, self.targets
+        foreign = [spec for spec in targets if not model.can_learn(spec)]
+        if foreign and model.kind == "potential":
+            raise ValueError(
+                f"model {model.name} learns the targets {_potential_targets(model)}, not "
+                f"{', '.join(spec.name for spec in foreign)}: dataset.target_kinds says of which kind a "
+                f"target is ({model.learns()})"
+            )
+        if foreign:
+            raise ValueError(
+                f"model {model.name} does not learn {foreign[0].name}, of the kind {foreign[0].kind}: "
+                f"dataset.target_kinds may be {model.learns()}"
+            )
+        of_energy = [spec.name for spec in targets if spec.of_energy]
+        if of_energy and targets[0].name != "energy":
+            raise ValueError(
+                f"model {model.name} learns the targets {_potential_targets(model)}, not "
+                f"{', '.join(spec.name for spec in targets)}"
+            )
+        self._check_weights()
+        self._check_direct_targets()
         if model.kind == "property":
             self._check_property_model()
             return self
-        unknown = [name for name in targets if name not in POTENTIAL_TARGETS]
-        if unknown or targets[0] != "energy":
-            raise ValueError(
-                f"model {model.name} learns the targets energy, forces, stress (energy first), "
-                f"not {', '.join(targets)}"
-            )
-        weights = self.training.potential
-        if not any(getattr(weights, f"{name}_weight") for name in targets):
-            raise ValueError("the weights of all targets are 0: nothing would be learnt")
         if self.training.classes or self.training.log_targets:
             raise ValueError(
                 f"loss: bce, cross_entropy and log_targets are not for {model.name}, a potential"
@@ -123,7 +137,55 @@ class Config(Section):
             raise ValueError(f"global_features are not for {model.name}, a potential")
         if self.graph.primitive:
             raise ValueError("graph.primitive changes the atoms, and forces belong to those given")
+        options = self.training.potential
+        if not of_energy and (options.sampling != "uniform" or options.force_fraction < 1.0):
+            raise ValueError(
+                "training.potential: sampling and force_fraction need the target energy"
+            )
         return self
+
+    def loss_weight(self, target: TargetSpec) -> float:
+        """Weight of the loss of a target."""
+        if target.of_energy:
+            return getattr(self.training.potential, f"{target.name}_weight")
+        return self.training.loss_weights.get(target.name, 1.0)
+
+    def _check_weights(self) -> None:
+        for name in self.training.loss_weights:
+            spec = next((spec for spec in self.targets if spec.name == name), None)
+            if spec is None:
+                raise ValueError(f"training.loss_weights: {name} is not a target")
+            if spec.of_energy:
+                raise ValueError(
+                    f"training.loss_weights: the weight of {name} is training.potential.{name}_weight"
+                )
+        if not any(self.loss_weight(spec) for spec in self.targets):
+            raise ValueError("the weights of all targets are 0: nothing would be learnt")
+        if self.training.classes and self.training.loss_weights:
+            raise ValueError(f"loss_weights and loss: {self.training.loss} exclude each other")
+
+    def _check_direct_targets(self) -> None:
+        """Targets with a head of their own: what goes neither with them nor with their names."""
+        for spec in self.targets:
+            if not spec.direct:
+                continue
+            if self.training.classes:
+                raise ValueError(
+                    f"loss: {self.training.loss} is for classes; {spec.name} is of the kind {spec.kind}"
+                )
+            if spec.name in self.training.log_targets:
+                raise ValueError(
+                    f"training.log_targets: {spec.name} is of the kind {spec.kind}, not a scalar"
+                )
+            if self.graph.primitive:
+                raise ValueError(
+                    f"graph.primitive changes the atoms, and {spec.name} belongs to those given"
+                )
+            if not _PLAIN_NAME.fullmatch(spec.name) or spec.name in _TAKEN:
+                raise ValueError(
+                    f"a target of the kind {spec.kind} cannot be called `{spec.name}`: tables and files "
+                    "are called so (letters, digits and _)"
+                )
 
     def _check_property_model(self) -> None:
         model, training = self.model, self.training
@@ -149,6 +211,19 @@ class Config(Section):
             raise ValueError(
                 "graph.primitive changes the number of atoms that readout: sum adds up over"
             )
+
+
+def _potential_targets(model: ModelSection) -> str:
+    """What a potential is trained on, in words."""
+    more = [name for kind in KINDS if model.can_learn(spec := kind_class(kind)(kind)) and spec.direct
+            for name in spec.names]  # fmt: skip
+    return "energy, forces, stress (energy first)" + (f" and {', '.join(more)}" if more else "")
+
+
+def direct_kinds(config: Config) -> dict[str, dict[str, str]]:
+    """What keys hold of the kinds of targets: nothing where there are none but those of before."""
+    kinds = {spec.name: spec.kind for spec in config.targets if spec.direct}
+    return {"kinds": kinds} if kinds else {}
 
 
 def load_config(*files: str | Path) -> Config:

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from atomloom.config.base import Options, Section, unkeyed
 
+TAUGHT = ("energy", "forces", "stress")
+"""Properties that a teacher labels structures with."""
+
 
 class Teacher(Section):
     """A calculator that labels the structures with energies, forces and, where cells are periodic,

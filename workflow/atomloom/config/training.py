@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from atomloom.config.base import MOST, MOST_SEED, Section, unkeyed
+from atomloom.config.base import MOST, MOST_SEED, Section, keyed_when_set, unkeyed
 from atomloom.config.model import Symbol
 
 
@@ -92,6 +92,9 @@ class Training(Section):
     aenet does."""
     huber_delta: float = Field(default=1.0, ge=1e-6, le=1e6)
     """For `huber`: where the loss turns from quadratic to linear, in standard deviations."""
+    loss_weights: dict[str, Annotated[float, Field(ge=0, le=1e6)]] = keyed_when_set({})
+    """Weight of each target's loss, by name; 1 unless given. Those of energy, forces and stress are in
+    `potential`."""
     log_targets: list[str] = Field(default=[])
     """Targets whose natural logarithm is learnt; all their values must be positive."""
     loader: LoaderOptions = LoaderOptions()

@@ -12,6 +12,14 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
+LABEL_OF = {"atom": "atom label: ", "structure": "structure label: "}
+"""Beginnings of names in `extras` of what a head is to learn, by what has one value each."""
+
+
+def label_name(target: str, per: str) -> str:
+    """Name in `extras` of the values of a target with a head of its own."""
+    return LABEL_OF[per] + target
+
 
 @dataclass
 class GraphBatch:

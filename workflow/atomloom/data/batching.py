@@ -135,15 +135,15 @@ def plan_epoch(
     return BatchPlan(rows, ptr, ends, np.concatenate([[0], stops]))
 
 
-def draw_rows(rows: np.ndarray, chances: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """As many rows as there are, drawn with replacement in proportion to their chances [S].
+def draw_rows(rows: np.ndarray, weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """As many rows as there are, drawn with replacement in proportion to their weights [S].
 
     Systematic sampling: a row of chance p is drawn n p times, rounded up or down, so that an epoch
     strays from its expectation as little as it can (Madow, Ann. Math. Stat. 20, 333 (1949)).
     """
     draw = np.random.Generator(np.random.PCG64([CHANCE_STREAM, seed, epoch]))
     order = draw.permutation(rows)
-    ends = np.cumsum(chances[order])
+    ends = np.cumsum(weights[order])
     places = (np.arange(len(rows)) + draw.random()) * (ends[-1] / max(1, len(rows)))
     return order[np.minimum(np.searchsorted(ends, places, side="right"), len(rows) - 1)]
 

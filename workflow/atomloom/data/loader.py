@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from atomloom.config.training import Batching
-from atomloom.data.batch import GraphBatch
+from atomloom.data.batch import LABEL_OF, GraphBatch
 from atomloom.data.batching import (
     BatchPlan,
     Sizes,
@@ -40,8 +40,8 @@ from atomloom.graphs.graph import Graphs, GraphTable
 
 T = TypeVar("T")
 
-LEARNT_EXTRAS = ("forces", "stress")
-"""Extras of a batch that are targets."""
+LEARNT_EXTRAS = ("forces", "stress", *LABEL_OF.values())
+"""Beginnings of the names of extras of a batch that are targets."""
 AHEAD = 2
 """Batches that are prepared ahead where it is worth it."""
 WORTH_A_THREAD = 1e-3
@@ -85,7 +85,7 @@ class LoaderOptions(TypedDict, total=False):
     of_structures: Mapping[str, np.ndarray] | None
     with_edges: Callable[[int], np.ndarray] | None
     passes: Sequence[Pass]
-    chances: Callable[[int], np.ndarray] | None
+    sampling_weights: Callable[[int], np.ndarray] | None
 
 
 class Loader(ABC):
@@ -115,8 +115,8 @@ class Loader(ABC):
         with_edges: which structures' edges are wanted in an epoch, [S] bool; all, where not given.
             `batch.extras` then has `selected` [B] and `computed` [N], bool.
         passes: further tensors to compute of each batch where it is prepared; `batch.extras` by name.
-        chances: what each structure's chance in an epoch is in proportion to, [S]: as many as there are
-            rows are then drawn, some more than once. Every row once, where not given.
+        sampling_weights: what each structure's chance in an epoch is in proportion to, [S]: as many as
+            there are rows are then drawn, some more than once. Every row once, where not given.
 
     Raises:
         AtomloomError: when rows reach beyond the data set, repeat, or targets do not fit it.
@@ -145,16 +145,16 @@ class Loader(ABC):
         of_structures: Mapping[str, np.ndarray] | None = None,
         with_edges: Callable[[int], np.ndarray] | None = None,
         passes: Sequence[Pass] = (),
-        chances: Callable[[int], np.ndarray] | None = None,
+        sampling_weights: Callable[[int], np.ndarray] | None = None,
     ) -> None:
         self.rows = check_rows(rows, len(source), "rows")
-        if chances is not None and windows is not None:
+        if sampling_weights is not None and windows is not None:
             raise AtomloomError(
                 "structures are drawn by weight only from memory",
                 where="training.potential.sampling",
                 todo="raise training.loader.memory_gb, or sample uniformly",
             )
-        self._chances = chances
+        self._sampling_weights = sampling_weights
         self.bounds = bounds or Batching()
         self.sizes, self.windows = sizes, windows
         self.seed, self.shuffle = seed, shuffle
@@ -198,8 +198,8 @@ class Loader(ABC):
         key = epoch if self.shuffle else 0
         if self._plan is None or self._plan[0] != key:
             rows = self.rows
-            if self._chances is not None:
-                rows = draw_rows(rows, self._chances(epoch), self.seed, epoch)
+            if self._sampling_weights is not None:
+                rows = draw_rows(rows, self._sampling_weights(epoch), self.seed, epoch)
             plan = plan_epoch(
                 rows,
                 self.sizes,
@@ -212,7 +212,7 @@ class Loader(ABC):
             self._plan = (key, plan)
         return self._plan[1]
 
-    def known(self, epoch: int = 0) -> np.ndarray:
+    def target_counts(self, epoch: int = 0) -> np.ndarray:
         """[batches] int64, how many target values of each batch are known, over all ranks."""
         if self._known is None:
             raise AtomloomError("the loader has no targets")
@@ -255,7 +255,7 @@ class Loader(ABC):
             return None
         return Preparation(self.prefetch, self._write_seconds, self._slicer.pin)
 
-    def worst(self) -> np.ndarray:
+    def largest_batch(self) -> np.ndarray:
         """Rows of the heaviest batch that the bounds allow: largest structures first."""
         order = np.argsort(-self.sizes.edges[self.rows], kind="stable")
         plan = plan_epoch(self.rows[order], self.sizes, self.bounds)
@@ -436,8 +436,8 @@ class ShardLoader(Loader):
 
 def _forget_targets(batch: GraphBatch) -> None:
     """Make a batch one that teaches nothing: all it is to be compared with becomes unknown."""
-    known = [batch.targets, *(batch.extras.get(name) for name in LEARNT_EXTRAS)]
-    for tensor in known:
+    labels = [tensor for name, tensor in batch.extras.items() if name.startswith(LEARNT_EXTRAS)]
+    for tensor in [batch.targets, *labels]:
         if tensor is not None:
             tensor.fill_(float("nan"))
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from atomloom.data.batch import GraphBatch
+from atomloom.data.batch import LABEL_OF, GraphBatch
 
-OF_ATOMS = {"forces"}
-OF_STRUCTURES = {"stress", "globals"}
-OF_PAIRS = {"line_src", "line_dst"}
-"""Extras that can be padded, by what they belong to."""
+OF_ATOMS = ("forces", LABEL_OF["atom"])
+OF_STRUCTURES = ("stress", "globals", LABEL_OF["structure"])
+OF_PAIRS = ("line_src", "line_dst")
+"""Beginnings of the names of extras that can be padded, by what they belong to."""
 STEPS_PER_OCTAVE = 4
 """Sizes to which counts are rounded up, between a power of two and the next."""
 MOST_WASTE = 1.25
@@ -42,8 +42,10 @@ class Shape:
 
 def padded_shape(batch: GraphBatch) -> Shape | None:
     """The shape a batch is filled up to; None where it has what cannot be padded."""
-    known = OF_ATOMS | OF_STRUCTURES | OF_PAIRS
-    if batch.triplets is not None or batch.vectors is None or not set(batch.extras) <= known:
+    known = OF_ATOMS + OF_STRUCTURES + OF_PAIRS
+    if batch.triplets is not None or batch.vectors is None:
+        return None
+    if not all(name.startswith(known) for name in batch.extras):
         return None
     if not len(batch.src) or batch.node_weight is not None:
         return None
@@ -106,8 +108,11 @@ class PaddedBatch:
             return torch.zeros(rows, dtype=floats, device=device)
 
         structures, atoms, edges, pairs = shape.structures, shape.atoms, shape.edges, shape.pairs
-        lengths = dict.fromkeys(OF_ATOMS, atoms) | dict.fromkeys(OF_STRUCTURES, structures)
-        lengths |= dict.fromkeys(OF_PAIRS, pairs)
+        belonging = ((OF_ATOMS, atoms), (OF_STRUCTURES, structures), (OF_PAIRS, pairs))
+        lengths = {
+            name: next(length for names, length in belonging if name.startswith(names))
+            for name in like.extras
+        }
         self.batch = GraphBatch(
             numbers=of(atoms, like.numbers),
             positions=of(atoms, like.positions),

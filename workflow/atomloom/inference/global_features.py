@@ -70,32 +70,45 @@ class GlobalFeatures:
             AtomloomError: when something is missing, too much or not finite.
         """
         wanted = ", ".join(self.names)
-        todo = f"give globals={{...}} with {wanted}"
+        todo = f"give global_features={{...}} with {wanted}"
         if given is None:
             raise AtomloomError(f"the model needs {wanted} of every structure", todo=todo)
         if isinstance(given, Mapping):
             if set(given) != set(self.names):
-                raise AtomloomError(f"globals are {', '.join(given)}, not {wanted}", todo=todo)
+                raise AtomloomError(
+                    f"global features are {', '.join(given)}, not {wanted}", todo=todo
+                )
             columns = [np.asarray(given[name], dtype=np.float64) for name in self.names]
             if any(column.shape not in ((), (count,)) for column in columns):
-                raise AtomloomError(f"globals are not one number for each of {count} structures")
+                raise AtomloomError(
+                    f"global features are not one number for each of {count} structures"
+                )
             values = np.stack([np.broadcast_to(column, (count,)) for column in columns], axis=1)
         else:
             values = np.asarray(given, dtype=np.float64)
             if values.shape != (count, len(self.names)):
                 raise AtomloomError(
-                    f"globals of shape {values.shape}, not {(count, len(self.names))}", todo=todo
+                    f"global features of shape {values.shape}, not {(count, len(self.names))}",
+                    todo=todo,
                 )
         if not np.isfinite(values[rows]).all():
             raise AtomloomError("a global feature is not a finite number", todo=todo)
         return self.standardize(values)
 
-    def content(self) -> dict[str, Any]:
+    def numbers(self) -> list[Any]:
+        """All that must be finite numbers."""
+        return [self.mean, self.std]
+
+    def divisors(self) -> list[Any]:
+        """Those that must be above zero."""
+        return [self.std]
+
+    def to_dict(self) -> dict[str, Any]:
         """What a model file holds of them."""
         return {"names": list(self.names), "mean": self.mean.tolist(), "std": self.std.tolist()}
 
     @classmethod
-    def of_content(cls, content: Mapping[str, Any]) -> GlobalFeatures:
-        """The inverse of `content`."""
+    def from_dict(cls, content: Mapping[str, Any]) -> GlobalFeatures:
+        """The inverse of `to_dict`."""
         mean, std = np.array(content["mean"]), np.array(content["std"])
         return cls(tuple(content["names"]), mean, std)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,12 @@ from atomloom.config.root import Config
 from atomloom.errors import AtomloomError, again
 from atomloom.inference.global_features import GlobalFeatures
 from atomloom.inference.scalers.atomic_energies import AtomicEnergies
+from atomloom.inference.scalers.direct_scaler import DirectScaler
 from atomloom.inference.scalers.target_scaler import TargetScaler
+from atomloom.models.common.outputs import Head
 from atomloom.store.files import plain_stat, write_atomically
 from atomloom.structures.elements import SYMBOLS
+from atomloom.targets import TargetSpec, spec_of
 
 FORMAT = 2
 DIGEST = "digest"
@@ -47,31 +50,71 @@ class ModelCard:
     graph: GraphSpec
     """The graphs the model expects."""
     targets: tuple[str, ...]
-    """What is predicted: names of the outputs, or of the target that has several classes."""
+    """What is predicted, by name."""
     unit: str | Mapping[str, str]
     """Their unit, or that of each by name."""
-    standardizer: TargetScaler | AtomicEnergies
-    """Outputs to real units; of a potential, its reference energies and scale."""
+    scaler: TargetScaler | AtomicEnergies | None
+    """Outputs to real units; of a potential, its atomic energies and scale. None of a network that has
+    only heads."""
     facts: Mapping[str, Any]
     """Where the model comes from: epoch, step, validation error, version of atomloom."""
-    given: GlobalFeatures | None = None
+    global_features: GlobalFeatures | None = None
     """What the model must be told of a structure besides its atoms."""
     checks: Checks = field(default_factory=Checks)
     """What the structures it was trained on had to pass."""
     elements: tuple[str, ...] | None = None
     """Elements of the training structures; None where the file does not say."""
 
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    """Kinds of the targets by name, where they are not the usual ones of the model."""
+    head_scalers: Mapping[str, DirectScaler] = field(default_factory=dict)
+    """Numbers of heads to real units, by name of the target."""
+
+    @property
+    def specs(self) -> tuple[TargetSpec, ...]:
+        """What is predicted."""
+        unit, usual = self.unit, self.model.usual_kind
+        units = unit if isinstance(unit, Mapping) else dict.fromkeys(self.targets, unit)
+        return tuple(
+            spec_of(name, self.kinds.get(name) or usual(name), units.get(name, ""))
+            for name in self.targets
+        )
+
+    @property
+    def direct(self) -> tuple[TargetSpec, ...]:
+        """Targets with a head of their own."""
+        return tuple(spec for spec in self.specs if spec.direct)
+
+    @property
+    def is_potential(self) -> bool:
+        """Whether it gives energies, and with them forces and stress."""
+        return any(spec.of_energy for spec in self.specs)
+
+    @property
+    def scalars(self) -> tuple[str, ...]:
+        """Targets that are a number per structure."""
+        return tuple(spec.name for spec in self.specs if spec.is_column)
+
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of what is predicted: the targets, or `NAME_p0`, `NAME_p1`, ... for the probabilities of
-        several classes."""
-        count = getattr(self.standardizer, "class_count", 0)
-        return tuple(f"{self.targets[0]}_p{i}" for i in range(count)) or self.targets
+        """Names of numbers per structure: the scalars, or `NAME_p0`, `NAME_p1`, ... for the probabilities
+        of several classes."""
+        count = getattr(self.scaler, "class_count", 0)
+        return tuple(f"{self.targets[0]}_p{i}" for i in range(count)) or self.scalars
 
     @property
     def outputs(self) -> int:
-        """Numbers that the network predicts: of a potential, the energy alone."""
-        return len(self.columns) if self.model.kind == "property" else 1
+        """Numbers per structure that the network predicts: of a potential, the energy."""
+        return len(self.columns)
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """What the network is built with, besides its config and `outputs`."""
+        options: dict[str, Any] = {}
+        if self.global_features is not None:
+            options["global_features"] = len(self.global_features.names)
+        heads = tuple(Head(spec.name, spec.per, spec.shape) for spec in self.direct)
+        return options | {"heads": heads} if heads else options
 
     def unseen(self, numbers: np.ndarray) -> tuple[str, ...]:
         """Elements among atomic numbers that no training structure has: what a property model says of
@@ -85,24 +128,26 @@ class ModelCard:
     def of(
         cls,
         config: Config,
-        standardizer: TargetScaler | AtomicEnergies,
+        scaler: TargetScaler | AtomicEnergies | None,
         facts: Mapping[str, Any],
-        given: GlobalFeatures | None = None,
+        global_features: GlobalFeatures | None = None,
         elements: tuple[str, ...] | None = None,
+        head_scalers: Mapping[str, DirectScaler] | None = None,
     ) -> ModelCard:
         """The card of a run."""
         dataset = config.dataset
-        targets = tuple(dataset.target)
         return cls(
             config.model,
             config.graph,
-            targets,
+            tuple(dataset.target),
             dataset.unit,
-            standardizer,
+            scaler,
             facts,
-            given,
+            global_features,
             dataset.checks,
             elements,
+            {spec.name: spec.kind for spec in config.targets if head_scalers},
+            head_scalers or {},
         )
 
 
@@ -114,7 +159,7 @@ def write_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> N
         "graph": card.graph.model_dump(mode="json", exclude_unset=False),
         "targets": list(card.targets),
         "unit": card.unit,
-        "scale": card.standardizer.content(),
+        "scale": None if card.scaler is None else card.scaler.to_dict(),
         "checks": card.checks.model_dump(mode="json", exclude={"max_fraction"}),
         "facts": {"atomloom": __version__, **card.facts},
     }
@@ -122,8 +167,11 @@ def write_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> N
         content[VERSION_KEY] = version
     if card.elements is not None:
         content["elements"] = list(card.elements)
-    if card.given is not None:
-        content["globals"] = card.given.content()
+    if card.global_features is not None:
+        content["globals"] = card.global_features.to_dict()
+    if card.head_scalers:
+        content["kinds"] = dict(card.kinds)
+        content["heads"] = {name: own.to_dict() for name, own in card.head_scalers.items()}
     # Copies: two names may share memory, which the format has no way to say.
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     # Written by us: safetensors would give the file to its owner alone, and has an error of its own
@@ -228,14 +276,21 @@ def _card_of(path: Path, content: dict[str, Any], trusted: tuple[str, ...]) -> M
             graph=GraphSpec.model_validate(content["graph"]),
             targets=tuple(content["targets"]),
             unit=content["unit"],
-            standardizer=(AtomicEnergies if model.kind == "potential" else TargetScaler).of_content(
-                content["scale"]
-            ),
+            scaler=None,
             facts=content["facts"],
-            given=GlobalFeatures.of_content(content["globals"]) if "globals" in content else None,
+            global_features=(
+                GlobalFeatures.from_dict(content["globals"]) if "globals" in content else None
+            ),
             checks=Checks.model_validate(content.get("checks", {})),
             elements=tuple(content["elements"]) if "elements" in content else None,
+            kinds=dict(content.get("kinds", {})),
+            head_scalers={
+                name: DirectScaler.from_dict(own) for name, own in content.get("heads", {}).items()
+            },
         )
+        if card.scalars:
+            scaler = AtomicEnergies if card.is_potential else TargetScaler
+            card = replace(card, scaler=scaler.from_dict(content["scale"]))
         _require_sense(card)
     except AtomloomError as error:
         raise AtomloomError(f"has a damaged card: {error.what}", where=path) from None
@@ -273,20 +328,25 @@ def _require_sense(card: ModelCard) -> None:
         raise ValueError("targets are not names")
     if not isinstance(card.unit, (str, Mapping)):
         raise ValueError("the unit is no text")
-    if isinstance(card.standardizer, AtomicEnergies):
-        known = card.standardizer.element_energies
-        numbers = [known[~np.isnan(known)], card.standardizer.shift, card.standardizer.scale]
-        divisors = [card.standardizer.scale]
-    else:
-        numbers = [card.standardizer.mean, card.standardizer.std]
-        divisors = [card.standardizer.std]
-        if {len(card.standardizer.log), *map(len, numbers)} != {len(names)}:
-            raise ValueError(f"there are other scales than those of {len(names)} targets")
-    if card.given is not None:
-        numbers += [card.given.mean, card.given.std]
-        divisors.append(card.given.std)
-        if {len(card.given.mean), len(card.given.std)} != {len(card.given.names)}:
-            raise ValueError("global features have other scales than names")
+    for spec in card.specs:
+        if not card.model.can_learn(spec):
+            raise ValueError(
+                f"{spec.name} is of the kind {spec.kind}, which the model cannot learn"
+            )
+    scalers = [scaler for scaler in (card.scaler, card.global_features) if scaler is not None]
+    numbers, divisors = [], []
+    for scaler in [*scalers, *card.head_scalers.values()]:
+        numbers += scaler.numbers()
+        divisors += scaler.divisors()
+    if isinstance(card.scaler, TargetScaler):
+        scales = {len(card.scaler.log), len(card.scaler.mean), len(card.scaler.std)}
+        if scales != {len(card.scalars)}:
+            raise ValueError(f"there are other scales than those of {len(card.scalars)} targets")
+    if set(card.head_scalers) != {spec.name for spec in card.direct}:
+        raise ValueError("there are scales of other heads than those of the targets")
+    given = card.global_features
+    if given is not None and {len(given.mean), len(given.std)} != {len(given.names)}:
+        raise ValueError("global features have other scales than names")
     if not all(np.isfinite(np.asarray(value, dtype=np.float64)).all() for value in numbers):
         raise ValueError("a scale is no finite number")
     if not all((np.asarray(value) > 0).all() for value in divisors):

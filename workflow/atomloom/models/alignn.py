@@ -22,7 +22,7 @@ after folding, N and E count classes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +40,7 @@ from atomloom.models.common.features import (
     cgcnn_features,
     require_cgcnn_features,
 )
+from atomloom.models.common.heads import AtomFeatures, Heads
 from atomloom.models.common.layers import (
     BasisTable,
     FunctionContext,
@@ -50,12 +51,14 @@ from atomloom.models.common.layers import (
     at_least_single,
     full_precision,
     gather,
+    joined,
     product,
     product_dtype,
     read_out,
     rounded,
 )
 from atomloom.models.common.message_passing import Backend, Messages, messages
+from atomloom.models.common.outputs import Head, Outputs
 
 LONGEST = 8.0
 """A, centre of the last Gaussian of lengths."""
@@ -676,11 +679,18 @@ class ALIGNN(Recomputing):
         config: hyper-parameters.
         outputs: numbers to predict for each structure.
         global_features: numbers a structure in `batch.extras["globals"]`.
+        heads: further targets, scalars of atoms.
     """
 
     elements: Tensor
 
-    def __init__(self, config: ALIGNNConfig, outputs: int, global_features: int = 0) -> None:
+    def __init__(
+        self,
+        config: ALIGNNConfig,
+        outputs: int,
+        global_features: int = 0,
+        heads: Sequence[Head] = (),
+    ) -> None:
         super().__init__()
         width, between = config.width, config.embedding
         self.backend, self.readout = config.backend, config.readout
@@ -693,12 +703,14 @@ class ALIGNN(Recomputing):
         self.angle_table = BasisTable(angles, -1.0, 1.0)
         self.alignn_layers = Layers(ALIGNNConv(width) for _ in range(config.alignn_layers))
         self.gcn_layers = Layers(EdgeGatedConv(width) for _ in range(config.gcn_layers))
-        self.fc = nn.Linear(width + global_features, outputs)
+        if outputs:
+            self.fc = nn.Linear(width + global_features, outputs)
+        self.outputs, self.heads = outputs, Heads(heads, width + global_features)
         elements = torch.tensor(cgcnn_features(), dtype=torch.float32)
         self.register_buffer("elements", elements, persistent=False)
 
-    def forward(self, batch: GraphBatch) -> Tensor:
-        """Predictions [B, outputs]."""
+    def forward(self, batch: GraphBatch) -> Tensor | Outputs:
+        """Predictions [B, outputs]; with heads also what they give."""
         dtype = product_dtype(batch.positions)
         with full_precision(batch.positions):
             return self.predict(batch, multiplicities(batch), dtype)
@@ -713,8 +725,10 @@ class ALIGNN(Recomputing):
         by_blocks = self.backend == "auto" and device == "cpu" and not compiled
         return () if by_blocks else (line_pairs_of,)
 
-    def predict(self, batch: GraphBatch, copies: Tensor, dtype: torch.dtype | None) -> Tensor:
-        """Predictions [B, outputs].
+    def predict(
+        self, batch: GraphBatch, copies: Tensor, dtype: torch.dtype | None
+    ) -> Tensor | Outputs:
+        """Predictions.
 
         Args:
             batch: the batch.
@@ -750,9 +764,21 @@ class ALIGNN(Recomputing):
         for number, convolution in enumerate(self.gcn_layers, start=1):
             last = number == len(self.gcn_layers)
             nodes, edges = self.over_edges(convolution, nodes, edges, graph, dtype, last)
-        return self._read_out(nodes, view, batch) + self._carried()
+        return self._read_out(nodes, view, batch)
 
-    def _read_out(self, nodes: Tensor, view: _View, batch: GraphBatch) -> Tensor:
+    def _read_out(self, nodes: Tensor, view: _View, batch: GraphBatch) -> Tensor | Outputs:
+        given = batch.extras["globals"] if self.global_features else None
+        main, carried = None, self._carried()
+        if self.outputs:
+            main = self._of_structures(nodes, view, batch, given) + carried
+        else:
+            nodes = nodes + carried
+        features = AtomFeatures(joined(nodes, given, view.node_graph), unfold=view.atom_class)
+        return self.heads.with_main(main, features, batch)
+
+    def _of_structures(
+        self, nodes: Tensor, view: _View, batch: GraphBatch, given: Tensor | None
+    ) -> Tensor:
         head: Callable[[Tensor], Tensor] = self.fc
         if view.graph.node_counts is not None:
             counts = view.graph.node_counts.unsqueeze(1)
@@ -760,7 +786,6 @@ class ALIGNN(Recomputing):
                 nodes = nodes * counts
             else:
                 head = lambda values: self.fc(values) * counts  # noqa: E731
-        given = batch.extras["globals"] if self.global_features else None
         return read_out(nodes, view.node_graph, batch.node_ptr, self.readout, head, given)
 
     def _blockwise(self, vectors: Tensor) -> bool:
@@ -789,6 +814,8 @@ class _View:
     lengths: Tensor
     """[E], A."""
     graph: Weighted
+    atom_class: Tensor | None = None
+    """[atoms of the batch] int64, which of these stands for each; None where all stand for themselves."""
 
 
 def _as_it_stands(batch: GraphBatch, vectors: Tensor, copies: Tensor, backend: Backend) -> _View:
@@ -829,6 +856,7 @@ def _folded(
         gather(batch.node_graph, atoms),
         gather(_norm(vectors), edges),
         Weighted(carrier, weights.unsqueeze(1), edge_counts, node_counts),
+        torch.from_numpy(folding.atom_class),
     )
     return view, LineBlocks(batch, vectors, copies, folding, order)
 

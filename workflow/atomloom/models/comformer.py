@@ -21,7 +21,7 @@ Legend: B structures, N atoms, E edges, D = width, V = 64 scalars of the equivar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,7 @@ from atomloom.models.common.features import (
     cgcnn_features,
     require_cgcnn_features,
 )
+from atomloom.models.common.heads import AtomFeatures, Heads
 from atomloom.models.common.layers import (
     BasisTable,
     EdgeBlocks,
@@ -48,6 +49,7 @@ from atomloom.models.common.layers import (
     centred_product,
     full_precision,
     gather,
+    joined,
     linear,
     product,
     product_dtype,
@@ -57,6 +59,7 @@ from atomloom.models.common.layers import (
     tabulated,
     tabulated_parts,
 )
+from atomloom.models.common.outputs import Head, Outputs
 
 LENGTH_SCALE = -0.75
 """Lengths enter as -0.75/|r| (A^-1), the shape of a screened attraction."""
@@ -262,6 +265,7 @@ class _ComFormer(Recomputing):
         outputs: int,
         readout: str,
         global_features: int,
+        heads: Sequence[Head],
     ) -> None:
         super().__init__()
         self.width, self.readout, self.global_features = width, readout, global_features
@@ -271,19 +275,21 @@ class _ComFormer(Recomputing):
         reach = BasisTable.REACH * lengths.width
         self.length_table = BasisTable(lengths, -4.0 - reach, 0.0)
         self.att_layers = Layers(NodeLayer(width) for _ in range(layers))
-        self.fc = nn.Sequential(nn.Linear(width + global_features, width), nn.SiLU())
-        self.fc_out = nn.Linear(width, outputs)
+        if outputs:
+            self.fc = nn.Sequential(nn.Linear(width + global_features, width), nn.SiLU())
+            self.fc_out = nn.Linear(width, outputs)
+        self.outputs, self.heads = outputs, Heads(heads, width + global_features)
         elements = torch.tensor(cgcnn_features(), dtype=torch.float32)
         self.register_buffer("elements", elements, persistent=False)
 
-    def forward(self, batch: GraphBatch) -> Tensor:
-        """Predictions [B, outputs]; AtomloomError if the batch lacks what the model needs."""
+    def forward(self, batch: GraphBatch) -> Tensor | Outputs:
+        """Predictions [B, outputs], with heads also what they give; AtomloomError if the batch lacks what the model needs."""
         dtype = product_dtype(batch.positions)
         with full_precision(batch.positions):
             return self.predict(batch, dtype)
 
-    def predict(self, batch: GraphBatch, dtype: torch.dtype | None) -> Tensor:
-        """Predictions [B, outputs]; products over edges in `dtype`."""
+    def predict(self, batch: GraphBatch, dtype: torch.dtype | None) -> Tensor | Outputs:
+        """Predictions; products over edges in `dtype`."""
         raise NotImplementedError
 
     def require_elements(self, numbers: np.ndarray) -> None:
@@ -293,15 +299,26 @@ class _ComFormer(Recomputing):
     def embed_atoms(self, batch: GraphBatch) -> Tensor:
         return self.atom_embedding(gather(self.elements, batch.numbers))
 
-    def read_out(self, nodes: Tensor, batch: GraphBatch) -> Tensor:
+    def read_out(
+        self, nodes: Tensor, batch: GraphBatch, carried: Tensor | None = None
+    ) -> Tensor | Outputs:
+        """What the network gives; `carried`, zero, is added to it."""
         given = batch.extras["globals"] if self.global_features else None
-        return read_out(
-            nodes,
-            batch.node_graph,
-            batch.node_ptr,
-            self.readout,
-            lambda values: self.fc_out(self.fc(values)),
-            given,
+        main = None
+        if self.outputs:
+            main = read_out(
+                nodes,
+                batch.node_graph,
+                batch.node_ptr,
+                self.readout,
+                lambda values: self.fc_out(self.fc(values)),
+                given,
+            )
+            main = main if carried is None else main + carried
+        elif carried is not None:
+            nodes = nodes + carried
+        return self.heads.with_main(
+            main, AtomFeatures(joined(nodes, given, batch.node_graph)), batch
         )
 
     def node_layer(
@@ -324,12 +341,19 @@ class IComFormer(_ComFormer):
         config: hyper-parameters.
         outputs: numbers to predict for each structure.
         global_features: numbers a structure in `batch.extras["globals"]`.
+        heads: further targets, scalars of atoms.
     """
 
-    def __init__(self, config: IComFormerConfig, outputs: int, global_features: int = 0) -> None:
+    def __init__(
+        self,
+        config: IComFormerConfig,
+        outputs: int,
+        global_features: int = 0,
+        heads: Sequence[Head] = (),
+    ) -> None:
         centers = config.rbf_centers or config.width
         super().__init__(
-            config.width, centers, config.layers, outputs, config.readout, global_features
+            config.width, centers, config.layers, outputs, config.readout, global_features, heads
         )
         angles = GaussianBasis(-1.0, 1.0, centers)
         self.rbf_angle = _embedding_mlp(angles, config.width)
@@ -367,8 +391,8 @@ class IComFormer(_ComFormer):
             dtype,
         )
 
-    def predict(self, batch: GraphBatch, dtype: torch.dtype | None) -> Tensor:
-        """Predictions [B, outputs]; products over edges in `dtype`."""
+    def predict(self, batch: GraphBatch, dtype: torch.dtype | None) -> Tensor | Outputs:
+        """Predictions; products over edges in `dtype`."""
         if batch.lattice is None:
             raise AtomloomError(
                 "iComFormer needs the lattice triad of every structure",
@@ -404,7 +428,7 @@ class IComFormer(_ComFormer):
         for place, layer in enumerate(self.att_layers[1:], start=1):
             part = partial(layer.edge_part, edges, dtype)
             nodes = self.node_layer(place, nodes, part, batch, dtype)
-        return self.read_out(nodes, batch) + self.edge_update_layer.carried()
+        return self.read_out(nodes, batch, self.edge_update_layer.carried())
 
 
 def _norm(vectors: Tensor) -> Tensor:
@@ -572,12 +596,19 @@ class EComFormer(_ComFormer):
         config: hyper-parameters.
         outputs: numbers to predict for each structure.
         global_features: numbers a structure in `batch.extras["globals"]`.
+        heads: further targets, scalars of atoms.
     """
 
-    def __init__(self, config: EComFormerConfig, outputs: int, global_features: int = 0) -> None:
+    def __init__(
+        self,
+        config: EComFormerConfig,
+        outputs: int,
+        global_features: int = 0,
+        heads: Sequence[Head] = (),
+    ) -> None:
         centers = config.rbf_centers or config.width
         super().__init__(
-            config.width, centers, config.layers, outputs, config.readout, global_features
+            config.width, centers, config.layers, outputs, config.readout, global_features, heads
         )
         self.equi_update = EquivariantLayer(config.width)
 
@@ -588,8 +619,8 @@ class EComFormer(_ComFormer):
         parts += [layer.edge_part(edges) for layer in self.att_layers]
         return torch.cat(parts, dim=1)
 
-    def predict(self, batch: GraphBatch, dtype: torch.dtype | None) -> Tensor:
-        """Predictions [B, outputs]; products over edges in `dtype`."""
+    def predict(self, batch: GraphBatch, dtype: torch.dtype | None) -> Tensor | Outputs:
+        """Predictions; products over edges in `dtype`."""
         vectors = batch.edge_vectors()
         widths = [self.width] * 2 + [2 * self.width] * len(self.att_layers)
         radial_1, radial_2, *parts = tabulated_parts(

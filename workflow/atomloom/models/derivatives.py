@@ -11,14 +11,15 @@ Legend: B structures, N atoms, E edges.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from atomloom.data.batch import GraphBatch
 from atomloom.models.common.layers import full_precision, segment_sum
+from atomloom.models.common.outputs import Outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,41 +34,51 @@ class PotentialOutput:
     """[N, 3], U/A; None where not asked for."""
     stress: Tensor | None = None
     """[B, 3, 3], U/A^3, dE/dstrain / volume, symmetric; zeros where the cell has no volume."""
+    heads: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the heads of further targets give, by name."""
+
+    def tensors(self) -> list[Tensor]:
+        """Energies, and what heads give."""
+        return [self.energy, *self.heads.values()]
 
 
 def evaluate_potential(
-    model: Callable[[GraphBatch], Tensor],
+    model: Callable[[GraphBatch], Tensor | Outputs],
     batch: GraphBatch,
     *,
     forces: bool = True,
     stress: bool = False,
     create_graph: bool = False,
 ) -> PotentialOutput:
-    """Energies of a batch, and their derivatives where asked for.
+    """Energies of a batch, and their derivatives where asked for; with them what heads give.
 
     Args:
-        model: gives energies of atoms [N].
+        model: gives energies of atoms [N], perhaps as `Outputs`.
         batch: with `vectors`; it is left as it is.
         forces: whether to compute forces.
         stress: whether to compute stresses.
         create_graph: whether the derivatives shall be differentiated again, as training on them does.
     """
     if not (forces or stress):
-        atom_energies = model(batch)
-        return PotentialOutput(atom_energies, _per_structure(atom_energies, batch))
+        said = Outputs.of(model(batch))
+        energy = _per_structure(said.required, batch)
+        return PotentialOutput(said.required, energy, heads=said.heads)
     with torch.enable_grad():
         vectors = batch.edge_vectors().detach().requires_grad_()
-        atom_energies = model(replace(batch, vectors=vectors))
+        said = Outputs.of(model(replace(batch, vectors=vectors)))
+        atom_energies, heads = said.required, said.heads
         (gradient,) = torch.autograd.grad(
             atom_energies.sum(), vectors, create_graph=create_graph, materialize_grads=True
         )
     if not create_graph:
         atom_energies = atom_energies.detach()
+        heads = {name: values.detach() for name, values in heads.items()}
     return PotentialOutput(
         atom_energies,
         _per_structure(atom_energies, batch),
         _forces(gradient, batch) if forces else None,
         _stress(gradient, vectors.detach(), batch) if stress else None,
+        heads,
     )
 
 

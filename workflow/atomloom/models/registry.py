@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from importlib import import_module
 from inspect import signature
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atomloom.config.model import MODELS, ModelSection, is_by_class
 from atomloom.errors import AtomloomError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from torch import nn
+
+    from atomloom.models.common.outputs import Head
 
 
 def model_class(name: str) -> type[nn.Module]:
@@ -40,22 +44,35 @@ def require_elements(model: nn.Module, numbers: np.ndarray) -> None:
         check(numbers)
 
 
-def build_model(config: ModelSection, outputs: int, global_features: int = 0) -> nn.Module:
+def build_model(
+    config: ModelSection, outputs: int, global_features: int = 0, heads: Sequence[Head] = ()
+) -> nn.Module:
     """The model that `config` describes, initialised from torch's current seed.
 
     Args:
         config: the `model` section of a config.
-        outputs: numbers to predict for each structure.
+        outputs: numbers to predict for each structure; 0 with heads alone.
         global_features: numbers a structure that the model is given in `batch.extras["globals"]`;
-            a model that can be has a third argument.
+            a model that can be has an argument of this name.
+        heads: further targets, each with a head of its own; a model that can have them has an argument
+            of this name, and then gives `Outputs`.
     """
-    if outputs < 1:
+    if outputs < 0 or not (outputs or heads):
         raise AtomloomError(f"a model needs at least one output, not {outputs}")
     found = model_class(config.name)
-    if not global_features:
-        return found(config, outputs)
-    if "global_features" not in signature(found).parameters:
-        raise AtomloomError(
-            f"model {config.name} takes no global features", where="dataset.global_features"
-        )
-    return found(config, outputs, global_features)
+    known = signature(found).parameters
+    options: dict[str, Any] = {}
+    if global_features:
+        if "global_features" not in known:
+            raise AtomloomError(
+                f"model {config.name} takes no global features", where="dataset.global_features"
+            )
+        options["global_features"] = global_features
+    if heads:
+        if "heads" not in known:
+            names = ", ".join(head.name for head in heads)
+            raise AtomloomError(
+                f"model {config.name} has no heads for {names}", where="dataset.target"
+            )
+        options["heads"] = tuple(heads)
+    return found(config, outputs, **options)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from atomloom.config import Config, expand_variables
+from atomloom.config.root import direct_kinds
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.plan import Plan
 from atomloom.store.files import file_digest
@@ -201,6 +202,7 @@ class RunPaths:
             "target": self.config.dataset.target,
             "globals": self.config.dataset.global_features,
             "split": self.config.split.key_content() | guard,
+            **direct_kinds(self.config),
         }
 
     @property

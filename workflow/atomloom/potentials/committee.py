@@ -108,7 +108,7 @@ class Committee:
             raise AtomloomError("a committee needs at least one potential")
         loaded = [s if isinstance(s, LoadedModel) else load_model(s) for s in sources]
         for model in loaded:
-            reference_of(model)
+            atomic_energies_of(model)
             _require_plain_graph(model.card.graph)
             if model.card.graph != loaded[0].card.graph:
                 raise AtomloomError(
@@ -133,7 +133,7 @@ class Committee:
         """Raise AtomloomError where some member was not trained on an element."""
         present = np.unique(numbers)
         for member in self.members:
-            reference_of(member).require_elements(present)
+            atomic_energies_of(member).require_elements(present)
             require_elements(member.model, present)
 
     def ask(
@@ -189,18 +189,18 @@ class Committee:
         numbers: np.ndarray,
         node_ptr: np.ndarray,
     ) -> Evaluation:
-        reference = reference_of(member)
+        atomic_energies = atomic_energies_of(member)
 
         def joined(parts: list[Tensor]) -> np.ndarray:
             whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-            return _doubles(whole) * reference.scale
+            return _doubles(whole) * atomic_energies.scale
 
         def if_asked(parts: list[Tensor | None]) -> np.ndarray | None:
             known = [part for part in parts if part is not None]
             return joined(known) if known else None
 
         atom_energies = joined([output.atom_energies for output in outputs])
-        atom_energies = atom_energies + reference.atom_offsets(numbers)
+        atom_energies = atom_energies + atomic_energies.atom_offsets(numbers)
         return Evaluation(
             node_ptr=node_ptr,
             energy=np.add.reduceat(atom_energies, node_ptr[:-1]),
@@ -210,18 +210,18 @@ class Committee:
         )
 
 
-def reference_of(loaded: LoadedModel) -> AtomicEnergies:
-    """The energy reference of a loaded potential.
+def atomic_energies_of(loaded: LoadedModel) -> AtomicEnergies:
+    """The atomic energies of a loaded potential.
 
     Raises:
         AtomloomError: when the model is no potential.
     """
-    if not isinstance(loaded.card.standardizer, AtomicEnergies):
+    if not isinstance(loaded.card.scaler, AtomicEnergies):
         raise AtomloomError(
             f"{loaded.card.model.name} predicts {', '.join(loaded.card.targets)} and has no forces",
             todo="use a model trained as a potential, or `predict`",
         )
-    return loaded.card.standardizer
+    return loaded.card.scaler
 
 
 def _require_plain_graph(spec: GraphSpec) -> None:

@@ -40,7 +40,7 @@ from atomloom.inference.predict import LoadedModel, load_model
 from atomloom.inference.scalers.atomic_energies import AtomicEnergies
 from atomloom.models.common.layers import BasisTable
 from atomloom.models.derivatives import evaluate_potential
-from atomloom.potentials.committee import Source, read_dtype, reference_of
+from atomloom.potentials.committee import Source, atomic_energies_of, read_dtype
 from atomloom.potentials.evaluation import plain_structure, structure_table
 from atomloom.store.files import expand_home, write_atomically
 from atomloom.structures.structure import Structure
@@ -102,9 +102,9 @@ class _Potential(_Program):
 
     def __init__(self, loaded: LoadedModel, inputs: Sequence[str]) -> None:
         super().__init__(loaded, inputs)
-        reference = reference_of(loaded)
-        self.scale = float(reference.scale)
-        offsets = reference.atom_offsets(np.arange(len(reference.element_energies)))
+        energies = atomic_energies_of(loaded)
+        self.scale = float(energies.scale)
+        offsets = energies.atom_offsets(np.arange(len(energies.element_energies)))
         self.register_buffer("offsets", torch.from_numpy(offsets))
 
     def forward(self, *arrays: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -156,7 +156,7 @@ def export_model(
         loaded = replace(model, model=copy.deepcopy(model.model))  # it is moved and changed here
     else:
         loaded = load_model(model, trust)
-    potential = isinstance(loaded.card.standardizer, AtomicEnergies)
+    potential = loaded.card.is_potential
     _require_exportable(loaded)
     if dtype is not None:
         wanted = read_dtype(dtype)
@@ -187,7 +187,7 @@ def export_model(
         "graph": loaded.card.graph.model_dump(mode="json"),
         "targets": list(loaded.card.targets),
         "unit": loaded.card.unit,
-        "scale": loaded.card.standardizer.content(),
+        "scale": loaded.card.scaler.to_dict(),
         "torch": torch.__version__,
         "atomloom": __version__,
     }
@@ -261,7 +261,13 @@ def _require_exportable(loaded: LoadedModel) -> None:
     spec = loaded.card.graph
     if spec.triplets is not None:
         raise AtomloomError("programs have no triplets", where=loaded.card.model.name)
-    if getattr(loaded.card, "given", None) is not None:
+    if loaded.card.direct:
+        raise AtomloomError(
+            f"programs have no heads for {', '.join(spec.name for spec in loaded.card.direct)}",
+            where=loaded.card.model.name,
+            todo="use the model file itself, which needs atomloom",
+        )
+    if loaded.card.global_features is not None:
         raise AtomloomError("programs have no global features", where=loaded.card.model.name)
 
 
@@ -269,8 +275,8 @@ def _example(loaded: LoadedModel) -> dict[str, Tensor]:
     """Tensors of five small crystals of an element that the model knows. Neither 0, 1 nor 3, which
     tracing would take for constants, and no number twice: it would take them for the same."""
     number = 8
-    if isinstance(loaded.card.standardizer, AtomicEnergies):
-        number = int(np.flatnonzero(np.isfinite(loaded.card.standardizer.element_energies))[0])
+    if isinstance(loaded.card.scaler, AtomicEnergies):
+        number = int(np.flatnonzero(np.isfinite(loaded.card.scaler.element_energies))[0])
     draw = np.random.default_rng(0)
     pitch = max(2.5, 0.4 * float(loaded.card.graph.cutoff))
     structures = []

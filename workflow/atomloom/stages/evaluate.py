@@ -26,7 +26,6 @@ from atomloom.store.files import write_atomically, write_json
 from atomloom.store.parquet import write_table
 from atomloom.structures.elements import SYMBOLS
 from atomloom.structures.structure import Structure
-from atomloom.training.objectives.potential import REPORTED
 
 PARITY = "parity.png"
 BLOCK = 10_000
@@ -49,12 +48,9 @@ def evaluate_run(places: RunPaths, log: Callable[[str], None]) -> Path:
     labelled = load_records(places)
     data, frame, rows = labelled.data, labelled.frame, labelled.rows
     model = load_model(run / "model.safetensors")
-    if config.model.kind == "potential":
-        tables = _evaluate_potential(places, model, data, frame, rows)
-        units = dict(REPORTED[name] for name in config.dataset.target)
-    else:
-        tables = _predict_properties(places, model, data, frame, rows)
-        units = property_units(config)
+    energies = any(spec.of_energy for spec in config.targets)
+    evaluate = _evaluate_potential if energies else _predict_properties
+    tables, units = evaluate(places, model, data, frame, rows), reported_units(config)
     table = tables["predictions"]
     for name, content in tables.items():
         write_table(run / f"{name}.parquet", content)
@@ -75,15 +71,15 @@ def evaluate_run(places: RunPaths, log: Callable[[str], None]) -> Path:
     for name, unit in units.items():
         for split, values in metrics[name].items():
             log(f"{split:5s} {name}: {_headline(values, unit)} over {values['count']:,}")
-    if config.teacher is not None and config.model.kind == "potential":
+    if config.teacher is not None and energies:
         _compare_with_teacher(places, data, log)
     return run
 
 
-def property_units(config: Config) -> dict[str, str]:
-    """Unit of each target of a property model; classes have none."""
-    classes, unit_of = config.training.classes, config.dataset.unit_of
-    return {name: "" if classes else unit_of(name) for name in config.dataset.target}
+def reported_units(config: Config) -> dict[str, str]:
+    """What errors are reported of, and its unit; classes have none."""
+    classes = config.training.classes
+    return {spec.reported: "" if classes else spec.reported_unit for spec in config.targets}
 
 
 def write_parity(run: Path, tables: Sequence[pd.DataFrame], units: Mapping[str, str]) -> None:
@@ -151,7 +147,7 @@ def _predict_properties(
         data.table,
         rows,
         places.config.training.batch,
-        globals=data.globals,
+        global_features=data.globals,
         choice=data.choice,
     )
     table = frame[[*DESCRIPTION, *names]].copy()

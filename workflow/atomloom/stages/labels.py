@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from atomloom.config import Config, Labels, expand_variables
-from atomloom.config.root import POTENTIAL_TARGETS
+from atomloom.config.teacher import TAUGHT
 from atomloom.errors import AtomloomError
 from atomloom.readers.base import MAX_RECORD_BYTES, decode, label_number
 from atomloom.readers.entries import ID_KEYS
@@ -201,7 +201,7 @@ def array_targets(config: Config) -> tuple[TargetSpec, ...]:
 def read_here(config: Config) -> list[str]:
     """Targets and global features that are one number per structure and not a teacher's."""
     dataset, arrays = config.dataset, {target.name for target in array_targets(config)}
-    taught = () if config.teacher is None else POTENTIAL_TARGETS
+    taught = () if config.teacher is None else TAUGHT
     wanted = [*dataset.target, *dataset.global_features]
     return [name for name in wanted if name not in arrays and name not in taught]
 

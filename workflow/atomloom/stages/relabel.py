@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
+
 from atomloom.errors import again
 from atomloom.pipeline.paths import RunPaths
 from atomloom.store.files import read_json, write_sealed
@@ -28,20 +30,26 @@ def relabel_run(places: RunPaths, log: Callable[[str], None]) -> None:
         return
     # Most commands have no need of torch.
     from atomloom.inference.model_file import read_model, write_model
-    from atomloom.stages.evaluate import PARITY, property_units, write_parity
+    from atomloom.stages.evaluate import PARITY, reported_units, write_parity
     from atomloom.stages.train import reported
 
     log(f"the unit is now {unit or 'none'}: run card and model file are written again")
     for path in _model_files(run):
         tensors, own = read_model(path)
         write_model(path, tensors, replace(own, unit=unit))
-    if places.config.model.kind == "property" and (run / PARITY).exists():
-        units = property_units(places.config)
-        predictions = read_table(run / "predictions.parquet", todo=again("evaluate"))
-        write_parity(run, [predictions] * len(units), units)
+    if (run / PARITY).exists():
+        units = reported_units(places.config)
+        write_parity(run, [_table_of(run, name) for name in units], units)
     # The card comes last: as long as it has the old unit, all of this is done again.
     card["config"]["dataset"]["unit"] = unit
     write_sealed(run / "run.json", card | reported(places.config))
+
+
+def _table_of(run: Path, name: str) -> pd.DataFrame:
+    """The predictions of a target: in a table of its own, or in that of the scalars."""
+    own = run / f"{name}.parquet"
+    path = own if own.exists() else run / "predictions.parquet"
+    return read_table(path, todo=again("evaluate"))
 
 
 def _model_files(run: Path) -> list[Path]:

@@ -16,7 +16,6 @@ from atomloom.pipeline.run_card import HISTORY, environment, now
 from atomloom.stages.labelled import load_labelled
 from atomloom.stages.split import read_split
 from atomloom.store.files import file_digest, read_json, require_digest, write_sealed, write_spec
-from atomloom.training.objectives.potential import REPORTED
 from atomloom.training.trainer import train
 
 
@@ -79,7 +78,8 @@ def read_history(places: RunPaths) -> pd.DataFrame:
 
 def reported(config: Config) -> dict[str, Any]:
     """What errors are reported of, and its unit."""
-    if config.model.kind == "property":
+    targets = config.targets
+    if all(spec.source == "output" for spec in targets):
         return {"target": config.dataset.target, "unit": config.dataset.unit}
-    units = dict(REPORTED[name] for name in config.dataset.target)
+    units = {spec.reported: spec.reported_unit for spec in targets}
     return {"target": list(units), "unit": units}

@@ -11,24 +11,21 @@ from importlib import import_module
 from atomloom.errors import AtomloomError
 from atomloom.targets.base import TargetSpec
 
-__all__ = ["KINDS", "TargetSpec", "spec_of"]
+__all__ = ["KINDS", "TargetSpec", "kind_class", "kind_named", "spec_of"]
 
 KINDS = {
     "scalar": "atomloom.targets.scalar:Scalar",
     "energy": "atomloom.targets.energy:Energy",
     "forces": "atomloom.targets.forces:Forces",
     "stress": "atomloom.targets.stress:Stress",
+    "vector": "atomloom.targets.vector:Vector",
+    "per_atom": "atomloom.targets.per_atom:PerAtom",
 }
 """Name of a kind -> "module:Class"."""
 
 
-def spec_of(name: str, kind: str, unit: str = "") -> TargetSpec:
-    """The spec of a target.
-
-    Args:
-        name: of the target, as `dataset.target` has it.
-        kind: one of `KINDS`.
-        unit: its unit; that of the kind where it has one.
+def kind_class(kind: str) -> type[TargetSpec]:
+    """The class of a kind of targets.
 
     Raises:
         AtomloomError: when there is no such kind.
@@ -38,5 +35,24 @@ def spec_of(name: str, kind: str, unit: str = "") -> TargetSpec:
             f"unknown kind of target `{kind}`", todo=f"choose from {', '.join(KINDS)}"
         )
     module, _, attribute = KINDS[kind].partition(":")
-    found = getattr(import_module(module), attribute)
-    return found(name, unit) if unit else found(name)
+    return getattr(import_module(module), attribute)
+
+
+def kind_named(name: str) -> str:
+    """The kind that has a target of this name for its own; `scalar` where none has."""
+    return next((kind for kind in KINDS if name in kind_class(kind).names), "scalar")
+
+
+def spec_of(name: str, kind: str, unit: str = "") -> TargetSpec:
+    """The spec of a target.
+
+    Args:
+        name: of the target, as `dataset.target` has it.
+        kind: one of `KINDS`.
+        unit: its unit; a kind that has one of its own keeps that.
+
+    Raises:
+        AtomloomError: when there is no such kind.
+    """
+    found = kind_class(kind)
+    return found(name) if found.unit else found(name, unit)

@@ -7,6 +7,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+Source = Literal["output", "energy", "derivative", "head"]
+
 
 @dataclass(frozen=True)
 class TargetSpec:
@@ -19,12 +21,22 @@ class TargetSpec:
 
     kind: ClassVar[str]
     """Name of the kind in `KINDS`."""
+    names: ClassVar[tuple[str, ...]] = ()
+    """Names of targets that are of this kind for a potential, unless `dataset.target_kinds` says
+    otherwise."""
     per: ClassVar[Literal["structure", "atom"]] = "structure"
     """What has one value each."""
     shape: ClassVar[tuple[int, ...]] = ()
     """Shape of one value."""
-    derived: ClassVar[bool] = False
-    """Whether it follows from the energy, as a derivative, and needs no output of the network."""
+    components: ClassVar[tuple[str, ...]] = ()
+    """Names of the numbers of a value, in the order of tables; none of a single number."""
+    flat: ClassVar[tuple[int, ...]] = ()
+    """Where these stand in a value, flattened; in order, unless given."""
+    source: ClassVar[Source] = "output"
+    """What of the network it is: one of its outputs per structure, the sum of its energies of atoms, a
+    derivative of these, or what a head of its own makes of the features of atoms."""
+    doubt_if_periodic: ClassVar[str] = ""
+    """What to say in the log where structures are periodic; nothing, unless given."""
 
     @property
     def is_column(self) -> bool:
@@ -46,6 +58,21 @@ class TargetSpec:
         if self.per == "structure" or not len(finite):
             return np.broadcast_to(finite, len(node_ptr) - 1)
         return np.logical_or.reduceat(finite, node_ptr[:-1])
+
+    @property
+    def of_energy(self) -> bool:
+        """Whether it is the energy of a potential, or follows from it."""
+        return self.source in ("energy", "derivative")
+
+    @property
+    def derived(self) -> bool:
+        """Whether it follows from the energy, as a derivative, and needs no output of the network."""
+        return self.source == "derivative"
+
+    @property
+    def direct(self) -> bool:
+        """Whether the network has a head of its own for it."""
+        return self.source == "head"
 
     @property
     def reported(self) -> str:

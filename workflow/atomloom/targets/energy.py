@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from atomloom.targets.base import TargetSpec
+from atomloom.targets.base import Source, TargetSpec
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,8 @@ class Energy(TargetSpec):
 
     unit: str = "eV"
     kind: ClassVar[str] = "energy"
+    names: ClassVar[tuple[str, ...]] = ("energy",)
+    source: ClassVar[Source] = "energy"
 
     @property
     def reported(self) -> str:

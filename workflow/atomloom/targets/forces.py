@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from atomloom.targets.base import TargetSpec
+from atomloom.targets.base import Source, TargetSpec
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,8 @@ class Forces(TargetSpec):
 
     unit: str = "eV/A"
     kind: ClassVar[str] = "forces"
+    names: ClassVar[tuple[str, ...]] = ("forces",)
     per: ClassVar[Literal["structure", "atom"]] = "atom"
     shape: ClassVar[tuple[int, ...]] = (3,)
-    derived: ClassVar[bool] = True
+    components: ClassVar[tuple[str, ...]] = ("x", "y", "z")
+    source: ClassVar[Source] = "derivative"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from atomloom.targets.base import TargetSpec
+from atomloom.targets.base import Source, TargetSpec
 
 
 @dataclass(frozen=True)
@@ -14,5 +14,8 @@ class Stress(TargetSpec):
 
     unit: str = "eV/A^3"
     kind: ClassVar[str] = "stress"
+    names: ClassVar[tuple[str, ...]] = ("stress",)
     shape: ClassVar[tuple[int, ...]] = (3, 3)
-    derived: ClassVar[bool] = True
+    components: ClassVar[tuple[str, ...]] = ("xx", "yy", "zz", "yz", "xz", "xy")
+    flat: ClassVar[tuple[int, ...]] = (0, 4, 8, 5, 2, 1)
+    source: ClassVar[Source] = "derivative"

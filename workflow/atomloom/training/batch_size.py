@@ -124,9 +124,9 @@ def make_trials(data: LabelledGraphs, config: Config, sizes: Iterable[int]) -> I
                 if len(val_rows):
                     validation = trainer.loader(val_rows, bounds)
                     trainer.model.eval()
-                    derivatives = config.model.kind == "potential"
+                    derivatives = any(spec.derived for spec in config.targets)
                     with torch.set_grad_enabled(derivatives), fabric.autocast():
-                        trainer.step_network.model(validation.slice(validation.worst()))
+                        trainer.step_network.model(validation.slice(validation.largest_batch()))
             except torch.OutOfMemoryError:
                 return
             peak = max(peak, peak_memory(fabric.device))

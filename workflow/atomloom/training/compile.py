@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from atomloom.data.loader import Loader
+from atomloom.models.common.outputs import Outputs
 
 
 def compiled_model(
@@ -26,7 +27,8 @@ def compiled_model(
             attempt = torch.compile(model, dynamic=True, fullgraph=unbroken)
             assert isinstance(attempt, nn.Module)  # as that of a module is
             with fabric.autocast():
-                attempt(batch).float().sum().backward()
+                said = Outputs.of(attempt(batch)).tensors()
+                torch.stack([values.float().sum() for values in said]).sum().backward()
         except Exception as error:  # whatever the compiler does not like
             reason = str(error).strip().splitlines() or [type(error).__name__]
             torch._dynamo.reset()

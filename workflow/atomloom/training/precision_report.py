@@ -24,6 +24,7 @@ from atomloom.data.batch import GraphBatch
 from atomloom.data.dataset import LabelledGraphs
 from atomloom.errors import AtomloomError
 from atomloom.inference.devices import arithmetic, open_fabric
+from atomloom.models.common.outputs import Outputs
 from atomloom.training.batch_norm import statistics_of_this_batch
 from atomloom.training.failures import require_steps_on_batches
 from atomloom.training.optim.optimizers import set_rate
@@ -172,7 +173,8 @@ def _first_step(trainer: Trainer) -> tuple[Tensor, Tensor]:
     ]
     scale = loss_scale(trainer.fabric)
     gradient = torch.cat([gradient.double().flatten() / scale for gradient in gradients])
-    output = getattr(outputs[0], "energy", outputs[0]).detach().double().flatten()
+    said = Outputs.of(outputs[0]).tensors()
+    output = torch.cat([values.detach().double().flatten() for values in said])
     trainer.model.zero_grad(set_to_none=True)
     trainer.model.load_state_dict(before)
     return output, gradient

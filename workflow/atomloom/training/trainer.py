@@ -24,7 +24,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from atomloom.config.root import Config
+from atomloom.config.root import Config, direct_kinds
 from atomloom.config.training import Batching
 from atomloom.data.batch import GraphBatch
 from atomloom.data.dataset import LabelledGraphs
@@ -241,11 +241,9 @@ class Trainer:
 
     def _build_model(self) -> nn.Module:
         """The config's network with its first weights, which the seed decides."""
-        given = self.objective.given
+        objective = self.objective
         torch.manual_seed(self.settings.seed)
-        model = build_model(
-            self.config.model, self.objective.outputs, *((len(given.names),) if given else ())
-        )
+        model = build_model(self.config.model, objective.outputs, **objective.model_options)
         require_elements(model, self.data.table.numbers)
         if self.settings.gradient_checkpointing:
             if not hasattr(model, "gradient_checkpointing"):
@@ -258,19 +256,19 @@ class Trainer:
 
     def loader(self, rows: np.ndarray, bounds: Batching | None = None, **options: Any) -> Loader:
         """Batches of some rows, as the config says; with `shuffle`, for training."""
-        carried = self.objective.carried(training="shuffle" in options)
+        labels = self.objective.labels(training="shuffle" in options)
         passes = getattr(self.model, "passes", lambda *_: ())
         return self.data.loader(
             rows,
-            carried.targets,
+            labels.targets,
             bounds=bounds or self.settings.batch,
             dtype=torch.float64 if self.settings.precision == "64" else torch.float32,
             prefetch=self.settings.prefetch,
             device=self.device,
-            of_atoms=carried.of_atoms,
-            of_structures=carried.of_structures,
-            with_edges=carried.with_edges,
-            chances=carried.chances,
+            of_atoms=labels.of_atoms,
+            of_structures=labels.of_structures,
+            with_edges=labels.with_edges,
+            sampling_weights=labels.sampling_weights,
             passes=passes(self.device.type, self.settings.compile),
             **options,
         )
@@ -333,11 +331,7 @@ class Trainer:
                 f"{len(oversize):,} structures alone exceed training.batch and run alone "
                 f"(rows {oversize[:8].tolist()}{' ...' if len(oversize) > 8 else ''})"
             )
-        if (
-            settings.compile
-            and self.config.model.kind == "potential"
-            and len(self.objective.names) > 1
-        ):
+        if settings.compile and any(spec.derived for spec in self.config.targets):
             self.log(
                 "warning: no torch.compile: what it makes cannot be differentiated twice, as forces ask"
             )
@@ -636,8 +630,7 @@ class Trainer:
     def _card(self, epoch: int, step: int, maes: Sequence[float]) -> ModelCard:
         """What the model file of an epoch says of itself."""
         facts = {"epoch": epoch, "step": step, "val_mae": list(maes)}
-        objective = self.objective
-        return ModelCard.of(self.config, objective.scale, facts, objective.given, self.elements)
+        return self.objective.card(self.config, facts, self.elements)
 
 
 class FullBatchTrainer(Trainer):
@@ -683,6 +676,7 @@ def _run_digest(data: LabelledGraphs, config: Config) -> str:
             "target": config.dataset.target,
             "globals": config.dataset.global_features,
             "trainer": TRAINER,
+            **direct_kinds(config),
         }
     )
 

@@ -99,14 +99,26 @@ class AtomicEnergies:
                 todo="train it on structures with these elements",
             )
 
-    def content(self) -> dict[str, Any]:
+    def numbers(self) -> list[Any]:
+        """All that must be finite numbers."""
+        return [
+            self.element_energies[~np.isnan(self.element_energies)],
+            self.shift,
+            self.scale,
+        ]
+
+    def divisors(self) -> list[Any]:
+        """Those that must be above zero."""
+        return [self.scale]
+
+    def to_dict(self) -> dict[str, Any]:
         """What a model file holds of it."""
         known = {SYMBOLS[z]: e for z, e in enumerate(self.element_energies.tolist()) if e == e}
         return {"element_energies": known, "shift": self.shift, "scale": self.scale}
 
     @classmethod
-    def of_content(cls, content: Mapping[str, Any]) -> AtomicEnergies:
-        """The inverse of `content`."""
+    def from_dict(cls, content: Mapping[str, Any]) -> AtomicEnergies:
+        """The inverse of `to_dict`."""
         return cls(_by_number(content["element_energies"]), content["shift"], content["scale"])
 
 

@@ -181,7 +181,15 @@ class TargetScaler:
         """Numbers that a network gives."""
         return self.class_count or len(self.mean)
 
-    def content(self) -> dict[str, Any]:
+    def numbers(self) -> list[Any]:
+        """All that must be finite numbers."""
+        return [self.mean, self.std]
+
+    def divisors(self) -> list[Any]:
+        """Those that must be above zero."""
+        return [self.std]
+
+    def to_dict(self) -> dict[str, Any]:
         """What a model file holds of it."""
         columns = {name: getattr(self, name).tolist() for name in ("mean", "std", "log")}
         content = {**columns, "classes": self.classes}
@@ -190,8 +198,8 @@ class TargetScaler:
         return content | {"extensive": True} if self.extensive else content
 
     @classmethod
-    def of_content(cls, content: Mapping[str, Any]) -> TargetScaler:
-        """The inverse of `content`."""
+    def from_dict(cls, content: Mapping[str, Any]) -> TargetScaler:
+        """The inverse of `to_dict`."""
         mean, std = np.array(content["mean"]), np.array(content["std"])
         return cls(
             mean,

@@ -158,9 +158,14 @@ def read_out(
     if how == "mean":
         pooled = pool(nodes, node_graph, node_ptr, "mean")
         return head(pooled if given is None else torch.cat((pooled, given.to(pooled.dtype)), dim=1))
-    if given is not None:
-        nodes = torch.cat((nodes, gather(given, node_graph).to(nodes.dtype)), dim=1)
-    return pool(head(nodes), node_graph, node_ptr, "sum")
+    return pool(head(joined(nodes, given, node_graph)), node_graph, node_ptr, "sum")
+
+
+def joined(nodes: Tensor, given: Tensor | None, node_graph: Tensor) -> Tensor:
+    """[N, D + G], features of atoms [N, D] with those of their structures [B, G], if there are any."""
+    if given is None:
+        return nodes
+    return torch.cat((nodes, gather(given, node_graph).to(nodes.dtype)), dim=1)
 
 
 _recomputing: ContextVar[bool] = ContextVar("recomputing", default=False)

@@ -13,7 +13,7 @@ scalars, directions and vectors; R radial functions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from atomloom.config.model import PaiNNConfig
 from atomloom.data.batch import GraphBatch
 from atomloom.errors import AtomloomError
+from atomloom.models.common.heads import AtomFeatures, Heads
 from atomloom.models.common.layers import (
     FunctionContext,
     Layers,
@@ -37,6 +38,7 @@ from atomloom.models.common.layers import (
     product_dtype,
     segment_sum,
 )
+from atomloom.models.common.outputs import Head, Outputs
 from atomloom.models.painn import kernels
 
 ELEMENTS = 118
@@ -499,21 +501,23 @@ class _Output(nn.Module):
 
 
 class PaiNN(nn.Module):
-    """Energies of atoms; forces and stress by `evaluate_potential`.
+    """Energies of atoms; forces and stress by `evaluate_potential`. Heads for scalars and vectors of atoms.
 
     Under autocast, products of atoms' features run in the lower precision and nothing else does.
 
     Args:
         config: hyper-parameters.
-        outputs: 1, the energy.
+        outputs: 1, the energy; or 0, with heads alone.
+        heads: further targets.
     """
 
-    def __init__(self, config: PaiNNConfig, outputs: int = 1) -> None:
+    def __init__(self, config: PaiNNConfig, outputs: int = 1, heads: Sequence[Head] = ()) -> None:
         super().__init__()
-        if outputs != 1:
+        if outputs not in (0, 1):
             raise AtomloomError(f"a potential predicts one number an atom, not {outputs}")
         self.representation = _Representation(config)
-        self.output = _Output(config.width)
+        self.output = _Output(config.width) if outputs else None
+        self.heads = Heads(heads, config.width, config.width)
 
     def represent(self, batch: GraphBatch) -> tuple[Tensor, Tensor]:
         """Scalars [N, D] and vectors [N, 3, D], components before features."""
@@ -521,9 +525,12 @@ class PaiNN(nn.Module):
         with full_precision(batch.positions):
             return self.representation(batch, dtype)
 
-    def forward(self, batch: GraphBatch) -> Tensor:
-        """Energies of atoms [N], in the network's unit."""
+    def forward(self, batch: GraphBatch) -> Tensor | Outputs:
+        """Energies of atoms [N], in the network's unit; with heads these and what they give."""
         dtype = product_dtype(batch.positions)
         with full_precision(batch.positions):
-            scalars, _ = self.representation(batch, dtype)
-            return _apply(self.output.outnet, scalars, dtype).squeeze(1)
+            scalars, vectors = self.representation(batch, dtype)
+            energies = None
+            if self.output is not None:
+                energies = _apply(self.output.outnet, scalars, dtype).squeeze(1)
+            return self.heads.with_main(energies, AtomFeatures(scalars, vectors), batch)

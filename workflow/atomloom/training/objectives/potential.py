@@ -1,43 +1,47 @@
 """PotentialObjective: energies, forces and stress, the objective of interatomic potentials.
 
 The terms of the loss are errors of energies, of force components, and of the virial an atom (stress
-times volume / atoms), each in units of the energy scale, weighed by `training.potential`. Where
-descriptors do not change in training, they are computed once for structures whose forces are not
-used. It knows nothing of the loop and of particular potentials.
+times volume / atoms), each in units of the energy scale, weighed by `training.potential`; and those of
+further targets, with heads of their own. Where descriptors do not change in training, they are computed once
+for structures whose forces are not used. It knows nothing of the loop and of particular potentials.
 
 Legend: S structures, A atoms, B structures and N atoms of a batch, F features.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from atomloom.config.root import Config
 from atomloom.config.training import Batching
 from atomloom.data.batch import GraphBatch
 from atomloom.data.dataset import LabelledGraphs
-from atomloom.data.loader import Loader
 from atomloom.data.memory import free_memory
 from atomloom.errors import AtomloomError
 from atomloom.inference.scalers.atomic_energies import AtomicEnergies
 from atomloom.models.derivatives import PotentialOutput, evaluate_potential
-from atomloom.training.objectives.base import Carried, Log, Scores
+from atomloom.targets import TargetSpec
+from atomloom.training.objectives.base import (
+    BatchLabels,
+    Forward,
+    Log,
+    Objective,
+    SummedErrors,
+    Tally,
+    Term,
+    TermScores,
+    absolute_sum,
+    loss_kind,
+)
+from atomloom.training.objectives.direct import DirectTerm
 from atomloom.training.objectives.losses import loss_sum
 
 SELECTION_STREAM = 0x666F7263  # keeps the draws of structures for forces apart from other draws
-REPORTED = {
-    "energy": ("energy_per_atom", "eV/atom"),
-    "forces": ("forces", "eV/A"),
-    "stress": ("stress", "eV/A^3"),
-}
-"""Target -> name and unit of the errors that are reported of it."""
 LEAST_CHANCE = 0.1
 """Of the mean error, that counts for a structure without any."""
 CACHE_SHARE = 0.25
@@ -65,42 +69,150 @@ class PotentialNetwork(nn.Module):
         )
 
 
-class PotentialObjective:
-    """Energies, and forces and stress where `dataset.target` names them."""
+class EnergyTerm(Term):
+    """Energies of structures."""
+
+    def __init__(
+        self, spec: TargetSpec, config: Config, scaler: AtomicEnergies, targets: np.ndarray
+    ) -> None:
+        self.settings = config.training
+        self.per_atom = config.training.potential.energy_loss == "per_atom"
+        self.names, self.units = (spec.reported,), (spec.reported_unit,)
+        self.weight, self.scaler = config.loss_weight(spec), scaler
+        self.targets = targets
+        """[S, 1], what the network's atoms must add up to."""
+
+    def extras(self) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
+        """Nothing: energies are the targets of a batch."""
+        return {}, {}
+
+    def known(self) -> np.ndarray:
+        """[S] 1 where the energy is known."""
+        return np.isfinite(self.targets[:, 0]).astype(np.float64)
+
+    def sum(self, output: PotentialOutput, batch: GraphBatch, used: Tensor | None = None) -> Tensor:
+        """The loss of energies of structures, or per atom."""
+        predicted, wanted = _energies(output, batch, self.per_atom)
+        return loss_sum(loss_kind(self.settings), predicted, wanted, self.settings.huber_delta)
+
+    def validation(self, device: torch.device) -> Tally:
+        """Absolute errors per atom."""
+
+        def errors(output: PotentialOutput, batch: GraphBatch) -> tuple[Tensor]:
+            return (absolute_sum(*_energies(output, batch, per_atom=True)),)
+
+        return SummedErrors(self, errors, self.scaler.scale, device)
+
+
+class DerivedTerm(Term):
+    """Forces, or stress: what follows from the energy."""
+
+    drawn = True
+
+    def __init__(
+        self,
+        spec: TargetSpec,
+        config: Config,
+        scaler: AtomicEnergies,
+        data: LabelledGraphs,
+        values: np.ndarray,
+    ) -> None:
+        self.spec, self.settings, self.scaler = spec, config.training, scaler
+        self.names, self.units = (spec.reported,), (spec.reported_unit,)
+        self.weight = config.loss_weight(spec)
+        self.values = values.reshape(len(values), -1) / scaler.scale
+        """[A or S, numbers of a value], in units of the energy scale."""
+        self._node_ptr = data.table.node_ptr
+
+    def extras(self) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
+        """The values."""
+        own = {self.spec.name: self.values}
+        return (own, {}) if self.spec.per == "atom" else ({}, own)
+
+    def known(self) -> np.ndarray:
+        """[S] known numbers."""
+        known = np.isfinite(self.values).sum(axis=1)
+        if self.spec.per == "atom":
+            known = np.add.reduceat(known, self._node_ptr[:-1])
+        return known.astype(np.float64)
+
+    def sum(self, output: PotentialOutput, batch: GraphBatch, used: Tensor | None = None) -> Tensor:
+        """The loss of force components, or of virials per atom."""
+        predicted, wanted = self._compared(output, batch)
+        if self.spec.per == "structure":
+            volume = torch.linalg.det(batch.cell).abs()
+            each = (volume / _atoms(batch)).unsqueeze(1)
+            predicted, wanted = predicted * each, wanted * each
+        if used is not None:
+            rows = batch.rows if self.spec.per == "structure" else batch.rows[batch.node_graph]
+            wanted = torch.where(used[rows].unsqueeze(1), wanted, torch.nan)
+        return loss_sum(loss_kind(self.settings), predicted, wanted, self.settings.huber_delta)
+
+    def validation(self, device: torch.device) -> Tally:
+        """Absolute errors of components."""
+
+        def errors(output: PotentialOutput, batch: GraphBatch) -> tuple[Tensor]:
+            return (absolute_sum(*self._compared(output, batch)),)
+
+        return SummedErrors(self, errors, self.scaler.scale, device)
+
+    def _compared(self, output: PotentialOutput, batch: GraphBatch) -> tuple[Tensor, Tensor]:
+        """Prediction, zeros in a batch without edges, and target."""
+        wanted = batch.extras[self.spec.name]
+        predicted = getattr(output, self.spec.name)
+        if predicted is None:
+            return torch.zeros_like(wanted), wanted
+        return predicted.reshape(wanted.shape).to(wanted.dtype), wanted
+
+
+def _atoms(batch: GraphBatch) -> Tensor:
+    """[B] atoms of each structure, as a number of the working precision."""
+    return batch.node_ptr.diff().to(batch.targets.dtype)
+
+
+def _energies(output: PotentialOutput, batch: GraphBatch, per_atom: bool) -> tuple[Tensor, Tensor]:
+    """[B] predicted and wanted."""
+    predicted, wanted = output.energy.to(batch.targets.dtype), batch.targets[:, 0]
+    if per_atom:
+        atoms = _atoms(batch)
+        predicted, wanted = predicted / atoms, wanted / atoms
+    return predicted, wanted
+
+
+class PotentialObjective(Objective):
+    """Energies, and forces and stress where `dataset.target` names them; and targets with heads."""
+
+    scaler: AtomicEnergies
 
     def __init__(
         self, data: LabelledGraphs, config: Config, train_rows: np.ndarray, val_rows: np.ndarray
     ) -> None:
         """As `PropertyObjective`; `data.targets` are energies [S, 1] in eV."""
-        self.settings = config.training
-        options = config.training.potential
-        self.options = options
-        self.terms = tuple(config.dataset.target)
-        self.names = tuple(REPORTED[name][0] for name in self.terms)
-        self.units = tuple(REPORTED[name][1] for name in self.terms)
+        self.options = config.training.potential
         self.outputs = 1
-        self.given = None
-        self._data, self._train_rows, self._val_rows = data, train_rows, val_rows
+        self._data, self._train_rows = data, train_rows
         table, energies = data.table, data.targets[:, 0]
-        forces = data.arrays.get("forces") if "forces" in self.terms else None
-        stress = data.arrays.get("stress") if "stress" in self.terms else None
-        for name, values in (("forces", forces), ("stress", stress)):
-            if name in self.terms and values is None:
+        derived = [spec for spec in config.targets if spec.derived]
+        values = {spec.name: data.arrays.get(spec.name) for spec in derived}
+        for name, array in values.items():
+            if array is None:
                 raise AtomloomError(f"the data set has no {name}", where="dataset.target")
-        self.scale = AtomicEnergies.fit(options, table, energies, train_rows, forces)
-        self.scale.require_elements(table.numbers)
-        self._targets = self.scale.reduced(table, energies)[:, None]
-        self._forces = None if forces is None else forces / self.scale.scale
-        self._stress = None if stress is None else stress.reshape(-1, 9) / self.scale.scale
-        weights = {
-            "energy": options.energy_weight,
-            "forces": options.forces_weight,
-            "stress": options.stress_weight,
-        }
-        self._weights = torch.tensor([weights[name] for name in self.terms], dtype=torch.float64)
+        scaler = AtomicEnergies.fit(self.options, table, energies, train_rows, values.get("forces"))
+        scaler.require_elements(table.numbers)
+        self.scaler = scaler
+        self._targets = scaler.reduced(table, energies)[:, None]
+        terms: list[Term] = []
+        for spec in config.targets:
+            if spec.derived:
+                terms.append(DerivedTerm(spec, config, scaler, data, values[spec.name]))
+            elif spec.of_energy:
+                terms.append(EnergyTerm(spec, config, scaler, self._targets))
+            else:
+                terms.append(DirectTerm(spec, data, config, train_rows))
+        super().__init__(config.training, terms, val_rows)
         self._atoms = np.diff(table.node_ptr)
-        self._derived = [name for name in self.terms if name != "energy"]
-        self._partial = bool(self._derived) and options.force_fraction < 1.0
+        self._derived = tuple(spec.name for spec in derived)
+        self._partial = bool(derived) and self.options.force_fraction < 1.0
         self._features: np.ndarray | None = None
         self._chosen: Tensor | None = None
         self._seen = torch.full((len(table),), torch.nan, dtype=torch.float64)
@@ -110,6 +222,7 @@ class PotentialObjective:
 
     def prepare(self, model: nn.Module, device: torch.device, log: Log) -> None:
         """Let a model with fixed descriptors see those of the training atoms, and keep them."""
+        super().prepare(model, device, log)
         describe = getattr(model, "fit_features", None)
         if describe is None:
             return
@@ -128,43 +241,34 @@ class PotentialObjective:
             return False  # every step needs every edge
         return size < CACHE_SHARE * free_memory().size if wanted == "auto" else wanted
 
-    def carried(self, training: bool) -> Carried:
-        """Energies that the network must reach, forces, stress; cached features."""
-        of_atoms, of_structures = {}, {}
-        if self._forces is not None:
-            of_atoms["forces"] = self._forces
-        if self._stress is not None:
-            of_structures["stress"] = self._stress
-        chances = self._chances if training and self.options.sampling != "uniform" else None
+    def labels(self, training: bool) -> BatchLabels:
+        """Energies that the network must reach, forces, stress and the like; cached features."""
+        of_atoms, of_structures = self._extras()
+        sampled = training and self.options.sampling != "uniform"
+        weights = self._sampling_weights if sampled else None
         if self._features is None or (self._derived and not training):
-            return Carried(self._targets, of_atoms, of_structures, chances=chances)
+            return BatchLabels(self._targets, of_atoms, of_structures, sampling_weights=weights)
         of_atoms["features"] = self._features
-        return Carried(self._targets, of_atoms, of_structures, self._with_edges, chances)
+        return BatchLabels(self._targets, of_atoms, of_structures, self._with_edges, weights)
 
     def step_network(self, model: nn.Module) -> nn.Module:
         """The model with its derivatives."""
-        return PotentialNetwork(model, "forces" in self.terms, "stress" in self.terms)
+        return PotentialNetwork(model, "forces" in self._derived, "stress" in self._derived)
 
     # --- the step ---
 
-    def counts(self, loader: Loader, epoch: int) -> np.ndarray:
-        """[batches, L]; where only some structures' forces count, the number to be expected, so that
-        the mean over an epoch's draws is that over all forces."""
-        plan = loader.plan(epoch)
-        columns = []
-        for name in self.terms:
-            numbers = self._numbers(name)
-            share = 1.0
-            if self._partial and name != "energy":
-                used = self._selection(epoch)[self._train_rows]
-                everything = numbers[self._train_rows].sum()
-                share = (numbers[self._train_rows] * used).sum() / max(1.0, everything)
-            columns.append(plan.sums(numbers) * share)
-        return np.stack(columns, axis=1)
+    def _share(self, term: Term, epoch: int) -> float:
+        """Where only some structures' forces count: their share, so that the mean over an epoch's draws is
+        that over all forces."""
+        if not (self._partial and term.drawn):
+            return 1.0
+        numbers = term.known()[self._train_rows]
+        used = self._selection(epoch)[self._train_rows]
+        return (numbers * used).sum() / max(1.0, numbers.sum())
 
     def begin(self, epoch: int, device: torch.device) -> None:
         """Know whose forces count."""
-        self._weights = self._weights.to(device)
+        super().begin(epoch, device)
         if self._partial:
             self._chosen = torch.from_numpy(self._selection(epoch)).to(device)
 
@@ -172,34 +276,12 @@ class PotentialObjective:
         """[L] sums of the loss terms over a batch."""
         if self.options.sampling == "error":
             self._remember(output, batch)
-        return self._sums(output, batch, self._chosen)
-
-    def loss(self, sums: Tensor, shares: Tensor) -> Tensor:
-        """The weighted sum of the terms' means, or of their roots."""
-        means = sums * shares
-        if self.settings.loss == "rmse":
-            means = torch.sqrt(means + torch.finfo(means.dtype).eps)
-        return (means * self._weights.to(means.dtype)).sum()
-
-    def _sums(self, output: PotentialOutput, batch: GraphBatch, chosen: Tensor | None) -> Tensor:
-        dtype = batch.targets.dtype
-        kind = "mse" if self.settings.loss == "rmse" else self.settings.loss
-        atoms = batch.node_ptr.diff().to(dtype)
-        sums = []
-        for name in self.terms:
-            predicted, wanted = _compared(name, output, batch, atoms, dtype)
-            if name == "energy" and self.options.energy_loss == "per_atom":
-                predicted, wanted = predicted / atoms, wanted / atoms
-            if name != "energy" and chosen is not None:
-                of = batch.rows if name == "stress" else batch.rows[batch.node_graph]
-                wanted = torch.where(chosen[of].unsqueeze(1), wanted, torch.nan)
-            sums.append(loss_sum(kind, predicted, wanted, self.settings.huber_delta))
-        return torch.stack(sums)
+        return torch.stack([term.sum(output, batch, self._chosen) for term in self.terms])
 
     # --- how often structures come ---
 
     def state_dict(self) -> dict[str, Any]:
-        """Errors of structures when last seen, and the chances of the epoch under way."""
+        """Errors of structures when last seen, and the sampling weights of the epoch under way."""
         if self.options.sampling != "error":
             return {}
         return {"seen": self._seen, "epoch": self._epoch, "drawn_by": self._drawn_by}
@@ -216,10 +298,10 @@ class PotentialObjective:
         wrong = (output.energy.detach() - batch.targets[:, 0]) / batch.node_ptr.diff()
         self._seen[batch.rows.cpu()] = wrong.abs().nan_to_num(0.0).double().cpu()
 
-    def _chances(self, epoch: int) -> np.ndarray:
+    def _sampling_weights(self, epoch: int) -> np.ndarray:
         """[S] what structures are drawn in proportion to."""
         if self.options.sampling == "energy":
-            each = self._targets[:, 0] * self.scale.scale / self._atoms
+            each = self._targets[:, 0] * self.scaler.scale / self._atoms
             above = each - np.nanmin(each[self._train_rows])
             return np.nan_to_num(
                 np.exp(-np.maximum(above, 0.0) / self.options.sampling_temperature)
@@ -233,57 +315,17 @@ class PotentialObjective:
 
     # --- validation ---
 
-    def validate(
-        self, forward: Callable[[GraphBatch], Tensor], loader: Loader, fabric: Fabric
-    ) -> Scores:
-        """Loss and mean absolute errors: energies an atom, force components, stress components."""
-        rows = self._val_rows
-        terms = len(self.terms)
-        total = torch.zeros(2, terms, dtype=torch.float64, device=fabric.device)
-        for batch in loader:
-            output = evaluate_potential(
-                forward, batch, forces="forces" in self.terms, stress="stress" in self.terms
-            )
-            with torch.no_grad():
-                total[0] += self._sums(output, batch, None).double()
-                total[1] += self._absolute(output, batch)
-        total = fabric.all_reduce(total, reduce_op="sum").cpu().numpy()
-        if not len(rows):
-            return Scores(math.nan, math.nan, ())
-        counts = np.array([self._numbers(name)[rows].sum() for name in self.terms])
-        known = counts > 0
-        means = np.divide(total[0], counts, out=np.zeros(terms), where=known)
-        if self.settings.loss == "rmse":
-            means = np.sqrt(means)
-        loss = float(means @ self._weights.cpu().numpy())
-        with np.errstate(invalid="ignore", divide="ignore"):
-            maes = tuple((total[1] * self.scale.scale / counts).tolist())
-        return Scores(loss=loss, error=loss, maes=maes)
+    def evaluate(self, forward: Forward, batch: GraphBatch) -> PotentialOutput:
+        """Energies, and derivatives that cannot be differentiated again."""
+        return evaluate_potential(
+            forward, batch, forces="forces" in self._derived, stress="stress" in self._derived
+        )
 
-    def _absolute(self, output: PotentialOutput, batch: GraphBatch) -> Tensor:
-        """[L] sums of absolute errors of energies an atom, forces and stress."""
-        dtype = batch.targets.dtype
-        atoms = batch.node_ptr.diff().to(dtype)
-        sums = []
-        for name in self.terms:
-            predicted, wanted = _compared(name, output, batch, atoms, dtype)
-            if name == "energy":
-                predicted, wanted = predicted / atoms, wanted / atoms
-            elif name == "stress":
-                predicted, wanted = output.stress.reshape(-1, 9).to(dtype), batch.extras["stress"]
-            sums.append(loss_sum("mae", predicted, wanted).double())
-        return torch.stack(sums)
+    def _error(self, loss: float, scores: Sequence[TermScores]) -> float:
+        """The loss."""
+        return loss
 
-    # --- which and how many ---
-
-    def _numbers(self, name: str) -> np.ndarray:
-        """[S] float64, how many known numbers of a kind each structure has."""
-        if name == "energy":
-            return np.isfinite(self._targets[:, 0]).astype(np.float64)
-        if name == "stress":
-            return np.isfinite(self._stress).sum(axis=1).astype(np.float64)
-        known = np.isfinite(self._forces).sum(axis=1)
-        return np.add.reduceat(known, self._data.table.node_ptr[:-1]).astype(np.float64)
+    # --- whose forces count ---
 
     def _selection(self, epoch: int) -> np.ndarray:
         """[S] bool, the structures whose forces and stress count in an epoch."""
@@ -316,27 +358,6 @@ def all_features(
     with torch.no_grad():
         batches = data.loader(rows, bounds=bounds, dtype=dtype, device=device)
         return np.concatenate([model.features(batch).cpu().numpy() for batch in batches])
-
-
-def _compared(
-    name: str, output: PotentialOutput, batch: GraphBatch, atoms: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Prediction and target of a term: energies of structures, forces, virials an atom."""
-    if name == "energy":
-        return output.energy.to(dtype), batch.targets[:, 0]
-    if name == "forces":
-        wanted = batch.extras["forces"]
-        return _or_zeros(output.forces, wanted), wanted
-    wanted = batch.extras["stress"]
-    volume = torch.linalg.det(batch.cell).abs()
-    each = (volume / atoms).unsqueeze(1)
-    predicted = None if output.stress is None else output.stress.reshape(-1, 9)
-    return _or_zeros(predicted, wanted) * each, wanted * each
-
-
-def _or_zeros(predicted: Tensor | None, wanted: Tensor) -> Tensor:
-    """Derivatives of a batch without edges, which are none."""
-    return torch.zeros_like(wanted) if predicted is None else predicted.to(wanted.dtype)
 
 
 def _atoms_of(node_ptr: np.ndarray, rows: np.ndarray) -> np.ndarray:

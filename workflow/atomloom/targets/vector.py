@@ -1,0 +1,27 @@
+"""Vector: a vector per structure that turns with it, such as the dipole moment of a molecule.
+
+It is the sum of what the atoms contribute, and does not change when the structure is moved: as the dipole
+moment of a neutral molecule does not. That of an ion depends on the origin, and that of a periodic crystal
+on the cell that was chosen (only changes of it mean something): such values cannot be learnt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from atomloom.targets.base import Source, TargetSpec
+
+
+@dataclass(frozen=True)
+class Vector(TargetSpec):
+    """A vector per structure, in the axes of its positions."""
+
+    kind: ClassVar[str] = "vector"
+    names: ClassVar[tuple[str, ...]] = ("dipole",)
+    shape: ClassVar[tuple[int, ...]] = (3,)
+    components: ClassVar[tuple[str, ...]] = ("x", "y", "z")
+    source: ClassVar[Source] = "head"
+    doubt_if_periodic: ClassVar[str] = (
+        "a vector such as a dipole moment depends on the cell chosen for a periodic structure"
+    )
