@@ -50,7 +50,7 @@ class Sealed(Generic[Content]):
 class Network(nn.Module):
     """The model as Fabric is given it."""
 
-    def __init__(self, model: Callable[[GraphBatch], Tensor]) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 

@@ -93,6 +93,7 @@ def _compare_with_teacher(
 ) -> None:
     """Write `student.json`: time of student and teacher, and their agreement in a short dynamics."""
     teacher, run = places.config.teacher, places.run
+    assert teacher is not None
     labels = (read_labels(places.layout.labels(key)) for key in places.plan.chunk_keys)
     seconds = [label.seconds for label in labels]
     unseen = next(rows for name in ("test", "val", "train") if len(rows := data.split(name)))
@@ -106,7 +107,7 @@ def _compare_with_teacher(
         f"{found.teacher_seconds / found.student_seconds:.3g} times as fast as {teacher.calculator}, "
         f"{found.teacher_seconds / found.student_batch_seconds:.3g} in batches"
     )
-    if found.steps:
+    if found.energy_rmse is not None and found.drift is not None:
         log(
             f"over {found.steps} steps of dynamics: forces {found.force_rmse:.3g} eV/A, energies "
             f"{1e3 * found.energy_rmse:.3g} meV/atom beside it; drift {1e3 * found.drift:.2g} meV/atom"
@@ -181,8 +182,10 @@ def _evaluate_potential(
         own["elements"] = np.array(SYMBOLS, dtype=object)[numbers]
         own["atom"] = np.arange(len(structure)) - (np.cumsum(atoms) - atoms)[structure]
         wanted = data.arrays["forces"][_atoms_of(data.table, rows)]
+        assert found.forces is not None
         tables["forces"] = _components(own, "forces", wanted, found.forces)
     if "stress" in data.arrays:
+        assert found.stress is not None
         wanted, predicted = (
             values.reshape(-1, 9)[:, [0, 4, 8, 5, 2, 1]]  # xx, yy, zz, yz, xz, xy
             for values in (data.arrays["stress"][rows], found.stress)
@@ -209,15 +212,19 @@ def _evaluate_in_blocks(
             )
         )
 
-    def whole(name: str) -> np.ndarray | None:
-        found = [getattr(part, name) for part in parts]
-        return None if found[0] is None else np.concatenate(found)
+    def if_asked(found: list[np.ndarray | None]) -> np.ndarray | None:
+        known = [array for array in found if array is not None]
+        return np.concatenate(known) if known else None
 
     counts = np.concatenate([np.diff(part.node_ptr) for part in parts])
-    names = ("energy", "atom_energies", "forces", "stress")
-    found = {name: whole(name) for name in names}
-    node_ptr = np.concatenate([[0], np.cumsum(counts)])
-    return Evaluation(**found, node_ptr=node_ptr), np.concatenate(numbers)
+    whole = Evaluation(
+        node_ptr=np.concatenate([[0], np.cumsum(counts)]),
+        energy=np.concatenate([part.energy for part in parts]),
+        atom_energies=np.concatenate([part.atom_energies for part in parts]),
+        forces=if_asked([part.forces for part in parts]),
+        stress=if_asked([part.stress for part in parts]),
+    )
+    return whole, np.concatenate(numbers)
 
 
 def _components(

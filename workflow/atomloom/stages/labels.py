@@ -263,7 +263,7 @@ class _Join:
         origin = [table.file] * len(merged)
         for table, rows in others:
             column = table.column(name)
-            for place in np.flatnonzero(rows >= 0):
+            for place in np.flatnonzero(rows >= 0).tolist():
                 value = column[rows[place]]
                 if is_missing(merged[place]):
                     merged[place], origin[place] = value, table.file
@@ -278,7 +278,7 @@ class _Join:
         """[records] float64; NaN where there is none, for which the reason is kept."""
         numbers = np.array([to_number(value) for value in values], dtype=np.float64)
         reasons = self._reasons[name] = [""] * len(values)
-        for place in np.flatnonzero(np.isnan(numbers)):
+        for place in np.flatnonzero(np.isnan(numbers)).tolist():
             value = values[place]
             if value is None:
                 reasons[place] = f"no label: {name} is missing"
@@ -320,11 +320,11 @@ class _Join:
         inside = {target.name for target in array_targets(self._config)}
         if targets and not inside and all(name in columns for name in targets):
             unknown = np.all([np.isnan(columns[name]) for name in targets], axis=0)
-            for place in np.flatnonzero(unknown):
+            for place in np.flatnonzero(unknown).tolist():
                 self._note(place, self._reasons[targets[0]][place])
         for name in here:
             if name in told and name in columns:
-                for place in np.flatnonzero(np.isnan(columns[name])):
+                for place in np.flatnonzero(np.isnan(columns[name])).tolist():
                     self._note(place, self._reasons[name][place])
 
     def _note(self, place: int, reason: str) -> None:
@@ -336,7 +336,7 @@ class _Join:
         counts = Counter(self._records.sources)
         files_of = Counter(self._records.names)
         files = " or ".join(dict.fromkeys(table.file for table in self._tables))
-        for place in np.flatnonzero(np.all([rows < 0 for rows in self._rows], axis=0)):
+        for place in np.flatnonzero(np.all([rows < 0 for rows in self._rows], axis=0)).tolist():
             name, source = self._records.ids[place], self._records.sources[place]
             reason = f"no label: `{name}` is not in {files}"
             file = self._records.names[place]
@@ -346,7 +346,7 @@ class _Join:
         for table, rows in zip(self._tables, self._rows, strict=True):
             torn = table.contradictory(used)
             by_file = table.row_of.keys() & files_of.keys() - set(self._records.ids)
-            for place in np.flatnonzero(rows >= 0) if torn or by_file else ():
+            for place in np.flatnonzero(rows >= 0).tolist() if torn or by_file else ():
                 name, file = self._records.ids[place], self._records.names[place]
                 by_both = file in by_file and files_of[file] == 1
                 if table.ids[rows[place]] in torn or (

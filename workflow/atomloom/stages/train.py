@@ -30,6 +30,7 @@ def train_run(places: RunPaths, log: Callable[[str], None]) -> Path:
     run.mkdir(parents=True, exist_ok=True)
     write_spec(run, places.run_spec)
     data = load_labelled(places)
+    assert data.choice is not None  # as it has of graphs on disk
     log(data.choice.text)
     result = train(data, places.config, run, log)
     config = places.config

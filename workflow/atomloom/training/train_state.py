@@ -67,13 +67,12 @@ class TrainState:
     """Epochs since the best one."""
     seconds: float = 0.0
     """Time of training and validation, all calls together."""
-    loss_sums: Tensor | None = None
+    loss_sums: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
     """[batches, L] float64 sums of the loss of the epoch under way, of this process's parts of them."""
     best: Best = field(default_factory=Best)
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a file; to be called by all processes, each of which gets the same."""
-        assert self.loss_sums is not None, "a state is saved after a step"
         sums = self.loss_sums.clone()  # all_reduce works in place
         return {
             "epoch": self.epoch,

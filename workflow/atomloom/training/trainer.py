@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.optim import LBFGS
 
 from atomloom.config.root import Config, direct_kinds
 from atomloom.config.training import Batching
@@ -364,7 +365,7 @@ class Trainer:
         self.model.train()
         counts = self.objective.counts(self.train_loader, state.epoch)
         shares = torch.from_numpy(step_shares(counts, settings.accumulate, self.ranks))
-        if state.batch_idx == 0 or state.loss_sums is None:
+        if state.batch_idx == 0:
             state.loss_sums = torch.zeros(counts.shape, dtype=torch.float64)
         state.loss_sums = state.loss_sums.to(self.device)
         self.objective.begin(state.epoch, self.device)
@@ -422,8 +423,11 @@ class Trainer:
         if mark:
             mark("forward")
         # Derivatives by what is no weight would cost another pass where forces are learnt.
-        only = {} if self.ranks > 1 else {"inputs": self.trained}
-        self.fabric.backward(self.objective.loss(sums, shares), **only)
+        loss = self.objective.loss(sums, shares)
+        if self.ranks > 1:
+            self.fabric.backward(loss)
+        else:
+            self.fabric.backward(loss, inputs=self.trained)
         if mark:
             mark("backward")
         return sums.detach()
@@ -499,7 +503,9 @@ class Trainer:
     def _train_loss(self, epoch: Epoch) -> float:
         """Mean over the epoch, while the weights changed; to be called by all processes."""
         state = self.state
-        state.loss_sums = self.fabric.all_reduce(state.loss_sums, reduce_op="sum")
+        sums = self.fabric.all_reduce(state.loss_sums, reduce_op="sum")
+        assert isinstance(sums, Tensor)
+        state.loss_sums = sums
         shares = torch.from_numpy(1.0 / np.maximum(epoch.counts.sum(axis=0), 1.0))
         return float(self.objective.loss(state.loss_sums.sum(dim=0), shares.to(self.device)))
 
@@ -646,9 +652,10 @@ class FullBatchTrainer(Trainer):
 
     def train_epoch(self, epoch: Epoch) -> None:
         """Call the optimiser once."""
-        state, full_batch = self.state, self.full_batch
+        state, full_batch, optimizer = self.state, self.full_batch, self.optimizer
+        assert isinstance(optimizer, LBFGS)
         self.clock.mark("data")
-        state.loss_sums = full_batch.step(self.optimizer).double()
+        state.loss_sums = full_batch.step(optimizer).double()
         state.batch_idx = len(state.loss_sums)
         self._count_step()
         self.clock.mark("optimizer")
