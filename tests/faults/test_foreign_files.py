@@ -78,11 +78,15 @@ def sqlite(path: Path, *statements: str) -> Path:
 @pytest.mark.parametrize(
     ("name", "statements", "reason"),
     [
-        ("notes.db", ("CREATE TABLE notes (text)", "INSERT INTO notes VALUES ('mine')"), "no ASE"),
-        ("empty.db", ("CREATE TABLE t (x)", "DROP TABLE t"), "no ASE database"),
+        (
+            "notes.db",
+            ("CREATE TABLE notes (text)", "INSERT INTO notes VALUES ('mine')"),
+            "not an ASE",
+        ),
+        ("empty.db", ("CREATE TABLE t (x)", "DROP TABLE t"), "not an ASE database"),
         ("view.db", (ENDLESS,), "tables are views"),
-        ("other.db", ("CREATE TABLE systems (id INTEGER, host TEXT)",), "no ASE database"),
-        ("places.sqlite", ("CREATE TABLE moz_places (url)",), "no ASE database"),
+        ("other.db", ("CREATE TABLE systems (id INTEGER, host TEXT)",), "not an ASE database"),
+        ("places.sqlite", ("CREATE TABLE moz_places (url)",), "not an ASE database"),
         ("virtual.db", ("CREATE VIRTUAL TABLE systems USING fts5(id, numbers)",), "views"),
     ],
 )

@@ -184,7 +184,7 @@ def test_keys_find_their_sections():
     ("overrides", "message"),
     [
         ({"epoch": 5}, "no key epoch, did you mean epochs"),
-        ({"seed": 5}, "seed stands in the sections training and split"),
+        ({"seed": 5}, "seed is a key of the sections training and split"),
         ({"alignn_layers": 2}, "no key alignn_layers"),
     ],
 )
@@ -200,7 +200,7 @@ def test_keys_that_have_no_one_section_are_refused(overrides, message):
         (None, {"epochs": np.int64(10**9)}, "training.epochs: .*not 1000000000"),
         (None, {"model": ""}, "model.name: .*not ''"),
         ({"training": 5}, {}, "training: .*mapping of keys"),
-        ({"dataset": "x"}, {}, "dataset: is a mapping of keys"),
+        ({"dataset": "x"}, {}, "dataset: should be a mapping of keys"),
         ({"dataset": {"options": {"a": np.nan}}}, {}, "options: a should be a finite number"),
         ({"model": "painn"}, {"width": 64}, "model painn learns the targets energy"),
     ],
@@ -216,8 +216,8 @@ def test_bad_values_are_refused_as_in_a_file(tmp_path, config, overrides, messag
     [
         (crystals(3), [1.0, 2.0], r"target has shape \(2,\) for 3 structures"),
         ([], [], "no structure with labels"),
-        ("frames.extxyz", [1.0], "are named, not given"),
-        ([1], [1.0], "is no structure"),
+        ("frames.extxyz", [1.0], "are given by name"),
+        ([1], [1.0], "is not a structure"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(tmp_path, structures, labels, message):

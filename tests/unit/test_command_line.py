@@ -165,7 +165,7 @@ def test_care_of_what_is_no_store_is_refused(project, capsys, command):
     for path in ("data", "my.yaml", "nowhere"):
         assert main([command, path, *more]) == 1
         said = capsys.readouterr().err
-        assert "is no store" in said or "no such store" in said
+        assert "is not a store" in said or "no such store" in said
         assert said.count("\n") == 1
 
 

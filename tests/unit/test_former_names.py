@@ -14,7 +14,7 @@ from atomloom import former
 @pytest.mark.parametrize("name", former.MODULES)
 def test_a_module_that_moved_answers_where_it_was(name):
     sys.modules.pop(f"atomloom.{name}", None)
-    with pytest.warns(FutureWarning, match=f"atomloom.{former.MODULES[name]} now"):
+    with pytest.warns(FutureWarning, match=f"is now atomloom.{former.MODULES[name]};"):
         old = importlib.import_module(f"atomloom.{name}")
     new = importlib.import_module(f"atomloom.{former.MODULES[name]}")
     public = next(key for key in vars(new) if key[:1] != "_")
@@ -42,7 +42,7 @@ def test_a_script_of_the_version_before_runs_and_is_told_once():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     told = [line for line in done.stderr.splitlines() if "FutureWarning" in line]
     assert len(told) == 5, done.stderr  # the module `structures.readers` is asked for, too
-    assert all("now; the former name goes with the next version" in line for line in told)
+    assert all("; the former name will be removed in the next version" in line for line in told)
 
 
 def test_what_never_was_is_not_found():

@@ -27,7 +27,7 @@ def test_a_shard_of_graphs_and_its_folder(tmp_path):
     write_graphs(tmp_path / "a.zarr.zip", graphs, spec)
     shown = text(tmp_path / "a.zarr.zip")
     assert "graphs             2\n" in shown
-    assert "atoms              4, 2 to 2 a structure" in shown
+    assert "atoms              4, 2 to 2 per structure" in shown
     assert "formulas           NaCl 2" in shown
     assert "edges              24" in shown
     assert '"max_neighbors":6' in shown

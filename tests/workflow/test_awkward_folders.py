@@ -35,7 +35,7 @@ def test_braces_in_the_name_of_an_output_folder_are_one_line(tmp_path, key):
     project = Project.create(tmp_path / "project", structures=4)
     project.write_config({**CONFIG, "paths": {key: "my {chunk}"}})
     output = project.snakemake("-n", check=False)
-    assert f"paths.{key}: my {{chunk}}: Snakemake takes what stands in braces" in output.replace(
+    assert f"paths.{key}: my {{chunk}}: Snakemake takes text in braces" in output.replace(
         "/tiny", ""
     )
     assert "Traceback" not in output

@@ -75,7 +75,7 @@ def test_every_bad_record_has_its_row_and_every_good_one_is_used(project):
         assert row["reason"].strip()
         assert "\n" not in row["reason"]
     assert "is not in data/labels.csv" in table.loc["b_unlabelled", "reason"]
-    assert "'unknown', no finite number" in table.loc["b_wordlabel", "reason"]
+    assert "'unknown', not a finite number" in table.loc["b_wordlabel", "reason"]
     (dataset,) = (project.folder / "results" / "tiny" / "split").glob("*/dataset.parquet")
     assert len(pd.read_parquet(dataset)) == 30
 

@@ -26,7 +26,7 @@ def test_cost_counts_what_is_left_and_what_is_refused(project):
     assert done.returncode == 0, done.stderr
     assert re.search(r"records +41, of which 41 are to be converted or built", done.stdout)
     assert re.search(r"measured on +41 records, 2\.4% of them refused", done.stdout)
-    assert re.search(r"graphs +\d+\.\d+ ms a record, 96 edges", done.stdout), (
+    assert re.search(r"graphs +\d+\.\d+ ms per record, 96 edges", done.stdout), (
         "8 atoms with shells of 12"
     )
     for name in ("convert", "graphs"):

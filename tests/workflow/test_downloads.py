@@ -243,7 +243,7 @@ def test_materials_project_wants_a_key(project, monkeypatch):
     monkeypatch.delenv("MP_API_KEY", raising=False)
     done = stage(project, "plan")
     assert done.returncode == 1
-    assert "wants a key; export MP_API_KEY" in done.stderr
+    assert "needs an API key; export MP_API_KEY" in done.stderr
 
 
 def test_a_query_that_is_none_says_what_to_write(project, materials):

@@ -1,4 +1,4 @@
-"""atomloom: atomic structures into neighbour graphs, graphs into models.
+"""atomloom: atomic structures to neighbour graphs, graphs to models.
 
 The names below are the public interface; each is imported when it is first used, so that
 `import atomloom` costs nothing.

@@ -1,4 +1,4 @@
-"""`python -m atomloom` is the `atomloom` command."""
+"""Entry point for `python -m atomloom`, the `atomloom` command."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""`atomloom.train`: the whole pipeline from a notebook or a script, in this process.
+"""`atomloom.train`: the whole pipeline from a notebook or a script, in the current process.
 
-Structures and labels that are in memory are written into the store under their content hashes; from
-there on everything is as if the workflow had done it: the same stages, keys and folders, so that a
+Structures and labels in memory are written into the store under their content hashes; from
+there on everything is as in the workflow: the same stages, keys and folders, so that a
 second call with another learning rate builds no graph.
 """
 
@@ -45,19 +45,19 @@ OWN = ("name", "source", "target", "labels", "global_features")
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A trained model with all that is known of it."""
+    """Trained model with all results of its run."""
 
     places: RunPaths
-    """Where everything is."""
+    """Paths of the run."""
 
     @property
     def config(self) -> Config:
-        """The whole config."""
+        """Complete config."""
         return self.places.config
 
     @property
     def folder(self) -> Path:
-        """Run card, metrics, predictions, history, model file."""
+        """Folder of run card, metrics, predictions, history and model file."""
         return self.places.run
 
     @cached_property
@@ -67,29 +67,29 @@ class Run:
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """A row an epoch."""
+        """History, one row per epoch."""
         from atomloom.stages.train import read_history
 
         return read_history(self.places)
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        """A row a structure."""
+        """Predictions, one row per structure."""
         return read_table(self.folder / "predictions.parquet", todo=again("evaluate"))
 
     @cached_property
     def model(self) -> LoadedModel:
-        """The model of the best epoch."""
+        """Model of the best epoch."""
         return load_model(self.folder / "model.safetensors")
 
     def predict(self, structures: Any, **options: Any) -> np.ndarray:
-        """Predictions for structures (or one), see `LoadedModel.predict`."""
+        """Predict structures (or one), see `LoadedModel.predict`."""
         many = structures if isinstance(structures, (list, tuple)) else [structures]
         return self.model.predict(many, **options)
 
     @cached_property
     def report(self) -> Path:
-        """The report of this run, an HTML page, written when it is asked for."""
+        """Report of this run, an HTML page, written on demand."""
         from atomloom.stages.report import report_run
 
         return report_run(self.places, _say_nothing)
@@ -107,29 +107,29 @@ def train(
     log: Log = print,
     **overrides: Any,
 ) -> Run:
-    """Train a model; what is there already is not made again.
+    """Train a model; existing results are not made again.
 
         run = atomloom.train(crystals, band_gaps, model="ecomformer", epochs=50, learning_rate=1e-3)
         run.metrics["target"]["test"]["mae"], run.predict(others)
         run = atomloom.train("frames.extxyz", ["energy", "forces"], model="painn")
 
     Args:
-        structures: of atomloom, pymatgen, ASE or jarvis-tools; or a path of files of structures.
-        labels: a number for each structure; several targets as {name: numbers}; or the name (or names)
-            of properties that the structures or records have themselves. Structures that have NaN for all
+        structures: of atomloom, pymatgen, ASE or jarvis-tools; or a path of structure files.
+        labels: one number per structure; several targets as {name: numbers}; or the name (or names)
+            of properties that the structures or records have themselves. Structures with NaN for all
             targets, or for a global feature, are left out.
-        config: sections of the config that are not at their defaults: nested mappings, a YAML file or
+        config: config values that differ from the defaults: nested mappings, a YAML file or
             a `Config`.
         name: of the data set; results go to `<folder>/results/<name>/`.
-        target: name of the numbers, where `labels` has none.
+        target: name of the numbers, where `labels` gives none.
         folder: where `results/` and `store/` are.
-        global_features: {name: a number for each structure}, or names of properties of the records.
+        global_features: {name: one number per structure}, or names of properties of the records.
         log: takes one line at a time.
-        overrides: keys of the config by themselves (`epochs=5`), whole sections as mappings
+        overrides: single keys of the config (`epochs=5`), whole sections as mappings
             (`graph={"max_neighbors": 16}`), and `model="ecomformer"`.
 
     Raises:
-        AtomloomError: when labels do not fit the structures, a key is unknown or stands in several
+        AtomloomError: when labels do not fit the structures, a key is unknown or belongs to several
             sections, or a stage fails.
     """
     folder = Path(expand_home(folder))
@@ -146,7 +146,7 @@ def train(
 
 
 def run_pipeline(config: Config, log: Log = print) -> Run:
-    """All stages of a config, one after another in this process; those that are done are left out.
+    """Run all stages of a config, one after another in this process, except those that are done.
 
     Raises:
         AtomloomError: when a stage fails.
@@ -169,7 +169,7 @@ def run_pipeline(config: Config, log: Log = print) -> Run:
 
 
 def prepare(config: Config, log: Log = print) -> RunPaths:
-    """The stages before training, likewise; says where everything is.
+    """Run the stages before training, except those that are done; return the paths of the run.
 
     Raises:
         AtomloomError: when a stage fails.
@@ -210,7 +210,7 @@ def _plan(layout: Layout, log: Log) -> Plan:
 
 
 def _train_in_processes(layout: Layout, log: Log) -> None:
-    """By the command: several processes are started by starting the same command again."""
+    """Train by the command, since several processes are started by starting the same command again."""
     path = layout.merged_config
     write_text(path, dump_config(layout.config))
     command = [sys.executable, "-P", "-m", "atomloom", "train", "--config", str(path)]
@@ -233,7 +233,7 @@ def _given(
     global_features: Any,
     store: Path,
 ) -> dict[str, Any]:
-    """What the `dataset` section says of structures and labels."""
+    """Content of the `dataset` section for structures and labels."""
     names = [labels] if isinstance(labels, str) else labels
     named = isinstance(names, (list, tuple)) and bool(names) and isinstance(names[0], str)
     told = global_features or {}
@@ -245,7 +245,7 @@ def _given(
     if isinstance(structures, (str, Path)):
         if columns:
             raise AtomloomError(
-                "labels of records in a file are named, not given",
+                "labels of records in a file are given by name, not as numbers",
                 where=structures,
                 todo="name properties of the records, or give the structures themselves",
             )
@@ -285,13 +285,13 @@ def _numbers(name: str, values: Any, count: int) -> np.ndarray:
 
 
 def _write_once(path: Path, text: str) -> None:
-    """The name is a hash of the content: what is there is right, and its time stamp is left alone."""
+    """Write a file named by a hash of its content; an existing one is right and keeps its time stamp."""
     if not path.exists():
         write_text(path, text)
 
 
 def _frame(structure: Structure, wanted: Sequence[str]) -> str:
-    """One frame of extended XYZ, with every digit, and those properties of the structure wanted."""
+    """One frame of extended XYZ, with all digits and the given properties of the structure."""
     count = len(structure)
     columns, words = [], []
     for name in wanted:
@@ -323,15 +323,15 @@ def _digits(values: np.ndarray) -> str:
 
 
 def _section(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A section of a config that is not validated yet; empty where there is none."""
+    """Section of an unvalidated config; empty if it is missing."""
     found = content.get(name)
     if not isinstance(found, Mapping | None):
-        raise AtomloomError("is a mapping of keys", where=f"atomloom.train: {name}")
+        raise AtomloomError("should be a mapping of keys", where=f"atomloom.train: {name}")
     return dict(found or {})
 
 
 def _content(config: Config | Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
-    """What a config says, as nested dicts."""
+    """Content of a config, as nested dicts."""
     if config is None:
         return {}
     if isinstance(config, Config):
@@ -342,7 +342,7 @@ def _content(config: Config | Mapping[str, Any] | str | Path | None) -> dict[str
 
 
 def _plain(value: Any) -> Any:
-    """Nested values as a config file would have them: paths as text, numbers of numpy as Python's."""
+    """Nested values as in a config file: paths as text, numpy numbers as Python numbers."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -368,7 +368,7 @@ def _placed(given: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, A
         sections = [section for section, names in keys.items() if key in names]
         if len(sections) > 1:
             raise AtomloomError(
-                f"{key} stands in the sections {' and '.join(sections)}",
+                f"{key} is a key of the sections {' and '.join(sections)}",
                 where="atomloom.train",
                 todo=f"say which: {sections[0]}={{'{key}': ...}}",
             )
@@ -385,7 +385,7 @@ def _placed(given: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, A
 
 
 def _keys(model: str | None) -> Iterator[tuple[str, set[str]]]:
-    """Names of the keys of each section, of the model that is meant."""
+    """Names of the keys of each section, for the chosen model."""
     yield "training", set(Training.model_fields)
     yield "graph", set(GraphSpec.model_fields)
     yield "split", set(Split.model_fields)
@@ -398,7 +398,7 @@ def _keys(model: str | None) -> Iterator[tuple[str, set[str]]]:
 
 
 def _merged(base: Any, over: Any) -> Any:
-    """Nested dicts, the second over the first; a model of another name replaces the first whole."""
+    """Merge nested dicts, the second overriding the first; a model of another name replaces the first entirely."""
     if not isinstance(base, Mapping) or not isinstance(over, Mapping):
         return over
     if "name" in over and over["name"] != base.get("name"):
@@ -407,4 +407,4 @@ def _merged(base: Any, over: Any) -> Any:
 
 
 def _say_nothing(_: str) -> None:
-    """Take no notice."""
+    """Ignore a message."""

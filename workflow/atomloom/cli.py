@@ -1,7 +1,7 @@
-"""The command line: `atomloom STAGE --config FILE ...`, one subcommand a rule of the workflow.
+"""The command line: `atomloom STAGE --config FILE ...`, one subcommand per rule of the workflow.
 
 Every stage works without Snakemake; `convert` and `graphs` without `--chunk` do all chunks that are
-missing. Errors people can act on are printed as one line.
+missing. Errors that a user can act on are printed as one line.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 and the signal's number."""
 NOBODY_READS = 141
-"""Exit status when the reader of the output has gone, likewise (SIGPIPE)."""
+"""Exit status when the reader of the output has gone (SIGPIPE), by the same convention."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = _parser().parse_args(arguments)
-    # Before torch is imported. Threads that spin for milliseconds, as they do unless told otherwise,
-    # take 20 times as long on a machine with other work; where there is none, this changes nothing.
+    # Before torch is imported. Threads that spin for milliseconds, as they do by default, take 20 times
+    # as long on a machine with other work; on an idle machine this changes nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     try:
         _expand_homes(options)
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not _nobody_reads():
             raise
         return NOBODY_READS
-    except OSError as error:  # a full disk, a folder's mode: where it was met matters to nobody
+    except OSError as error:  # a full disk, a folder's mode: where it was raised does not matter
         if options.debug or not error.strerror:
             raise
         place = "" if error.filename is None else f"{error.filename}: "
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _expand_homes(options: argparse.Namespace) -> None:
-    """Put the home folder in place of `~`, which shells leave as it is in `--output=~/x`."""
+    """Replace `~` by the home folder; shells leave it as it is in `--output=~/x`."""
     for name in ("config", "log", "model", "output", "path", "results", "source", "store"):
         given = getattr(options, name, None)
         if isinstance(given, list):
@@ -94,7 +94,7 @@ def _expand_homes(options: argparse.Namespace) -> None:
 
 
 def _say(line: str) -> None:
-    """Print to standard error, if anybody reads it: a job must not die because nobody does."""
+    """Print to standard error if anybody reads it: a job must not die because nobody does."""
     with suppress(BrokenPipeError):
         print(line, file=sys.stderr, flush=True)
 
@@ -113,12 +113,12 @@ def _nobody_reads() -> bool:
 
 
 def _count(text: str) -> int:
-    """A positive number of things, of an option."""
+    """Positive count given to an option."""
     return _whole(text, 10**9)
 
 
 def _few(text: str) -> int:
-    """A number of threads or processes, of an option."""
+    """Number of threads or processes given to an option."""
     return _whole(text, 1024)
 
 
@@ -128,12 +128,12 @@ def _whole(text: str, most: int) -> int:
     except ValueError:
         number = 0
     if not 1 <= number <= most:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number between 1 and {most:,}")
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number between 1 and {most:,}")
     return number
 
 
 def _amount(text: str) -> float:
-    """A number that is not negative, of an option."""
+    """Non-negative number given to an option."""
     number = float(text)
     if not (math.isfinite(number) and number >= 0):
         raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
@@ -147,16 +147,14 @@ def put_on_path() -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as all others are."""
+    """Argument parser whose errors are one line, as all errors are."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; {self.prog} --help lists all options\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="atomloom", description="Atomic structures into graphs, graphs into models."
-    )
+    parser = _Parser(prog="atomloom", description="Atomic structures to graphs, graphs to models.")
     parser.add_argument("--version", action="version", version=f"atomloom {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -169,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
             nargs="+",
             required=True,
             metavar="FILE",
-            help="config, each file over the one before",
+            help="config; each file overrides the one before",
         )
         sub.add_argument(
             "--log", type=Path, metavar="FILE", help="also append messages to this file"
@@ -180,7 +178,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("plan", _plan, "enumerate raw records, fingerprint them, cut chunks")
     sub.add_argument(
-        "--cost", action="store_true", help="then measure a sample and say what it will take"
+        "--cost",
+        action="store_true",
+        help="then measure a sample and estimate what the rest will take",
     )
     for name, run, text in (
         ("convert", _convert, "convert raw records to structures"),
@@ -189,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = command(name, run, text)
         sub.add_argument(
-            "--chunk", metavar="KEY", help="only this chunk, even if it is there already"
+            "--chunk", metavar="KEY", help="only this chunk, even if it exists already"
         )
         sub.add_argument(
             "--workers",
@@ -198,26 +198,28 @@ def _parser() -> argparse.ArgumentParser:
             metavar="N",
             help="processes (all cores)",
         )
-    command("index", _index, "say where the graph of each record is")
+    command("index", _index, "record where the graph of each record is")
     command("split", _split, "join labels and divide into training, validation and test")
-    command("train", _train, "train the model, or go on with it").add_argument(
+    command("train", _train, "train the model, or resume its training").add_argument(
         "--threads", type=_few, metavar="N", help="CPU threads"
     )
     command("evaluate", _evaluate, "predict every structure and measure errors").add_argument(
         "--threads", type=_few, metavar="N", help="CPU threads"
     )
     command("report", _report, "write the report")
-    sub = command("bench", _bench, "measure on this data and machine what training can do")
+    sub = command("bench", _bench, "measure training on this data and machine")
     sub.add_argument(
         "what",
         choices=("batch", "precision"),
-        help="batch: the largest that fits into memory. precision: errors, losses and speed of each",
+        help="batch: the largest that fits in memory. precision: errors, losses and speed of each precision",
     )
+    sub.add_argument("--memory", type=_amount, metavar="GB", help="batch: limit (the free memory)")
     sub.add_argument(
-        "--memory", type=_amount, metavar="GB", help="batch: limit; what is free unless given"
-    )
-    sub.add_argument(
-        "--steps", type=_count, default=300, metavar="N", help="precision: steps of each (300)"
+        "--steps",
+        type=_count,
+        default=300,
+        metavar="N",
+        help="precision: steps in each precision (300)",
     )
     sub.add_argument("--threads", type=_few, metavar="N", help="CPU threads")
     sub.add_argument("--trials", help=argparse.SUPPRESS)
@@ -225,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_export(commands)
 
-    sub = commands.add_parser("inspect", help="say what is in a shard, an index or raw files")
+    sub = commands.add_parser("inspect", help="show what is in a shard, an index or raw files")
     sub.add_argument("path", type=Path, help="a shard, a folder of graphs, an index or raw files")
     sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
     sub.set_defaults(run=_inspect, log=None)
@@ -248,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
 
     care("verify", _verify, "recompute the digests of a store and name what is damaged")
     care("repair", _repair, "remove what is damaged, so that the next run makes it again")
-    sub = care("gc", _gc, "list shards that no index or plan names; remove them with --delete")
+    sub = care("gc", _gc, "list shards that no index or plan refers to; remove them with --delete")
     sub.add_argument(
         "--results",
         type=Path,
@@ -265,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
         help="leave younger files alone (24)",
     )
     sub.add_argument(
-        "--delete", action="store_true", help="remove them; without, only say what would go"
+        "--delete", action="store_true", help="remove them; without it, only list them"
     )
     return parser
 
@@ -279,7 +281,7 @@ def _add_predict(commands: Commands) -> None:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="model.safetensors of a run; several: their mean, and a standard deviation",
+        help="model.safetensors of a run; of several, mean and standard deviation",
     )
     sub.add_argument(
         "--source",
@@ -295,7 +297,7 @@ def _add_predict(commands: Commands) -> None:
         "--forces", action="store_true", help="potentials: also write NAME.forces.parquet"
     )
     sub.add_argument(
-        "--chunk", type=_count, default=1000, metavar="N", help="records done at a time (1000)"
+        "--chunk", type=_count, default=1000, metavar="N", help="records per chunk (1000)"
     )
     for name, most in (("structures", 256), ("atoms", 4096), ("edges", 200_000)):
         sub.add_argument(
@@ -303,10 +305,10 @@ def _add_predict(commands: Commands) -> None:
             type=_count,
             default=most,
             metavar="N",
-            help=f"most in a batch ({most})",
+            help=f"max in a batch ({most})",
         )
     sub.add_argument("--format", default="auto", help="format of the records (auto)")
-    sub.add_argument("--pattern", metavar="GLOB", help="take only files or members that match")
+    sub.add_argument("--pattern", metavar="GLOB", help="read only files or members that match")
     sub.add_argument(
         "--option",
         action="append",
@@ -333,7 +335,7 @@ def _add_trust(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_export(commands: Commands) -> None:
-    text = "write a trained model as a program of torch, which runs without atomloom"
+    text = "write a trained model as a torch program that runs without atomloom"
     sub = commands.add_parser("export", help=text, description=text)
     sub.add_argument(
         "--model", type=Path, required=True, metavar="FILE", help="model.safetensors of a run"
@@ -344,7 +346,7 @@ def _add_export(commands: Commands) -> None:
     sub.add_argument(
         "--compile",
         action="store_true",
-        help="compile it by AOTInductor for this kind of machine (needs a C++ compiler)",
+        help="compile it with AOTInductor for this kind of machine (needs a C++ compiler)",
     )
     sub.add_argument(
         "--dtype", choices=("float32", "float64"), help="precision (that of the model)"
@@ -437,29 +439,27 @@ def _each_chunk(
                 progress.add(size[jobs[job]])
         except KeyboardInterrupt:
             for worker in multiprocessing.active_children():
-                worker.terminate()  # nothing is half written, whenever it ends
+                worker.terminate()  # no file is left half written, whenever it ends
             raise
         except BrokenProcessPool:
-            time.sleep(
-                0.5
-            )  # Ctrl-C ends workers too: it is raised here where they heard of it first
+            time.sleep(0.5)  # Ctrl-C ends workers too: it is raised here if they received it first
             raise AtomloomError(
-                "a process was ended from outside, for want of memory perhaps",
+                "a process was killed from outside, perhaps for lack of memory",
                 where=f"atomloom {options.command}",
-                todo="run it again, with fewer --workers; what is done stays",
+                todo="run it again with fewer --workers; finished chunks stay",
             ) from None
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # what failed for one chunk would fail for others
+            pool.shutdown(cancel_futures=True)  # what fails for one chunk fails for others
             raise
 
 
 def _die_of_interrupts() -> None:
-    """Let a worker process end at Ctrl-C without a word: the parent process reports."""
+    """Let a worker process end silently at Ctrl-C: the parent process reports."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _silent(message: str) -> None:
-    """Take no notice: the parent process reports."""
+    """Ignore a message: the parent process reports."""
 
 
 def _index(options: argparse.Namespace) -> None:
@@ -482,7 +482,7 @@ def _train(options: argparse.Namespace) -> None:
     from atomloom.stages.train import train_run
 
     places = _ready(options)
-    done = (places.run / "run.json").exists()  # then it took its time before
+    done = (places.run / "run.json").exists()  # then its time was measured before
     with nullcontext() if done else timed(places.layout.timing("train", places.run_key)):
         train_run(places, _log_to(options))
 
@@ -605,7 +605,7 @@ def _gc(options: argparse.Namespace) -> None:
         if options.delete:
             path.unlink()
     print(
-        f"{len(unused)} files, {size / 1e6:.1f} MB {'removed' if options.delete else 'could go: repeat with --delete'}"
+        f"{len(unused)} files, {size / 1e6:.1f} MB {'removed' if options.delete else 'unused: repeat with --delete to remove them'}"
     )
 
 
@@ -629,14 +629,14 @@ def _planned(options: argparse.Namespace) -> tuple[Layout, Plan]:
 
 
 def _ready(options: argparse.Namespace) -> RunPaths:
-    """Where everything is, once all stages before this one are done."""
+    """Paths of the run, once all stages before this one are done."""
     places = RunPaths(*_planned(options))
     require_earlier(places, options.command, places.plan.chunk_keys)
     return places
 
 
 def _log_to(options: argparse.Namespace) -> _Log:
-    """Messages go to standard error, each with its stage, and to the log file if one is named."""
+    """Log to standard error, each line with its stage, and to the log file if one is named."""
 
     def log(message: str, quiet: bool = False) -> None:
         if not quiet:

@@ -1,8 +1,8 @@
-"""Kernels compiled by numba, whose machine code is kept for the next process where there is a place for it.
+"""Kernels compiled by numba, with their machine code cached for the next process where possible.
 
-numba keeps it beside the source or in the home folder, and raises where neither can be written to: an
-installation for many users, a container, a batch node without homes. Then a folder among the temporary
-files does, or else every process compiles for itself.
+numba caches it next to the source or in the home folder, and raises where neither is writable: an
+installation for many users, a container, a batch node without homes. Then a temporary folder is used,
+or else every process compiles for itself.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Options(TypedDict, total=False):
 
 
 def njit(**options: Unpack[Options]) -> Callable[[Function], Function]:
-    """numba's decorator of this name, but `cache` is a wish: where it cannot be granted, nothing is kept."""
+    """numba's `njit`, except that `cache` is a wish: where nothing can be cached, nothing is."""
     cache = options.pop("cache", False)
 
     def compiled(function: Function) -> Function:
@@ -46,7 +46,7 @@ def njit(**options: Unpack[Options]) -> Callable[[Function], Function]:
 def _keep(kernel: Any) -> None:
     try:
         kernel.enable_caching()
-    except RuntimeError:  # no place that can be written to
+    except RuntimeError:  # no writable place
         if (folder := _own_temporary_folder()) is None:
             return
         numba.config.CACHE_DIR = folder  # type: ignore[attr-defined] # numba sets its options at run time
@@ -65,7 +65,7 @@ def _keep(kernel: Any) -> None:
 
 @functools.cache
 def _own_temporary_folder() -> str | None:
-    """A folder that nobody else can write to, since numba loads pickles from it; None where there is none."""
+    """Temporary folder that nobody else can write to, since numba loads pickles from it; None without one."""
     try:
         folder = Path(tempfile.gettempdir()) / f"atomloom-kernels-{os.getuid()}"
         with suppress(FileExistsError):

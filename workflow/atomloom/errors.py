@@ -1,4 +1,4 @@
-"""The one exception that people are meant to read.
+"""The one exception that users are meant to read.
 
 `AtomloomError` carries what is wrong, where, and what to do about it; the command line prints it as
 one line and exits with status 1. Anything else that escapes is a defect of atomloom.
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 
 class AtomloomError(Exception):
-    """A problem the user can act on.
+    """Problem that the user can act on.
 
     Args:
         what: what is wrong, in one clause.
@@ -29,16 +29,16 @@ class AtomloomError(Exception):
 
 
 class InterruptedRun(AtomloomError):
-    """A run that was stopped by Ctrl-C and has saved where it was."""
+    """Run stopped by Ctrl-C, with its state saved."""
 
 
 def legible(text: str) -> str:
-    """Text in which what no file can hold is written out: `\\udcff` for a byte that is no UTF-8."""
+    """Text with characters that no file can hold written out: `\\udcff` for a byte that is not UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def again(stage: str) -> str:
-    """What to do about a file that a stage makes: by hand, or in the workflow."""
+    """Advice on how to make a stage's file again: by hand, or in the workflow."""
     return f"{stage} again: `atomloom {stage}`, or `snakemake --forcerun {stage}`"
 
 

@@ -1,6 +1,6 @@
-"""Former names: a module that moved is still found where it was, with one line that says so.
+"""Former names: a module that moved is still found under its old name, with a one-line warning.
 
-Code that was written for the version before goes on working with this one; the next may do without.
+Code written for the previous version keeps working with this one; the next version may drop this.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ NAMES = {
 
 
 class FormerModules(MetaPathFinder, Loader):
-    """Finds the modules of `MODULES`; asked after every other finder."""
+    """Finder of the modules of `MODULES`; asked after every other finder."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -130,7 +130,7 @@ class FormerModules(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self, is_package=any(m.startswith(f"{name}.") for m in MODULES))
 
     def exec_module(self, module: ModuleType) -> None:
-        """Let `module` answer with what the module of the present name has."""
+        """Let `module` answer with the attributes of the module of the present name."""
         package, _, name = module.__name__.partition(".")
         present = import_module(f"{package}.{MODULES[name]}")
         names = NAMES.get(MODULES[name], {})
@@ -139,15 +139,15 @@ class FormerModules(MetaPathFinder, Loader):
 
 
 def warn(former: str, present: str) -> None:
-    """One line that says what is now called how."""
+    """Warn, in one line, that a name has changed."""
     warnings.warn(
-        f"{former} is {present} now; the former name goes with the next version",
+        f"{former} is now {present}; the former name will be removed in the next version",
         FutureWarning,
         stacklevel=3,
     )
 
 
 def install() -> None:
-    """Look for former modules, too, when a module is imported."""
+    """Register the finder of former modules."""
     if not any(isinstance(finder, FormerModules) for finder in sys.meta_path):
         sys.meta_path.append(FormerModules())

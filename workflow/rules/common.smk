@@ -1,4 +1,4 @@
-"""Helpers of the rules: the validated config, where things are, what the plan says.
+"""Helpers of the rules: the validated config, paths, the plan.
 
 Only the plan knows the chunks, so functions that need it are evaluated after the checkpoint.
 """
@@ -21,11 +21,11 @@ from atomloom.stages.sources import refresh_sources
 put_on_path()
 
 UNDECLARED = ("state", "checkpoints")
-"""Folders of a run that its training keeps through a failure: no outputs of a rule."""
+"""Folders of a run that training keeps through a failure, so not outputs of a rule."""
 
 
 def deletes_all_output(arguments):
-    """Whether this call of snakemake is to delete what the workflow has made."""
+    """Whether this call of snakemake deletes all output of the workflow."""
     dry = {"--dry-run", "--dryrun"} & {*arguments} or any(
         argument[:1] == "-" != argument[1:2] and "n" in argument
         for argument in arguments
@@ -36,17 +36,17 @@ def deletes_all_output(arguments):
 try:
     for file in workflow.configfiles if workflow.is_main_process else []:
         if b"__use_yte__" not in read_plain(file, 1 << 30):
-            # Snakemake has read it, but takes the last of two sections of one name, silently.
+            # Snakemake has read it, but silently takes the last of two sections of the same name.
             read_config_file(file)
     layout = Layout(parse_config(config))
     for key, folder in (("results", layout.results), ("store", layout.store)):
         if "{" in str(folder) or "}" in str(folder):
             raise AtomloomError(
-                "Snakemake takes what stands in braces for a wildcard",
+                "Snakemake takes text in braces for a wildcard",
                 where=f"paths.{key}: {folder}",
-                todo="name another folder; if it is below this one, give the path from here",
+                todo="use another folder; if it is below this one, give the relative path",
             )
-    # Jobs on other machines parse this file too; raw files are looked at once, where it starts.
+    # Jobs on other machines parse this file too; raw files are checked once, where the workflow starts.
     if workflow.is_main_process:
         refresh_sources(layout)
         if not layout.merged_config.exists():
@@ -61,10 +61,10 @@ if workflow.is_main_process and PLAN.exists():
     try:
         known = RunPaths(layout, Plan.read(PLAN))
     except AtomloomError as error:
-        print(f"atomloom: {PLAN}: {error.what}; it is made anew", file=sys.stderr)
+        print(f"atomloom: {PLAN}: {error.what}; it is made again", file=sys.stderr)
         PLAN.unlink()
     else:
-        # What a training goes on with is no output, which a job that begins again would lose.
+        # The state a training resumes from is not an output, since a job that starts again would lose it.
         for folder in UNDECLARED if deletes_all_output(sys.argv[1:]) else ():
             shutil.rmtree(known.run / folder, ignore_errors=True)
 
@@ -75,7 +75,7 @@ RULES = workflow.current_basedir.get_path_or_uri(secret_free=True)
 def environment(name):
     """Path of a conda environment, relative to the rules.
 
-    Snakemake makes it absolute and takes what stands in braces for a wildcard; doubled, they are braces.
+    Snakemake makes it absolute and takes text in braces for a wildcard; doubled braces stand for braces.
     """
     path = f"../../envs/{name}"
     if "{" not in RULES and "}" not in RULES:
@@ -93,7 +93,7 @@ def _read_plan(path: str, time_stamp: int) -> RunPaths:
 
 
 def planned() -> RunPaths:
-    """Where things are, as far as the plan decides; waits for the plan."""
+    """Paths that depend on the plan; waits for the plan."""
     path = checkpoints.plan.get().output.plan
     return _read_plan(str(path), Path(path).stat().st_mtime_ns)
 
@@ -104,9 +104,9 @@ def _chunks_of(path: str, time_stamp: int) -> frozenset:
 
 
 def planned_here(wildcards):
-    """Input function of `convert`: nothing, or what nobody can make for a chunk that is not in this plan.
+    """Input function of `convert`: nothing, or an impossible file for a chunk that is not in this plan.
 
-    Of two modules on one store each has a rule for any chunk, but only one may know the chunk's records.
+    With two modules on one store, each has a rule for any chunk, but only one may know its records.
     """
     if PLAN.exists():
         known = _chunks_of(str(PLAN), PLAN.stat().st_mtime_ns)
@@ -116,9 +116,9 @@ def planned_here(wildcards):
 
 
 def share_store():
-    """Let two modules of one workflow have one store: what both can make, either makes.
+    """Let two modules of one workflow share a store: a file that both can make, either makes.
 
-    It has the same bytes. What is no shard has a place of its own, as long as the results do.
+    It has the same bytes. Other files have separate paths, as long as the results do.
     """
     for name in ("convert", "label", "graphs", "report"):
         if not rules.has(name):
@@ -144,12 +144,12 @@ def chunks(of):
 
 
 def labels(wildcards):
-    """Input function: the labels of all chunks, where a teacher makes them."""
+    """Input function: the labels of all chunks, if there is a teacher."""
     return chunks(layout.labels)(wildcards) if layout.config.teacher else []
 
 
 def place(name, *file):
-    """Input function: a file in the folder that the planned layout calls `name`."""
+    """Input function: a file in the folder `name` of the planned paths."""
     return lambda wildcards: getattr(planned(), name).joinpath(*file)
 
 
@@ -165,7 +165,7 @@ def prepared(wildcards):
 
 
 def trained(wildcards):
-    """Input function: what a run leaves, its model first."""
+    """Input function: the files of a finished run, its model first."""
     names = ("model.safetensors", "run.json", "history.csv", "metrics.json")
     tables = ("predictions.parquet", "predictions.csv", "parity.png")
     return [planned().run / name for name in names + tables]
@@ -174,8 +174,8 @@ def trained(wildcards):
 def merged_config(wildcards, output):
     """Params function: the config that a job reads.
 
-    A function of `output`, which is not compared with the last run's: a new learning rate gives the
-    merged config another name, and graphs must not care.
+    A function of `output` is not compared with that of the last run: a new learning rate renames the
+    merged config, which must not affect graphs.
     """
     return CONFIG
 
@@ -186,10 +186,10 @@ if workflow.is_main_process and not REQUEST.exists():
 
 
 def report_request(wildcards):
-    """The file that says which run the report is wanted of; newer than a report of another run.
+    """File that names the run whose report is requested; newer than a report of another run.
 
-    The report has one fixed place, so its name cannot say what it shows. It carries the key of its
-    run instead, and only where that is not the wanted one may a time stamp make it anew.
+    The report has one fixed path, so its name cannot identify its content. It carries the key of its
+    run instead, and only if that is not the wanted one may a time stamp trigger it.
     """
     places = planned()
     if not REQUEST.exists() or REQUEST.read_text() != places.report_key:

@@ -1,7 +1,7 @@
 """Raw files to structures.
 
 REQUIRED INPUTS: the files of `dataset.source`, and `dataset.labels.file` if there is one.
-OUTPUTS: the plan (records, labels, chunks) and one shard of structures a chunk.
+OUTPUTS: the plan (records, labels, chunks) and one shard of structures per chunk.
 """
 
 
@@ -21,15 +21,15 @@ checkpoint plan:
     params:
         config=merged_config,
     message:
-        "Planning: which records there are, and how they are cut into chunks"
+        "Planning: listing records and cutting them into chunks"
     shell:
         "atomloom plan --config {params.config:q} --log {log:q}"
 
 
 rule convert:
-    """Convert the raw records of one chunk; what cannot be used goes to quarantine.
+    """Convert the raw records of one chunk; records that cannot be used go to quarantine.
 
-    No input file: only the plan knows chunks, so it is there, and its own place must not count.
+    No input file: only the plan knows chunks, so it exists, and its path must not count.
     """
     input:
         planned_here,

@@ -1,7 +1,7 @@
 """Structures to neighbour graphs.
 
 REQUIRED INPUTS: shards of structures.
-OUTPUTS: one shard of graphs a chunk, and the index that says where the graph of each record is.
+OUTPUTS: one shard of graphs per chunk, and the index that says where the graph of each record is.
 """
 
 
@@ -27,7 +27,7 @@ rule graphs:
 
 
 rule index:
-    """Say where the graph of each record is; every record is there or in quarantine."""
+    """Record where each graph is; every record is in the index or in quarantine."""
     input:
         ancient(chunks(layout.graphs)),
     output:

@@ -1,7 +1,7 @@
-"""What only potentials need: labels by a teacher.
+"""Labels by a teacher, which only potentials need.
 
 REQUIRED INPUTS: shards of structures.
-OUTPUTS: one shard of labels a chunk, of the teacher that the config names.
+OUTPUTS: one shard of labels per chunk, by the teacher of the config.
 """
 
 

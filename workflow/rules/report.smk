@@ -1,4 +1,4 @@
-"""A run to a page that a person opens.
+"""Report of a run, one HTML page.
 
 REQUIRED INPUTS: an evaluated run, its split and index.
 OUTPUTS: `results/<dataset>/report.html`.

@@ -141,7 +141,7 @@ def _section(section: str, /, **content: Any) -> dict[str, Any]:
         (_section("training", learning_rate=math.nan), "training.learning_rate: .*finite"),
         (
             _section("training", epochs=True),
-            "training.epochs: .* something else than true and false",
+            "training.epochs: .* not be true or false",
         ),
         (_section("split", ratios=[math.nan] * 3), "split.ratios.0: .*finite"),
         (
@@ -160,7 +160,7 @@ def _section(section: str, /, **content: Any) -> dict[str, Any]:
         (_section("dataset", chunks={"least": 5000}), "least 5000 is above the mean, 1000"),
         (_section("dataset", options={"a": {"b": math.inf}}), "options: a.b should be a finite"),
         (_section("dataset", name=2020), r"dataset.name: .*string \(put it in quotes\), not 2020"),
-        (_section("training", log_targets=["gap"]), "training.log_targets: gap is no target"),
+        (_section("training", log_targets=["gap"]), "training.log_targets: gap is not a target"),
         (
             _section("training", potential={"reference_energies": {"Xx": 1.0}}),
             "training.potential.reference_energies.Xx.*'Xx' is not a chemical element",
@@ -232,18 +232,18 @@ def test_a_model_without_a_name_has_the_key_of_the_default_model():
 FILES = {
     "a section twice": (
         b"training: {epochs: 3}\ndataset: {name: x}\ntraining: {seed: 1}\n",
-        "`training` stands twice, in lines 1 and 3",
+        "`training` occurs twice, in lines 1 and 3",
     ),
     "a key twice": (
         b"training:\n  epochs: 3\n  epochs: 4\n",
-        "`epochs` stands twice, in lines 2 and 3",
+        "`epochs` occurs twice, in lines 2 and 3",
     ),
-    "a key twice in JSON": (b'{"a": 1, "a": 2}', "`a` stands twice"),
+    "a key twice in JSON": (b'{"a": 1, "a": 2}', "`a` occurs twice"),
     "latin-1": ("# Å\ndataset: {}".encode("latin-1"), "line 1 is not UTF-8"),
     "utf-16": ("dataset: {}".encode("utf-16"), "line 1 is not UTF-8"),
     "deep": (b"a: " + b"[" * 5000, "nests far too deeply"),
     "rather deep": (b"a: " + b"[" * 60 + b"]" * 60, "nests deeper than 32 levels"),
-    "an anchor in itself": (b"a: &x [*x]", "an anchor stands within itself"),
+    "an anchor in itself": (b"a: &x [*x]", "an anchor contains itself"),
     "a bomb": (
         b"a0: &a0 [x, x]\n"
         + b"".join(b"a%d: &a%d [*a%d, *a%d]\n" % (n, n, n - 1, n - 1) for n in range(1, 40)),
@@ -259,7 +259,7 @@ FILES = {
     "code": (b"a: !!python/object/apply:os.system [ls]", "not valid YAML"),
     "a list": (b"- a\n- b\n", "a config is a mapping of sections"),
     "a mapping as a key": (b"? {a: 1}\n: 2\n", "not valid YAML"),
-    "large": (b"a: " + b"x" * (1 << 21), "characters are no config"),
+    "large": (b"a: " + b"x" * (1 << 21), "characters are not a config"),
     "a null character": (b"a: \0", "not valid YAML"),
 }
 

@@ -151,7 +151,7 @@ def test_a_typo_in_any_model_is_told_what_was_meant(model):
         ({"target": ["y", "n_atoms"]}, "cannot be called `n_atoms`"),
         ({"target": "id"}, "cannot be called `id`"),
         ({"global_features": ["record"]}, "cannot be called `record`"),
-        ({"target": ["T", "T_predicted"]}, "T_predicted cannot be a target beside T"),
+        ({"target": ["T", "T_predicted"]}, "T_predicted cannot be a target alongside T"),
         ({"unit": {"z": "eV"}}, "unit names z, which is not a target (y)"),
         ({"labels": [{"file": "a.csv"}, {"id_column": "id"}]}, "each of several label tables needs"),
         ({"labels": [{"file": "a.csv", "fiel": 1}]}, "labels.0.fiel: unknown key, did you mean `file`"),
@@ -169,7 +169,7 @@ def test_names_and_tables_of_labels_that_cannot_be_are_named(dataset, says):
 def test_a_class_cannot_be_called_as_a_probability():
     dataset = {**LEAST["dataset"], "target": ["a", "a_p0"]}
     assert parse_config({"dataset": dataset})
-    with pytest.raises(AtomloomError, match="a_p0 cannot be a target beside a"):
+    with pytest.raises(AtomloomError, match="a_p0 cannot be a target alongside a"):
         parse_config({"dataset": dataset, "training": {"loss": "bce"}})
 
 

@@ -57,7 +57,7 @@ def test_a_renamed_field_is_in_keys_under_its_former_name():
 
 
 def test_a_former_name_works_and_is_told_the_present_one():
-    with pytest.warns(FutureWarning, match=r"^Now.least is Now.min now; .* next version$"):
+    with pytest.warns(FutureWarning, match=r"^Now.least is now Now.min; .* next version$"):
         section = Now(least=3)
     assert section == Now(min=3)
     assert section.model_dump()["min"] == 3

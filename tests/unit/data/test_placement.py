@@ -54,7 +54,7 @@ def test_graphs_that_fit_into_half_of_the_free_memory_are_held_in_memory(graphs,
 def test_graphs_that_do_not_fit_stay_on_disk(graphs, free):
     free(2 * whole(graphs) - 2)
     choice = choose_loader(graphs, BOUNDS)
-    assert "graphs out of core: " in choice.text
+    assert "graphs on disk: " in choice.text
     assert load_graphs(graphs, choice) is graphs
     loader = open_loader(graphs, np.arange(200), bounds=BOUNDS, choice=choice, shuffle=True)
     assert isinstance(loader, ShardLoader)
@@ -123,7 +123,7 @@ def test_a_table_is_in_memory_already(graphs):
     choice = choose_loader(table, BOUNDS)
     assert choice.text.endswith("given in memory")
     begun = choose_loader(graphs, BOUNDS, mode="disk", budget=whole(graphs) // 2)
-    with pytest.raises(AtomloomError, match="the run began out of core"):
+    with pytest.raises(AtomloomError, match="the run began with graphs on disk"):
         choose_loader(table, BOUNDS, begun=begun)
 
 

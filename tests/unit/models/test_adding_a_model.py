@@ -105,7 +105,7 @@ def test_what_is_written_of_a_config_is_read_again(package, tmp_path):
     [
         ({"widht": 8}, "model.widht: unknown key, did you mean `width`?"),
         ({"width": 3}, "model.width: Input should be greater than or equal to 4, not 3"),
-        ({"width": True}, "model.width: Input should be something else than true and false"),
+        ({"width": True}, "model.width: Input should not be true or false"),
         ({"name": "mymodels.shells:Shell"}, "mymodels.shells has no class Shell"),
         ({"name": "mymodels.shells:Tensor"}, "mymodels.shells:Tensor has no attribute `Config`"),
         ({"name": "mymodels.shell:Shells"}, "cannot be imported: No module named 'mymodels.shell'"),

@@ -607,7 +607,7 @@ def test_settings_that_make_no_sense_are_refused():
         small_model(hidden={"O": (3,)})
     with pytest.raises(AtomloomError, match="one output"):
         build_model(ChebyshevConfig(**SMALL), 2)
-    with pytest.raises(ValueError, match="named twice"):
+    with pytest.raises(ValueError, match="occurs twice"):
         ChebyshevConfig(species=("O", "O"))
 
 

@@ -418,5 +418,5 @@ def test_all_elements_are_known():
 
 
 def test_a_potential_has_one_output():
-    with pytest.raises(AtomloomError, match="one number an atom"):
+    with pytest.raises(AtomloomError, match="one number per atom"):
         build_model(PaiNNConfig(width=8), 2)

@@ -243,7 +243,7 @@ def test_what_cannot_be_calculated_is_said_in_one_line(copper, tmp_path):
     other = write_potential(tmp_path / "short.safetensors", cutoff=4.0)
     with pytest.raises(AtomloomError, match="different graphs"):
         atomloom.AtomloomCalculator([copper, other])
-    with pytest.raises(AtomloomError, match="no precision"):
+    with pytest.raises(AtomloomError, match="not a precision"):
         atomloom.AtomloomCalculator(copper, dtype="float16")
     with pytest.raises(AtomloomError, match="no model here"):
         atomloom.AtomloomCalculator(tmp_path / "none.safetensors")
@@ -257,7 +257,7 @@ def test_what_cannot_be_calculated_is_said_in_one_line(copper, tmp_path):
         ({"dtpye": "float64"}, "no keyword `dtpye`, did you mean `dtype`"),
         ({"skins": 1.0}, "no keyword `skins`, did you mean `skin`"),
         ({"xc": "PBE"}, "no keyword `xc`; its constructor knows device, dtype, skin"),
-        ({"skin": -1}, "skin: is a length from 0 to 10 A, not -1"),
+        ({"skin": -1}, "skin: should be a length from 0 to 10 A, not -1"),
         ({"skin": np.nan}, "not nan"),
         ({"device": "gpu"}, "'gpu' is no device; use auto, cpu or cuda"),
     ],

@@ -132,7 +132,7 @@ def test_what_the_model_was_trained_under_is_what_structures_are_checked_by(tmp_
         assert pd.read_parquet(output)["record"].tolist() == kept
     assert call("--model", usual, "--source", source, "--output", output) == 0
     assert refusals(output) == [
-        "a volume of 16000 A^3 an atom, more than 10000; a molecule in a box? set --option box=molecule"
+        "a volume of 16000 A^3 per atom, more than 10000; a molecule in a box? set --option box=molecule"
     ]
 
 

@@ -69,19 +69,22 @@ def test_a_failure_says_why_and_stops_nobody():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"calculator": "nonsense"}, "nonsense is not here"),
-        ({"calculator": "no.such.module:Thing"}, "is not here"),
-        ({"calculator": "ase.calculators.emt:Nothing"}, "is not here"),
+        ({"calculator": "nonsense"}, "nonsense is not available"),
+        ({"calculator": "no.such.module:Thing"}, "is not available"),
+        ({"calculator": "ase.calculators.emt:Nothing"}, "is not available"),
         ({"calculator": "ase.calculators.tip3p:TIP3P", "options": {"x": 1}}, "TIP3P: "),
         (
             {"calculator": "ase.build:bulk", "options": {"name": "Cu"}},
-            "no class of ASE calculators",
+            "not a class of ASE calculators",
         ),
-        ({"calculator": "os:system", "options": {"command": "x"}}, "no class of ASE calculators"),
-        ({"calculator": "builtins:dict"}, "no class of ASE calculators"),
-        ({"calculator": "ase:Atoms"}, "no class of ASE calculators"),
-        ({"calculator": "no such:Thing"}, "is not here"),
-        ({"calculator": ":Thing"}, "is not here"),
+        (
+            {"calculator": "os:system", "options": {"command": "x"}},
+            "not a class of ASE calculators",
+        ),
+        ({"calculator": "builtins:dict"}, "not a class of ASE calculators"),
+        ({"calculator": "ase:Atoms"}, "not a class of ASE calculators"),
+        ({"calculator": "no such:Thing"}, "is not available"),
+        ({"calculator": ":Thing"}, "is not available"),
         ({"calculator": "atomloom"}, "needs a model file"),
     ],
 )

@@ -122,5 +122,5 @@ def test_after_an_interruption_no_crystal_gets_the_answer_of_another(monkeypatch
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "10", True])
 def test_the_time_is_a_positive_number(value):
-    with pytest.raises(AtomloomError, match="order_seconds is a number of seconds"):
+    with pytest.raises(AtomloomError, match="order_seconds should be a number of seconds"):
         check_options({"order_seconds": value})

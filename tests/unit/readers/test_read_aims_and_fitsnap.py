@@ -92,9 +92,9 @@ def test_geometries_are_named_after_their_folders(tmp_path):
     [
         ("lattice_vector 0.5 0.0 7.0\n", "", "2 lattice vectors, not 3"),
         ("lattice_vector 0.5 0.0 7.0", "lattice_vector 0.5 0.0", "line 7: lattice_vector without three numbers"),
-        ("lattice_vector 0.5 0.0 7.0", "lattice_vectr 0.5 0.0 7.0", "line 7: `lattice_vectr` is no keyword that is read"),
-        ("atom 4.0", "atmo 4.0", "line 16: `atmo` is no keyword that is read"),
-        ("empty", "multipole", "line 15: `multipole` is no keyword that is read"),
+        ("lattice_vector 0.5 0.0 7.0", "lattice_vectr 0.5 0.0 7.0", "line 7: `lattice_vectr` is not a known keyword"),
+        ("atom 4.0", "atmo 4.0", "line 16: `atmo` is not a known keyword"),
+        ("empty", "multipole", "line 15: `multipole` is not a known keyword"),
         ("-1.0d0", "x", "atoms: not a number: `x`"),
         ("2.0 O", "2.0", "line 16: atom without three numbers and a species"),
         ("2.0 O", "2.0 Emptium", "line 16: unknown element `Emptium`"),
@@ -200,8 +200,8 @@ def test_atomic_units_are_converted_and_a_cell_is_no_must(tmp_path):
         ({"NumAtoms": 3}, "2 AtomTypes, but NumAtoms is 3"),
         ({"Forces": [[0, 0, 0]]}, r"Forces of shape \(1, 3\), not \(2, 3\)"),
         ({"Stress": [1, 2, 3, 4, 5, 6]}, r"Stress of shape \(6,\), not \(3, 3\)"),
-        ({"Positions": [["a", 0, 0], [0, 0, 0]]}, "Positions is no table of numbers"),
-        ({"Forces": [[0, 0], [0, 0, 0]]}, "Forces is no table of numbers"),
+        ({"Positions": [["a", 0, 0], [0, 0, 0]]}, "Positions is not a table of numbers"),
+        ({"Forces": [[0, 0], [0, 0, 0]]}, "Forces is not a table of numbers"),
         ({"Data": "none"}, "no `Dataset` with a list `Data`"),
     ],
 )

@@ -103,7 +103,7 @@ def test_rhombohedral_groups_have_the_axes_of_the_cell(cell, atoms, number):
     head = "_space_group_IT_number 167" if number else "_space_group_name_H-M_alt 'R -3 c'"
     assert len(parse("cif", cif(head, "Ca Ca 0 0 0", cell))) == atoms
     other = "R -3 c :R" if atoms == 6 else "R -3 c :H"
-    with pytest.raises(AtomloomError, match="do not keep the lengths and angles"):
+    with pytest.raises(AtomloomError, match="do not preserve the lengths and angles"):
         parse("cif", cif(f"_space_group_name_H-M_alt '{other}'", "Ca Ca 0 0 0", cell))
 
 
@@ -213,9 +213,9 @@ def test_modulated_structures_are_refused(head):
         (["x,y,x"], "`x,y,x` is singular"),
         (["x,y,z", "2x,y,z"], "`2x,y,z` is singular or changes the volume"),
         (["-x,-y,-z"], "without the identity"),
-        (["x,y,z", "-x,-y,z", "x,-y,-z"], "no group"),
-        (["x,y,z", "x,y,z+1/3"], "no group"),
-        (["x,y,z", "y,x,-z"], "do not keep the lengths and angles"),
+        (["x,y,z", "-x,-y,z", "x,-y,-z"], "not form a group"),
+        (["x,y,z", "x,y,z+1/3"], "not form a group"),
+        (["x,y,z", "y,x,-z"], "do not preserve the lengths and angles"),
         (["x,y,z", "-x,-y"], "cannot be read"),
         (["x,y,z", "q,y,z"], "cannot be read"),
     ],
@@ -277,7 +277,7 @@ def test_listed_images_of_a_site_are_one_atom_if_the_list_or_the_formula_is_whol
         parse("cif", cif(inversion, pair + "\nO1 O .4 .1 .1"))
     formula = inversion + "\n_chemical_formula_sum 'K O'\n_cell_formula_units_Z 2"
     assert content(cif(formula, pair + "\nO1 O .4 .1 .1")) == "K2 O2"
-    with pytest.raises(AtomloomError, match="sites K1 and Na1 are at one place"):
+    with pytest.raises(AtomloomError, match="sites K1 and Na1 are at the same position"):
         parse("cif", cif(inversion, "K1 K .1 .2 .3\nNa1 Na .9 .8 .7"))
 
 
@@ -502,7 +502,7 @@ def test_type_symbols_are_one_element_or_refused(symbol, element):
 @pytest.mark.parametrize(
     ("column", "values", "reason"),
     [
-        ("attached_hydrogens", "0 1", "hydrogens attached to site O1 have no places"),
+        ("attached_hydrogens", "0 1", "hydrogens attached to site O1 have no coordinates"),
         ("disorder_group", "1 2", "alternatives of each other"),
         ("disorder_group", ". -1", "alternatives of each other"),
         ("calc_flag", "d dum", "dummy site"),

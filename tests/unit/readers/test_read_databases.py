@@ -187,7 +187,8 @@ def test_deepmd_coordinates_of_another_number_of_atoms_are_refused(tmp_path):
         "0 1 2 3 4 5 0 0 0 0 0 0 0 0"
     )  # twice as many as there are
     assert (
-        "coord.npy: shape (2, 21) of float64, not 42 numbers a frame" in reasons(tmp_path / "s")[0]
+        "coord.npy: shape (2, 21) of float64, not 42 numbers per frame"
+        in reasons(tmp_path / "s")[0]
     )
 
 

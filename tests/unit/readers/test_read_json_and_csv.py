@@ -239,7 +239,7 @@ def test_what_is_no_structure_among_entries_becomes_a_record_that_fails(tmp_path
         except AtomloomError as error:
             outcomes.append(str(error))
     assert outcomes[0] == 6
-    assert outcomes[1] == "an entry that is no structure but a int"
+    assert outcomes[1] == "an entry that is not a structure but a int"
     assert "no structure in this entry (keys: a)" in outcomes
     assert len(outcomes) == 6
 
@@ -414,5 +414,5 @@ def test_an_entry_by_name_that_is_null_becomes_a_record_that_fails(tmp_path):
     path = write(tmp_path / "a.json", {"a": first.as_dict(), "b": None, "c": last.as_dict()})
     found = {record.id: record for record in records(path)}
     assert found.keys() == {"a", "b", "c"}
-    with pytest.raises(AtomloomError, match="no structure but a NoneType"):
+    with pytest.raises(AtomloomError, match="not a structure but a NoneType"):
         parse_record(found["b"].format, found["b"].payload)

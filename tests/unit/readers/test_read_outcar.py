@@ -180,7 +180,7 @@ def test_a_killed_job_s_steps_are_refused_or_taken_by_option(tmp_path):
     for place in (text.rindex("TOTAL-FORCE") + 200, text.rindex("FREE ENERGIE"), energy + 3):
         (tmp_path / "OUTCAR").write_text(text[:place])
         assert outcomes(tmp_path, truncated=True) == ["", ""]
-        reason = "breaks off after 2 whole ionic steps: the file ends within a step; set the option `truncated: true`"
+        reason = "breaks off after 2 complete ionic steps: the file ends within a step; set the option `truncated: true`"
         first, second = outcomes(tmp_path)
         assert first == second
         assert first.startswith(reason)

@@ -115,7 +115,7 @@ Direct
         ("Ga As", "1 1", "Ga", "As", [31, 33]),
         ("Ga As ! a film", "1 1", "", "", [31, 33]),
         ("Ga1 As1", "1 1", "", "", [31, 33]),
-        ("In At", "1 1", "Ga", "As", "the comment has other elements than the words behind"),
+        ("In At", "1 1", "Ga", "As", "the comment has other elements than the words after"),
         ("Ga2 As1", "1 1", "", "", "no element symbols"),  # its numbers are not those of the atoms
         ("As grown", "2", "", "", "no element symbols"),
         ("No title", "2", "", "", "no element symbols"),
@@ -236,8 +236,8 @@ def outcome(record):
     ("behind", "message"),
     [
         (" 0.1 0.1 0.1\n", "line 13: more coordinates than atoms"),
-        ("another\n0.1 0.1 0.1\n", "line 13: `another`, and numbers behind it, are no velocities"),
-        ("\n 0.1 0.1 0.1\n 0.2 0.2 0.2\n 0.3 0.3 0.3\n" * 2, "several times 3 rows behind the coordinates"),
+        ("another\n0.1 0.1 0.1\n", "line 13: `another`, and the numbers after it, are not velocities"),
+        ("\n 0.1 0.1 0.1\n 0.2 0.2 0.2\n 0.3 0.3 0.3\n" * 2, "several times 3 rows after the coordinates"),
         ("\n 0.1 0.1 0.1\n 0.2 0.2 0.2\n 0.3 0.3 0.3\n", None),
         ("# made by hand\n\nsee the paper\n", None),
         ("Direct\n 0.1 0.1 0.1\n" * 3 + "\n1\n 0.5\n 0 0 0 0\n", None),

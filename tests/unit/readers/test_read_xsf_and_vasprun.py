@@ -57,9 +57,9 @@ def test_aenet_s_energy_and_forces_are_read():
         ("total energy = -10.5 [Ha]", -10.5 * HARTREE),
         ("total energy = -10.5 Ry.", -10.5 * HARTREE / 2),
         ("total energy = -10.5 eV (per cell)", -10.5),
-        ("total energy = -10.5 furlong", "line 1: `furlong` is no known unit of energy"),
-        ("total energy = -10.5 eV/atom", "line 1: `eV/atom` is no known unit of energy"),
-        ("total energy = -10.5 eV per atom", "line 1: `eV per atom` is no known unit of energy"),
+        ("total energy = -10.5 furlong", "line 1: `furlong` is not a known unit of energy"),
+        ("total energy = -10.5 eV/atom", "line 1: `eV/atom` is not a known unit of energy"),
+        ("total energy = -10.5 eV per atom", "line 1: `eV per atom` is not a known unit of energy"),
         (
             "total energy = -10.5 eV\n# total energy = -11 eV",
             "line 2: another total energy than before",
@@ -88,9 +88,9 @@ def test_forces_beside_an_energy_in_another_unit_need_one_themselves():
         np.testing.assert_allclose(properties["forces"][0], np.array([0.1, 0.2, 0.3]) * factor)
     without = parse("xsf", XSF.split("\n", 1)[1]).properties["forces"]
     np.testing.assert_allclose(without[0], np.array([0.1, 0.2, 0.3]) * HARTREE)
-    with pytest.raises(AtomloomError, match="xsf_forces is `ev`, `rydberg` or `hartree`"):
+    with pytest.raises(AtomloomError, match="xsf_forces should be `ev`, `rydberg` or `hartree`"):
         check_options({"xsf_forces": "Ha"})
-    with pytest.raises(AtomloomError, match="runner_units is `bohr` or `metal`"):
+    with pytest.raises(AtomloomError, match="runner_units should be `bohr` or `metal`"):
         check_options({"runner_units": "real"})
 
 
@@ -115,7 +115,7 @@ def test_dim_group_says_in_how_many_directions_it_is_periodic(text, pbc):
         with pytest.raises(AtomloomError, match="before"):
             parse("xsf", XSF.replace("CRYSTAL\n", f"{other}\nDIM-GROUP\n {text}\n"))
         return
-    with pytest.raises(AtomloomError, match="is no number of directions"):
+    with pytest.raises(AtomloomError, match="is not a number of directions"):
         parse("xsf", changed)
 
 
@@ -340,7 +340,7 @@ def test_a_killed_job_s_steps_are_refused_beside_good_files_or_taken_by_option(t
         f"good-00000{n}" for n in range(3)
     ]
     assert list(reasons)[3:] == ["killed-000000", "killed-000001"]
-    assert "breaks off after 2 whole ionic steps: not valid XML" in reasons["killed-000001"]
+    assert "breaks off after 2 complete ionic steps: not valid XML" in reasons["killed-000001"]
     assert "set the option `truncated: true`" in reasons["killed-000001"]
     assert len(read(tmp_path, truncated=True)) == 5
     (tmp_path / "killed" / "vasprun.xml").write_text(text[:200])

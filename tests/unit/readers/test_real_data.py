@@ -157,7 +157,7 @@ def test_rmd17_energies_have_a_capital_and_boxes_are_fake(data_folder):
     assert len(records) == 1000
     boxed = [parse_record(r.format, r.payload, r.id) for r in records]
     with pytest.raises(
-        AtomloomError, match=r"13888\.9 A\^3 an atom.*set the option `box: molecule`"
+        AtomloomError, match=r"13888\.9 A\^3 per atom.*set the option `box: molecule`"
     ):
         check_structure(boxed[0], Checks())
     free = parsed(records, box="molecule")

@@ -109,7 +109,7 @@ def test_a_missing_source_and_an_unknown_format_are_errors(tmp_path):
 def test_a_mistyped_option_is_an_error():
     with pytest.raises(AtomloomError, match="unknown option `bx`; did you mean `box`"):
         list(enumerate_records([], "auto", {"bx": "molecule"}))
-    with pytest.raises(AtomloomError, match="box is `keep` or `molecule`"):
+    with pytest.raises(AtomloomError, match="box should be `keep` or `molecule`"):
         list(enumerate_records([], "auto", {"box": "yes"}))
 
 
@@ -190,7 +190,7 @@ def test_links_and_devices_in_an_archive_are_refused(tmp_path, kind):
         entry.type, entry.linkname = kind, "/etc/passwd"
         archive.addfile(entry)
     with pytest.raises(
-        AtomloomError, match=r"a\.tar: member `1\.vasp` is (a link|no plain file): refused"
+        AtomloomError, match=r"a\.tar: member `1\.vasp` is (a link|not a plain file): refused"
     ):
         records(tmp_path / "a.tar")
 
@@ -248,7 +248,7 @@ def test_a_damaged_archive_stops_the_run_since_nobody_knows_what_is_lost(tmp_pat
     with pytest.raises(AtomloomError, match=r"b\.zip: damaged"):
         records(tmp_path / "b.zip")
     (tmp_path / "c.tar.gz").write_bytes(b"")
-    with pytest.raises(AtomloomError, match=r"c\.tar\.gz: damaged, or no archive"):
+    with pytest.raises(AtomloomError, match=r"c\.tar\.gz: damaged, or not an archive"):
         records(tmp_path / "c.tar.gz")
 
 

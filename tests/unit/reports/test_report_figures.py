@@ -47,9 +47,9 @@ def all_figures():
         "stages": (figures.stage_figure(timings), ("time of all jobs (s)", "stage")),
         "epoch times": (
             figures.epoch_time_figure(course, {"data": curve, "forward": curve}),
-            ("epoch", "time of an epoch (s)"),
+            ("epoch", "time per epoch (s)"),
         ),
-        "neighbours": (figures.neighbor_figure(graphs), ("neighbours of an atom", "atoms (%)")),
+        "neighbours": (figures.neighbor_figure(graphs), ("neighbours per atom", "atoms (%)")),
     }
 
 
@@ -67,7 +67,7 @@ def test_one_slow_epoch_does_not_flatten_the_others():
     assert figures.longest_shown(np.concatenate(([0.5], usual))) == 0.5
     course = figures.Course(np.arange(1.0, 42.0), "epoch", None)
     (axes,) = figures.epoch_time_figure(course, {"forward": first_compiles}).axes
-    assert axes.get_ylabel() == "time of an epoch (ms)"
+    assert axes.get_ylabel() == "time per epoch (ms)"
     assert axes.get_ylim()[1] < 400
 
 

@@ -95,7 +95,7 @@ def test_the_page_has_every_section_with_its_content(make_run):
         "snakemake --cores 2 --configfile config.yaml",
         "0123456789abcdef",
         "fedcba9876543210",
-        "Where the time of an epoch goes. Over all epochs: data 10 %, forward 30 %, backward 60 %.",
+        "Time per epoch by part. Over all epochs: data 10 %, forward 30 %, backward 60 %.",
         "convert 3 9.0 s 4.0 s 315 MB",
     ):
         assert expected in page.text, expected
@@ -237,7 +237,7 @@ def test_nan_in_any_file_becomes_a_dash_and_a_remark(make_run):
     metrics["band_gap"]["val"] = {"mae": float("nan"), "r2": None, "count": 3}
     (run.folder / "metrics.json").write_text(json.dumps(metrics))
     page, text = page_of(run)
-    assert "2 predictions of band_gap are no finite numbers" in page.text
+    assert "2 predictions of band_gap are not finite numbers" in page.text
     assert "1 structure without a reference band_gap" in page.text
     assert f"validation 3 {NONE} {NONE} {NONE}" in page.text
     assert "NaN" not in text
@@ -293,7 +293,7 @@ def test_what_a_careful_reader_would_ask_is_said_first(make_run):
         "no better than guessing the mean",
         "60 records (38 % of all) went to quarantine",
         "The best epoch was the last one",
-        "changes that were not committed",
+        "uncommitted changes",
     ):
         assert remark in page.text, remark
 
@@ -318,7 +318,7 @@ def test_duplicates_across_splits_are_told_and_those_taken_out_have_their_place(
     (run.folder / "run.json").write_text(json.dumps(card))
     page = page_of(run)[0].text
     assert says in page
-    assert ("duplicates across splits, taken out" in page) == bool(removed)
+    assert ("duplicates across splits, removed" in page) == bool(removed)
 
 
 def test_an_untroubled_run_has_no_remarks(make_run):

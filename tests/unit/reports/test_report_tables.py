@@ -236,7 +236,7 @@ def test_damaged_files_are_named(tmp_path):
         tables.read_frame(broken)
     listed = tmp_path / "run.json"
     listed.write_text("[1]")
-    with pytest.raises(AtomloomError, match="no JSON object"):
+    with pytest.raises(AtomloomError, match="not a JSON object"):
         tables.read_run_card(listed)
     with pytest.raises(AtomloomError, match="no column `split`"):
         tables.predictions_of(small_frame().drop(columns="split"), "gap")

@@ -136,7 +136,7 @@ def test_a_label_that_contradicts_the_structure_s_own_is_refused():
     rows[3] = {**rows[2], "jid": "j3", "gap": 7.5000001}
     Path("a.json").write_text(json.dumps(rows))
     used, refused, _ = divided(config("a.json", labels=None))
-    assert refused == {"j2": "gap is 2 beside the structure and 7.5 in it"}
+    assert refused == {"j2": "gap is 2 alongside the structure and 7.5 in it"}
     assert used["gap"]["j3"] == 7.5000001
 
 
@@ -336,7 +336,7 @@ def test_a_record_s_own_value_that_a_label_table_overrules_is_said():
     plan = make_plan(layout, lines.append)
     convert_chunk(layout, plan, plan.chunk_keys[0], lines.append)
     write_split(RunPaths(layout, plan), lines.append)
-    assert "2 structures hold another energy than the labels say: labels count" in lines
+    assert "2 structures have another energy than the label table, which takes precedence" in lines
 
 
 def test_a_test_set_that_tears_groups_apart_is_said():
@@ -350,7 +350,7 @@ def test_a_test_set_that_tears_groups_apart_is_said():
         convert_chunk(layout, plan, key, say_nothing)
     write_split(RunPaths(layout, plan), lines.append)
     assert lines[0] == (
-        "warning: 2 groups of `family` stand in the test set and outside it, as split.kind: folds says "
+        "warning: 2 groups of `family` are both in the test set and outside it, by split.kind: folds "
         "(first: f0)"
     )
 

@@ -118,13 +118,13 @@ def test_a_table_is_read_in_whatever_encoding(tmp_path, encoding):
         ("gap\na,1\nb,2\n", "line 2 has 2 columns, the header names 1"),
         ("# by a program\nid,gap\na,1\n", "line 2 has 2 columns, the header names 1"),
         ("id;gap;x\na;1;2;3\n", "line 2 has 4 columns, the header names 3"),
-        ('id,gap\na,"1.5\nb,2\n', "is no table: line 3: unexpected end of data"),
-        ("id,gap\n", "is no table: it has no rows"),
-        ("\n \n", "is no table: it is empty"),
+        ('id,gap\na,"1.5\nb,2\n', "is not a table: line 3: unexpected end of data"),
+        ("id,gap\n", "is not a table: it has no rows"),
+        ("\n \n", "is not a table: it is empty"),
         (b"id,gap\na,1\0\n", "is neither text nor parquet"),
         (b"PK\x03\x04\0\0xl/workbook.xml", "is an archive"),
         ('[{"id": "a", "gap": 1}]', "is JSON; label tables are CSV or parquet"),
-        (b"PAR1 and no more", "is no table: "),
+        (b"PAR1 and no more", "is not a table: "),
         (gzip.compress(TEXT.encode(), mtime=0)[:-9], "damaged: "),
     ],
 )
@@ -135,7 +135,7 @@ def test_a_table_whose_values_could_shift_is_refused(tmp_path, text, says):
 def test_a_parquet_that_breaks_off_is_named(tmp_path):
     path = tmp_path / "whole.parquet"
     pd.DataFrame({"id": ["a"], "gap": [1.5]}).to_parquet(path)
-    assert "l.csv: is no table: " in refusal(tmp_path, path.read_bytes()[:-40])
+    assert "l.csv: is not a table: " in refusal(tmp_path, path.read_bytes()[:-40])
 
 
 def test_of_two_columns_of_one_name_nobody_knows_which_is_meant(tmp_path):
@@ -153,7 +153,7 @@ def test_of_two_columns_of_one_name_nobody_knows_which_is_meant(tmp_path):
 
 def test_a_column_of_row_numbers_is_not_taken_for_ids_beside_one_that_is_called_so(tmp_path):
     says = refusal(tmp_path, ",id,gap\n0,4,1\n1,3,2\n")
-    assert "its first column has no name and numbers the rows, beside a column `id`" in says
+    assert "its first column has no name and numbers the rows, and there is a column `id`" in says
     assert "`Unnamed: 0`" in says
     for of_a_table_cut_or_sorted in (",id,gap\n0,4,1\n3,3,2\n", ",id,gap\n1,4,1\n0,3,2\n"):
         assert "numbers the rows" in refusal(tmp_path, of_a_table_cut_or_sorted)
@@ -322,14 +322,14 @@ def test_a_row_with_some_of_its_targets_keeps_them(tmp_path):
     frame = joined(
         tmp_path, "id,gap,bulk\na,1,\nb,NA,7\nc,nan,None\n", target=["gap", "bulk"]
     ).set_index("problem")
-    assert frame.index.tolist() == ["", "", "no label: gap is 'nan', no finite number"]
+    assert frame.index.tolist() == ["", "", "no label: gap is 'nan', not a finite number"]
     assert frame["gap"].isna().tolist() == [False, True, True]
     assert frame["bulk"].isna().tolist() == [True, False, True]
 
 
 def test_a_cell_that_holds_no_number_is_not_passed_over_beside_one_that_does(tmp_path):
     frame = joined(tmp_path, "id,gap,bulk\na,1,1_0\nb,1,2\nc,1,3\n", target=["gap", "bulk"])
-    assert frame["problem"].tolist() == ["no label: bulk is '1_0', no finite number", "", ""]
+    assert frame["problem"].tolist() == ["no label: bulk is '1_0', not a finite number", "", ""]
 
 
 def test_a_global_feature_is_needed_of_every_record(tmp_path):
@@ -373,7 +373,7 @@ def test_a_row_by_the_name_of_a_file_of_several_records_says_so(tmp_path):
     [
         ("id,gap\nx,1\ny,2\n", "a, no label: `a` is not in"),
         ("id,gap\na,\nb,\nc,\n", "a, no label: gap is missing"),
-        ('id,gap\na,"1,5"\nb,"2,5"\nc,"3,5"\n', "a, no label: gap is '1,5', no finite number"),
+        ('id,gap\na,"1,5"\nb,"2,5"\nc,"3,5"\n', "a, no label: gap is '1,5', not a finite number"),
     ],
 )
 def test_a_target_that_no_record_has_is_refused(tmp_path, text, first):
@@ -420,7 +420,7 @@ def test_a_column_of_the_split_that_nothing_has_is_named(tmp_path):
         {"dataset": {"name": "x", "source": "s", "target": "y"}, "split": {"group": "family"}}
     )
     records = Named(["a"], ["a"], ["a"], [{"y": 1.0}])
-    with pytest.raises(AtomloomError, match="split: no record has a column `family` beside it"):
+    with pytest.raises(AtomloomError, match="split: no record has a column `family` alongside it"):
         join_labels(config, [], records)
 
 
@@ -442,7 +442,7 @@ def test_labels_that_were_good_before_keep_their_digest(tmp_path):
         index=False
     ) == (
         "gap,text:set,problem\n1.5,train,\n"
-        ",val,\"no label: gap is 'na', no finite number\"\n2.0,,\n,x,no label: gap is missing\n"
+        ",val,\"no label: gap is 'na', not a finite number\"\n2.0,,\n,x,no label: gap is missing\n"
     )
 
 

@@ -70,7 +70,7 @@ def test_rows_are_counted_in_log_and_files_however_many_partners_each_has(tmp_pa
     said = []
     folder = write_split(places, said.append)
     told = "7 of 9 training and validation rows are duplicates across splits (0 exact, 7 near)"
-    assert f"0 in quarantine; {told}, taken out" in said[0]
+    assert f"0 in quarantine; {told}, removed" in said[0]
     counts = json.loads((folder / "split.json").read_text())
     assert (counts["duplicates"], counts["removed_as_duplicates"]) == (7, 7)
     assert counts["quarantined"] == 0
@@ -86,7 +86,7 @@ def test_rows_are_counted_in_log_and_files_however_many_partners_each_has(tmp_pa
 def test_a_split_from_which_all_were_taken_says_that_they_are_duplicates(tmp_path):
     frames = {"train": twins(COPPER, 3), "val": [SILVER], "test": [COPPER * (2, 2, 1)]}
     places = split_of(tmp_path, frames)
-    with pytest.raises(AtomloomError, match="training: all 3 were taken out as duplicates"):
+    with pytest.raises(AtomloomError, match="training: all 3 were removed as duplicates"):
         write_split(places, quiet)
     assert len(pd.read_csv(places.split / "duplicates.csv")) == 3
 

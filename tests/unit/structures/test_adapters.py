@@ -109,7 +109,9 @@ def test_jarvis_atoms_keep_the_digits_of_their_lattice(cartesian):
 
 
 def test_anything_else_is_an_error():
-    with pytest.raises(AtomloomError, match=r"a builtins\.dict is no structure; give a pymatgen"):
+    with pytest.raises(
+        AtomloomError, match=r"a builtins\.dict is not a structure; give a pymatgen"
+    ):
         to_structure({})
     ours = Structure(np.array([1]), np.zeros((1, 3)), np.zeros((3, 3)), np.zeros(3, dtype=bool))
     assert to_structure(ours) is ours

@@ -119,7 +119,7 @@ def test_a_slab_is_not_periodic_across_its_vacuum():
 
 def test_an_empty_cell_is_refused_and_a_molecule_has_none():
     with pytest.raises(
-        AtomloomError, match=r"a volume of 125000 A\^3 an atom, more than 10000.*box: molecule"
+        AtomloomError, match=r"a volume of 125000 A\^3 per atom, more than 10000.*box: molecule"
     ):
         check_structure(structure([1], [[0, 0, 0]], np.eye(3) * 50), Checks())
     check_structure(structure([1], [[0, 0, 0]], pbc=False), Checks())

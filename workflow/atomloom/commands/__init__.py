@@ -1,1 +1,1 @@
-"""Commands beside the stages: prediction, tuning of a run, cost, inspection and care of a store."""
+"""Commands besides the stages: prediction, tuning of a run, cost, inspection, maintenance of a store."""

@@ -1,4 +1,4 @@
-"""`atomloom bench`: how large a batch may be, and what each precision does, on the user's own data."""
+"""`atomloom bench`: the largest batch, and a comparison of precisions, on the user's own data."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from atomloom.training.trainer import rows_with_targets
 Log = Callable[[str], None]
 
 WATCH_SECONDS = 0.005
-"""Between two looks at how much a trial process takes."""
+"""Seconds between two checks of the memory of a trial process."""
 
 
 def bench_folder(places: RunPaths) -> Path:
-    """Where the results of benchmarks of a run go, whether it is trained or not."""
+    """Folder for the results of benchmarks of a run, whether it is trained or not."""
     return places.layout.results / "bench" / places.run_key
 
 
@@ -41,11 +41,11 @@ def bench_folder(places: RunPaths) -> Path:
 
 
 def bench_batch(places: RunPaths, limit: int | None, log: Log) -> Found:
-    """Find the largest batch, in processes of its own; writes `batch.json`.
+    """Find the largest batch, in separate processes; writes `batch.json`.
 
     Args:
-        places: index and split are there.
-        limit: bytes; what is free unless given.
+        places: paths of the run, with index and split done.
+        limit: bytes; by default the free memory.
         log: takes one line at a time.
 
     Raises:
@@ -100,13 +100,13 @@ def bench_batch(places: RunPaths, limit: int | None, log: Log) -> Found:
 
 
 def run_trials(places: RunPaths, sizes: list[int]) -> None:
-    """What a trial process does: one line of JSON for each size that fits."""
+    """Run trials in a trial process: print one line of JSON for each size that fits."""
     for trial in make_trials(load_labelled(places), places.config, sizes):
         print(json.dumps(trial.content()), flush=True)
 
 
 def _attempt(config: Path, sizes: list[int], limit: int | None) -> Iterator[Trial]:
-    """Trials by a process of its own, which is ended when it takes more than the limit."""
+    """Run trials in a separate process, which is killed when it exceeds the limit."""
     command = [sys.executable, "-P", "-m", "atomloom", "bench", "batch", "--config", str(config)]
     command += ["--trials", ",".join(map(str, sizes))]
     ended = threading.Event()
@@ -130,7 +130,7 @@ def _attempt(config: Path, sizes: list[int], limit: int | None) -> Iterator[Tria
 
 
 def _watch(process: subprocess.Popen[str], limit: int | None, ended: threading.Event) -> None:
-    """Kill a process that takes more than the limit, before the machine has to."""
+    """Kill a process that takes more than the limit, before the system has to."""
     import psutil
 
     try:
@@ -141,7 +141,7 @@ def _watch(process: subprocess.Popen[str], limit: int | None, ended: threading.E
                 process.kill()
             time.sleep(WATCH_SECONDS)
     except psutil.Error:
-        return  # it is over
+        return  # it has ended
 
 
 # --- precision ---
@@ -175,7 +175,7 @@ def precision_table(modes: list[Mode]) -> Iterator[str]:
     """The precision report for people."""
     yield (
         f"{'precision':<11}{'in use':<8}{'output error':>13}{'gradient error':>16}"
-        f"{'last loss':>11}{'val MAE':>11}{'ms a step':>11}{'speed':>8}"
+        f"{'last loss':>11}{'val MAE':>11}{'ms/step':>11}{'speed':>8}"
     )
     for mode in modes:
         head = f"{mode.precision:<11}{'yes' if mode.used else 'NO':<8}"
@@ -191,7 +191,7 @@ def precision_table(modes: list[Mode]) -> Iterator[str]:
 
 
 def _draw(curves: pd.DataFrame, path: Path) -> None:
-    """Loss by step, smoothed over a twentieth of them."""
+    """Draw the loss by step, smoothed over a twentieth of the steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

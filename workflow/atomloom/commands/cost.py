@@ -1,6 +1,6 @@
-"""`atomloom plan --cost`: what converting and building will take, measured on a sample of the records.
+"""`atomloom plan --cost`: the cost of converting and building, measured on a sample of the records.
 
-Nothing of the data set is written: the sample goes through the same code into a temporary folder.
+Nothing is written to the store: the sample is processed by the same code into a temporary folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from atomloom.structures.table import StructureTable
 
 SAMPLE = 500
 JOB_SECONDS = 2.0
-"""Start of one job by the workflow: its interpreter, its libraries and Snakemake's own bookkeeping;
+"""Seconds for starting one job by the workflow: interpreter, libraries and Snakemake's bookkeeping;
 mp36k took 78 s in all for 15 s of work in about 80 jobs (benchmarks/speed/data_plane.py --only mp36k)."""
 
 
@@ -34,31 +34,31 @@ class Cost:
 
     records: int
     missing: int
-    """Records of chunks that are not converted or not built yet."""
+    """Records in chunks that are not converted or not built yet."""
     jobs: int
     """Chunk jobs still to run."""
     sample: int
     refused: int
     """Records of the sample that would go to quarantine."""
     convert_ms: float
-    """Milliseconds a record."""
+    """Milliseconds per record."""
     graphs_ms: float
     structure_bytes: float
-    """Bytes of shard a record."""
+    """Bytes of shard per record."""
     graph_bytes: float
     edges: float
-    """Edges a structure."""
+    """Edges per structure."""
 
     def lines(self, cores: int) -> Iterator[str]:
-        """A table for people."""
+        """Lines of a table for the user."""
         share = self.refused / self.sample
         size = self.records * (self.structure_bytes + self.graph_bytes)
         work = self.missing * (self.convert_ms + self.graphs_ms) / 1e3
         yield f"records            {self.records:,}, of which {self.missing:,} are to be converted or built"
         yield f"measured on        {self.sample:,} records, {share:.1%} of them refused"
-        yield f"convert            {self.convert_ms:.3f} ms a record"
-        yield f"graphs             {self.graphs_ms:.3f} ms a record, {self.edges:.0f} edges"
-        yield f"store              {size / 1e6:,.1f} MB in all, {size / self.records:,.0f} bytes a record"
+        yield f"convert            {self.convert_ms:.3f} ms per record"
+        yield f"graphs             {self.graphs_ms:.3f} ms per record, {self.edges:.0f} edges"
+        yield f"store              {size / 1e6:,.1f} MB in total, {size / self.records:,.0f} bytes per record"
         yield f"command line       {work / cores:,.0f} s on {cores} cores"
         yield (
             f"workflow           about {(work + self.jobs * JOB_SECONDS) / cores:,.0f} s on {cores} cores, "

@@ -26,16 +26,16 @@ from atomloom.structures.elements import SYMBOLS
 from atomloom.structures.structure import Structure
 
 SHOWN = 8
-"""How many of the most frequent formulas, elements and reasons are listed."""
+"""Number of the most frequent formulas, elements and reasons that are listed."""
 BAR = 40
-"""Characters of the longest bar of a histogram."""
+"""Length of the longest bar of a histogram in characters."""
 
 
 def inspect_path(path: Path) -> Iterator[str]:
-    """Lines that say what is at `path`: a shard, an index, a folder of graph shards or raw files.
+    """Describe in lines what is at `path`: a shard, an index, a folder of graph shards or raw files.
 
     Raises:
-        AtomloomError: when there is nothing, or it is damaged or no kind of file known here.
+        AtomloomError: when there is nothing, or it is damaged or of no known kind.
     """
     if not path.exists():
         raise AtomloomError("no such file or folder", where=path)
@@ -67,7 +67,7 @@ def _graphs(table: GraphTable, attributes: Mapping[str, Any]) -> Iterator[str]:
     yield f"spec               {canonical_json(attributes['spec'])}"
     atom = table.dst.astype(np.int64) + np.repeat(table.node_ptr[:-1], np.diff(table.edge_ptr))
     neighbors = np.bincount(np.bincount(atom, minlength=len(table.numbers)))
-    yield "neighbours of an atom"
+    yield "neighbours per atom"
     yield from _histogram(neighbors)
 
 
@@ -77,7 +77,7 @@ def _atoms(numbers: np.ndarray, node_ptr: np.ndarray) -> Iterator[str]:
         return
     formulas = Counter(reduced_formula(numbers[a:b]) for a, b in pairwise(node_ptr))
     elements = Counter(SYMBOLS[number] for number in numbers.tolist())
-    yield f"atoms              {len(numbers):,}, {sizes.min()} to {sizes.max()} a structure"
+    yield f"atoms              {len(numbers):,}, {sizes.min()} to {sizes.max()} per structure"
     yield f"elements           {_most(elements)}"
     yield f"formulas           {_most(formulas)}"
 

@@ -1,7 +1,7 @@
-"""Care of a store: find damaged shards, remove them, and clear away what nothing names any more.
+"""Maintenance of a store: find damaged shards, remove them, and delete unused files.
 
-Shards are made again by the next run from what determines them, so removing one loses nothing but
-time (a download, the net). It knows shards and the two kinds of places that name them, indexes and
+Shards are made again by the next run from what determines them, so removing one costs only time (for
+a download, also network). It knows shards and the two kinds of files that refer to them, indexes and
 plans.
 """
 
@@ -31,43 +31,43 @@ from atomloom.store.shards import SUFFIX, verify_shard
 from atomloom.structures.table import StructureTable
 
 PARTS = ("structures", "labels", "graphs", "downloads", "given")
-"""Folders of a store; it has those of them that something was put into."""
+"""Folders of a store; those without files do not exist."""
 UNFINISHED_AFTER = 24 * 3600.0
-"""Seconds after which a temporary file is taken for the leftover of a killed job."""
+"""Age in seconds above which a temporary file counts as the leftover of a killed job."""
 
 
 @dataclass(frozen=True)
 class Damage:
-    """One file of a store that is not what its name promises."""
+    """File of a store that is damaged or not what its name says."""
 
     path: Path
     problem: str
 
 
 def shards_in(store: Path) -> list[Path]:
-    """All shards of a store, structures and graphs.
+    """List all shards of a store, structures and graphs.
 
     Raises:
-        AtomloomError: when there is no such folder, or it is no store.
+        AtomloomError: when there is no such folder, or it is not a store.
     """
     if not store.is_dir():
         raise AtomloomError("no such store", where=store)
     if not any((store / name).is_dir() for name in PARTS):
         raise AtomloomError(
-            f"is no store: it has no folder {', '.join(PARTS)}",
+            f"is not a store: it has no folder {', '.join(PARTS)}",
             where=store,
-            todo="name the folder that `paths.store` names (store)",
+            todo="give the folder of `paths.store` (store)",
         )
     return sorted(store.rglob(f"*{SUFFIX}"))
 
 
 def verify_store(store: Path, workers: int = 1) -> Iterator[Damage]:
-    """Recompute every digest, of downloads too, and every folder's key; yields what is damaged."""
+    """Recompute all digests, including those of downloads, and the key of every folder; yields damage."""
     paths = shards_in(store)
     for spec in sorted([*store.glob("graphs/*/spec.json"), *store.glob("labels/*/spec.json")]):
         try:
             if short_hash(read_json(spec)) != spec.parent.name:
-                yield Damage(spec, "is not the spec that its folder is named by")
+                yield Damage(spec, "is not the spec after which its folder is named")
         except AtomloomError as error:
             yield Damage(spec, error.what)
     for path in damaged_downloads(store / "downloads"):
@@ -86,7 +86,7 @@ def verify_store(store: Path, workers: int = 1) -> Iterator[Damage]:
 
 
 def problems_of(store: Path, path: Path) -> list[str]:
-    """What is damaged in a shard, or makes no sense where it lies; an empty list if it is sound."""
+    """List the damage of a shard, or why it does not belong where it is; empty if it is intact."""
     try:
         _look_through(store, path)
     except AtomloomError as error:
@@ -95,10 +95,10 @@ def problems_of(store: Path, path: Path) -> list[str]:
 
 
 def _look_through(store: Path, path: Path) -> None:
-    """Read a shard as what its place says it is, beside the structures it is about.
+    """Read a shard as its path says, and compare it with the structures of its chunk.
 
     Raises:
-        AtomloomError: where it is not that.
+        AtomloomError: where they do not match.
     """
     kind, *folders = path.relative_to(store).parts[:-1] or [""]
     if kind == "structures":
@@ -107,7 +107,7 @@ def _look_through(store: Path, path: Path) -> None:
     try:
         records = read_chunk_records(store / "structures" / path.name)
     except AtomloomError:
-        records = None  # removed, or to be named by itself
+        records = None  # removed, or reported by itself
     if kind == "graphs":
         _require_centres(path, read_graphs(path))
         if records is not None:
@@ -119,7 +119,7 @@ def _look_through(store: Path, path: Path) -> None:
 
 
 def _require_centres(path: Path, table: GraphTable) -> None:
-    """Raise AtomloomError where a triplet is two edges of different atoms."""
+    """Raise AtomloomError if a triplet joins two edges of different atoms."""
     if table.triplet is None or table.triplet_ptr is None:
         return
     first = np.repeat(table.edge_ptr[:-1], np.diff(table.triplet_ptr))
@@ -129,10 +129,10 @@ def _require_centres(path: Path, table: GraphTable) -> None:
 
 
 def _require_hashes(path: Path, table: StructureTable) -> None:
-    """Raise AtomloomError where a structure is not the one that its hash names."""
+    """Raise AtomloomError if a structure does not have its recorded hash."""
     for row in range(len(table)):
         if table[row].hash != table.hash[row].tobytes():
-            raise AtomloomError(f"structure {row} is not the one its hash names", where=path)
+            raise AtomloomError(f"structure {row} does not have its recorded hash", where=path)
 
 
 def _damage(found: Iterable[tuple[Path, list[str]]]) -> Iterator[Damage]:
@@ -142,7 +142,7 @@ def _damage(found: Iterable[tuple[Path, list[str]]]) -> Iterator[Damage]:
 
 
 def repair_store(store: Path, workers: int, log: Callable[[str], None]) -> int:
-    """Remove what `verify_store` finds; returns how many files went."""
+    """Remove the files that `verify_store` finds; returns their number."""
     damaged = list(verify_store(store, workers))
     for item in damaged:
         item.path.unlink()
@@ -151,12 +151,12 @@ def repair_store(store: Path, workers: int, log: Callable[[str], None]) -> int:
 
 
 def named_shards(results: Sequence[Path]) -> set[str]:
-    """Names `structures/<chunk>`, `labels/<chunk>` and `graphs/<graph>/<chunk>` of all shards that any
-    index or plan below these results folders stands for.
+    """Names `structures/<chunk>`, `labels/<chunk>` and `graphs/<graph>/<chunk>` of all shards used by an
+    index or plan below these results folders.
 
     Raises:
         AtomloomError: when a folder holds no data set, or an index or plan cannot be read: then
-            nothing may be called unused.
+            no file may count as unused.
     """
     named: set[str] = set()
     for folder in results:
@@ -165,7 +165,7 @@ def named_shards(results: Sequence[Path]) -> set[str]:
             raise AtomloomError(
                 "holds no data set",
                 where=folder,
-                todo="name the results folders of all projects on this store",
+                todo="give the results folders of all projects on this store",
             )
         for plan in plans:
             keys = Plan.read(plan).chunk_keys
@@ -177,14 +177,14 @@ def named_shards(results: Sequence[Path]) -> set[str]:
 
 
 def _name_of(path: Path) -> str:
-    """A shard's name as plans and indexes give it; labels of any teacher go by their chunk."""
+    """Name of a shard as in plans and indexes; labels of any teacher go by their chunk."""
     return f"labels/{path.name}" if path.parts[0] == "labels" else path.as_posix()
 
 
 def unused_files(store: Path, results: Sequence[Path], min_age: float) -> list[Path]:
-    """Shards that nothing names and leftovers of killed jobs, older than `min_age` seconds.
+    """List unused shards and leftovers of killed jobs, older than `min_age` seconds.
 
-    The age keeps what a running workflow has built but not indexed yet.
+    The age protects shards that a running workflow has built but not indexed yet.
     """
     named = named_shards(results)
     now = time.time()

@@ -1,9 +1,9 @@
-"""Stage `predict`: structures in, a table out, by trained models alone and in bounded memory.
+"""Command `predict`: from structures to a table, by trained models alone and in bounded memory.
 
-Records are read, checked and evaluated a chunk at a time; each chunk's tables are written beside the
-output when it is done, and joined at the end. A call that was killed and is made again goes on behind
-the last whole chunk, and the files it writes are the same. What cannot be predicted is named, with
-its reason, in a CSV.
+Records are read, checked and evaluated a chunk at a time; each chunk's tables are written next to the
+output when it is done, and joined at the end. A killed call resumes after the last complete chunk when
+it is repeated, and writes the same files. Records that cannot be predicted are listed, with reasons, in
+a CSV.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from atomloom.structures.elements import SYMBOLS
 from atomloom.structures.structure import Structure
 
 GRAPH_ATOMS = 50_000
-"""Atoms whose graphs are in memory at a time; a structure with more is alone."""
+"""Max number of atoms whose graphs are in memory at a time; a structure with more is alone."""
 FORCES = pa.schema(
     [
         ("row", pa.int64()),
@@ -72,7 +72,7 @@ _CALLED = (
     (re.compile(r"dataset\.options"), "--option"),
     (re.compile(r"dataset\.(source|format|pattern)"), r"--\1"),
 )
-"""What readers call by its key of the config, and how it is given here."""
+"""Advice of readers by config key -> how the option is given here."""
 IDENTITY = [
     ("id", pa.string()),
     ("source", pa.string()),
@@ -84,32 +84,32 @@ IDENTITY = [
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is to be predicted, by what, and where to."""
+    """Request for predictions: sources, models, output."""
 
     models: tuple[Path, ...]
-    """Model files; of several of one kind, the mean is predicted, and a standard deviation."""
+    """Model files; several of one kind give mean and standard deviation."""
     sources: tuple[str, ...]
     """Files, folders or archives with structures."""
     output: Path
-    """The table, a parquet file; `NAME.quarantine.csv` and `NAME.forces.parquet` stand beside it."""
+    """The table, a parquet file; `NAME.quarantine.csv` and `NAME.forces.parquet` are next to it."""
     bounds: Batching
-    """Most structures, atoms and edges of a batch."""
+    """Max structures, atoms and edges per batch."""
     forces: bool = False
-    """Whether to write forces, of potentials."""
+    """Whether to write forces, for potentials."""
     chunk: int = 1000
-    """Records in a chunk."""
+    """Number of records per chunk."""
     device: str = "auto"
     format: str = "auto"
     """Format of the records, or `auto`."""
     pattern: str | None = None
-    """In folders and archives, only what matches this glob."""
+    """Glob that files in folders and archives must match."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the readers."""
     trust: tuple[str, ...] = ()
     """Modules or packages that a model file may name for its network."""
 
     def beside(self, ending: str) -> Path:
-        """A file that belongs to the output."""
+        """Path of a file that belongs to the output."""
         return self.output.with_name(f"{self.output.stem}.{ending}")
 
     @cached_property
@@ -118,7 +118,7 @@ class Prediction:
         return [f for s in self.sources for f in list_files(s, self.pattern, self.format)]
 
     def content(self) -> dict[str, Any]:
-        """What the tables depend on, as far as it can be told without reading the sources."""
+        """Everything the tables depend on that is known without reading the sources."""
         stamps = [(path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
         return {
             "models": [file_digest(path) for path in self.models],
@@ -133,11 +133,11 @@ class Prediction:
 
 
 def predict_files(request: Prediction, log: Callable[[str], None]) -> Path:
-    """Write the table, or go on writing it; return its path.
+    """Write the table, or resume writing it; return its path.
 
     Raises:
-        AtomloomError: when a model or source cannot be read, models do not fit together, forces are
-            asked of a property model, or not one record could be predicted.
+        AtomloomError: when a model or source cannot be read, models do not fit together, forces of a
+            property model are requested, or not one record could be predicted.
     """
     try:
         return _predict_files(request, log)
@@ -158,7 +158,7 @@ def _predict_files(request: Prediction, log: Callable[[str], None]) -> Path:
     content = request.content()
     key = short_hash(content)
     if _key_of(request.output) == key:
-        log(f"{request.output} is there already")
+        log(f"{request.output} exists already")
         return request.output
     predictor = _predictor(request)
     parts = _Parts(request, content, key)
@@ -189,7 +189,7 @@ def _predict_files(request: Prediction, log: Callable[[str], None]) -> Path:
 
 
 def _as_called(text: str) -> str:
-    """A message of the readers, with options as the caller of this stage gives them."""
+    """Message of the readers, with options as given on the command line."""
     for words, here in _CALLED:
         text = words.sub(here, text)
     return text
@@ -199,7 +199,7 @@ def _as_called(text: str) -> str:
 
 
 class _PotentialPredictor:
-    """Energies, and forces, by a potential or a committee."""
+    """Predictor of energies and forces, by a potential or a committee."""
 
     def __init__(self, models: Sequence[LoadedModel], forces: bool, device: str) -> None:
         self.committee = Committee.open(list(models), device)
@@ -213,7 +213,7 @@ class _PotentialPredictor:
         self.committee.require_elements(np.array([number]))
 
     def unseen(self, numbers: np.ndarray) -> tuple[str, ...]:
-        """None: such structures are refused."""
+        """Elements not seen in training: empty, since such structures are refused."""
         return ()
 
     def predict(
@@ -230,7 +230,7 @@ class _PotentialPredictor:
 
 
 class _PropertyPredictor:
-    """Targets, by one or several property models."""
+    """Predictor of targets, by one or several property models."""
 
     def __init__(self, models: Sequence[LoadedModel], device: str) -> None:
         self.models, self.device = models, device
@@ -238,7 +238,7 @@ class _PropertyPredictor:
         for model in models:
             if (model.card.graph, model.card.columns) != (first.graph, first.columns):
                 raise AtomloomError(
-                    "the models want different graphs or predict different targets",
+                    "the models need different graphs or predict different targets",
                     where="--model",
                 )
         self.spec = first.graph
@@ -253,7 +253,7 @@ class _PropertyPredictor:
         names = [f"{name}{ending}" for name in first.columns for ending in self._endings]
         if len(set(names)) < len(names):
             raise AtomloomError(
-                "a target is called as another one's standard deviation would be",
+                "a target has the name of another one's standard deviation",
                 where="--model",
                 todo="predict by one model at a time",
             )
@@ -268,7 +268,7 @@ class _PropertyPredictor:
             require_elements(model.model, np.array([number]))
 
     def unseen(self, numbers: np.ndarray) -> tuple[str, ...]:
-        """Elements that some model has not been trained on."""
+        """Elements on which some model was not trained."""
         return tuple({symbol for model in self.models for symbol in model.card.unseen(numbers)})
 
     def predict(
@@ -289,7 +289,7 @@ _Predictor = _PotentialPredictor | _PropertyPredictor
 
 
 def _strictest(checks: Sequence[Checks]) -> Checks:
-    """What the structures of all models passed."""
+    """Strictest of the checks that the structures of all models passed."""
     return Checks(
         min_distance=max(c.min_distance for c in checks),
         max_volume_per_atom=min(c.max_volume_per_atom for c in checks),
@@ -310,7 +310,7 @@ def _predictor(request: Prediction) -> _Predictor:
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """Records of a chunk, parsed."""
+    """Parsed records of a chunk."""
 
     structures: list[Structure]
     records: list[RawRecord]
@@ -319,17 +319,17 @@ class _Read:
 
 @dataclass(frozen=True, eq=False)
 class _Tables:
-    """What became of a chunk."""
+    """Results of a chunk."""
 
     predictions: pa.Table
     forces: pa.Table | None
     refused: pa.Table
     unseen: list[tuple[str, ...]]
-    """Of each predicted structure, its elements that the model has not been trained on."""
+    """Elements of each predicted structure on which the model was not trained."""
 
 
 def _chunks(request: Prediction, parts: _Parts, checks: Checks) -> Iterator[_Read | None]:
-    """Chunk after chunk, the next one being read meanwhile; None for those that are done."""
+    """Iterate over chunks, reading the next one meanwhile; None for those that are done."""
     records = enumerate_records(request.files, request.format, request.options, request.pattern)
 
     def read(number: int) -> tuple[bool, _Read | None]:
@@ -400,13 +400,13 @@ def _predict_chunk(request: Prediction, predictor: _Predictor, read: _Read) -> _
 
 
 def _reason(error: AtomloomError) -> str:
-    """What a model or its graphs say of a structure: not what they call it, which the table knows
-    better, and no keys of the config the model was trained with."""
+    """Reason a model or its graphs give for a structure, without its name, which the table knows better,
+    and without keys of the config the model was trained with."""
     return error.what if "`" in error.todo or not error.todo else f"{error.what}; {error.todo}"
 
 
 def _unknown_element(predictor: _Predictor, structure: Structure, known: dict[int, str]) -> str:
-    """Why the models cannot take a structure's elements; empty where they can."""
+    """Reason why the models do not cover a structure's elements; empty if they do."""
     for number in set(structure.numbers.tolist()):
         if number not in known:
             try:
@@ -420,7 +420,7 @@ def _unknown_element(predictor: _Predictor, structure: Structure, known: dict[in
 
 
 def _blocks(structures: Sequence[Structure], places: Sequence[int]) -> Iterator[list[int]]:
-    """Runs of structures of no more than GRAPH_ATOMS atoms."""
+    """Iterate over runs of structures of at most GRAPH_ATOMS atoms."""
     block: list[int] = []
     atoms = 0
     for place in places:
@@ -439,7 +439,7 @@ def _predict_block(
     structures: Sequence[Structure],
     block: list[int],
 ) -> tuple[list[int], list[tuple[int, str]], Any]:
-    """Places predicted, places refused with reasons, and columns and forces of the first."""
+    """Predict a block: indices predicted, indices refused with reasons, and columns and forces of the first."""
 
     def predict(places: Sequence[int]) -> Any:
         table = structure_table([structures[place] for place in places])
@@ -448,7 +448,7 @@ def _predict_block(
     try:
         return block, [], predict(block)
     except AtomloomError:
-        pass  # at least one cannot be predicted: find out which, one by one
+        pass  # at least one cannot be predicted: find it by trying one by one
     good, bad = [], []
     for place in block:
         try:
@@ -470,7 +470,7 @@ def _identity(request: Prediction, records: Sequence[RawRecord]) -> dict[str, li
 def _forces_table(
     structures: Sequence[Structure], rows: Sequence[int], forces: Sequence[np.ndarray]
 ) -> pa.Table:
-    """One row an atom; `row` counts the predicted structures of the chunk."""
+    """Table of forces, one row per atom; `row` counts the predicted structures of the chunk."""
     counts = [len(structures[place]) for place in rows]
     numbers = [structures[place].numbers for place in rows]
     values = np.concatenate(forces) if forces else np.zeros((0, 3))
@@ -500,7 +500,7 @@ def _refused_table(
 
 
 class _Parts:
-    """Tables of the chunks that are done, in a folder beside the output."""
+    """Tables of the chunks that are done, in a folder next to the output."""
 
     def __init__(self, request: Prediction, content: Mapping[str, Any], key: str) -> None:
         self.request, self.key = request, key
@@ -511,7 +511,7 @@ class _Parts:
         write_spec(self.folder, content)
 
     def has(self, number: int) -> bool:
-        """Whether a chunk is done, and what was written of it is whole."""
+        """Whether a chunk is done, and its tables are intact."""
         names = ("predictions", "refused", "forces")  # the first is written last
         try:
             for name in names if self.request.forces else names[:2]:
@@ -521,20 +521,20 @@ class _Parts:
         return True
 
     def write(self, number: int, tables: _Tables) -> None:
-        """Keep the tables of a chunk."""
+        """Write the tables of a chunk."""
         self._write(number, "refused", tables.refused)
         if tables.forces is not None:
             self._write(number, "forces", tables.forces)
         self._write(number, "predictions", tables.predictions)
 
     def rows(self, number: int) -> int:
-        """Structures predicted in a chunk; from now on it is one of those to join."""
+        """Number of structures predicted in a chunk, which is added to those to join."""
         self.count = max(self.count, number + 1)
         return self._read("predictions", number).num_rows
 
     def join(self, schema: pa.Schema) -> tuple[int, int, str]:
-        """Write the output; returns numbers of structures predicted and refused, and the first reason
-        why one was."""
+        """Write the output; returns numbers of structures predicted and refused, and the first reason for
+        a refusal."""
         request = self.request
         self._told_apart = self._tell_apart()
         refused = [self._table("refused", n) for n in range(self.count)]
@@ -545,7 +545,7 @@ class _Parts:
                 request.beside("forces.parquet"),
                 lambda path: self._join("forces", path, FORCES),
             )
-        # The table comes last: where it stands with its key, everything does.
+        # The table comes last: if it exists with its key, everything does.
         schema = schema.with_metadata({"atomloom": json.dumps({"key": self.key})})
         write_atomically(request.output, lambda path: self._join("predictions", path, schema))
         shutil.rmtree(self.folder)
@@ -555,7 +555,7 @@ class _Parts:
         return pq.read_metadata(request.output).num_rows, len(quarantine), first
 
     def _tell_apart(self) -> dict[tuple[str, str], str]:
-        """The ids of records of several files that have one name, by id and source."""
+        """Distinct ids of records of several files with the same name, by id and source."""
         columns = ["id", "source"]
         parts = [
             self._read(name, number).select(columns)
@@ -571,7 +571,7 @@ class _Parts:
         return {(id, source): new for id, source, new in pairs if new != id}
 
     def _table(self, name: str, number: int) -> pa.Table:
-        """A table of a chunk, with the ids that tell its records from those of other files."""
+        """Read a table of a chunk, with ids that distinguish its records from those of other files."""
         table = self._read(name, number)
         if name == "forces" or not self._told_apart:
             return table
@@ -602,7 +602,7 @@ class _Parts:
 
 
 def _key_of(path: Path) -> str | None:
-    """The key of a finished table; None where there is none."""
+    """Key of a finished table; None without one."""
     if not path.exists():
         return None
     try:

@@ -1,6 +1,6 @@
-"""The config: one pydantic model a section, read from YAML, and nothing heavier than that.
+"""The config: one pydantic model per section, read from YAML, with nothing heavier imported.
 
-`load_config` is the only way in. It knows nothing of torch and of the pipeline's stages.
+`load_config` is the only way in. It knows nothing of torch or of the pipeline's stages.
 """
 
 from atomloom.config.base import expand_variables

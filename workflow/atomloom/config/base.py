@@ -1,9 +1,9 @@
-"""What every config section has in common: strictness, immutability and a keyed dump.
+"""Base of every config section: strictness, immutability and a keyed dump.
 
 A field whose value changes no result (workers, device, paths) is declared with `unkeyed(...)` and
-stays out of every key. One that came later is declared with `keyed_when_set(...)`, one that has another
-name now with `renamed(...)`: both leave every key as it was. Every number has bounds: beyond them nobody wants it, and what would follow is
-a run without end or an error far from its cause.
+stays out of every key. A field added later is declared with `keyed_when_set(...)`, one with a
+new name with `renamed(...)`: both leave every key as it was. Every number has bounds: beyond them no
+value is useful, and it would lead to an endless run or an error far from its cause.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from atomloom.former import warn
 from atomloom.store.files import expand_home
 
 MOST = 1_000_000_000
-"""Bound of counts that may well be larger than any data set, as "all" is often written."""
+"""Bound of counts that may exceed the size of any data set, as "all" is often written."""
 MOST_SEED = 2**32 - 1
 MOST_WIDTH = 4096
 MOST_LAYERS = 100
 DEEPEST = 16
-"""Levels of mappings and lists in a value of no fixed shape."""
+"""Max levels of mappings and lists in a value without a fixed shape."""
 
 
 class Section(BaseModel):
-    """One section of the config: unknown keys are errors, values are frozen after validation.
+    """Section of the config: unknown keys are errors, values are frozen after validation.
 
     No number may be NaN or infinite.
     """
@@ -48,17 +48,17 @@ class Section(BaseModel):
 
     @classmethod
     def former_names(cls) -> dict[str, str]:
-        """Former name of a key -> its name, of those keys that had another."""
+        """Former name of a key -> its present name, for renamed keys."""
         fields = cls.model_fields.items()
         return {former: name for name, field in fields if (former := _extra(field).get("former"))}
 
     @classmethod
     def with_present_names(cls, content: Mapping[str, Any], place: str = "") -> dict[str, Any]:
-        """The content of this section with each key under its present name; warns of former ones.
+        """Content of this section with each key under its present name; warns of former ones.
 
         Args:
-            content: what the section is given.
-            place: where the section stands in the config, for messages; its class unless given.
+            content: of the section.
+            place: location of the section in the config, for messages; by default its class.
 
         Raises:
             ValueError: when a key is given under both of its names.
@@ -83,7 +83,7 @@ class Section(BaseModel):
 
 
 def check_plain(options: dict[str, Any]) -> dict[str, Any]:
-    """Refuse what a key cannot hold, or no program that takes options means."""
+    """Refuse values that a key cannot hold or that no program means as an option."""
 
     def check(value: Any, name: str, depth: int) -> None:
         if depth > DEEPEST:
@@ -114,27 +114,27 @@ def check_plain(options: dict[str, Any]) -> dict[str, Any]:
 
 
 Options = Annotated[dict[str, Any], AfterValidator(check_plain)]
-"""Keyword arguments for something that has its own names for them: plain values by name."""
+"""Keyword arguments of a foreign function or class: plain values by name."""
 
 
 WHEN_SET = "when set"
 
 
 def unkeyed(default: Any = ..., **options: Any) -> Any:
-    """A field that changes how fast or where, but never what comes out."""
+    """Field that changes speed or place of a run, but never its results."""
     return Field(default, json_schema_extra={"keyed": False}, **options)
 
 
 def keyed_when_set(default: Any, **options: Any) -> Any:
-    """A field that was added later, and is in a key only where it is not at its default.
+    """Field that was added later, and enters a key only if it is not at its default.
 
-    The default must stand for what was done before there was the field.
+    The default must stand for the behaviour before the field was added.
     """
     return Field(default, json_schema_extra={"keyed": WHEN_SET}, **options)
 
 
 def renamed(former: str, default: Any = ..., **options: Any) -> Any:
-    """A field that was called `former`: it is still taken under that name, and keys still hold it."""
+    """Field that was called `former`: it is still accepted under that name, which keys still hold."""
     return Field(default, json_schema_extra={"former": former}, **options)
 
 
@@ -154,10 +154,10 @@ def _plain(value: Any) -> Any:
 
 
 def expand_variables(path: str) -> str:
-    """A path of the config with the values of environment variables in place of `${NAME}`, and the home
-    folder in place of a leading `~`.
+    """Path of the config with `${NAME}` replaced by environment variables and a leading `~` by the home
+    folder.
 
-    The config keeps the name, so that keys, merged configs and run cards are the same wherever the
+    The config keeps the name, so that keys, merged configs and run cards do not depend on where the
     data are.
 
     Raises:

@@ -13,12 +13,12 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Labels(Section):
-    """A table that names a value for each record."""
+    """Table of labels, by record."""
 
     file: str | None = unkeyed(None)
     """CSV (plain, .gz, .xz, .bz2) or parquet table, or `archive::member` for one inside an archive.
     Without one, targets are read from the records themselves (`energy` of an extxyz frame, a
-    column beside the structure)."""
+    column next to the structure)."""
     id_column: str | Annotated[int, Field(ge=0, le=9999)] = 0
     """Column that holds the record id, by name or position."""
     columns: list[str] | None = None
@@ -28,7 +28,7 @@ class Labels(Section):
 RESERVED = frozenset((
     "record", "id", "source", "hash", "formula", "elements", "n_atoms", "chunk", "row", "split", "problem",
 ))  # fmt: skip
-"""Columns of atomloom's own tables, beside which targets and global features stand."""
+"""Columns of atomloom's own tables, which also hold targets and global features."""
 
 
 def _one_or_several(value: Any) -> str:
@@ -39,15 +39,15 @@ class Chunks(Section):
     """Chunks are cut where a record's fingerprint says so: one changed record changes one chunk."""
 
     mean: int = Field(default=1000, ge=1, le=MOST)
-    """Mean number of records in a chunk, about."""
+    """Approximate mean number of records per chunk."""
     least: int | None = Field(default=None, ge=1, le=MOST)
-    """Least number of records in a chunk; a quarter of the mean unless given."""
+    """Min number of records per chunk; by default a quarter of the mean."""
     greatest: int | None = Field(default=None, ge=1, le=MOST)
-    """Greatest number of records in a chunk; four times the mean unless given."""
+    """Max number of records per chunk; by default four times the mean."""
 
     @property
     def bounds(self) -> tuple[int, int, int]:
-        """(mean, least, greatest) with the defaults filled in."""
+        """(mean, min, max) with the defaults filled in."""
         least = self.least or max(1, self.mean // 4)
         return self.mean, least, self.greatest or 4 * self.mean
 
@@ -61,12 +61,12 @@ class Chunks(Section):
 
 
 class Checks(Section):
-    """What sends a structure to quarantine, and how much quarantine is too much."""
+    """Conditions that send a structure to quarantine, and how much quarantine is too much."""
 
     min_distance: float = Field(default=0.4, ge=0, le=10)
-    """Atoms closer than this (A, periodic images included) are taken to overlap. 0 switches off."""
+    """Atoms closer than this (A, periodic images included) count as overlapping. 0 switches this off."""
     max_volume_per_atom: float = Field(default=10_000.0, gt=0, le=1e9)
-    """A three-dimensional cell with more A^3 an atom than this is taken for a mistake."""
+    """A three-dimensional cell with more A^3 per atom than this is taken for a mistake."""
     max_fraction: float = unkeyed(0.05, ge=0, le=1)
     """The run stops when more than this fraction of the records is in quarantine."""
 
@@ -77,37 +77,37 @@ class Dataset(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
     """Name of the data set; results go to `results/<name>/`."""
     source: list[str] = Field(min_length=1)
-    """Files, folders or archives with structures, in this order; a single path may be given bare.
+    """Files, folders or archives with structures, in this order; a single path needs no list.
     `jarvis:NAME` (a data set of JARVIS, such as `jarvis:dft_3d`) and `mp:IDS` or `mp:FILTERS` (Materials
     Project) are downloaded once."""
     format: str = "auto"
-    """Format of the records (docs/reading-data.md lists them), or `auto` to go by name and content."""
+    """Format of the records (docs/reading-data.md lists them), or `auto` to recognise it by name and content."""
     pattern: str | None = None
-    """In folders and archives, take only members whose name matches this glob."""
+    """In folders and archives, read only members whose name matches this glob."""
     options: Options = {}
     """Options of the format's reader, such as `structure_column` for a CSV or `box: molecule`."""
     labels: Annotated[
         Annotated[Labels, Tag("(one)")] | Annotated[list[Labels], Tag("(several)")],
         Discriminator(_one_or_several),
     ] = Labels()
-    """Where labels are, if not in the records themselves. Several tables may be given as a list: a target
+    """Location of the labels, if not in the records themselves. Several tables may be given as a list: a target
     is looked for in each, and where two contradict each other the record is refused."""
     target: list[str] = Field(min_length=1)
-    """What is predicted: column names of the label table, or property names of the records."""
+    """Targets of the prediction: column names of the label table, or property names of the records."""
     unit: str | dict[str, str] = ""
-    """Unit of the targets, for tables and figures; `{name: unit}` where they have different ones."""
+    """Unit of the targets, for tables and figures; `{name: unit}` where they differ."""
     target_kinds: dict[str, str] = keyed_when_set({})
     """Kinds of targets by name, where they are not the usual ones: `scalar` (a number per structure),
     `vector` (a vector per structure, such as a dipole moment), `per_atom` (a number per atom, such as a
     magnetic moment or a charge). Usual are scalars; for a potential energy, forces and stress, `dipole` as a
     vector, `magmoms` and `charges` per atom."""
     global_features: list[str] = []
-    """Further numbers a structure that the model is given, such as temperature and pressure: columns of
-    the label table or properties of the records, like targets. Standardised over the training rows."""
+    """Further inputs of the model, numbers per structure such as temperature and pressure: columns of the
+    label table or properties of the records, like targets. Standardised over the training rows."""
     chunks: Chunks = Chunks()
-    """How records are cut into chunks: one chunk is one job."""
+    """Cutting of records into chunks: one chunk is one job."""
     checks: Checks = Checks()
-    """When a structure is quarantined."""
+    """Conditions for quarantine."""
 
     @field_validator("source", "target", "global_features", mode="before")
     @classmethod
@@ -136,13 +136,13 @@ class Dataset(Section):
         for name in [*self.target, *self.global_features]:
             if name in RESERVED or name.startswith(("own:", "text:")):
                 raise ValueError(
-                    f"a target or global feature cannot be called `{name}`, as a column of atomloom's own "
-                    "tables is: rename it where it stands"
+                    f"a target or global feature cannot be called `{name}`, which is a column of "
+                    "atomloom's own tables: rename it in the data"
                 )
             if f"{name}_predicted" in self.target:
                 raise ValueError(
-                    f"{name}_predicted cannot be a target beside {name}, whose predictions are called so: "
-                    "rename it where it stands"
+                    f"{name}_predicted cannot be a target alongside {name}, whose predictions have that name: "
+                    "rename it in the data"
                 )
         return self
 
@@ -184,7 +184,7 @@ class Dataset(Section):
 
 
 class Split(Section):
-    """How records are divided into training, validation and test.
+    """Division of records into training, validation and test.
 
     A kind is a class of `atomloom.data.splits`. What it reads that is no structure is named here: options
     that name a file stand in `files`, those that name a column of the label tables in `columns`, and all
@@ -196,7 +196,7 @@ class Split(Section):
     test). `folds`: the test rows are those of `fold` in the file `folds_file`. `sources`: by the
     files that records are read from."""
     ratios: tuple[Share, Share, Share] = (0.8, 0.1, 0.1)
-    """Shares of training, validation and test, for `ratio`. Two are those of training and validation:
+    """For `ratio`: shares of training, validation and test. Two shares are for training and validation:
     there is no test set then."""
     seed: int = Field(default=0, ge=0, le=MOST_SEED)
     """Seed of the random division."""
@@ -211,19 +211,19 @@ class Split(Section):
     """For `sources`: records of files whose path, or its end from some folder on, matches one of these
     globs are the test set."""
     val_sources: list[str] = []
-    """For `sources`: likewise, the validation set."""
+    """For `sources`: globs of the validation set, in the same way."""
     val_fraction: float = Field(default=0.1, ge=0, lt=1)
-    """For `folds`, and for a column or sources without validation: this share of the training rows
-    is held out for validation."""
+    """For `folds`, and for a column or sources without validation: share of the training rows
+    held out for validation."""
     group: str | None = None
-    """Keep records together that share this: a column of the label table, or `formula` (reduced)."""
+    """Records that share this stay together: a column of the label table, or `formula` (reduced)."""
     duplicates: Literal["remove", "stop", "report"] = "remove"
-    """What to do with a training or validation structure that also stands in a split nearer to the
-    test, whatever its labels: take it out, stop, or only report it. The test set is never changed."""
+    """Action on a training or validation structure that is also in a split nearer to the
+    test, whatever its labels: remove it, stop, or only report it. The test set is never changed."""
     duplicate_tolerance: float = Field(default=1e-3, ge=0, le=0.1)
     """Structures are near duplicates when a rotation, mirror image or translation of one lays its
-    atoms over those of the other, element by element, to this, in A (root mean square; 3 times this
-    for any single one), whatever their cells. 0: only exact ones count."""
+    atoms over those of the other, element by element, within this tolerance in A (root mean square;
+    3 times this for any single atom), whatever their cells. 0: only exact duplicates count."""
 
     @field_validator("ratios", mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""Writes the files that follow from the config models: `config/config.yaml`, the JSON schema and the
+"""Generation of the files that follow from the config models: `config/config.yaml`, the JSON schema and the
 table of keys in `config/README.md`. Run by `make config`; a test fails when they are stale.
 """
 
@@ -29,7 +29,7 @@ DEMO: dict[str, Any] = {
         "chunks": {"mean": 100},
     },
     "graph": {"max_neighbors": 12},
-    # Whole compounds are held out; this is the first seed with which training has seen every element
+    # Whole compounds are held out; this is the first seed with which the training set has every element
     # of the validation and test sets.
     "split": {"group": "group", "seed": 14},
     "model": {"name": "icomformer", "width": 64},
@@ -124,7 +124,7 @@ def _write_rows(model: type[BaseModel], prefix: str, lines: list[str]) -> None:
 
 
 def allowed(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """The values that a type takes, in words: choices, or what kind and between which bounds."""
+    """Values that a type allows, in words: choices, or the kind and its bounds."""
     origin, members = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return allowed(members[0], members[1:])

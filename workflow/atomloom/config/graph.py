@@ -10,7 +10,7 @@ from atomloom.config.base import Section
 
 
 class GraphSpec(Section):
-    """How neighbour graphs are built. Every field is part of the graph key."""
+    """Specification of neighbour graphs. Every field is part of the graph key."""
 
     neighbors: Literal["knn", "radius"] = "knn"
     """`knn`: the nearest `max_neighbors` of each atom with their whole shell, as in CGCNN, ALIGNN and
@@ -21,7 +21,7 @@ class GraphSpec(Section):
     """k-nearest only: number of neighbours of each atom; ties at the k-th distance are all kept."""
     short: Literal["enlarge", "keep"] = "enlarge"
     """k-nearest only: an atom with fewer neighbours than `max_neighbors` within the cutoff takes the
-    nearest ones wherever they are (`enlarge`) or stays with those it has (`keep`)."""
+    nearest ones beyond it (`enlarge`) or keeps those it has (`keep`)."""
     shell_tolerance: float = Field(default=1e-5, ge=0, le=0.1)
     """k-nearest only: neighbours within this distance (A) of the k-th belong to its shell. Without
     it rounding noise cuts shells; 0 reproduces published graphs for old checkpoints."""

@@ -1,7 +1,7 @@
-"""What is wrong with a config, as one line that names the key.
+"""Mistakes in a config, as one line that names the key.
 
-Pydantic knows whether a value is right; here is what it lets pass (`true` as 1, empty text), and its
-findings in words for people.
+Pydantic decides whether a value is valid; this module refuses what it lets pass (`true` as 1, empty
+text) and puts its findings in plain words.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MOST_CHARACTERS = 4096
 
 
 def check_values(content: Mapping[str, Any], model: type[BaseModel], where: str) -> None:
-    """Refuse `true` and `false` for numbers and text, and text that is empty or holds what no name holds.
+    """Refuse `true` and `false` for numbers and text, and text that is empty or that no name can be.
 
     Raises:
         AtomloomError: for the first such value.
@@ -33,7 +33,7 @@ def check_values(content: Mapping[str, Any], model: type[BaseModel], where: str)
 
 
 def without_empty(content: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """The content without sections of which only the name is written: they have their defaults."""
+    """Content without sections of which only the name is written: they have their defaults."""
     kept = {}
     for name, value in content.items():
         field = model.model_fields.get(name) if isinstance(name, str) else None
@@ -48,11 +48,11 @@ def without_empty(content: Mapping[str, Any], model: type[BaseModel]) -> dict[st
 def mistake(
     error: ValidationError, content: Mapping[str, Any], model: type[BaseModel], where: str
 ) -> AtomloomError:
-    """The first of the errors that pydantic found in the content of a config."""
+    """First of the errors that pydantic found in the content of a config, as an `AtomloomError`."""
     errors = error.errors(include_url=False)
     start = _key(errors[0]["loc"], model)
     same = [other for other in errors if _key(other["loc"], model)[: len(start)] == start]
-    # Of a value that may be several things, what came closest to being one has the longest place.
+    # For a value of several possible types, the closest match has the longest location.
     places = [_key(other["loc"], model) for other in same]
     key = max(places, key=len)
     tried = [other for other, place in zip(same, places, strict=True) if place == key]
@@ -78,7 +78,7 @@ def mistake(
 def _wrong_values(
     content: Mapping[str, Any], model: type[BaseModel], above: str
 ) -> Iterator[tuple[str, Any, str]]:
-    """(key, value, what it should do) of values that pydantic would take."""
+    """Iterate over (key, value, what it should do) of values that pydantic would accept."""
     for name, value in content.items():
         field = model.model_fields.get(name) if isinstance(name, str) else None
         if field is None:
@@ -93,11 +93,11 @@ def _wrong_values(
                     yield from _wrong_values(item, sections[0], f"{place}.")
         elif isinstance(value, bool):
             if not _takes_booleans(field.annotation):
-                yield place, value, "be something else than true and false"
+                yield place, value, "not be true or false"
         elif value != field.default:
             for text in value if isinstance(value, (list, tuple)) else [value]:
                 if isinstance(text, bool) and not _takes_booleans(field.annotation):
-                    yield place, value, "be something else than true and false"
+                    yield place, value, "not be true or false"
                 if isinstance(text, str) and (reason := _no_text(text)):
                     yield place, text, reason
 
@@ -106,7 +106,7 @@ def _no_text(text: str) -> str:
     if not text.strip():
         return "not be empty (leave the key out for its default)"
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
-        return "have no line breaks and control characters"
+        return "have no line breaks or control characters"
     if len(text) > MOST_CHARACTERS:
         return f"have at most {MOST_CHARACTERS:,} characters"
     return ""
@@ -120,7 +120,7 @@ def _takes_booleans(annotation: Any) -> bool:
 
 
 def _key(location: tuple[Any, ...], model: type[BaseModel]) -> tuple[str, ...]:
-    """The keys of an error's place, without the names of types that were tried there."""
+    """Keys of an error's location, without the names of types that were tried there."""
     tags = {
         section.model_fields["name"].default
         for section in sections_of(model.model_fields["model"].annotation)
@@ -135,7 +135,7 @@ def _key(location: tuple[Any, ...], model: type[BaseModel]) -> tuple[str, ...]:
 
 
 def _reason(error: Any, content: Mapping[str, Any], model: type[BaseModel]) -> str:
-    if error["type"] == "missing":  # what stands around it is no wrong value
+    if error["type"] == "missing":  # the value around it is not wrong
         return "is required, and the config has none"
     if error["type"] == "extra_forbidden":
         known = _known_keys(error["loc"][:-1], content, model)
@@ -156,7 +156,7 @@ def _reason(error: Any, content: Mapping[str, Any], model: type[BaseModel]) -> s
 
 
 def _known_keys(location: tuple[Any, ...], content: Any, model: type[BaseModel]) -> list[str]:
-    """Keys of the section at a place of the config; a part may name a member of a union."""
+    """Keys of the section at a location in the config; a part may name a member of a union."""
     found, value = [model], content
     for part in location:
         if isinstance(part, int) or part.startswith("("):  # one of a list, or a tag
@@ -176,7 +176,7 @@ def _known_keys(location: tuple[Any, ...], content: Any, model: type[BaseModel])
 
 
 def sections_of(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that a field may hold."""
+    """Sections that a field may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     inner = [found for member in get_args(annotation) for found in sections_of(member)]

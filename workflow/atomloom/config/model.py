@@ -1,4 +1,4 @@
-"""The `model` section: one class of hyper-parameters a model, told apart by `name`.
+"""The `model` section: one class of hyper-parameters per model, selected by `name`.
 
 The classes live here, away from torch, because the workflow reads them whenever it is parsed; each says
 where its network is. A network that is named by `module:Class` has its section as its attribute `Config`.
@@ -57,14 +57,14 @@ VECTOR: Form = ("structure", (3,))
 
 
 class ModelSection(Section):
-    """What the sections of all models have in common."""
+    """Base of all model sections."""
 
     kind: ClassVar[Literal["property", "potential"]] = "property"
-    """`property`: numbers a structure. `potential`: energies of atoms, with forces and stress."""
+    """`property`: numbers per structure. `potential`: atomic energies, with forces and stress."""
     heads: ClassVar[frozenset[Form]] = frozenset()
     """Forms of the further targets that the network can have heads for."""
     display_name: ClassVar[str] = ""
-    """What a report calls the model; the name of its class where there is none."""
+    """Name of the model in reports; by default the name of its class."""
     network: ClassVar[str] = ""
     """"module:Class" of the network, where that is not the model's name."""
 
@@ -95,7 +95,7 @@ class ModelSection(Section):
         return ", ".join(kinds)
 
     def graph_needs(self) -> dict[str, Any]:
-        """Options of the graph that this model cannot do without."""
+        """Options of the graph that this model requires."""
         return {}
 
     @property
@@ -121,14 +121,14 @@ class IComFormerConfig(ModelSection):
     width: int = Field(default=256, ge=4, le=MOST_WIDTH)
     """Features of nodes and edges."""
     rbf_centers: int | None = Field(default=None, ge=2, le=MOST_WIDTH)
-    """Gaussians for -0.75/|r| and for angles; the width unless given."""
+    """Gaussians for -0.75/|r| and for angles; by default the width."""
     layers: int = Field(default=4, ge=2, le=MOST_LAYERS)
     """Node layers; the one edge layer follows the first of them."""
     readout: Readout = "mean"
-    """What makes a structure's value of its atoms'. `mean`: for targets that do not grow with the cell
-    (an energy an atom, a band gap). `sum`: for targets that do (a total energy), learnt as
+    """Readout over the atoms. `mean`: for targets that do not grow with the cell
+    (energy per atom, band gap). `sum`: for targets that do (a total energy), learnt as
     sum_i (scale e_i + shift) over the atoms i. Twice the cell has about twice the value, not exactly: the
-    edges along the lattice tell atoms which cell was chosen. Of PaiNN and Chebyshev it holds exactly."""
+    edges along the lattice depend on the choice of the cell. For PaiNN and Chebyshev it holds exactly."""
 
     def graph_needs(self) -> dict[str, Any]:
         """The lattice triad, as vectors and as edges."""
@@ -147,14 +147,14 @@ class EComFormerConfig(ModelSection):
     width: int = Field(default=256, ge=4, le=MOST_WIDTH)
     """Features of nodes and edges."""
     rbf_centers: int | None = Field(default=None, ge=2, le=MOST_WIDTH)
-    """Gaussians for -0.75/|r|; the width unless given."""
+    """Gaussians for -0.75/|r|; by default the width."""
     layers: int = Field(default=3, ge=2, le=MOST_LAYERS)
     """Node layers; the equivariant layer follows the first of them."""
     readout: Readout = "mean"
-    """What makes a structure's value of its atoms'. `mean`: for targets that do not grow with the cell
-    (an energy an atom, a band gap). `sum`: for targets that do (a total energy), learnt as
+    """Readout over the atoms. `mean`: for targets that do not grow with the cell
+    (energy per atom, band gap). `sum`: for targets that do (a total energy), learnt as
     sum_i (scale e_i + shift) over the atoms i. Twice the cell has about twice the value, not exactly: the
-    edges along the lattice tell atoms which cell was chosen. Of PaiNN and Chebyshev it holds exactly."""
+    edges along the lattice depend on the choice of the cell. For PaiNN and Chebyshev it holds exactly."""
 
     def graph_needs(self) -> dict[str, Any]:
         """The lattice triad as edges."""
@@ -183,13 +183,13 @@ class ALIGNNConfig(ModelSection):
     angle_bins: int = Field(default=40, ge=2, le=MOST_WIDTH)
     """Gaussians for cosines of angles."""
     readout: Readout = "mean"
-    """What makes a structure's value of its atoms'. `mean`: for targets that do not grow with the cell
-    (an energy an atom, a band gap). `sum`: for targets that do (a total energy), learnt as
+    """Readout over the atoms. `mean`: for targets that do not grow with the cell
+    (energy per atom, band gap). `sum`: for targets that do (a total energy), learnt as
     sum_i (scale e_i + shift) over the atoms i. Twice the cell has exactly twice the value where no atom
     is its own neighbour; in smaller cells, where such edges count twice, only about twice."""
     backend: Literal["auto", "dgl", "torch"] = unkeyed("auto")
-    """What sums over edges. `auto`: on a CPU DGL's kernels where DGL is installed, and blocks that
-    stay in the cache for the line graph; elsewhere torch. `dgl`, `torch`: that alone."""
+    """Kernels for sums over edges. `auto`: on a CPU DGL's kernels where DGL is installed, and blocks that
+    stay in the cache for the line graph; elsewhere torch. `dgl`, `torch`: only these."""
 
     def graph_needs(self) -> dict[str, Any]:
         """Nearest neighbours without the lattice as edges."""
@@ -206,32 +206,32 @@ class ChebyshevConfig(ModelSection):
     name: Literal["chebyshev"] = "chebyshev"
     """Name of the model."""
     species: tuple[Symbol, ...] = Field(min_length=1)
-    """Elements. Their order matters: it gives them their weights (..., -1, 1, ...) in the weighted
+    """Elements. Their order matters: it sets their weights (..., -1, 1, ...) in the weighted
     features."""
     radial_order: int = Field(default=20, ge=0, le=100)
-    """Highest order of the polynomials of distances."""
+    """Max order of the polynomials of distances."""
     radial_cutoff: float = Field(default=6.5, ge=0.5, le=50)
-    """Reach of the radial features in A."""
+    """Cutoff of the radial features in A."""
     angular_order: int = Field(default=6, ge=0, le=30)
-    """Highest order of the polynomials of cosines."""
+    """Max order of the polynomials of cosines."""
     angular_cutoff: float = Field(default=5.0, ge=0.5, le=50)
-    """Reach of the angular features in A."""
+    """Cutoff of the angular features in A."""
     hidden: HiddenLayers | dict[Symbol, HiddenLayers] = (15, 15)
-    """Nodes of the hidden layers: of all networks, or by element."""
+    """Nodes of the hidden layers, for all networks or by element."""
     activation: ActivationName | dict[Symbol, ActivationName] = "tanh"
-    """Of the hidden layers, for all networks or by element. Names are aenet's; it does not have
-    `silu` and `relu`."""
+    """Activation of the hidden layers, for all networks or by element. Names are aenet's, except
+    `silu` and `relu`, which aenet does not have."""
     decorrelate: bool = False
     """Mix the standardised features so that they vary independently over the training atoms. The
-    networks can say no more and no less, but are learnt faster."""
+    networks can represent the same functions, but learn faster."""
     least_distance: float = Field(default=0.55, gt=0, le=10)
-    """A; structures with atoms closer than this are refused."""
+    """Min distance in A; structures with closer atoms are refused."""
 
     @field_validator("species")
     @classmethod
     def _each_once(cls, species: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(species)) < len(species):
-            raise ValueError("an element is named twice")
+            raise ValueError("an element occurs twice")
         return species
 
     @model_validator(mode="after")
@@ -259,13 +259,13 @@ class PaiNNConfig(ModelSection):
     name: Literal["painn"] = "painn"
     """Name of the model."""
     width: int = Field(default=128, ge=2, le=MOST_WIDTH)
-    """Features of an atom: scalars, and as many vectors."""
+    """Features per atom: this many scalars and as many vectors."""
     layers: int = Field(default=3, ge=1, le=MOST_LAYERS)
     """Interactions, each a message and an update."""
     rbf: int = Field(default=20, ge=2, le=MOST_WIDTH)
     """Gaussians of the distance, from 0 to the cutoff."""
     cutoff: float = Field(default=5.0, ge=0.5, le=50)
-    """Reach of messages in A."""
+    """Cutoff of messages in A."""
     shared_filters: bool = False
     """Use the same filters of the distance in all interactions."""
 

@@ -1,7 +1,7 @@
-"""A config file's text as plain nested values, where YAML says one thing and one only.
+"""Config files as plain nested values, from YAML that is unambiguous.
 
-Of a key that stands twice YAML takes the last and is silent; anchors let a file of ten lines stand for
-more values than memory holds. Both are errors here.
+YAML silently takes the last of two equal keys; anchors let a file of ten lines expand to more values
+than memory holds. Both are errors here.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from atomloom.store.files import read_plain
 
 MOST_BYTES = 1 << 20
 MOST_VALUES = 100_000
-"""Values of a file, those that aliases repeat counted each time."""
+"""Max number of values in a file, counting each repetition by an alias."""
 
 
 class _TwiceError(ValueError):
-    """A key that stands twice in one mapping."""
+    """Key that occurs twice in one mapping."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -37,7 +37,7 @@ class _Loader(yaml.SafeLoader):
                 continue
             if key.value in lines:
                 raise _TwiceError(
-                    f"`{key.value}` stands twice, in lines {lines[key.value]} and {line}"
+                    f"`{key.value}` occurs twice, in lines {lines[key.value]} and {line}"
                 )
             lines[key.value] = line
         return super().construct_mapping(node, deep)
@@ -47,8 +47,8 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     """The sections of a YAML or JSON file.
 
     Raises:
-        AtomloomError: when the file cannot be read, is no YAML, names a key twice, is far too large, or
-            holds something else than sections.
+        AtomloomError: when the file cannot be read, is not YAML, names a key twice, is far too large, or
+            holds anything but sections.
     """
     try:
         data = read_plain(path, 4 * MOST_BYTES)
@@ -64,7 +64,7 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         ) from None
     try:
         if len(text) > MOST_BYTES:
-            raise ValueError(f"{len(text):,} characters are no config")
+            raise ValueError(f"{len(text):,} characters are not a config")
         content = _parse(text)
     except _TwiceError as error:
         raise AtomloomError(str(error), where=path, todo="keep one of them") from None
@@ -98,15 +98,15 @@ def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for key, value in pairs:
         if key in content:
-            raise _TwiceError(f"`{key}` stands twice")
+            raise _TwiceError(f"`{key}` occurs twice")
         content[key] = value
     return content
 
 
 def _count(node: Any, known: dict[int, int], above: tuple[int, ...]) -> int:
-    """Values below a node, aliases written out; ValueError where they are too many or hold themselves."""
+    """Number of values below a node, aliases expanded; ValueError if there are too many or one contains itself."""
     if id(node) in above:
-        raise ValueError("an anchor stands within itself")
+        raise ValueError("an anchor contains itself")
     if len(above) > 2 * DEEPEST:
         raise ValueError(f"nests deeper than {2 * DEEPEST} levels")
     if id(node) not in known:
@@ -114,5 +114,5 @@ def _count(node: Any, known: dict[int, int], above: tuple[int, ...]) -> int:
         below = [part for item in inner for part in (item if isinstance(item, tuple) else [item])]
         known[id(node)] = 1 + sum(_count(part, known, (*above, id(node))) for part in below)
     if known[id(node)] > MOST_VALUES:
-        raise ValueError(f"stands for more than {MOST_VALUES:,} values")
+        raise ValueError(f"expands to more than {MOST_VALUES:,} values")
     return known[id(node)]

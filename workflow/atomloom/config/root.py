@@ -30,10 +30,10 @@ _MODEL: TypeAdapter[Any] = TypeAdapter(ModelConfig)
 
 
 class Paths(Section):
-    """Where things go; relative paths start at the working directory."""
+    """Output folders; relative paths start at the working directory."""
 
     results: str = unkeyed("results")
-    """Reports, runs and tables, one folder a data set."""
+    """Reports, runs and tables, one folder per data set."""
     store: str = unkeyed("store")
     """Converted structures and graphs, shared by data sets and workflows."""
 
@@ -44,23 +44,23 @@ class Config(Section):
     dataset: Dataset
     """Raw structures and labels."""
     teacher: Teacher | None = None
-    """What computes the labels; null: they are read."""
+    """Calculator that computes the labels; null: they are read."""
     graph: GraphSpec = GraphSpec()
     """Neighbour graphs."""
     split: Split = Split()
     """Training, validation and test."""
     model: ModelConfig = IComFormerConfig()
-    """The network; its name alone stands for its defaults, and keys without a name for those of
-    `icomformer`. `module:Class` names one of your own (docs/adding-a-model.md): a config that does runs the
-    module's code."""
+    """The network; a name alone stands for its defaults, and keys without a name are those of
+    `icomformer`. `module:Class` names your own model (docs/adding-a-model.md); such a config runs the module's
+    code."""
     training: Training = Training()
-    """How it is trained."""
+    """Training of the model."""
     paths: Paths = unkeyed(Paths())
-    """Where things go."""
+    """Output folders."""
 
     @property
     def targets(self) -> tuple[TargetSpec, ...]:
-        """What is predicted, in the order of `dataset.target`."""
+        """Specs of the targets, in the order of `dataset.target`."""
         dataset = self.dataset
         kinds = {
             name: self.model.usual_kind(name) for name in dataset.target
@@ -68,7 +68,7 @@ class Config(Section):
         return tuple(spec_of(name, kinds[name], dataset.unit_of(name)) for name in dataset.target)
 
     def files(self) -> list[str]:
-        """Every path the config names, as written."""
+        """All paths that the config names, as written."""
         named = [*(table.file for table in self.dataset.label_tables), *self.split.files]
         named += [self.teacher.model] if self.teacher else []
         paths = [self.paths.results, self.paths.store]
@@ -89,11 +89,11 @@ class Config(Section):
         try:
             section = _MODEL.validate_python(model)
         except ValidationError:
-            return data  # which is reported with the model's section, in the words meant for it
+            return data  # reported with the model's section, in its own words
         try:
             graph = GraphSpec.model_validate({} if graph is None else graph)
         except ValidationError:
-            return data  # likewise
+            return data  # reported there, too
         given = graph.model_dump(exclude_unset=True)
         for key, value in section.graph_needs().items():
             if given.setdefault(key, value) != value:
@@ -190,16 +190,16 @@ class Config(Section):
     def _check_property_model(self) -> None:
         model, training = self.model, self.training
         if training.loss == "rmse":
-            raise ValueError(f"loss: rmse is for potentials; {model.name} is none")
+            raise ValueError(f"loss: rmse is for potentials; {model.name} is not one")
         unknown = [name for name in training.log_targets if name not in self.dataset.target]
         if unknown:
-            raise ValueError(f"training.log_targets: {unknown[0]} is no target")
+            raise ValueError(f"training.log_targets: {unknown[0]} is not a target")
         if training.loss == "cross_entropy" and len(self.dataset.target) > 1:
             raise ValueError("loss: cross_entropy is for one target; train a model for each")
         for name in self.dataset.target:
             if training.classes and f"{name}_p0" in self.dataset.target:
                 raise ValueError(
-                    f"{name}_p0 cannot be a target beside {name}: probabilities of classes are called so"
+                    f"{name}_p0 cannot be a target alongside {name}: class probabilities have that name"
                 )
         if getattr(model, "readout", "mean") != "sum":
             return
@@ -227,10 +227,10 @@ def direct_kinds(config: Config) -> dict[str, dict[str, str]]:
 
 
 def load_config(*files: str | Path) -> Config:
-    """Read YAML files, each over the one before, into a validated config.
+    """Read YAML files, each overriding the one before, into a validated config.
 
     Raises:
-        AtomloomError: when a file is missing or no YAML, a key is unknown or a value is wrong.
+        AtomloomError: when a file is missing or not YAML, a key is unknown or a value is wrong.
     """
     merged: dict[str, Any] = {}
     for file in files:

@@ -1,4 +1,4 @@
-"""The `teacher` section: a calculator that computes the labels, instead of reading them."""
+"""The `teacher` section: a calculator that computes the labels instead of reading them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ TAUGHT = ("energy", "forces", "stress")
 
 
 class Teacher(Section):
-    """A calculator that labels the structures with energies, forces and, where cells are periodic,
+    """Calculator that labels the structures with energies, forces and, where cells are periodic,
     stress. Labels are kept in the store by structure and teacher, and computed once."""
 
     calculator: str = Field(min_length=1)
     """`gfn1-xtb` or `gfn2-xtb` (tblite), `emt` (ASE's effective medium theory for metals),
     `atomloom` (a trained potential), or any class of ASE calculators as `module:Class`. A config that names
-    one runs its code: look at this line of a stranger's config before using it."""
+    one runs its code: check this line before you use a config from others."""
     options: Options = {}
     """Keyword arguments of the calculator."""
     model: str | None = unkeyed(None)
     """For `atomloom`: the model file. Its content, not its name, is in the key."""
     dynamics_steps: int = unkeyed(100, ge=0, le=100_000)
-    """When a potential learnt from this teacher is evaluated: steps of 1 fs at 300 K in which both are
-    compared; 0 for none."""
+    """Steps of 1 fs at 300 K in which a potential learnt from this teacher is compared with it when it is
+    evaluated; 0 for none."""

@@ -1,7 +1,7 @@
-"""GraphBatch: what a model sees. Several graphs side by side as tensors on one device.
+"""GraphBatch, the input of a model: several graphs, concatenated, as tensors on one device.
 
 B structures, N atoms, E edges, T triplets in the batch. Atom and edge indices count through the
-batch. Edges are sorted by dst. This module knows nothing of stores and of training.
+batch. Edges are sorted by dst. This module knows nothing of stores or training.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def label_name(target: str, per: str) -> str:
 
 @dataclass
 class GraphBatch:
-    """A batch of neighbour graphs; floats are in the working precision."""
+    """Batch of neighbour graphs; floats are in the working precision."""
 
     numbers: Tensor
     """[N] int64, atomic numbers."""
@@ -32,7 +32,7 @@ class GraphBatch:
     cell: Tensor
     """[B, 3, 3], A, rows are vectors."""
     node_graph: Tensor
-    """[N] int64, which structure each atom belongs to, ascending."""
+    """[N] int64, structure of each atom, ascending."""
     node_ptr: Tensor
     """[B+1] int64, first atom of each structure."""
     src: Tensor
@@ -47,19 +47,19 @@ class GraphBatch:
     """[E, 3], A, from dst to src's image, computed in float64 before rounding; None where they must
     be differentiated, see `edge_vectors`."""
     multiplicity: Tensor | None = None
-    """[E] in the working precision, how often the published graph holds each edge (1 or 2); None
-    where every edge counts once."""
+    """[E] in the working precision, multiplicity of each edge in the published graph (1 or 2); None
+    if every edge counts once."""
     lattice: Tensor | None = None
     """[B, 3, 3], A, lattice triads."""
     triplets: Tensor | None = None
     """[T, 2] int64, pairs of edges with one dst."""
     targets: Tensor | None = None
-    """[B, K] standardised or raw targets, as the loader was told; NaN where unknown."""
+    """[B, K] targets, standardised or raw as given to the loader; NaN where unknown."""
     rows: Tensor | None = None
-    """[B] int64, rows of the data set these structures are."""
+    """[B] int64, rows of the structures in the data set."""
     node_weight: Tensor | None = None
-    """[N] in the working precision, how often each atom counts in batch statistics: 0 for one that
-    only fills the batch up; None where every atom counts once."""
+    """[N] in the working precision, weight of each atom in batch statistics: 0 for padding; None if
+    every atom counts once."""
     extras: dict[str, Tensor] = field(default_factory=dict)
     """Further tensors that only some models or losses use."""
 
@@ -69,18 +69,18 @@ class GraphBatch:
         return self.cell.shape[0]
 
     def edge_vectors(self) -> Tensor:
-        """[E, 3] from dst to src's image; differentiable in positions and cell where not given."""
+        """[E, 3] from dst to src's image; differentiable in positions and cell if `vectors` is None."""
         if self.vectors is not None:
             return self.vectors
         offsets = torch.einsum("ei,eij->ej", self.shift, self.cell[self.node_graph[self.dst]])
         return self.positions[self.src] + offsets - self.positions[self.dst]
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> GraphBatch:
-        """A copy on `device`."""
+        """Copy on `device`."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> GraphBatch:
-        """A copy in page-locked memory, from which transfers to a GPU can overlap computing."""
+        """Copy in page-locked memory, from which transfers to a GPU can overlap with computing."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, apply: Callable[[Tensor], Tensor]) -> GraphBatch:

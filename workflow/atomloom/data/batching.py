@@ -1,7 +1,7 @@
-"""Batch plans: which structures go together in each batch of an epoch.
+"""Batch plans: the structures of each batch of an epoch.
 
 A plan is arithmetic on counts of atoms, edges and triplets; no graph is opened for it. It is a
-function of rows, bounds, seed and epoch alone, so that a run resumed anywhere, on any number of
+function of rows, bounds, seed and epoch only, so that a run resumed anywhere, on any number of
 ranks, sees the same batches. This module knows nothing of torch, models or devices.
 """
 
@@ -23,7 +23,7 @@ EPOCH_STREAM = 0x65706F63  # keeps the draws for orders apart from other uses of
 
 @dataclass(frozen=True, eq=False)
 class Sizes:
-    """What each structure of a table weighs; [S] int64 each."""
+    """Counts of each structure of a table; [S] int64 each."""
 
     atoms: np.ndarray
     edges: np.ndarray
@@ -31,7 +31,7 @@ class Sizes:
 
     @classmethod
     def of(cls, graphs: Graphs) -> Sizes:
-        """Read the sizes off the pointers."""
+        """Compute the sizes from the pointers."""
         triplets = graphs.triplet_ptr
         return cls(
             atoms=np.diff(graphs.node_ptr).astype(np.int64),
@@ -46,23 +46,23 @@ class Sizes:
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """How orders keep to a bounded part of the data at a time.
+    """Windows: bounded parts of the data within which rows are shuffled.
 
-    Structures lie together in shards. A window is a run of shards, in random order where the epoch
-    is shuffled, that weighs at most `most` (or is a single shard); only within it rows are mixed.
+    Structures are stored in shards. A window is a run of shards, in random order if the epoch is
+    shuffled, of weight at most `most` (or a single shard); rows are shuffled only within it.
     """
 
     shard: np.ndarray
-    """[S] integer, the shard each structure is in."""
+    """[S] integer, shard of each structure."""
     weights: np.ndarray
-    """[S] int64, what each weighs: bytes."""
+    """[S] int64, weight of each structure in bytes."""
     most: int
-    """Most weight of a window."""
+    """Max weight of a window."""
 
 
 @dataclass(frozen=True, eq=False)
 class BatchPlan:
-    """The batches of one epoch: batch b holds rows[ptr[b]:ptr[b+1]].
+    """Batches of one epoch: batch b holds rows[ptr[b]:ptr[b+1]].
 
     Window w ends before rows[ends[w]]; the batches that are complete by then, and were not before,
     are stops[w] to stops[w+1]. Without windows there is one, the whole.
@@ -85,7 +85,7 @@ class BatchPlan:
         return self.rows[self.ptr[batch] : self.ptr[batch + 1]]
 
     def sums(self, values: np.ndarray) -> np.ndarray:
-        """[batches] sums of a value of each row of the data set over each batch."""
+        """[batches] sums over each batch of a value per row of the data set."""
         if not len(self):
             return np.zeros(0, dtype=values.dtype)
         return np.add.reduceat(values[self.rows], self.ptr[:-1])
@@ -103,17 +103,17 @@ def plan_epoch(
 ) -> BatchPlan:
     """Order the rows and cut them into batches; nothing is dropped or repeated.
 
-    A batch is closed when the next structure would exceed any bound; a structure that alone exceeds
-    one gets a batch to itself. Batches go on across the ends of windows.
+    A batch is closed when the next structure would exceed any bound; a structure that exceeds one
+    by itself gets its own batch. Batches continue across the ends of windows.
 
     Args:
         rows: rows of the data set.
         sizes: sizes of all its structures.
-        bounds: most structures, atoms, edges and triplets of a batch.
+        bounds: max structures, atoms, edges and triplets per batch.
         shuffle: draw the order from (seed, epoch); otherwise it is that of `rows`.
         seed: seed of the run.
         epoch: number of the epoch.
-        windows: mix only within windows; None: the whole is one.
+        windows: shuffle only within windows; None: the whole is one.
     """
     rows = np.ascontiguousarray(rows, dtype=np.int64)
     draw = np.random.Generator(np.random.PCG64([EPOCH_STREAM, seed, epoch])) if shuffle else None
@@ -136,10 +136,10 @@ def plan_epoch(
 
 
 def draw_rows(rows: np.ndarray, weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """As many rows as there are, drawn with replacement in proportion to their weights [S].
+    """Draw as many rows as there are, with replacement, in proportion to their weights [S].
 
     Systematic sampling: a row of chance p is drawn n p times, rounded up or down, so that an epoch
-    strays from its expectation as little as it can (Madow, Ann. Math. Stat. 20, 333 (1949)).
+    deviates from its expectation as little as possible (Madow, Ann. Math. Stat. 20, 333 (1949)).
     """
     draw = np.random.Generator(np.random.PCG64([CHANCE_STREAM, seed, epoch]))
     order = draw.permutation(rows)
@@ -151,7 +151,7 @@ def draw_rows(rows: np.ndarray, weights: np.ndarray, seed: int, epoch: int) -> n
 def _by_windows(
     rows: np.ndarray, windows: Windows, draw: np.random.Generator | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows in their order (as given, where nothing is drawn), and the ends of the windows."""
+    """Rows in their order (as given, unless shuffled), and the ends of the windows."""
     if draw is not None:
         rows = rows[np.argsort(windows.shard[rows], kind="stable")]
     shard = windows.shard[rows]
@@ -177,7 +177,7 @@ def _by_windows(
 
 
 def oversize(rows: np.ndarray, sizes: Sizes, bounds: Batching) -> np.ndarray:
-    """Those of the rows whose structures alone exceed a bound, and so run alone."""
+    """Rows whose structures exceed a bound by themselves, and so run alone."""
     rows = np.ascontiguousarray(rows, dtype=np.int64)
     return rows[
         (sizes.atoms[rows] > (bounds.atoms or UNBOUNDED))
@@ -187,28 +187,28 @@ def oversize(rows: np.ndarray, sizes: Sizes, bounds: Batching) -> np.ndarray:
 
 
 def share(weights: np.ndarray, rank: int, ranks: int) -> np.ndarray:
-    """The part of a batch that one rank works on, of about 1/ranks of the weight.
+    """Part of a batch for one rank, of about 1/ranks of the weight.
 
-    The heaviest structure goes first, each to the rank that has least so far (Graham, 1969). The
+    The heaviest structure goes first, each to the rank with the smallest weight so far (Graham, 1969). The
     parts of all ranks are the batch; a part may be empty where there are few structures.
 
     Args:
-        weights: [B] what each structure of the batch costs, usually its edges.
-        rank: which part, from 0.
+        weights: [B] cost of each structure of the batch, usually its edges.
+        rank: index of the part, from 0.
         ranks: number of parts.
 
     Returns:
-        Ascending int64, places in the batch.
+        Ascending int64 positions in the batch.
     """
     if ranks == 1:
         return np.arange(len(weights))
-    # One unit more for each structure, so that structures without edges are spread too.
+    # One unit more per structure, so that structures without edges are spread too.
     weights = np.ascontiguousarray(weights, dtype=np.int64) + 1
     return np.flatnonzero(_deal(weights, np.argsort(-weights, kind="stable"), ranks) == rank)
 
 
 def check_rows(rows: np.ndarray, count: int, name: str) -> np.ndarray:
-    """Rows as int64, checked to be within a data set of `count` structures and each there once.
+    """Rows as int64, checked to be within a data set of `count` structures and unique.
 
     Raises:
         AtomloomError: when they are not.
@@ -217,7 +217,7 @@ def check_rows(rows: np.ndarray, count: int, name: str) -> np.ndarray:
     if len(rows) and (rows.min() < 0 or rows.max() >= count):
         raise AtomloomError(f"rows reach beyond the {count} structures of the data set", where=name)
     if len(np.unique(rows)) != len(rows):
-        raise AtomloomError("a row stands in the list twice", where=name)
+        raise AtomloomError("a row occurs twice in the list", where=name)
     return rows
 
 

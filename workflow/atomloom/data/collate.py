@@ -1,8 +1,8 @@
-"""Slabs: batches as they are written, all integers in one array and all floats in another.
+"""Collation of batches into slabs, with all integers in one array and all floats in another.
 
-One compiled pass over a table's arrays writes a batch; there is no object and no Python a structure.
+One compiled pass over a table's arrays writes a batch, without objects or Python code per structure.
 Cutting a slab makes the tensors of a GraphBatch, views of the two arrays once they are on the device.
-This module knows nothing of epochs, orders and threads.
+This module knows nothing of epochs, orders or threads.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from atomloom.errors import AtomloomError
 from atomloom.graphs.graph import GraphTable
 
 FIXED_FLOATS = 7
-"""Parts of the floats of a slab that every batch has; those of the extras come behind."""
+"""Parts of the floats of a slab that every batch has; those of the extras follow."""
 FLOATS = {torch.float32: np.float32, torch.float64: np.float64}
 
 Pass = Callable[[GraphBatch], Mapping[str, Tensor]]
-"""Computes further tensors of a batch, on the CPU, from the batch: `batch.extras` by name. It may be
-called from another thread, and must hold the interpreter's lock as little as it can."""
+"""Function that computes further tensors of a batch on the CPU, for `batch.extras` by name. It may be
+called from another thread, and should release the interpreter lock where it can."""
 
 
 @dataclass(frozen=True, eq=False)
 class Extras:
-    """Values beyond the graph that batches carry, rounded once for the whole data set."""
+    """Values of a batch besides the graph, rounded once for the whole data set."""
 
     of_atoms: Mapping[str, np.ndarray]
-    """[A, D] each."""
+    """Values of atoms, [A, D] each."""
     of_structures: Mapping[str, np.ndarray]
-    """[S, D] each."""
+    """Values of structures, [S, D] each."""
     choice: bool
     """Whether only some structures come with their edges."""
 
@@ -50,7 +50,7 @@ class Extras:
         dtype: torch.dtype,
         choice: bool,
     ) -> Extras:
-        """Check that the values are of so many atoms and structures, and round them."""
+        """Check that the values match the numbers of atoms and structures, and round them."""
         lengths = {"atoms": atoms, "structures": structures}
         rounded = []
         for kind, values in zip(lengths, (of_atoms, of_structures), strict=True):
@@ -63,7 +63,7 @@ class Extras:
         return cls(rounded[0], rounded[1], choice)
 
     def lengths(self, graphs: int, atoms: int) -> tuple[int, ...]:
-        """Of the parts of the floats, those of atoms before those of structures."""
+        """Lengths of the parts of the floats, those of atoms before those of structures."""
         return (
             *(atoms * array.shape[1] for array in self.of_atoms.values()),
             *(graphs * array.shape[1] for array in self.of_structures.values()),
@@ -72,9 +72,9 @@ class Extras:
 
 @dataclass(frozen=True, eq=False)
 class Slab:
-    """A batch in page-locked or plain memory.
+    """Batch in page-locked or plain memory.
 
-    Two transfers bring it to a device, however many tensors it is cut into there.
+    Two transfers move it to a device, however many tensors it is cut into there.
     """
 
     ints: Tensor
@@ -84,12 +84,12 @@ class Slab:
     edges: int
     triplets: int
     extras: Mapping[str, Tensor] = field(default_factory=dict)
-    """What the passes made of it."""
+    """Results of the passes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """Arrays of a table as the compiled passes take them."""
+    """Arrays of a table in the form that the compiled passes take."""
 
     node_ptr: np.ndarray
     edge_ptr: np.ndarray
@@ -106,21 +106,21 @@ class Held:
 
 
 class Collator:
-    """Writes slabs from the arrays of tables, and cuts them into batches.
+    """Collator that writes slabs from the arrays of tables and cuts them into batches.
 
-    Values that are not of the graphs (targets, extras) are those of the whole data set, and rows are
-    its rows; a table may hold some of its graphs only, in any order.
+    Values besides the graphs (targets, extras) are those of the whole data set, and rows are its
+    rows; a table may hold only some of its graphs, in any order.
 
     Args:
-        form: a table with the optional arrays that all tables will have; may be empty.
+        form: a table with the optional arrays that all tables have; may be empty.
         node_ptr: [S+1], first atom of each structure in the whole data set.
         targets: [S, K]; None for none.
         dtype: working precision.
-        multiplicity: as GraphLoader has it.
-        vectors: likewise.
-        device: where batches go.
+        multiplicity: see `Loader`.
+        vectors: see `Loader`.
+        device: of the batches.
         extras: further values.
-        passes: what to compute of each batch, one after the other.
+        passes: functions applied to each batch, in order.
     """
 
     def __init__(
@@ -142,13 +142,13 @@ class Collator:
         self.lattice, self.triplets = form.lattice is not None, form.triplet is not None
         self.node_ptr = np.ascontiguousarray(node_ptr, dtype=np.int64)
         self.outputs = 0 if targets is None else targets.shape[1]
-        # Targets are rounded once for the whole data set: a batch then only picks rows.
+        # Targets are rounded once for the whole data set: a batch then only selects rows.
         self.targets = (
             np.zeros((0, 0), FLOATS[dtype]) if targets is None else targets.astype(FLOATS[dtype])
         )
 
     def hold(self, table: GraphTable) -> Held:
-        """Make the arrays of a table ready."""
+        """Prepare the arrays of a table."""
         of = np.ascontiguousarray
         triplet_ptr = np.zeros(len(table) + 1) if table.triplet_ptr is None else table.triplet_ptr
         return Held(
@@ -167,16 +167,16 @@ class Collator:
         )
 
     def choose(self, chosen: np.ndarray) -> None:
-        """Say which structures come with their edges from now on; [S] bool."""
+        """Set which structures come with their edges from now on; [S] bool."""
         self.chosen = np.ascontiguousarray(chosen, dtype=bool)
 
     def write(self, held: Held, places: np.ndarray, rows: np.ndarray) -> Slab:
-        """Collect the arrays of some structures; takes no lock of the interpreter while it does.
+        """Collect the arrays of some structures; releases the interpreter lock meanwhile.
 
         Args:
             held: arrays of a table with their graphs.
-            places: [B] int64, where in that table they are.
-            rows: [B] int64, which rows of the data set they are.
+            places: [B] int64, their positions in that table.
+            rows: [B] int64, their rows in the data set.
         """
         pointers = held.node_ptr, held.edge_ptr, held.triplet_ptr
         atoms, edges, triplets = _measure(places, rows, *pointers, self.chosen)
@@ -227,7 +227,7 @@ class Collator:
         return slab
 
     def cut(self, slab: Slab) -> GraphBatch:
-        """The batch on its device."""
+        """Cut a slab into a batch on its device."""
         ints, floats, extras = slab.ints, slab.floats, slab.extras
         if self.pin:
             ints = ints.to(self.device, non_blocking=True)
@@ -238,7 +238,7 @@ class Collator:
     def _views(
         self, slab: Slab, ints: Tensor, floats: Tensor, made: Mapping[str, Tensor]
     ) -> GraphBatch:
-        """The batch whose tensors are parts of these."""
+        """Batch whose tensors are views of these arrays."""
         graphs, atoms, edges, triplets = slab.graphs, slab.atoms, slab.edges, slab.triplets
         i = _starts(self._ints(graphs, atoms, edges, triplets))
         f = _starts(self._floats(graphs, atoms, edges))
@@ -276,12 +276,12 @@ class Collator:
         )
 
     def _ints(self, graphs: int, atoms: int, edges: int, triplets: int) -> tuple[int, ...]:
-        """Lengths of the parts of the integers, in the order in which `cut` and `_fill` know them."""
+        """Lengths of the parts of the integers, in the order of `cut` and `_fill`."""
         chosen = graphs if self.extras.choice else 0
         return atoms, atoms, graphs + 1, edges, edges, atoms + 1, graphs, 2 * triplets, chosen
 
     def _floats(self, graphs: int, atoms: int, edges: int) -> tuple[int, ...]:
-        """Lengths of the parts of the floats, likewise."""
+        """Lengths of the parts of the floats, in the order of `cut` and `_fill`."""
         return (
             3 * atoms,
             9 * graphs,
@@ -298,7 +298,7 @@ class Collator:
 
 
 def _starts(lengths: tuple[int, ...]) -> tuple[int, ...]:
-    """Where parts of these lengths start, each on a boundary of 16 elements; and the whole length."""
+    """Starts of parts of these lengths, each on a boundary of 16 elements, and the total length."""
     return tuple(accumulate(((length + 15) & ~15 for length in lengths), initial=0))
 
 

@@ -1,13 +1,13 @@
-"""Whether two structures are one and the same: an isometry that lays the atoms of one over the other.
+"""Congruence of two structures: an isometry that lays the atoms of one over the other.
 
-Any rotation, mirror image, translation, order of atoms and choice of cell (supercells too) are let
-pass; the length scale is not. The atom of one structure whose surroundings are the rarest in the
-other is looked for there, with two of its neighbours; each place where they are found gives an
-isometry, which is tried on all atoms and on the lattice, then fitted to them by least squares, and
-judged. Such a search is complete up to the tolerance, as pymatgen's StructureMatcher is, but for
-thousandths of an A it has few places to try. It knows nothing of files and splits.
+Any rotation, mirror image, translation, order of atoms and choice of cell (supercells too) is
+allowed; a change of the length scale is not. The atom of one structure whose environment is the rarest
+in the other is looked for there, with two of its neighbours; each match gives an isometry, which is
+tried on all atoms and on the lattice, then fitted to them by least squares and tested. Such a search
+is complete up to the tolerance, as pymatgen's StructureMatcher is, but for thousandths of an A it has
+few matches to try. It knows nothing of files or splits.
 
-N atoms, p periodic directions, of which structures are written along axes of their own
+N atoms, p periodic directions. Structures are written in their own frames
 (`graphs.search.reduced_frame`): the lattice is lower triangular, the first p rows count.
 """
 
@@ -23,12 +23,12 @@ from atomloom.graphs.search import helper, kernel, reduced_frame
 from atomloom.structures.table import StructureTable
 
 FARTHEST_ATOM = 3.0
-"""Times the tolerance, which is a root mean square: no single atom may be farther off."""
+"""Max displacement of a single atom in units of the tolerance, which is a root mean square."""
 _LOOSE = 0.2  # A; atoms this close are paired before the isometry is fitted to all of them
 _MOST_FITS = 256
-"""Isometries that pair all atoms loosely but not to the tolerance, before the search is given up. The
-likeliest come first; so many are met only where both structures are one symmetric crystal, a few
-thousandths of an A apart."""
+"""Max number of isometries that pair all atoms loosely but not to the tolerance, before the search is
+given up. The most likely come first; this many occur only where both structures are one symmetric
+crystal, a few thousandths of an A apart."""
 _LAID_OVER, _TOO_FAR_OFF, _UNPAIRED = 0, 1, 2
 _ANGLE = 0.2  # sine; two neighbours span a frame if the angle between them is not smaller
 
@@ -47,11 +47,11 @@ class Motif:
     environments: np.ndarray
     """[N, D] float64, A, distances to neighbours (`Environments`)."""
     name: bytes
-    """The structure hash."""
+    """Structure hash."""
 
     @classmethod
     def of(cls, table: StructureTable, row: int) -> Motif:
-        """The motif of a structure of a table."""
+        """Take the motif of a structure of a table."""
         atoms = slice(table.node_ptr[row], table.node_ptr[row + 1])
         lattice, axes, periodic = reduced_frame(
             np.ascontiguousarray(table.cell[row]), np.ascontiguousarray(table.pbc[row])
@@ -78,24 +78,24 @@ def congruent(one: Motif, other: Motif, tolerance: float) -> bool:
 
     Args:
         one, other: structures of one reduced formula.
-        tolerance: A, root mean square of what is left between the atoms, and for the mean shift of
+        tolerance: A, max root mean square of the distances between atoms, and of the mean shift of
             each lattice vector; for a single atom `FARTHEST_ATOM` times as much.
     """
     if one.periodic != other.periodic:
         return False
     a, b = sorted((one, other), key=lambda motif: (len(motif.numbers), motif.name))
-    # As many atoms must be in as much space, but for what the tolerance of lattice vectors allows.
-    # (Where not periodic, lattices are 1 A.)
+    # Densities must agree within the tolerance of lattice vectors. (Lattice vectors are 1 A where not
+    # periodic.)
     heights = np.diag(a.lattice)[: a.periodic]
     density = np.prod(np.diag(a.lattice)) / np.prod(np.diag(b.lattice)) * len(b.numbers)
     if abs(density / len(a.numbers) - 1) > 2 * tolerance * float(np.sum(1 / heights)) + 1e-6:
         return False
-    apart = 2 * FARTHEST_ATOM * tolerance  # both ends of a distance may be that far off
+    apart = 2 * FARTHEST_ATOM * tolerance  # both ends of a distance may be displaced by this
     partners = _partners(a.numbers, a.environments, b.numbers, b.environments, apart)
     if not partners.min():
         return False
     anchor = int(np.argmin(partners))
-    # Atoms far from the anchor are the last to be tried: what does not fit is mostly seen soon.
+    # Atoms far from the anchor are tried last: most mismatches are found early.
     order = np.argsort(((a.positions - a.positions[anchor]) ** 2).sum(axis=1), kind="stable")
     gap = np.abs(b.environments - a.environments[anchor])
     alike = (b.numbers == a.numbers[anchor]) & (gap.max(axis=1) <= apart)
@@ -115,12 +115,12 @@ def congruent(one: Motif, other: Motif, tolerance: float) -> bool:
     )
 
 
-# Plain loops below: array functions would be no faster, and take the compiler several times as long.
+# Plain loops below: array functions would be no faster, and take several times as long to compile.
 
 
 @kernel
 def _partners(numbers_a, environments_a, numbers_b, environments_b, apart):
-    """How many atoms of b have the surroundings of each atom of a."""
+    """Number of atoms of b with the environment of each atom of a."""
     counts = np.zeros(numbers_a.shape[0], np.int64)
     for i in range(numbers_a.shape[0]):
         for j in range(numbers_b.shape[0]):
@@ -152,7 +152,7 @@ def _find_isometry(
     periodic,
     tolerance,
 ):
-    """Try the places in b where the anchor of a and two of its neighbours are found."""
+    """Try the matches in b of the anchor of a and two of its neighbours."""
     fitted = 0
     limit = FARTHEST_ATOM * tolerance
     slack = 4.0 * limit
@@ -204,16 +204,16 @@ def _find_isometry(
     return False
 
 
-# --- places to try: neighbours are rows (vector, distance, element) --------------------------------
+# --- matches to try: neighbours are rows (vector, distance, element) --------------------------------
 
 
 @helper
 def _frame_around(anchor, numbers, u, lattice, periodic):
-    """Neighbours of the anchor, of them the nearest and the nearest not in line with it.
+    """Neighbours of the anchor, and among them the nearest and the nearest not collinear with it.
 
-    Returns -1 for neighbours that there are not: of an atom alone, or all atoms on one line.
+    Returns -1 for missing neighbours: of an isolated atom, or with all atoms on one line.
     """
-    # Beyond this there is nothing that is not nearer, too, but images along one line.
+    # Beyond this there are only images along one line of what is nearer.
     reach = 0.0
     for x in range(3):
         low, high = u[0, x], u[0, x]
@@ -228,7 +228,7 @@ def _frame_around(anchor, numbers, u, lattice, periodic):
         around, count = _neighbors(anchor, radius, numbers, u, lattice, periodic, around)
         first, second = -1, -1
         for e in range(count):
-            # An atom on top of another one shows no direction.
+            # An atom on top of another one defines no direction.
             if around[e, 3] > _LOOSE and (first < 0 or around[e, 3] < around[first, 3]):
                 first = e
         for e in range(count):
@@ -291,7 +291,7 @@ def _neighbors(center, radius, numbers, u, lattice, periodic, room):
 
 @helper
 def _twice(room):
-    """Twice the room, with what is in it."""
+    """Array of twice the size, with the same content."""
     longer = np.empty((2 * room.shape[0], room.shape[1]), np.float64)
     for e in range(room.shape[0]):
         for x in range(room.shape[1]):
@@ -310,7 +310,7 @@ def _sine(around, e, f):
 
 @helper
 def _alike(around, e, others, f, slack):
-    """Whether two neighbours are of one element and about as far off."""
+    """Whether two neighbours are of the same element and at about the same distance."""
     return around[e, 4] == others[f, 4] and abs(around[e, 3] - others[f, 3]) <= slack
 
 
@@ -324,7 +324,7 @@ def _gap(around, e, f):
 
 @helper
 def _triad(around, e, f, hand, out):
-    """Orthonormal rows: along e, in the plane of e and f (in any if f is -1), and across it."""
+    """Fill orthonormal rows: along e, in the plane of e and f (any plane if f is -1), and normal to it."""
     least = 0
     for x in range(3):
         out[0, x] = around[e, x] / around[e, 3]
@@ -359,15 +359,15 @@ def _fits(
     """Whether the isometry, fitted to all atoms, lays a over b.
 
     Changes `rotation`, and fills `arms` (from the anchor to each atom of a, then the lattice
-    vectors, turned) and `residual` (how far from their ends b has its atoms, and its lattice).
+    vectors, rotated) and `residual` (the displacements of the atoms and lattice of b from their ends).
     """
     limit = FARTHEST_ATOM * tolerance
     loose = max(_LOOSE, 2.0 * limit)
     n, m = u_a.shape[0], u_b.shape[0]
     o0, o1, o2 = u_b[b, 0], u_b[b, 1], u_b[b, 2]
     worst, strain = 0.0, 0.0
-    # As two neighbours have it, then fitted by atoms and what one atom says of the lattice; if that
-    # is about right, by what all say of the lattice.
+    # As given by two neighbours, then fitted to the atoms and to the lattice by one atom; if that is
+    # about right, to the lattice by all atoms.
     for fit in range(4):
         square, worst, strain = 0.0, 0.0, 0.0
         for i in order:
@@ -464,10 +464,10 @@ def _nearest(x, y, z, element, loose, numbers, u, lattice, periodic):
 
 @helper
 def _improve(rotation, arms, residual, n, periodic):
-    """Turn the isometry by least squares over n atoms and the lattice; returns how to move it.
+    """Rotate the isometry by least squares over n atoms and the lattice; returns its translation.
 
-    The turn is small, so that it is a vector w: w x arm is to be what is left of each arm. Each
-    lattice vector counts as often as there are atoms.
+    The rotation is small and given by a vector w: w x arm should equal the residual of each arm. Each
+    lattice vector is weighted by the number of atoms.
     """
     m0, m1, m2, c0, c1, c2 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for i in range(n):
@@ -490,7 +490,7 @@ def _improve(rotation, arms, residual, n, periodic):
         t0 += weight * (p1 * r2 - p2 * r1)
         t1 += weight * (p2 * r0 - p0 * r2)
         t2 += weight * (p0 * r1 - p1 * r0)
-    little = 1e-9 * (xx + yy + zz)  # about the line of a linear molecule any turn will do
+    little = 1e-9 * (xx + yy + zz)  # any rotation about the axis of a linear molecule will do
     xx, yy, zz = xx + little, yy + little, zz + little
     minor0, minor1, minor2 = yy * zz - yz * yz, xz * yz - xy * zz, xy * yz - xz * yy
     determinant = xx * minor0 + xy * minor1 + xz * minor2

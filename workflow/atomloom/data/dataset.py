@@ -1,6 +1,6 @@
-"""LabelledGraphs: what training is given, graphs in memory with their targets and splits.
+"""LabelledGraphs: the input of training, graphs with their targets and splits.
 
-S structures, A atoms, K targets, G global features. It knows nothing of files and of devices.
+S structures, A atoms, K targets, G global features. It knows nothing of files or devices.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from atomloom.targets import TargetSpec
 
 @dataclass(frozen=True, eq=False)
 class LabelledGraphs:
-    """A data set in memory.
+    """Data set in memory.
 
     Raises:
         AtomloomError: from the constructor when targets do not fit the graphs, or a split has rows
@@ -34,18 +34,18 @@ class LabelledGraphs:
     table: GraphSource
     """Graphs of all S structures, in memory or on disk."""
     targets: np.ndarray
-    """[S, K] float64 in real units; NaN where unknown. Of a potential, [S, 1] energies in eV."""
+    """[S, K] float64 in real units; NaN where unknown. For a potential, [S, 1] energies in eV."""
     rows: Mapping[str, np.ndarray]
     """Rows of the table in `train`, `val` and `test`; a split may be missing or empty."""
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Values of the targets that are more than a scalar per structure, by name: [S, ...] or, per atom
     of the table, [A, ...] float64; NaN where unknown."""
     specs: Sequence[TargetSpec] = ()
-    """The targets that `arrays` holds the values of."""
+    """Specs of the targets in `arrays`."""
     globals: np.ndarray | None = None
     """[S, G] float64, global features; NaN where unknown; None without any."""
     choice: Placement | None = None
-    """How graphs on disk are gone through; None in memory."""
+    """Placement of graphs on disk; None in memory."""
 
     def __post_init__(self) -> None:
         structures, atoms = len(self.table), int(self.table.node_ptr[-1])
@@ -77,15 +77,15 @@ class LabelledGraphs:
         bounds: Batching | None = None,
         **options: Unpack[LoaderOptions],
     ) -> Loader:
-        """Batches of some rows, wherever the graphs are; for the arguments see `Loader`."""
+        """Loader of some rows, in memory or on disk; for the arguments see `Loader`."""
         return open_loader(self.table, rows, targets, bounds, choice=self.choice, **options)
 
     def split(self, name: str) -> np.ndarray:
-        """Rows of a split; none where there is no such split."""
+        """Rows of a split; empty if there is no such split."""
         return self.rows.get(name, np.zeros(0, dtype=np.int64))
 
     def known(self) -> np.ndarray:
-        """[S] bool, whether at least one target of a structure is known, be it forces without an energy."""
+        """[S] bool, whether at least one target of a structure is known, even if only its forces."""
         found = np.isfinite(self.targets).any(axis=1)
         for spec in self.specs:
             found |= spec.known(self.arrays[spec.name], self.table.node_ptr)
@@ -99,7 +99,7 @@ class LabelledGraphs:
         return tuple(SYMBOLS[number] for number in np.unique(self.table.numbers[atoms]))
 
     def digest(self) -> str:
-        """Names the content: structures, sizes, targets and splits."""
+        """Digest of the content: structures, sizes, targets and splits."""
         sizes = (self.table.node_ptr, self.table.edge_ptr)
         parts = [np.ascontiguousarray(array).tobytes() for array in (self.table.hash, *sizes)]
         values = [self.targets, *(self.arrays[name] for name in sorted(self.arrays))]

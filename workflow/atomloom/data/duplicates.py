@@ -1,12 +1,12 @@
-"""The leak guard: structures that stand in two splits, exactly or nearly, found before training.
+"""The leak guard: structures that are in two splits, exactly or nearly, found before training.
 
-Exact duplicates have one content hash. Near duplicates are found in two steps. Candidates have one
-reduced composition and, element by element, the same mean distances to their nearest neighbours of
+Exact duplicates have the same content hash. Near duplicates are found in two steps. Candidates have
+the same reduced composition and, element by element, the same mean distances to their nearest neighbours of
 each element: a description that no rotation, translation, permutation or choice of cell changes.
-Different structures may have it too (fcc and hcp crystals, orderings of an alloy), so each candidate
+Different structures may share it (fcc and hcp crystals, orderings of an alloy), so each candidate
 is confirmed: an isometry must lay its atoms over the other's (`congruence.py`). Mirror images are
 duplicates, as energies and gaps do not tell them apart; labels play no part, so that two magnetic
-states of one geometry are duplicates, too.
+states of the same geometry are duplicates too.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from atomloom.data.environments import Environments
 from atomloom.structures.table import StructureTable
 
 ATOMS_AT_A_TIME = 50_000
-"""Atoms that are described together, about."""
+"""Approximate number of atoms described together."""
 MOTIFS = 512
-"""Structures kept at hand for comparing."""
+"""Number of structures cached for comparison."""
 _RANK = {"train": 0, "val": 1, "test": 2}
 
 
 class HasTable(Protocol):
-    """Anything that holds a table of structures."""
+    """Object that holds a table of structures."""
 
     @property
     def table(self) -> StructureTable: ...
@@ -40,25 +40,25 @@ class HasTable(Protocol):
 def find_duplicates(
     chunks: Sequence[HasTable], frame: pd.DataFrame, tolerance: float
 ) -> pd.DataFrame:
-    """Structures of training and validation that also stand in a split nearer to the test.
+    """Find structures of training and validation that are also in a split nearer to the test.
 
-    Which ones these are depends on the structures and their splits alone, not on any order. Each is
-    compared with the structures of the other splits themselves: what is like a structure that is
-    like a third one is no duplicate of the third for that.
+    The result depends only on the structures and their splits, not on any order. Each is compared with
+    the structures of the other splits themselves: a structure like a second one that is like a third
+    is not for that reason a duplicate of the third.
 
     Args:
         chunks: tables of structures.
-        frame: columns record, id, hash, split, formula, chunk and row (place in `chunks`).
-        tolerance: how far atoms of near duplicates may be apart, A, see `congruent`; 0 for exact
+        frame: columns record, id, hash, split, formula, chunk and row (position in `chunks`).
+        tolerance: max distance between atoms of near duplicates, A, see `congruent`; 0 for exact
             duplicates only.
 
     Returns:
-        A row for each of them, in the order of `frame`: columns record, id, split, other_id,
+        One row per duplicate, in the order of `frame`: columns record, id, split, other_id,
         other_split (its first partner in the split nearest to the test), kind (`exact` or `near`).
     """
     rank = frame["split"].map(_RANK).to_numpy(np.int64)
     group = pd.factorize(frame["hash"])[0]
-    # One structure stands for all of its hash: the one nearest to the test, the first of several.
+    # One structure represents all of its hash: the one nearest to the test, the first of several.
     order = np.lexsort((np.arange(len(frame)), -rank, group))
     nearest = order[np.flatnonzero(np.diff(group[order], prepend=-1))]
     exact = rank < rank[nearest][group]
@@ -85,7 +85,7 @@ def find_duplicates(
 def _near(
     chunks: Sequence[HasTable], frame: pd.DataFrame, tolerance: float
 ) -> Iterator[tuple[int, int]]:
-    """Rows of `frame`: a structure and the first of its near duplicates, if it has one."""
+    """Iterate over rows of `frame`: a structure and the first of its near duplicates."""
     chunk, row = frame["chunk"].to_numpy(), frame["row"].to_numpy()
 
     @lru_cache(MOTIFS)
@@ -102,13 +102,13 @@ def _near(
 def find_candidates(
     chunks: Sequence[HasTable], frame: pd.DataFrame, tolerance: float
 ) -> Iterator[tuple[int, list[int]]]:
-    """Rows of `frame` that are described alike and stand in different splits.
+    """Iterate over rows of `frame` with the same description in different splits.
 
     Yields:
         A row, and those like it in splits nearer to the test: the nearest split first, then in
         the order of `frame`.
     """
-    apart = 2 * FARTHEST_ATOM * tolerance  # both ends of a distance may be that far off
+    apart = 2 * FARTHEST_ATOM * tolerance  # both ends of a distance may be displaced by this
     rank = frame["split"].map(_RANK).to_numpy(np.int64)
     splits = frame.groupby("formula")["split"].nunique()
     wanted = np.flatnonzero(frame["formula"].isin(splits.index[splits > 1]).to_numpy())
@@ -130,10 +130,10 @@ def find_candidates(
 def _described(
     chunks: Sequence[HasTable], frame: pd.DataFrame, wanted: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Descriptions of the wanted rows [n, D] and the rows [n], for each lot that can be compared.
+    """Iterate over groups that can be compared: descriptions [n, D] and rows [n] of each.
 
-    Compared are structures of one formula that are periodic in as many directions; molecules with
-    as many atoms.
+    Structures are compared if they have the same formula and are periodic in as many directions;
+    molecules also need as many atoms.
     """
     if not len(wanted):
         return

@@ -1,10 +1,10 @@
-"""Surroundings of atoms in numbers that no rotation, translation, permutation or cell changes.
+"""Descriptors of atomic environments, invariant under rotation, translation, permutation and choice of cell.
 
 An atom is described by its distances to its nearest neighbours of each element, a structure by their
-means over the atoms of each element. The numbers move no faster than the atoms do. They know nothing
-of files and splits.
+means over the atoms of each element. The numbers change no faster than the positions do. It knows
+nothing of files or splits.
 
-S structures, A atoms in all.
+S structures, A atoms in total.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from atomloom.structures.table import StructureTable
 
 NEIGHBORS = 24
 OF_AN_ELEMENT = 12
-"""Neighbours of one element that are described, of the `NEIGHBORS` in all."""
+"""Number of neighbours per element in the description, of the `NEIGHBORS` in total."""
 _ELEMENTS = 256
 
 
@@ -28,23 +28,23 @@ _ELEMENTS = 256
 class Environments:
     """Distances (A) from each atom of S structures to its neighbours.
 
-    A row of an atom is as long as its structure has elements, times `OF_AN_ELEMENT`: elements by
-    atomic number, neighbours by distance. Where those listed are fewer, the distance of the last one
-    of all stands for those farther away, so that no number jumps when a neighbour enters the list.
+    The row of an atom has `OF_AN_ELEMENT` entries per element of its structure: elements by atomic
+    number, neighbours by distance. Where fewer are listed, the distance of the last one of all stands
+    for those farther away, so that no number jumps when a neighbour enters the list.
     """
 
     values: np.ndarray
-    """Rows of all atoms one behind the other, float64."""
+    """Rows of all atoms, concatenated, float64."""
     width: np.ndarray
     """[A] int64, length of each row."""
     kind: np.ndarray
-    """[A] int64, the element of one structure that the atom is of, counted through all structures."""
+    """[A] int64, index of the atom's element, counted through the elements of all structures."""
     elements: np.ndarray
     """[S] int64, number of elements."""
 
     @classmethod
     def of(cls, structures: StructureTable) -> Environments:
-        """The environments of all atoms of a table."""
+        """Compute the environments of all atoms of a table."""
         spec = GraphSpec(neighbors="knn", max_neighbors=NEIGHBORS, shell_tolerance=0.0)
         table = build_graphs(structures, spec)
         assert table.listed is not None  # as in all k-nearest graphs
@@ -57,7 +57,7 @@ class Environments:
         distance = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
         last = np.zeros(len(table.numbers))
         np.maximum.at(last, dst, distance)
-        # In a molecule so small that all of its atoms are listed none is farther away.
+        # In a molecule so small that all of its atoms are listed, none is farther away.
         last[np.bincount(dst, minlength=len(last)) < NEIGHBORS] = 0.0
 
         of_atom = np.repeat(np.arange(len(table)), np.diff(table.node_ptr))
@@ -79,7 +79,7 @@ class Environments:
         """Means over the atoms of each element of a structure.
 
         Returns:
-            The means of all structures one behind the other, and how many each has, [S] int64.
+            The means of all structures, concatenated, and their number for each, [S] int64.
         """
         atoms = np.bincount(self.kind)
         width = np.repeat(self.elements, self.elements) * OF_AN_ELEMENT

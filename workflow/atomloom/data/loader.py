@@ -1,9 +1,9 @@
-"""Loaders: the batches of a data set, from memory or, out of core, from shards a window at a time.
+"""Loaders: the batches of a data set, from memory or, on disk, from one window of shards at a time.
 
-What comes out is a function of (seed, epoch, position) and of the windows, so integers are all the
-state there is; with the same windows both loaders give the same batches. Background threads work
-ahead (reading shards and the compiled passes hold no interpreter lock). This module knows nothing of
-models and of training.
+Batches are a function of (seed, epoch, position) and of the windows, so integers are the only
+state; with the same windows both loaders give the same batches. Background threads work
+ahead (reading shards and the compiled passes release the interpreter lock). This module knows nothing
+of models or training.
 """
 
 from __future__ import annotations
@@ -43,27 +43,27 @@ T = TypeVar("T")
 LEARNT_EXTRAS = ("forces", "stress", *LABEL_OF.values())
 """Beginnings of the names of extras of a batch that are targets."""
 AHEAD = 2
-"""Batches that are prepared ahead where it is worth it."""
+"""Number of batches prepared ahead where that pays."""
 WORTH_A_THREAD = 1e-3
-"""Seconds to write a batch from which on a thread pays for handing over."""
+"""Min seconds for writing a batch for which a thread pays."""
 MEASURED = 3
-"""Batches to measure that by."""
+"""Number of batches for measuring that time."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How a loader came to prepare its batches."""
+    """Preparation of batches chosen by a loader."""
 
     prefetch: int
-    """Batches that a thread prepares ahead; 0: none, they are written when they are wanted."""
+    """Batches that a thread prepares ahead; 0: none, they are written on demand."""
     seconds: float | None
-    """Time to write one, where it was measured; None where `prefetch` was given."""
+    """Time for writing one, where it was measured; None where `prefetch` was given."""
     pinned: bool
-    """Whether they are in page-locked memory, from which a GPU takes them beside its work."""
+    """Whether they are in page-locked memory, from which a GPU copies them during its work."""
 
     @property
     def text(self) -> str:
-        """One clause for the log."""
+        """Description in one clause for the log."""
         how = f"{self.prefetch} batches ahead in a thread" if self.prefetch else "no thread"
         why = "as set" if self.seconds is None else f"{1e3 * self.seconds:.2g} ms to write one"
         return f"{how} ({why}), {'page-locked' if self.pinned else 'pageable'} memory"
@@ -89,32 +89,32 @@ class LoaderOptions(TypedDict, total=False):
 
 
 class Loader(ABC):
-    """What both loaders have in common: plans, ranks, preparing ahead.
+    """Base of both loaders: plans, ranks, preparing ahead.
 
     Args:
         source: graphs of the whole data set.
-        rows: the rows of it to go through.
+        rows: the rows to iterate over.
         targets: [S, K] float64 for all rows of the data set, NaN where unknown; None for none.
-        bounds: most structures, atoms, edges and triplets of a batch.
-        windows: keep the order to windows; None: the whole data set is one.
+        bounds: max structures, atoms, edges and triplets per batch.
+        windows: shuffle within windows; None: the whole data set is one.
         seed: seed of the orders.
-        shuffle: a new order every epoch; otherwise that of `rows`.
+        shuffle: a new order in every epoch; otherwise that of `rows`.
         dtype: working precision of the floats.
-        multiplicity: weigh edges as ComFormer's graph holds them (once or twice, by `listed`);
-            False where every edge counts once. None: True if the graphs have `listed`.
-        vectors: compute edge vectors, in float64 before rounding; False where they must be
+        multiplicity: weight edges as ComFormer's graph holds them (once or twice, by `listed`);
+            False if every edge counts once. None: True if the graphs have `listed`.
+        vectors: compute edge vectors, in float64 before rounding; False if they must be
             differentiated.
-        rank: which part of each batch to deliver, of `ranks`. A rank whose part is empty gets the
+        rank: index of the part of each batch to deliver, of `ranks`. A rank whose part is empty gets the
             first structure of the batch with unknown targets, so that all ranks take every step.
         ranks: number of processes that share each batch.
         prefetch: batches to prepare ahead in a background thread; 0 for none. None: measure, and
-            work ahead where writing a batch takes long enough to be worth a thread.
-        device: where batches are delivered; transfers to a GPU run beside its work.
+            work ahead if writing a batch takes long enough for a thread to pay.
+        device: of the delivered batches; transfers to a GPU run in parallel to its work.
         of_atoms: further values of all atoms of the data set, [A, D] each; in `batch.extras` by name.
         of_structures: further values of all structures, [S, D] each; likewise.
-        with_edges: which structures' edges are wanted in an epoch, [S] bool; all, where not given.
+        with_edges: structures whose edges are needed in an epoch, [S] bool; by default all.
             `batch.extras` then has `selected` [B] and `computed` [N], bool.
-        passes: further tensors to compute of each batch where it is prepared; `batch.extras` by name.
+        passes: further tensors to compute for each batch while preparing it; `batch.extras` by name.
         sampling_weights: what each structure's chance in an epoch is in proportion to, [S]: as many as
             there are rows are then drawn, some more than once. Every row once, where not given.
 
@@ -150,7 +150,7 @@ class Loader(ABC):
         self.rows = check_rows(rows, len(source), "rows")
         if sampling_weights is not None and windows is not None:
             raise AtomloomError(
-                "structures are drawn by weight only from memory",
+                "weighted sampling needs the graphs in memory",
                 where="training.potential.sampling",
                 todo="raise training.loader.memory_gb, or sample uniformly",
             )
@@ -194,7 +194,7 @@ class Loader(ABC):
         self._plan: tuple[int, BatchPlan] | None = None
 
     def plan(self, epoch: int = 0) -> BatchPlan:
-        """The batches of an epoch, before they are shared among ranks."""
+        """Plan of the batches of an epoch, before they are shared among ranks."""
         key = epoch if self.shuffle else 0
         if self._plan is None or self._plan[0] != key:
             rows = self.rows
@@ -219,10 +219,10 @@ class Loader(ABC):
         return self.plan(epoch).sums(self._known)
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[GraphBatch]:
-        """This rank's part of every batch of an epoch, from batch `start` on.
+        """Iterate over this rank's part of every batch of an epoch, from batch `start` on.
 
-        What came before `start` is not read. Until the iterator is closed or at its end it may hold
-        a window and have threads: let one go before the next is begun.
+        Earlier batches are not read. Until the iterator is closed or exhausted it may hold a window and
+        have threads: close one before starting the next.
         """
         plan = self.plan(epoch)
         if self._with_edges is not None:
@@ -245,12 +245,12 @@ class Loader(ABC):
 
     @property
     def oversize(self) -> np.ndarray:
-        """Rows whose structures alone exceed a bound, and so run alone."""
+        """Rows whose structures exceed a bound by themselves, and so run alone."""
         return oversize(self.rows, self.sizes, self.bounds)
 
     @property
     def preparation(self) -> Preparation | None:
-        """How batches are prepared; None before that has been measured."""
+        """Chosen preparation of batches; None before it has been measured."""
         if self.prefetch is None:
             return None
         return Preparation(self.prefetch, self._write_seconds, self._slicer.pin)
@@ -268,10 +268,10 @@ class Loader(ABC):
 
     @abstractmethod
     def _slabs(self, plan: BatchPlan, start: int) -> Generator[tuple[Slab, bool], None, None]:
-        """This rank's parts of the batches from `start` on, and whether they are mere padding."""
+        """Iterate over this rank's parts of the batches from `start` on, and whether they are only padding."""
 
     def _ahead(self, plan: BatchPlan, start: int) -> Generator[tuple[Slab, bool], None, None]:
-        """The same, prepared ahead or not."""
+        """Iterate over parts of batches, prepared ahead or not."""
         slabs = self._slabs(plan, start)
         try:
             if self.prefetch is None:
@@ -283,7 +283,7 @@ class Loader(ABC):
                         return
                     seconds.append(time.perf_counter() - begun)
                     yield slab
-                # The least: the first has to compile.
+                # The min: the first has to compile.
                 self._write_seconds = min(seconds)
                 self.prefetch = AHEAD if self._write_seconds > WORTH_A_THREAD else 0
             yield from _work_ahead(slabs, self.prefetch) if self.prefetch else slabs
@@ -291,7 +291,7 @@ class Loader(ABC):
             slabs.close()
 
     def _part(self, plan: BatchPlan, position: int) -> tuple[np.ndarray, bool]:
-        """Where in the plan this rank's part of a batch stands, ascending; and if it is padding."""
+        """Ascending positions of this rank's part of a batch in the plan, and whether it is padding."""
         begin, end = int(plan.ptr[position]), int(plan.ptr[position + 1])
         if self.ranks == 1:
             return np.arange(begin, end), False
@@ -300,7 +300,7 @@ class Loader(ABC):
 
 
 class GraphLoader(Loader):
-    """Cuts batches out of a table in memory; for its arguments see `Loader`."""
+    """Loader of batches from a table in memory; for its arguments see `Loader`."""
 
     def __init__(
         self,
@@ -327,21 +327,21 @@ class GraphLoader(Loader):
 
 @dataclass(frozen=True, eq=False)
 class _Window:
-    """Graphs of some batches, those of a batch side by side in the order of the plan."""
+    """Graphs of some batches, contiguous for each batch, in the order of the plan."""
 
     table: GraphTable
     held: Held
     first: int
-    """The first of the batches."""
+    """Index of the first batch."""
     starts: np.ndarray
-    """[batches+1] int64, where in the table the graphs of each begin."""
+    """[batches+1] int64, positions in the table where the graphs of each begin."""
 
 
 class ShardLoader(Loader):
-    """Cuts batches out of graphs on disk, of which it holds two windows: one that batches are cut out
-    of, one that is being read. For its arguments see `Loader`.
+    """Loader of batches from graphs on disk, of which it holds two windows: one in use and one being
+    read. For its arguments see `Loader`.
 
-    What is not of the graphs (targets, further values, sizes) is in memory as a whole.
+    Everything besides the graphs (targets, further values, sizes) is in memory as a whole.
     """
 
     def __init__(
@@ -372,7 +372,7 @@ class ShardLoader(Loader):
         try:
             for position in range(start, len(plan)):
                 while position >= stop:
-                    window = None  # let go before the next but one is begun
+                    window = None  # released before the one after next is begun
                     window = next(windows)
                     number += 1
                     stop = int(plan.stops[number])
@@ -385,7 +385,7 @@ class ShardLoader(Loader):
             windows.close()
 
     def _read_ahead(self, plan: BatchPlan, start: int) -> Generator[_Window, None, None]:
-        """The window with batch `start` and those after it, the next one being read meanwhile."""
+        """Iterate over the window with batch `start` and later ones, reading the next one meanwhile."""
         if start >= len(plan):
             return
         first = int(np.searchsorted(plan.stops, start, side="right")) - 1
@@ -415,12 +415,12 @@ class ShardLoader(Loader):
         before: _Window | None,
         closed: threading.Event,
     ) -> _Window:
-        """Read what this rank needs of a window, and of the batch that goes on from the one before."""
+        """Read the graphs this rank needs of a window, and of the batch continued from the one before."""
         first = max(start, int(plan.stops[number]))
         stop = int(plan.stops[number + 1])
         end = int(plan.ends[number])
         positions, starts = [], [0]
-        # The batch behind the last one is in part of this window, and carried on to the next.
+        # The batch after the last one is partly in this window, and continued in the next.
         for batch in range(first, min(stop + 1, len(plan))):
             part, _ = self._part(plan, batch)
             positions.append(part[part < end])
@@ -435,7 +435,7 @@ class ShardLoader(Loader):
 
 
 def _forget_targets(batch: GraphBatch) -> None:
-    """Make a batch one that teaches nothing: all it is to be compared with becomes unknown."""
+    """Set all targets of a batch to unknown, so that it does not count."""
     labels = [tensor for name, tensor in batch.extras.items() if name.startswith(LEARNT_EXTRAS)]
     for tensor in [batch.targets, *labels]:
         if tensor is not None:
@@ -447,7 +447,7 @@ class _End(Enum):
 
 
 def _work_ahead(made: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
-    """Draw from a generator in a thread, up to `depth` items ahead; its errors come through."""
+    """Draw from a generator in a thread, up to `depth` items ahead; its errors are passed on."""
     ready: queue.Queue[T | BaseException | _End] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
 

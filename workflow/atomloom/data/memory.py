@@ -1,8 +1,8 @@
-"""How much memory this process may still take: the least of what the machine, a control group and
-the process's own limits leave.
+"""Free memory for this process: the min of what the machine, a control group and the process's
+own limits leave.
 
-It knows nothing of graphs. Where the system does not say (not Linux), half of what is built in
-counts as free.
+It knows nothing of graphs. Where the system does not report it (not Linux), half of the installed
+memory counts as free.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ CGROUP_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Limit, use, and the part of the use that can be taken back: of version 2, and of version 1."""
+"""Files of limit, use, and reclaimable part of the use: of version 2, and of version 1."""
 
 
 @dataclass(frozen=True)
 class FreeMemory:
-    """What is left."""
+    """Free memory, and what limits it."""
 
     size: int
     """Bytes."""
     limit: str
-    """What sets the limit, in words."""
+    """Origin of the limit, in words."""
 
 
 def free_memory(root: Path = Path("/")) -> FreeMemory:
-    """The least of all limits.
+    """Free memory by the tightest of all limits.
 
     Args:
-        root: where `proc` and `sys` are.
+        root: folder that contains `proc` and `sys`.
     """
     found = [_of_machine(root), *_of_groups(root), *_of_process(root)]
     return min(found, key=lambda item: item.size)
@@ -58,7 +58,7 @@ def _of_groups(root: Path) -> list[FreeMemory]:
         top = root / "sys" / "fs" / "cgroup"
         if controllers:
             top /= "memory"
-        # A container sees its own group at the top, under a path that is not there.
+        # A container sees its own group at the top, under a path that does not exist there.
         groups = [top / path.lstrip("/"), *(top / path.lstrip("/")).parents]
         for group in groups[: groups.index(top) + 1]:
             left = _left_in(group)
@@ -68,7 +68,7 @@ def _of_groups(root: Path) -> list[FreeMemory]:
 
 
 def _left_in(group: Path) -> int | None:
-    """Bytes that a group may still take; None where it has no limit."""
+    """Bytes that a group may still take; None without a limit."""
     for limit, use, reclaimable in CGROUP_FILES:
         most, now = _lines(group / limit), _lines(group / use)
         if most and now and most[0].isdigit() and int(most[0]) < 1 << 60:
@@ -78,7 +78,7 @@ def _left_in(group: Path) -> int | None:
 
 
 def _of_process(root: Path) -> list[FreeMemory]:
-    """Limits of `ulimit`, less what the process has."""
+    """Limits of `ulimit`, minus the use of the process."""
     used = _lines(root / "proc" / "self" / "statm")
     if not used:
         return []

@@ -1,9 +1,9 @@
-"""OnDiskGraphs: a data set that stays on disk; sizes at hand, graphs read when they are wanted.
+"""OnDiskGraphs: a data set that stays on disk, with sizes in memory and graphs read on demand.
 
-What is asked of all structures at once (sizes, pointers, hashes) it has under the names of a
-GraphTable. Graphs of any rows come as a table in the order asked for, each shard opened once and laid
-straight into place, so that reading takes the memory of the result and of one shard. It knows nothing
-of batches, epochs and torch.
+Data on all structures at once (sizes, pointers, hashes) have the names of a GraphTable. Graphs of any
+rows are returned as a table in the given order, with each shard opened once and copied directly into
+place, so that reading takes the memory of the result and of one shard. It knows nothing of batches,
+epochs or torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from atomloom.store.parquet import read_table
 from atomloom.store.shards import REPAIR, read_shard
 
 POINTERS = {"node_ptr": "atoms", "edge_ptr": "edges", "triplet_ptr": "triplets"}
-"""Pointers of a table, and the sizes they are the sums of."""
+"""Pointers of a table, and the sizes of which they are the cumulative sums."""
 RAGGED = {
     "numbers": "node_ptr",
     "positions": "node_ptr",
@@ -34,14 +34,14 @@ RAGGED = {
     "listed": "edge_ptr",
     "triplet": "triplet_ptr",
 }
-"""Arrays of a table with a row an atom, edge or triplet, and what points into them."""
+"""Arrays of a table with one row per atom, edge or triplet, and their pointers."""
 
 
 class OnDiskGraphs:
-    """Graphs of a store, read when wanted.
+    """Graphs of a store, read on demand.
 
     Args:
-        store: the graphs. Without an index the sizes are read off all shards.
+        store: the graphs. Without an index the sizes are read from all shards.
 
     Raises:
         AtomloomError: if the index is damaged or there are no graphs.
@@ -54,8 +54,8 @@ class OnDiskGraphs:
         self._paths: list[Path] = store.paths
         self._row: np.ndarray = store.row
         self.shard: np.ndarray = np.asarray(store.shard, dtype=np.int64)
-        """[S] int64, the shard each structure is in."""
-        self._sound: set[int] = set()  # shards whose digests have been looked at
+        """[S] int64, shard of each structure."""
+        self._sound: set[int] = set()  # shards whose digests have been verified
         self.sizes = self._read_sizes()
         """Sizes of all structures."""
         self._first = read_graphs(self._paths[0]).take([])
@@ -70,7 +70,7 @@ class OnDiskGraphs:
             wanted = ["n_atoms", "n_edges", "n_triplets"]
             frame = read_table(index, wanted, todo=again("index"))
             if frame.min(axis=None) < 0:
-                raise AtomloomError("is no index of graphs", where=index, todo=again("index"))
+                raise AtomloomError("is not an index of graphs", where=index, todo=again("index"))
             return Sizes(*(frame[name].to_numpy(np.int64) for name in frame))
         parts = [Sizes.of(read_graphs(path)) for path in self._paths]
         self._sound.update(range(len(self._paths)))
@@ -78,21 +78,21 @@ class OnDiskGraphs:
             *(np.concatenate([getattr(part, name) for part in parts]) for name in POINTERS.values())
         )
 
-    # --- what is known of all structures ---
+    # --- data on all structures ---
 
     @cached_property
     def node_ptr(self) -> np.ndarray:
-        """[S+1] int64, as of one table of all."""
+        """[S+1] int64, as for one table of all."""
         return _pointers(self.sizes.atoms)
 
     @cached_property
     def edge_ptr(self) -> np.ndarray:
-        """[S+1] int64, as of one table of all."""
+        """[S+1] int64, as for one table of all."""
         return _pointers(self.sizes.edges)
 
     @cached_property
     def triplet_ptr(self) -> np.ndarray | None:
-        """[S+1] int64, as of one table of all; None where there are no triplets."""
+        """[S+1] int64, as for one table of all; None where there are no triplets."""
         return None if self._first.triplet is None else _pointers(self.sizes.triplets)
 
     @property
@@ -102,7 +102,7 @@ class OnDiskGraphs:
 
     @cached_property
     def numbers(self) -> np.ndarray:
-        """[A] uint8, atomic numbers; asking for them goes through all shards once."""
+        """[A] uint8, atomic numbers; the first access reads all shards."""
         found = np.empty(self.node_ptr[-1], dtype=np.uint8)
         for shard, places in _groups(self.shard):
             path = self._paths[shard]
@@ -120,17 +120,17 @@ class OnDiskGraphs:
 
     @property
     def form(self) -> GraphTable:
-        """A table without graphs that has the arrays these graphs have."""
+        """Empty table with the same arrays as these graphs."""
         return self._first
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """[S] int64, bytes that each structure takes in memory, at most."""
+        """[S] int64, max bytes that each structure takes in memory."""
         weights = np.full(len(self), 8 * len(POINTERS), dtype=np.int64)
         for name, array in self._empty(np.zeros(0, dtype=np.int64)).items():
             width = array.dtype.itemsize * int(np.prod(array.shape[1:]))
             if name == "shift":
-                width = 2 * 3  # a shard with far images has them in 16 bits
+                width = 2 * 3  # a shard with far images has shifts of 16 bits
             if name in RAGGED:
                 weights += width * getattr(self.sizes, POINTERS[RAGGED[name]])
             elif name not in POINTERS:
@@ -139,10 +139,10 @@ class OnDiskGraphs:
 
     @cached_property
     def reading(self) -> int:
-        """Bytes that it takes to read the largest shard, at most, besides what becomes of it."""
+        """Max bytes needed to read the largest shard, besides the result."""
         decoded = np.bincount(self.shard, self.weights, minlength=len(self._paths))
         stored = np.array([path.stat().st_size if path.exists() else 0 for path in self._paths])
-        # The file, one array of it as it is taken out, and all decoded.
+        # The file, one unpacked array, and all decoded arrays.
         return int((decoded + 2 * stored).max())
 
     # --- graphs ---
@@ -153,12 +153,12 @@ class OnDiskGraphs:
         carried: GraphTable | None = None,
         go_on: Callable[[], bool] = lambda: True,
     ) -> GraphTable:
-        """The graphs of these rows, in this order.
+        """Read the graphs of these rows, in this order.
 
         Args:
-            rows: [R] which.
-            carried: graphs of the first of these rows, which need not be read again.
-            go_on: asked before each shard; where it says no, the table has gaps.
+            rows: [R] of the data set.
+            carried: graphs of the first of these rows, which are not read again.
+            go_on: called before each shard; if it returns false, the table has gaps.
 
         Raises:
             AtomloomError: if a shard is absent, damaged, or not as large as the index says.
@@ -179,7 +179,7 @@ class OnDiskGraphs:
         return GraphTable(**arrays, attributes=self._first.attributes)
 
     def _empty(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Arrays for the graphs of these rows, with nothing in them but pointers."""
+        """Uninitialised arrays for the graphs of these rows, with pointers filled in."""
         arrays: dict[str, np.ndarray] = {}
         for name, size in POINTERS.items():
             if getattr(self._first, name) is not None:
@@ -203,7 +203,7 @@ class OnDiskGraphs:
         wanted: np.ndarray,
         path: Path | None = None,
     ) -> None:
-        """Lay graphs of a table into `arrays` at `places`."""
+        """Copy graphs of a table into `arrays` at `places`."""
         for name, size in POINTERS.items():
             pointer = getattr(table, name)
             if (pointer is None) != (name not in arrays):
@@ -240,7 +240,7 @@ def _pointers(counts: np.ndarray) -> np.ndarray:
 
 
 def _groups(shard: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """Each shard, ascending, with the places where it stands."""
+    """Each shard, ascending, with the positions where it occurs."""
     order = np.argsort(shard, kind="stable")
     borders = np.flatnonzero(np.diff(shard[order])) + 1
     parts = np.split(order, borders) if len(order) else []
@@ -276,7 +276,7 @@ def _copy(
     for k in range(len(rows)):
         begin, end = from_ptr[rows[k]] * width, from_ptr[rows[k] + 1] * width
         start = to_ptr[places[k]] * width
-        # Slices of their own: indices that cannot be negative make this a plain copy.
+        # Separate slices: indices that cannot be negative make this a plain copy.
         source, target = values[begin:end], out[start : start + end - begin]
         for i in range(len(source)):
             target[i] = source[i]

@@ -1,10 +1,10 @@
-"""Padding: batches filled up to one of few shapes, for whom a new shape is dear.
+"""Padding of batches to one of a few shapes, for recorded steps, where each new shape is costly.
 
-What is filled in is structures of one atom behind the others; the last has all further atoms. They
+The padding is structures of one atom after the others; the last one has all further atoms. They
 count nothing: targets are unknown, edges have multiplicity 0, atoms weight 0 in batch statistics. So
-outputs of the other structures, gradients and running statistics are those of the batch as it was,
-to rounding. Atoms that fill up have no more edges than others, and edges of the same lengths: a
-network must not overflow on them. Everything happens on the batch's device, and nothing waits for it.
+outputs of the other structures, gradients and running statistics are those of the original batch,
+to rounding. Atoms of the padding have no more edges than others, and edges of the same lengths: a
+network must not overflow on them. Everything happens on the batch's device, without synchronisation.
 
 Legend: B structures, N atoms, E edges, L pairs of edges, of the padded batch.
 """
@@ -23,11 +23,11 @@ OF_STRUCTURES = ("stress", "globals", LABEL_OF["structure"])
 OF_PAIRS = ("line_src", "line_dst")
 """Beginnings of the names of extras that can be padded, by what they belong to."""
 STEPS_PER_OCTAVE = 4
-"""Sizes to which counts are rounded up, between a power of two and the next."""
+"""Number of sizes to which counts are rounded up, between a power of two and the next."""
 MOST_WASTE = 1.25
-"""Times the edges of a batch that a shape may have to be taken for it."""
+"""Max ratio of the edges of a shape to those of a batch that is padded to it."""
 SPARE_EDGES = 2
-"""A pair of edges that counts nothing is made of two."""
+"""Number of edges of the padding that form a pair."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Shape:
 
 
 def padded_shape(batch: GraphBatch) -> Shape | None:
-    """The shape a batch is filled up to; None where it has what cannot be padded."""
+    """Shape to which a batch is padded; None if it has tensors that cannot be padded."""
     known = OF_ATOMS + OF_STRUCTURES + OF_PAIRS
     if batch.triplets is not None or batch.vectors is None:
         return None
@@ -60,7 +60,7 @@ def padded_shape(batch: GraphBatch) -> Shape | None:
 
 
 def fits(batch: GraphBatch, shape: Shape) -> bool:
-    """Whether a batch that can be padded can be filled up to a shape without much waste."""
+    """Whether a batch that can be padded fits a shape without much waste."""
     edges = len(batch.src)
     return (
         shape.structures > batch.size
@@ -71,7 +71,7 @@ def fits(batch: GraphBatch, shape: Shape) -> bool:
 
 
 def _atoms_wanted(batch: GraphBatch, structures: int, edges: int) -> int:
-    """Atoms to fill up with: one a structure, and so many that the edges have ends enough."""
+    """Number of atoms of the padding: one per structure, and enough for the ends of the edges."""
     ends = -(-(edges - len(batch.src)) * len(batch.numbers) // len(batch.src))
     return max(structures - batch.size, ends)
 
@@ -82,7 +82,7 @@ def _pairs(batch: GraphBatch) -> int:
 
 
 def rounded_up(count: int) -> int:
-    """The next of the sizes to which counts are rounded, at most a quarter more."""
+    """Next of the sizes to which counts are rounded, at most a quarter more."""
     step = max(1, (1 << max(0, count.bit_length() - 1)) // STEPS_PER_OCTAVE)
     return -(-count // step) * step
 
@@ -91,7 +91,7 @@ class PaddedBatch:
     """Tensors of one shape that take one batch after another.
 
     Args:
-        like: a batch that will fit in.
+        like: a batch that fits.
         shape: of the padded batch, see `padded_shape`.
     """
 
@@ -133,7 +133,7 @@ class PaddedBatch:
         )
 
     def fill(self, batch: GraphBatch) -> GraphBatch:
-        """The padded batch with the content of another, which must be of its shape."""
+        """Fill in a batch, which must fit the shape, and return the padded batch."""
         into, shape = self.batch, self.shape
         assert into.vectors is not None
         assert into.multiplicity is not None
@@ -154,7 +154,7 @@ class PaddedBatch:
         into.node_ptr[-1:].fill_(shape.atoms)
         _copy(into.node_weight, None, 0.0, rows=atoms)
 
-        # Further edges lead from the further atoms to themselves, shared out evenly.
+        # Further edges lead from the further atoms to themselves, evenly distributed.
         ends = count[:more_edges] * more_atoms // more_edges + atoms
         _copy(into.src, batch.src, ends)
         _copy(into.dst, batch.dst, ends)
@@ -176,7 +176,7 @@ class PaddedBatch:
 
 
 def _copy(into: Tensor, values: Tensor | None, rest: Tensor | float, rows: int = 0) -> None:
-    """Values (`rows` ones, where there are none) into the first rows, and `rest` into the others."""
+    """Copy values (`rows` ones, if there are none) into the first rows, and `rest` into the others."""
     rows = len(values) if values is not None else rows
     if values is None:
         into[:rows].fill_(1.0)

@@ -1,8 +1,8 @@
-"""Where a data set is held: in memory as a whole, or out of core with a window of it at a time.
+"""Placement of a data set: in memory as a whole, or on disk with one window of it in memory.
 
-`choose_loader` weighs the graphs against the memory that is free and writes down what it chose and
-why; `load_graphs` and `open_loader` do it. The window decides the order of batches, so a run that
-goes on takes the choice it began with, and processes that share batches take that of the first. This
+`choose_loader` compares the graphs with the free memory and records its choice and
+reason; `load_graphs` and `open_loader` do it. The window decides the order of batches, so a resumed
+run keeps the choice it began with, and processes that share batches take that of the first. This
 module knows nothing of training.
 """
 
@@ -22,31 +22,31 @@ from atomloom.errors import AtomloomError
 from atomloom.graphs.graph import GraphTable
 
 SHARE = 0.5
-"""Of the free memory, that graphs may take where no budget is set; the rest is the model's."""
+"""Share of the free memory for graphs where no budget is set; the rest is for the model."""
 WHERE = "training.loader"
-"""The config's section on all this."""
+"""Section of the config for placement."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """What was chosen, in JSON values."""
+    """Choice of placement, in JSON values."""
 
     window: int | None
-    """Out of core: bytes of graphs that are held, and mixed, at a time. None: all are in memory."""
+    """On disk: bytes of graphs that are held, and shuffled, at a time. None: all are in memory."""
     graphs: int
-    """Bytes that all graphs take."""
+    """Bytes of all graphs."""
     budget: int | None
-    """Bytes that they may take in this process; None where nothing had to be weighed."""
+    """Bytes that they may take in this process; None where no comparison was needed."""
     reason: str
-    """Why."""
+    """Reason for the choice."""
 
     @property
     def text(self) -> str:
-        """One line for the log."""
+        """Description in one line for the log."""
         if self.window is None:
             return f"graphs in memory: {_size(self.graphs)}; {self.reason}"
         return (
-            f"graphs out of core: {_size(self.graphs)}, mixed in windows of {_size(self.window)}; "
+            f"graphs on disk: {_size(self.graphs)}, shuffled in windows of {_size(self.window)}; "
             f"{self.reason}"
         )
 
@@ -60,25 +60,25 @@ def choose_loader(
     processes: int = 1,
     begun: Placement | None = None,
 ) -> Placement:
-    """Decide where the graphs are held.
+    """Choose where the graphs are held.
 
     Args:
-        source: graphs; a table is in memory already.
-        bounds: of batches: one of them is held besides the windows.
-        mode: `memory` or `disk` leave no choice; `auto` takes memory if the graphs fit.
-        budget: bytes that graphs may take in each process; half of what is free unless given.
-        processes: how many of this run share the machine.
-        begun: the choice that the run began with; its order of batches is kept.
+        source: graphs; a table is already in memory.
+        bounds: of batches, one of which is held besides the windows.
+        mode: `memory` or `disk` force the choice; `auto` takes memory if the graphs fit.
+        budget: bytes that graphs may take in each process; by default half of the free memory.
+        processes: number of processes of this run that share the machine.
+        begun: the choice with which the run began; its order of batches is kept.
 
     Raises:
-        AtomloomError: when neither fits, or what the run began with no longer does.
+        AtomloomError: when neither fits, or the choice of the run no longer does.
     """
     if isinstance(source, GraphTable):
         if begun is not None and begun.window is not None:
             raise AtomloomError(
-                "the run began out of core, and graphs in memory have another order",
+                "the run began with graphs on disk, and graphs in memory have another order",
                 where=WHERE,
-                todo="go on with the graphs of the store",
+                todo="resume with the graphs of the store",
             )
         return Placement(None, _table_bytes(source), None, "given in memory")
     free = free_memory()
@@ -92,7 +92,7 @@ def choose_loader(
         return 2 * (window + batch) + source.reading
 
     if begun is not None:
-        # Half of what is free is caution: what has begun may take all of it.
+        # Half of the free memory is caution: a run that has begun may take all of it.
         most = budget if given else free.size // processes
         need = whole + source.reading if begun.window is None else two_of(begun.window)
         if need > most:
@@ -111,7 +111,7 @@ def choose_loader(
 
 
 def load_graphs(source: GraphSource, choice: Placement) -> GraphSource:
-    """The graphs as the choice has them: all read into memory, or left where they are."""
+    """Apply the choice: read all graphs into memory, or leave them on disk."""
     if isinstance(source, OnDiskGraphs) and choice.window is None:
         return source.read(np.arange(len(source)))
     return source
@@ -126,15 +126,15 @@ def open_loader(
     choice: Placement | None = None,
     **options: Unpack[LoaderOptions],
 ) -> Loader:
-    """The loader of the choice; for the other arguments see `Loader`.
+    """Open the chosen loader; for the other arguments see `Loader`.
 
     Args:
         source: what `load_graphs` returned.
-        rows: rows to go through.
+        rows: rows to iterate over.
         targets: [S, K] float64.
         bounds: of batches.
-        choice: of `choose_loader`; a table in memory needs none.
-        options: all else.
+        choice: result of `choose_loader`; a table in memory needs none.
+        options: other arguments.
     """
     if isinstance(source, GraphTable):
         return GraphLoader(source, rows, targets, bounds, **options)

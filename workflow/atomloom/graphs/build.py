@@ -1,8 +1,8 @@
-"""From structures and a GraphSpec to neighbour graphs, for a whole chunk or for one structure.
+"""Neighbour graphs from structures and a GraphSpec, for a whole chunk or for one structure.
 
-Chooses kernels and data types and checks that a structure can have the graph asked for. A graph
-depends on its structure and spec alone: not on the chunk it is in, nor on donors. It knows nothing
-of files and of torch.
+Chooses kernels and data types and checks that a structure can have the requested graph. A graph
+depends only on its structure and spec: not on its chunk, nor on donors. It knows nothing of files or
+torch.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from atomloom.structures.adapters import to_structure
 from atomloom.structures.table import StructureTable
 
 FARTHEST = 1e6
-"""A; atoms farther from the origin are refused."""
+"""Max distance from the origin in A; atoms farther away are refused."""
 
 
 class Donors(Protocol):
-    """Graphs of the same spec that exist already; a dict by structure hash is one."""
+    """Existing graphs of the same spec, by structure hash; a dict will do."""
 
     def get(self, structure_hash: bytes, /) -> Graph | None:
-        """The graph of the structure with this 32-byte hash, or None."""
+        """Graph of the structure with this 32-byte hash, or None."""
 
 
 def build_graphs(
     table: StructureTable, spec: GraphSpec, donors: Donors | None = None
 ) -> GraphTable:
-    """Neighbour graphs of a chunk of structures.
+    """Build the neighbour graphs of a chunk of structures.
 
     Args:
         table: the structures.
-        spec: which neighbours, and what to store about them.
-        donors: graphs to copy instead of searching again. A donor is taken only if its atoms are
-            the structure's to the last bit (with `primitive`, if the hash is), so the bytes are the
-            same with or without it.
+        spec: which atoms are neighbours, and what is stored about them.
+        donors: graphs to copy instead of searching again. A donor is used only if its atoms are those
+            of the structure to the last bit (with `primitive`, if the hash is equal), so the bytes are
+            the same with or without it.
 
     Raises:
-        AtomloomError: naming the structure, if its graph cannot be built: a lattice triad asked of
+        AtomloomError: naming the structure, if its graph cannot be built: a lattice triad for
             a structure that is not periodic in three directions, an atom thousands of cells
             away, or no primitive cell.
     """
@@ -69,10 +69,10 @@ def build_graphs(
 
 
 def build_graph(structure: Any, spec: GraphSpec) -> Graph:
-    """Neighbour graph of one structure: ours, or one of pymatgen, ASE or jarvis-tools.
+    """Build the neighbour graph of one structure of atomloom, pymatgen, ASE or jarvis-tools.
 
     Raises:
-        AtomloomError: as `build_graphs`, or if `structure` is nothing of the kind.
+        AtomloomError: as `build_graphs`, or if `structure` is none of these.
     """
     return build_graphs(StructureTable.from_structures([to_structure(structure)]), spec)[0]
 
@@ -116,12 +116,12 @@ def _search(table: StructureTable, spec: GraphSpec) -> GraphTable:
 
 
 def _plain(array: np.ndarray, dtype: type) -> np.ndarray:
-    """Contiguous and writeable: the kernels are compiled for this one kind of array."""
+    """Contiguous, writeable array: the kernels are compiled for this kind only."""
     return np.require(array, dtype, ["C", "W"])
 
 
 def _compact(graphs: GraphTable, table: StructureTable) -> GraphTable:
-    """The same graphs in the smallest integers that hold all of them."""
+    """Graphs in the smallest integer types that can hold them."""
     most = int(np.diff(graphs.node_ptr).max(initial=0))
     atom = np.uint16 if most <= 2**16 else np.uint32
     low, high = int(graphs.shift.min(initial=0)), int(graphs.shift.max(initial=0))
@@ -143,7 +143,7 @@ def _compact(graphs: GraphTable, table: StructureTable) -> GraphTable:
 
 
 def _fitting(table: StructureTable, spec: GraphSpec, donors: Donors) -> dict[int, Graph]:
-    """Row and graph of each structure that has a donor."""
+    """Graph of each structure that has a donor, by row."""
     given = {}
     for row in range(len(table)):
         graph = donors.get(table.hash[row].tobytes())
@@ -151,7 +151,7 @@ def _fitting(table: StructureTable, spec: GraphSpec, donors: Donors) -> dict[int
             continue
         atoms = slice(table.node_ptr[row], table.node_ptr[row + 1])
         # With `primitive` a graph follows from what is hashed. Otherwise its positions are those of
-        # the record, of which the hash knows 1e-8 A only.
+        # the record, which the hash knows only to 1e-8 A.
         if spec.primitive or (
             _same_bits(graph.positions, table.positions[atoms])
             and _same_bits(graph.cell, table.cell[row])
@@ -165,7 +165,7 @@ def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def _require_near(table: StructureTable) -> None:
-    """Refuse coordinates that leave too few digits for distances, and overflow cell counts."""
+    """Refuse coordinates that leave too few digits for distances or overflow cell counts."""
     far = np.flatnonzero((np.abs(table.positions) > FARTHEST).any(axis=1))
     if len(far):
         row = int(np.searchsorted(table.node_ptr, far[0], side="right")) - 1

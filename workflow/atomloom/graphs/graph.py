@@ -2,7 +2,7 @@
 
 An edge (src -> dst, shift) is seen from dst: its vector is
 r = positions[src] + shift @ cell - positions[dst], so src's image in cell `shift` is the neighbour of
-dst. Every directed edge stands once, sorted by dst, then distance, then src, then shift. Vectors
+dst. Every directed edge occurs once, sorted by dst, then distance, then src, then shift. Vectors
 are recomputed, never stored. N atoms, E edges, T triplets; S structures in a table.
 """
 
@@ -24,13 +24,13 @@ LISTED_BY_DST = 1
 LISTED_BY_SRC = 2
 """Bit 1 of `listed`: dst is among src's nearest.
 
-An edge of `lattice_edges` that no atom lists as near carries one bit: each atom is taken to list its
-images along the triad's vectors, and the images along their negatives are the reverse edges."""
+An edge of `lattice_edges` that no atom lists as near carries one bit: each atom is considered to list
+its images along the triad's vectors, and the images along their negatives are the reverse edges."""
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """The neighbour graph of one structure."""
+    """Neighbour graph of one structure."""
 
     numbers: np.ndarray
     """[N] uint8, atomic numbers."""
@@ -69,7 +69,7 @@ class Graph:
 
     @property
     def multiplicity(self) -> np.ndarray:
-        """[E] how often ComFormer's graph holds each edge: 1, or 2 where both ends list it."""
+        """[E] multiplicity of each edge in ComFormer's graph: 1, or 2 where both ends list it."""
         if self.listed is None:
             return np.ones(len(self.src), dtype=np.uint8)
         return (self.listed & 1) + (self.listed >> 1)
@@ -137,7 +137,7 @@ class GraphTable:
     triplet: np.ndarray | None = None
     """[T, 2] uint32, pairs of edges within the structure."""
     attributes: Mapping[str, object] = field(default_factory=dict)
-    """Spec, builder version and what else the shard says of itself."""
+    """Spec, builder version and other attributes of the shard."""
 
     def __len__(self) -> int:
         return len(self.node_ptr) - 1
@@ -165,7 +165,7 @@ class GraphTable:
         )
 
     def take(self, rows: Sequence[int] | np.ndarray) -> GraphTable:
-        """The graphs of these rows, in this order; rows may repeat."""
+        """Select the graphs of these rows, in this order; rows may repeat."""
         rows = np.asarray(rows, dtype=np.int64)
         node_ptr, atoms = _ragged(self.node_ptr, rows)
         edge_ptr, edges = _ragged(self.edge_ptr, rows)
@@ -193,7 +193,7 @@ class GraphTable:
 
     @classmethod
     def concatenate(cls, tables: Sequence[GraphTable]) -> GraphTable:
-        """All graphs of several tables of one spec, in order; the first table's attributes.
+        """Concatenate tables of one spec, in order, with the attributes of the first.
 
         Raises:
             ValueError: without a table, or where only some of them have an optional array.
@@ -216,7 +216,7 @@ class GraphTable:
 
     @classmethod
     def from_graphs(cls, hashes: Sequence[bytes], graphs: Sequence[Graph]) -> GraphTable:
-        """A table of single graphs of one spec; at least one."""
+        """Build a table from single graphs of one spec, at least one."""
 
         def parts(name: str) -> list[Any] | None:
             return (
@@ -255,11 +255,11 @@ GRAPH_FORMS = FORMS | {
     "triplet_ptr": Form(("S+1",), ("int64",), optional=True),
     "triplet": Form(("T", 2), ("uint32",), optional=True),
 }
-"""Arrays of graphs, in a shard."""
+"""Expected arrays of a shard of graphs."""
 
 
 def no_graphs(arrays: Mapping[str, np.ndarray]) -> str:
-    """Why arrays of these names are no graphs, in one clause; empty where they are some."""
+    """Reason why arrays of these names are not graphs, in one clause; empty where they are."""
     if wrong := no_structures(arrays) or misfit(arrays, GRAPH_FORMS):
         return wrong
     src, dst, edge_ptr = arrays["src"], arrays["dst"], arrays["edge_ptr"]
@@ -274,7 +274,7 @@ def no_graphs(arrays: Mapping[str, np.ndarray]) -> str:
         return wrong
     listed, lattice = arrays.get("listed"), arrays.get("lattice")
     if listed is not None and listed.size and not 1 <= listed.min() <= listed.max() <= 3:
-        return "`listed` holds other bits than its two"
+        return "`listed` has bits other than its two"
     if lattice is not None and (wrong := unbounded(lattice, MAX_LENGTH, "lattice")):
         return wrong
     if ("triplet" in arrays) != ("triplet_ptr" in arrays):
@@ -298,7 +298,7 @@ def _pointers(counts: Sequence[int]) -> np.ndarray:
 
 
 def _ragged(pointer: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """New pointers for these rows, and where their elements are."""
+    """Pointers for these rows, and the positions of their elements."""
     counts = pointer[rows + 1] - pointer[rows]
     new = _pointers(counts)
     return new, np.repeat(pointer[rows] - new[:-1], counts) + np.arange(new[-1])

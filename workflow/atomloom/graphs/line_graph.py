@@ -26,10 +26,10 @@ class LineGraph:
 
 
 def jarvis_graph(graph: Graph) -> Graph:
-    """The graph as jarvis-tools emits it: edges between an atom and its own images stand twice.
+    """Graph as jarvis-tools emits it: edges between an atom and its own images occur twice.
 
     jarvis-tools stores undirected edges and emits each in both directions; an edge from an atom to
-    its image and the one to the opposite image are two entries, so each of them comes out twice.
+    its image and the one to the opposite image are two entries, so each of them is emitted twice.
     Published ALIGNN models sum over these copies. Vectors and order are kept.
     """
     copies = np.where(graph.src == graph.dst, 2, 1)
@@ -42,9 +42,9 @@ def jarvis_graph(graph: Graph) -> Graph:
 
 
 def line_graph(graph: Graph) -> LineGraph:
-    """Line graph in ALIGNN's convention; use it on a `jarvis_graph` for that of published models.
+    """Line graph in ALIGNN's convention; apply it to a `jarvis_graph` for that of published models.
 
-    Edge (i -> j) is followed by every edge (j -> k), its own reverse included (cosine 1) but never
+    Edge (i -> j) is followed by every edge (j -> k), including its own reverse (cosine 1) but never
     itself; the cosine is that of the angle between the vectors from j to i and from j to k
     (Choudhary and DeCost, npj Comput. Mater. 7, 185 (2021)).
     """
@@ -74,15 +74,15 @@ def line_edges(src: np.ndarray, dst: np.ndarray, atoms: int) -> tuple[np.ndarray
     first = np.arange(len(second)) - np.repeat(start - first_arriving[src], counts)
     different = (
         first != second
-    )  # an edge from an atom to its own image follows itself, but for this
+    )  # without this, an edge from an atom to its own image follows itself
     return first[different], second[different]
 
 
 @njit(nogil=True, cache=True)
 def line_pairs(src: np.ndarray, dst_ptr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs (a, b) of edges with dst[a] == src[b], by b, then a; an edge that follows itself, too.
+    """All pairs (a, b) of edges with dst[a] == src[b], by b, then a, including edges that follow themselves.
 
-    For batches: what models weigh by copies of edges starts from it. Takes no lock of the interpreter.
+    For batches: models that weight copies of edges start from it. Releases the interpreter lock.
 
     Args:
         src: [E] int64, through the batch.

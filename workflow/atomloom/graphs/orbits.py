@@ -4,8 +4,8 @@ In a symmetric crystal most atoms and edges have equals, and an invariant networ
 numbers for each of them. Colour refinement (as Weisfeiler and Leman do it) finds them without a
 space group: edges are coloured by length, atoms by element; then every edge by the colours of its
 ends and of the edges that arrive where it starts, with their angles, every atom by those of its
-edges, until no class splits any more. Edges of one class are then indistinguishable for message
-passing on the graph and its line graph, however deep. It knows batches of graphs as arrays, and
+edges, until no class splits any more. Edges of one class are then indistinguishable to message
+passing of any depth on the graph and its line graph. It knows batches of graphs as arrays, and
 nothing of models.
 
 Legend: B structures, N atoms, E edges, sorted by dst; C classes of atoms, F classes of edges.
@@ -45,7 +45,7 @@ class Folding:
 
 
 def unfolded(atoms: int, edges: int) -> Folding:
-    """Every atom and edge in a class of its own."""
+    """Classes of one atom or edge each."""
     return Folding(np.arange(atoms), np.arange(edges), np.arange(atoms), np.arange(edges))
 
 
@@ -57,11 +57,11 @@ def fold(
     dst_ptr: np.ndarray,
     vectors: np.ndarray,
 ) -> Folding:
-    """Classes of the atoms and edges of a batch; takes no lock of the interpreter.
+    """Classes of the atoms and edges of a batch; releases the interpreter lock.
 
-    Cosines are equal that differ by no more than 16 times the rounding of `vectors` (2e-6 in
-    float32, 4e-15 in float64), lengths by no more than 8 A times that: what is computed for a class
-    is what would be computed for its members, to rounding.
+    Cosines count as equal if they differ by no more than 16 times the rounding of `vectors` (2e-6 in
+    float32, 4e-15 in float64), lengths by no more than 8 A times that: results for a class are those
+    for its members, to rounding.
 
     Args:
         numbers: [N] int64.
@@ -74,20 +74,20 @@ def fold(
     atoms, edges, atom_class, edge_class = _fold(
         numbers, src, dst, node_ptr, dst_ptr, vectors.astype(np.float64), tolerance
     )
-    if edge_class.size and edge_class.min() < 0:  # two hashes collided: rare beyond seeing
+    if edge_class.size and edge_class.min() < 0:  # two hashes collided, which is vanishingly rare
         return unfolded(len(numbers), len(src))
     return Folding(atoms, edges, atom_class, edge_class)
 
 
 LENGTH_SCALE = 8.0
-"""A; lengths are equal within this many times the tolerance of cosines."""
+"""Tolerance of lengths in A, as a multiple of that of cosines."""
 CHAIN = 4.0
-"""Most tolerances between values of one cluster, lest many close ones make a chain."""
+"""Max span of one cluster in tolerances, so that many close values do not form a chain."""
 
 
 @njit(cache=True, nogil=True)
 def _mix(x):
-    # The finaliser of splitmix64: a bijection in which every bit of the input moves all of the output.
+    # The finaliser of splitmix64: a bijection in which every input bit affects every output bit.
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -113,7 +113,7 @@ def _clusters(values, tolerance):
 
 @njit(cache=True, nogil=True)
 def _classes(colors):
-    """How many colours there are; and for each element the first one of its colour."""
+    """Number of colours, and for each element the first one of its colour."""
     order = np.argsort(colors)
     first = np.empty(len(colors), dtype=np.int64)
     number = begin = 0
@@ -214,7 +214,7 @@ def _fold(numbers, src, dst, node_ptr, dst_ptr, vectors, tolerance):
                 atoms[many_atoms] = atom0 + i
                 many_atoms += 1
             atom_class[atom0 + i] = of_atom[atom_first[i]]
-        # An edge stands for its class if it leaves an atom that stands for its own.
+        # An edge represents its class if it leaves an atom that represents its own.
         of_edge = np.full(m, -1, dtype=np.int64)
         for e in range(m):
             if atom_first[begin[e]] == begin[e] and of_edge[edge_first[e]] < 0:

@@ -1,4 +1,4 @@
-"""Primitive cells by spglib, for graphs of specs with `primitive: true`.
+"""Primitive cells by spglib, for graph specs with `primitive: true`.
 
 It knows structures, nothing of graphs and files.
 """
@@ -16,14 +16,14 @@ from atomloom.store.keys import POSITION_QUANTUM
 from atomloom.structures.table import StructureTable
 
 SYMPREC = 1e-3
-"""A; how far atoms may be from exact translational copies of each other. Raise `BUILDER` with it."""
+"""Max distance in A of atoms from exact translational copies of each other. Raise `BUILDER` with it."""
 
 
 def reduce_table(table: StructureTable) -> StructureTable:
-    """Each crystal's primitive cell, in the given orientation, its geometry not idealised.
+    """Reduce each crystal to its primitive cell, in the given orientation, its geometry not idealised.
 
     Structures that are not periodic in three directions stay as they are. Hashes stay those of the
-    input. Coordinates are rounded as they are hashed first, so that equal hashes give equal cells.
+    input. Coordinates are first rounded as for the hash, so that equal hashes give equal cells.
 
     Raises:
         AtomloomError: naming the structure, if spglib finds no primitive cell.
@@ -57,7 +57,7 @@ def reduce_table(table: StructureTable) -> StructureTable:
 
 
 def name_of(table: StructureTable, row: int) -> str:
-    """What to call a structure of a table in messages: its formula and the start of its hash."""
+    """Name of a structure of a table for messages: its formula and the start of its hash."""
     from atomloom.structures.composition import reduced_formula  # imports pymatgen
 
     atoms = slice(table.node_ptr[row], table.node_ptr[row + 1])
@@ -83,13 +83,13 @@ def _primitive(
         raise AtomloomError(
             f"spglib finds no primitive cell{reason}",
             where=name_of(table, row),
-            todo="check for atoms at one place, or set `primitive` to false",
+            todo="check for coinciding atoms, or set `primitive` to false",
         )
     lattice, places, kinds = found
     return np.asarray(lattice), np.asarray(places), np.asarray(kinds)
 
 
-# Written out, not left to BLAS, whose last bits depend on the machine.
+# Written out instead of left to BLAS, whose last bits depend on the machine.
 def _times(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return rows[:, :1] * matrix[0] + rows[:, 1:2] * matrix[1] + rows[:, 2:] * matrix[2]
 

@@ -1,10 +1,10 @@
 """Compiled neighbour search over a whole chunk of structures: k-nearest, radius, triad, triplets.
 
 Numba kernels on concatenated arrays; nothing per edge in Python. They know nothing of specs, shards
-and torch: `build.py` turns a spec into their arguments. Numbers are float64, without fused or
+or torch: `build.py` turns a spec into their arguments. Numbers are float64, without fused or
 reordered operations, so that the same structure gives the same edges on any machine.
 
-How it works. The periodic lattice vectors are reduced to short ones and written as a lower
+Method. The periodic lattice vectors are reduced to short ones and written as a lower
 triangular matrix in an orthonormal frame, in which the atoms are wrapped into a box. All images
 within a radius of the box, guessed from the density, are laid out in bins whose rows are scanned as
 plain arrays; an atom that needs a larger radius walks the lattice itself, one coordinate after the
@@ -25,13 +25,13 @@ import numpy as np
 from atomloom.compiled import njit
 
 TIE = 1e-8
-"""A; edges of one atom whose sorted distances follow each other this closely are put in the order
-of their source and shift, not of rounding noise. Structures are known to this quantum."""
+"""Tolerance in A: edges of one atom whose sorted distances follow each other this closely are ordered by
+source and shift, not by rounding noise. Structures are known to this quantum."""
 
 _MANY = 100  # atoms; from here on laying out more images is cheaper than walking the lattice
 _ONE_BIN = 600  # images; fewer are scanned from end to end
 _NEED_IMAGES, _NEED_LISTS, _NEED_EDGES = -1, -2, -3
-_FEW = 64  # numbers; ranks of so few are found soonest by comparing each with all, without branches
+_FEW = 64  # numbers; ranks of so few are found fastest by comparing each with all, without branches
 kernel = njit(cache=True, nogil=True, error_model="numpy")
 helper = njit(nogil=True, error_model="numpy")  # compiled into the kernels, cached with them
 
@@ -57,7 +57,7 @@ def search_chunk(
         positions: [A, 3] float64, A; atoms may lie outside the cell.
         cell: [S, 3, 3] float64, A.
         pbc: [S, 3] bool.
-        nearest: how many neighbours each atom lists; 0 for all within the cutoff.
+        nearest: number of neighbours that each atom lists; 0 for all within the cutoff.
         cutoff: float64, A.
         limit_cutoff: whether `cutoff` limits k-nearest lists too.
         tolerance: float64, A, thickness of a shell.
@@ -81,7 +81,7 @@ def search_chunk(
         n = node_ptr[s + 1] - begin
         periodic = _frame(cell[s], pbc[s], frame)
         volume = _place(positions, begin, n, periodic, frame, atoms)
-        # Enough room at the first try, as a rule: lists and their reverses, lattice edges.
+        # Usually enough room at the first try: lists and their reverses, lattice edges.
         likely = 2.4 * nearest * n if nearest > 0 else 4.2 * cutoff**3 * n / volume * 1.3 * n
         if edges[0].shape[0] < min(likely, 1e8) + 6 * n:
             edges = _room_for_edges(int(min(likely, 1e8)) + 6 * n)
@@ -89,8 +89,8 @@ def search_chunk(
             n, periodic, volume, nearest, cutoff, limit_cutoff, tolerance,
             frame, atoms, images, lists, edges,
         )  # fmt: skip
-        # Arrays are replaced here and nowhere below: where they might be, the compiler would count
-        # references in the innermost loops. The structure is begun anew.
+        # Arrays are replaced here and nowhere below: otherwise the compiler would count references
+        # in the innermost loops. The structure is started again.
         if count == _NEED_IMAGES:
             images = _room_for_images(2 * images[0].shape[0])
             continue
@@ -107,7 +107,7 @@ def search_chunk(
         _unwrap(count, frame, atoms, edges)
         _sort(n, count, atoms, edges)
         if total + count > out[0].shape[0]:
-            # Guess from the structures so far what all will need.
+            # Estimate from the structures so far what all will need.
             room = max((total + count) * 5 // 4, (total + count) * structures // (s + 1))
             out = _with_room(out, total, room)
         _append(total, count, edges, out)
@@ -158,7 +158,7 @@ def lattice_triads(cell, tolerance):
 
 @kernel
 def reduced_frame(cell, pbc):
-    """Short lattice vectors of one structure along axes of its own.
+    """Short lattice vectors of one structure in an orthonormal frame.
 
     Args:
         cell: [3, 3] float64, A.
@@ -223,7 +223,7 @@ def triplet_pairs(edge_ptr, dst, distance, cutoff):
 
 @helper
 def _room_for_edges(room):
-    """Edges: src, dst, shift, listed, length (squared until all are there), and four of scratch."""
+    """Arrays of edges: src, dst, shift, listed, length (squared until all are found), and four of scratch."""
     return (
         np.empty(room, np.int32),
         np.empty(room, np.int32),
@@ -239,7 +239,7 @@ def _room_for_edges(room):
 
 @helper
 def _room_for_images(room):
-    """Images: x, y, z, offset, atom, shift, first of each bin; squared distances and hits."""
+    """Arrays of images: x, y, z, offset, atom, shift, first of each bin; squared distances and hits."""
     return (
         np.empty(room, np.float64),
         np.empty(room, np.float64),
@@ -255,7 +255,7 @@ def _room_for_images(room):
 
 @helper
 def _room_for_lists(room):
-    """Neighbours of one atom: squared distance, src, shift; and one of scratch."""
+    """Arrays of the neighbours of one atom: squared distance, src, shift; and one of scratch."""
     return (
         np.empty(room, np.float64),
         np.empty(room, np.int32),
@@ -266,7 +266,7 @@ def _room_for_lists(room):
 
 @helper
 def _room_for_frame():
-    """One structure: reduced basis, its matrix, axes, box of the atoms, numbers of bins, grid."""
+    """Arrays of one structure: reduced basis, its matrix, axes, box of the atoms, numbers of bins, grid."""
     return (
         np.zeros((3, 3), np.int64),
         np.zeros((3, 3), np.float64),
@@ -279,7 +279,7 @@ def _room_for_frame():
 
 @helper
 def _room_for_atoms(room):
-    """Atoms: coordinates, cells taken away, squared reach of the list; and first edge (scratch)."""
+    """Arrays of atoms: coordinates, cells subtracted, squared reach of the list; and first edge (scratch)."""
     return (
         np.empty((room, 3), np.float64),
         np.empty((room, 3), np.int64),
@@ -290,7 +290,7 @@ def _room_for_atoms(room):
 
 @helper
 def _with_room(edges, used, room):
-    """More room for edges, of which the first `used` are kept."""
+    """Enlarge the arrays of edges, of which the first `used` are kept."""
     longer = _room_for_edges(room)
     src, dst, shift, listed, length, _, _, _, _ = edges
     new_src, new_dst, new_shift, new_listed, new_length, _, _, _, _ = longer
@@ -310,7 +310,7 @@ def _list_neighbors(
     n, periodic, volume, nearest, cutoff, limit_cutoff, tolerance,
     frame, atoms, images, lists, edges,
 ):  # fmt: skip
-    """Each atom's own list, to the front of `edges`; the squared reach of each list to `atoms`.
+    """Write each atom's own list to the front of `edges`, and the squared reach of each list to `atoms`.
 
     Returns the number of edges, or which arrays need more room.
     """
@@ -323,7 +323,7 @@ def _list_neighbors(
     guess, spread, everything = cutoff, cutoff, False
     if nearest > 0:
         guess = min((0.2387 * (nearest + 4.0) * volume / n) ** (1.0 / 3.0), limit)
-        # A molecule of no more than k + 1 atoms ends with all the others.
+        # In a molecule of at most k + 1 atoms the list ends with all the others.
         everything = periodic == 0 and n - 1 <= nearest
         spread = 1.15 * guess
     if not everything and not _lay_out(n, periodic, spread, frame, atoms, images):
@@ -357,7 +357,7 @@ def _list_neighbors(
                 if reach <= radius or radius >= limit:
                     # reach * reach may round below kth2 where the tolerance is 0.
                     reach2[i] = min(max(reach * reach, kth2), radius * radius)
-                    # Atoms of one structure are much alike: learn from this one.
+                    # Atoms of one structure are similar: use the radius of this one for the next.
                     guess = min(0.7 * guess + 0.3 * 1.12 * reach, spread, limit)
                     break
                 radius = reach * (1.0 + 1e-12)
@@ -379,7 +379,7 @@ def _list_neighbors(
 
 @helper
 def _add_reverse(count, atoms, edges):
-    """Set the bits of the lists' edges; edges the other end does not list get their reverse."""
+    """Set the bits of listed edges, and add the reverse of edges that the other end does not list."""
     reach2 = atoms[2]
     src, dst, shift, listed, length, _, _, _, _ = edges
     total = count
@@ -409,7 +409,7 @@ def _add_lattice(n, count, tolerance, frame, atoms, edges):
     total = count
     for a in range(3):
         s0, s1, s2 = triad[a, 0], triad[a, 1], triad[a, 2]
-        # As an image's offset, to the last bit.
+        # Computed as an image's offset, to the last bit.
         x = s2 * lower[2, 0] + s1 * lower[1, 0] + s0 * lower[0, 0]
         y = s2 * lower[2, 1] + s1 * lower[1, 1]
         z = s2 * lower[2, 2]
@@ -429,7 +429,7 @@ def _add_lattice(n, count, tolerance, frame, atoms, edges):
 
 @helper
 def _unwrap(count, frame, atoms, edges):
-    """From the reduced basis and wrapped atoms back to the given cell; lengths from squares."""
+    """Transform from the reduced basis and wrapped atoms back to the given cell; take roots of squared lengths."""
     basis, wrap = frame[0], atoms[1]
     src, dst, shift, _, length, _, _, _, _ = edges
     for e in range(count):
@@ -440,13 +440,13 @@ def _unwrap(count, frame, atoms, edges):
         a2 = shift[e, 2] - wrap[j, 2] + wrap[i, 2]
         for b in range(3):
             whole = a0 * basis[0, b] + a1 * basis[1, b] + a2 * basis[2, b]
-            # Too large to store is too large to use: the caller sees it and refuses.
+            # Too large to store is too large to use: the caller notices and refuses it.
             shift[e, b] = min(max(whole, -(1 << 30)), 1 << 30)
 
 
 @helper
 def _append(total, count, edges, out):
-    """Copy a structure's edges in their order behind those of the structures before."""
+    """Append a structure's edges, in order, to those of the structures before."""
     src, dst, shift, listed, length, order, _, _, _ = edges
     out_src, out_dst, out_shift, out_listed, out_length, _, _, _, _ = out
     for rank in range(count):
@@ -500,7 +500,7 @@ def _frame(cell, pbc, frame):
                     whole = round(ratio)
                     for x in range(3):
                         basis[a, x] -= whole * basis[b, x]
-                    # Anew from integers: differences of long vectors would pile up rounding.
+                    # Recomputed from integers: differences of long vectors would accumulate rounding.
                     for x in range(3):
                         vectors[a, x] = (
                             basis[a, 0] * cell[0, x]
@@ -545,10 +545,10 @@ def _frame(cell, pbc, frame):
 
 @helper
 def _place(positions, begin, n, periodic, frame, atoms):
-    """Coordinates along the axes, wrapped into a box, and the volume to guess by.
+    """Wrap coordinates along the axes into a box, and estimate the volume.
 
-    Fills `u`, `wrap` (the whole vectors taken away) and `box` (least and greatest corner).
-    Directions that are not periodic count with the extent of the atoms and 2 A.
+    Fills `u`, `wrap` (the whole vectors subtracted) and `box` (min and max corner).
+    Directions that are not periodic count with the extent of the atoms plus 2 A.
     """
     _, lower, axes, box, _, _ = frame
     u, wrap, _, _ = atoms
@@ -557,7 +557,7 @@ def _place(positions, begin, n, periodic, frame, atoms):
         for a in range(3):
             u[i, a] = axes[a, 0] * x + axes[a, 1] * y + axes[a, 2] * z
             wrap[i, a] = 0
-        # From the last axis down, as the matrix is triangular.
+        # Starting with the last axis, as the matrix is triangular.
         for a in range(periodic - 1, -1, -1):
             whole = math.floor(u[i, a] / lower[a, a])
             wrap[i, a] = whole
@@ -576,7 +576,7 @@ def _place(positions, begin, n, periodic, frame, atoms):
 def _lay_out(n, periodic, radius, frame, atoms, images):
     """Lay out all images of atoms within the radius of the box, in rows of bins.
 
-    Returns whether there is room enough for them.
+    Returns whether there is enough room for them.
     """
     _, lower, _, box, bins, grid = frame
     room = images[0].shape[0]
@@ -605,7 +605,7 @@ def _lay_out(n, periodic, radius, frame, atoms, images):
 
 @helper
 def _enumerate(n, periodic, frame, atoms, images):
-    """Fill `images`; returns their number, which may be more than there is room for."""
+    """Fill `images`; returns their number, which may exceed the room."""
     _, lower, _, _, bins, grid = frame
     u = atoms[0]
     x, y, z, offset, atom, shift, bin_ptr, _, _ = images
@@ -619,7 +619,7 @@ def _enumerate(n, periodic, frame, atoms, images):
     all_bins = bins[0] * bins[1] * bins[2]
     count = 0
     low0 = low1 = low2 = high0 = high1 = high2 = 0
-    # With several bins: first count what falls into each, then fill.
+    # With several bins: first count the images in each, then fill.
     for fill in range(1 if all_bins == 1 else 0, 2):
         if all_bins > 1 and fill == 0:
             for b in range(all_bins + 2):
@@ -660,7 +660,7 @@ def _enumerate(n, periodic, frame, atoms, images):
                             if fill == 0:
                                 bin_ptr[b + 2] += 1
                                 continue
-                            # One place ahead: in the end bin_ptr[b] is where bin b begins.
+                            # One position ahead: in the end bin_ptr[b] is where bin b begins.
                             place = bin_ptr[b + 1]
                             bin_ptr[b + 1] = place + 1
                         elif place >= room:
@@ -676,7 +676,7 @@ def _enumerate(n, periodic, frame, atoms, images):
 
 @helper
 def _scan(i, u, radius, frame, images, out_d2, out_src, out_shift):
-    """Images within the radius of atom i; returns their number, stores as many as fit."""
+    """Collect images within the radius of atom i; returns their number, stores as many as fit."""
     _, _, _, _, bins, grid = frame
     x, y, z, offset, atom, shift, bin_ptr, square, hit = images
     limit = radius * radius
@@ -698,7 +698,7 @@ def _scan(i, u, radius, frame, images, out_d2, out_src, out_shift):
             row = (b2 * bins[1] + b1) * bins[0]
             begin, end = bin_ptr[row + low0], bin_ptr[row + high0 + 1]
             row_x, row_y, row_z = x[begin:end], y[begin:end], z[begin:end]
-            # Two simple loops, of which the compiler makes vector code without branches.
+            # Two simple loops that the compiler vectorises without branches.
             for m in range(end - begin):
                 dx, dy, dz = row_x[m] - ux, row_y[m] - uy, row_z[m] - uz
                 square[m] = dx * dx + dy * dy + dz * dz
@@ -707,7 +707,7 @@ def _scan(i, u, radius, frame, images, out_d2, out_src, out_shift):
                 hits += square[m] <= loose
     count = 0
     for h in range(hits):
-        # Anew, as `_walk` does: with difference and offset apart, the reverse edge has the same bits.
+        # Recomputed as in `_walk`: with difference and offset separate, the reverse edge has the same bits.
         m = hit[h]
         j = atom[m]
         s0, s1, s2 = shift[m, 0], shift[m, 1], shift[m, 2]
@@ -728,7 +728,7 @@ def _scan(i, u, radius, frame, images, out_d2, out_src, out_shift):
 
 @helper
 def _walk(i, n, u, periodic, lower, radius, out_d2, out_src, out_shift):
-    """As `_scan`, along the lattice, for any radius; returns their number, stores as many as fit."""
+    """Collect images as `_scan` does, but along the lattice, for any radius; returns their number."""
     limit = radius * radius
     reach = radius + _SLACK
     room = out_d2.shape[0]
@@ -778,7 +778,7 @@ def _walk(i, n, u, periodic, lower, radius, out_d2, out_src, out_shift):
 
 @helper
 def _select(values, work, count, rank):
-    """The value of this rank (0 is the least); `work` is overwritten."""
+    """Value of this rank (0 for the smallest); `work` is overwritten."""
     if count <= _FEW:
         for a in range(count):
             value, below, equal = values[a], 0, 0
@@ -793,7 +793,7 @@ def _select(values, work, count, rank):
     low, high = 0, count - 1
     while low < high:
         middle = (low + high) // 2
-        # Median of three, so that sorted input is no bad case.
+        # Median of three, so that sorted input is not a bad case.
         a, b, c = work[low], work[middle], work[high]
         pivot = max(min(a, b), min(max(a, b), c))
         left, right = low, high
@@ -835,7 +835,7 @@ def _sort(n, edges, atoms, arrays):
     for i in range(n):
         end = first[i]
         if end - begin <= _FEW:
-            # As parts that begin at 0: for these the compiler makes vector code.
+            # As slices that begin at 0: these the compiler vectorises.
             _rank(mine[begin:end], by_dst[begin:end], sorted_length[begin:end], order[begin:end])
         else:
             for a in range(begin, end):
@@ -861,7 +861,7 @@ def _sort(n, edges, atoms, arrays):
 
 @helper
 def _rank(values, items, sorted_values, sorted_items):
-    """Sort a few items by values that are not negative, by counting the smaller ones of each."""
+    """Sort a few items by non-negative values, by counting the smaller ones of each."""
     count = values.shape[0]
     for a in range(count):
         sorted_values[a] = -1.0
@@ -939,7 +939,7 @@ def _triad(lower, axes, basis, tolerance, triad):
         third += 1
     lengths = length[0], length[second], length[third]
 
-    # `lower` has a positive diagonal, so the axes tell how the reduced vectors turn.
+    # `lower` has a positive diagonal, so the axes give the handedness of the reduced vectors.
     turn = 1 if _handed(axes[0], axes[1], axes[2]) > 0.0 else -1
     best = np.empty(3, np.int64)
     best[0] = -1

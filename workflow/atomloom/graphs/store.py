@@ -2,7 +2,7 @@
 
 `write_graphs` and `read_graphs` are the two ends of a shard (docs/formats.md); the arrays of a
 GraphTable keep their names. A store opens shards when it needs them and keeps the last few. It
-knows nothing of how graphs are built, nor of training; DGL is imported only by `to_dgl`.
+knows nothing of how graphs are built or of training; DGL is imported only by `to_dgl`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import dgl
 
 KEPT_SHARDS = 8
-"""How many shards a store keeps in memory."""
+"""Number of shards that a store keeps in memory."""
 
 
 def write_graphs(
@@ -39,13 +39,13 @@ def write_graphs(
     spec: GraphSpec,
     attributes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a table of graphs as one shard, whole or not at all.
+    """Write a table of graphs as one shard, completely or not at all.
 
     Args:
-        path: where to.
+        path: of the shard.
         table: the graphs.
-        spec: what they were built by; recorded.
-        attributes: what else the shard shall say of itself.
+        spec: by which they were built; recorded.
+        attributes: further attributes of the shard.
     """
     arrays = {name: getattr(table, name) for name in ARRAYS if getattr(table, name) is not None}
     counts = {"structures": len(table), "atoms": len(table.numbers), "edges": len(table.src)}
@@ -56,11 +56,11 @@ def write_graphs(
 
 
 def read_graphs(path: str | os.PathLike[str], *, verify: bool = True) -> GraphTable:
-    """The graphs of one shard; `attributes` are those of the shard.
+    """Read the graphs of one shard; `attributes` are those of the shard.
 
     Raises:
-        AtomloomError: if the file is absent or damaged, holds something else, or arrays that make no
-            sense, whether digests are verified or not.
+        AtomloomError: if the file is absent or damaged, or holds something else or arrays that make
+            no sense, whether digests are verified or not.
     """
     arrays, attributes = read_shard(path, verify=verify)
     missing = [name for name in ARRAYS if name not in arrays and name not in OPTIONAL_ARRAYS]
@@ -73,16 +73,16 @@ def read_graphs(path: str | os.PathLike[str], *, verify: bool = True) -> GraphTa
 
 
 class GraphStore:
-    """Many graphs on disk as one sequence: `len(store)`, `store[i]`, `store[a:b]`.
+    """Sequence of many graphs on disk: `len(store)`, `store[i]`, `store[a:b]`.
 
-    Graph i lies in row `row[i]` of the shard `paths[shard[i]]`.
+    Graph i is in row `row[i]` of the shard `paths[shard[i]]`.
 
     Args:
-        path: an index (its folder, or `index.parquet` in it), a folder of shards, which are taken
+        path: an index (its folder, or `index.parquet` in it), a folder of shards, which are read
             in the order of their names, or one shard.
 
     Raises:
-        AtomloomError: if there is no such thing, or the index names shards that are not there.
+        AtomloomError: if there is no such thing, or shards of the index are missing.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -102,7 +102,7 @@ class GraphStore:
         self.paths = [folder / name for name in names]
         self.row = frame["row"].to_numpy(np.int64)
         if self.row.min(initial=0) < 0 or any(len(value) != HASH_BYTES for value in frame["hash"]):
-            raise AtomloomError("is no index of graphs", where=index, todo=again("index"))
+            raise AtomloomError("is not an index of graphs", where=index, todo=again("index"))
         hashes = b"".join(frame["hash"])
         self._hashes = np.frombuffer(hashes, np.uint8).reshape(len(frame), -1)
 
@@ -149,8 +149,8 @@ class GraphStore:
         """Raise AtomloomError where a shard does not hold the graphs that the index says are in it.
 
         Args:
-            table: what the shard holds.
-            shard: which one it is.
+            table: the content of the shard.
+            shard: its number.
             places: graphs of this store that it should hold.
         """
         rows = self.row[places]
@@ -178,7 +178,7 @@ class GraphStore:
 
         Args:
             verify: recompute the digest of every array; checksums are always checked.
-            threads: how many shards to decode at a time; as many as there are processors if None.
+            threads: number of shards to decode at a time; by default the number of processors.
 
         Raises:
             AtomloomError: if a shard is absent or damaged.
@@ -206,12 +206,12 @@ class GraphStore:
         """Graph `index` as a DGLGraph, as jarvis-tools and ALIGNN make them.
 
         `ndata["atomic_number"]` [N] int64; `edata["r"]` [E, 3], A, in torch's default type, from
-        source to destination's image (the negative of our `vectors`); `edata["listed"]` [E] uint8
+        source to destination's image (the negative of `Graph.vectors`); `edata["listed"]` [E] uint8
         where the graph has it.
 
         Args:
-            index: which graph.
-            copies: whether edges between an atom and its own images stand twice, as in graphs of
+            index: of the graph.
+            copies: whether edges between an atom and its own images occur twice, as in graphs of
                 jarvis-tools (`atomloom.graphs.line_graph.jarvis_graph`), not once.
 
         Raises:
@@ -229,12 +229,12 @@ class GraphStore:
 
 
 def other_graphs(path: Path | None) -> AtomloomError:
-    """What is said of a shard that is not the one that an index names."""
+    """Error for a shard that is not the one in the index."""
     return AtomloomError("holds other graphs than the index says", where=path, todo=REPAIR)
 
 
 def to_dgl(graph: Graph) -> dgl.DGLGraph:
-    """One graph as a DGLGraph, see `GraphStore.to_dgl`."""
+    """Convert one graph to a DGLGraph, see `GraphStore.to_dgl`."""
     try:
         import dgl
     except ImportError as error:
@@ -253,9 +253,9 @@ def to_dgl(graph: Graph) -> dgl.DGLGraph:
 
 
 def _folder_of(index: Path, names: list[str]) -> Path:
-    """Where the shards are that an index names: as `index.json` beside it says, or in its folder.
+    """Folder of the shards of an index: that of `index.json` next to it, or its own.
 
-    A relative place counts from the folder the workflow ran in, which is one of those above the
+    A relative path counts from the folder the workflow ran in, which is one of those above the
     index; so a project can be moved as a whole.
     """
     told = index.with_name("index.json")
@@ -267,9 +267,9 @@ def _folder_of(index: Path, names: list[str]) -> Path:
         if all((place / name).exists() for name in names[:1]):
             return place
     raise AtomloomError(
-        f"names shard {names[0]}, which is in none of the places it may be",
+        f"names shard {names[0]}, which is in none of the expected folders",
         where=index,
-        todo="build the graphs again, or open the index beside its store",
+        todo="build the graphs again, or open the index together with its store",
     )
 
 

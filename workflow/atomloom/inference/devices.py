@@ -1,7 +1,7 @@
-"""Devices and arithmetic: Lightning Fabric set up for a precision that is really there, or an error.
+"""Devices and precision: Lightning Fabric set up for a precision that is really available, or an error.
 
-Also what must surround a training and not outlive it: threads, determinism, tf32. It knows nothing
-of data and losses.
+Also settings that must hold during training and be restored afterwards: threads, determinism, tf32. It
+knows nothing of data or losses.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ FABRIC_PRECISION: dict[str, Literal["64-true", "32-true", "bf16-mixed", "16-mixe
 
 
 class Sealed(Generic[Content]):
-    """Carries a batch past Fabric, and the prediction back.
+    """Wrapper that carries a batch past Fabric, and the prediction back.
 
-    Under mixed precision Fabric rounds every float of a network's arguments to 16 bits, edge
-    vectors included, before autocast has a say; and every output to 32 bits, also of a network of
-    64. It looks into lists, dicts and dataclasses; it does not look into this.
+    Under mixed precision Fabric rounds every float of a network's arguments to 16 bits, including edge
+    vectors, before autocast applies; and every output to 32 bits, even of a network in 64 bits. It
+    converts lists, dicts and dataclasses, but not this class.
     """
 
     __slots__ = ("content",)
@@ -48,7 +48,7 @@ class Sealed(Generic[Content]):
 
 
 class Network(nn.Module):
-    """The model as Fabric is given it."""
+    """Model as passed to Fabric."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -59,14 +59,14 @@ class Network(nn.Module):
 
 
 def choose_device(wanted: str) -> str:
-    """`cpu` or `cuda`.
+    """Choose `cpu` or `cuda`.
 
     Raises:
-        AtomloomError: when CUDA is wanted and not there, or something else.
+        AtomloomError: when CUDA is requested and not available, or for any other name.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", wanted):
         raise AtomloomError(
-            f"{wanted!r} is no device", where="device", todo="use auto, cpu or cuda"
+            f"{wanted!r} is not a device", where="device", todo="use auto, cpu or cuda"
         )
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -78,7 +78,7 @@ def choose_device(wanted: str) -> str:
 
 
 def check_precision(precision: str, device: str, log: Callable[[str], None]) -> None:
-    """Make sure that a precision is what its name says on this device; warn where it is only slow.
+    """Check that a precision is available on this device; warn if it is only slow.
 
     Raises:
         AtomloomError: when it is not available.
@@ -99,11 +99,11 @@ def check_precision(precision: str, device: str, log: Callable[[str], None]) -> 
     if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise AtomloomError("this GPU has no bf16", where=where, todo="use fp16-mixed or 32")
     if device == "cpu" and not torch.cpu._is_avx512_bf16_supported():
-        log("warning: this CPU has no bf16 instructions; bf16-mixed is right, but slower than 32")
+        log("warning: this CPU has no bf16 instructions; bf16-mixed is correct, but slower than 32")
 
 
 def open_fabric(settings: Training, log: Callable[[str], None]) -> Fabric:
-    """Fabric for the device and precision of the config.
+    """Open Fabric for the device and precision of the config.
 
     Raises:
         AtomloomError: when the devices or the precision are not available.
@@ -123,8 +123,8 @@ def open_fabric(settings: Training, log: Callable[[str], None]) -> Fabric:
             strategy=_strategy(settings),
             # Fabric's words for weights that stay as they are: they are of 64 bits when they are sharded.
             precision="32-true" if shared_64 else FABRIC_PRECISION[settings.precision],
-            # The environment of a lone process is named, so that inside a Slurm allocation it is
-            # not taken for a part of a distributed job.
+            # The environment of a single process is given, so that inside a Slurm allocation it is
+            # not taken for part of a distributed job.
             plugins=[LightningEnvironment()] if settings.devices == 1 else None,
         )
         fabric.launch()
@@ -146,14 +146,14 @@ def _strategy(settings: Training) -> Strategy | str:
 
 
 def share_from_first(fabric: Fabric, tensors: Iterable[Tensor]) -> None:
-    """Give all processes the first one's values of these tensors, in place."""
+    """Broadcast the first process's values of these tensors to all, in place."""
     if fabric.world_size > 1:
         for tensor in tensors:
             torch.distributed.broadcast(tensor, src=0)
 
 
 def close_fabric(fabric: Fabric) -> None:
-    """Let go of the other processes."""
+    """Release the other processes."""
     if fabric.world_size > 1:
         fabric.barrier()
         torch.distributed.destroy_process_group()
@@ -161,7 +161,7 @@ def close_fabric(fabric: Fabric) -> None:
 
 @contextmanager
 def arithmetic(settings: Training, device: str) -> Iterator[None]:
-    """Threads, determinism and tf32 as the config says, and as they were afterwards."""
+    """Set threads, determinism and tf32 by the config inside the block, and restore them afterwards."""
     threads = torch.get_num_threads()
     strict = torch.are_deterministic_algorithms_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined] # torch makes the module an object

@@ -1,4 +1,4 @@
-"""Networks from GraphBatch to numbers; found by name, imported only when asked for.
+"""Networks from GraphBatch to numbers; found by name, imported on demand.
 
 `build_model(config, outputs)` is the way in. Models know nothing of training.
 """

@@ -3,15 +3,15 @@
 Choudhary and DeCost, npj Comput. Mater. 7, 185 (2021). The numbers are those of the published model,
 whose parameter names this module keeps so that its checkpoints load; the algebra is rearranged:
 
-- In a symmetric crystal, atoms and edges with equals are computed once (see atomloom.graphs.orbits).
-- Edges between an atom and its own images, which the published graph holds twice, stand here once
-  and count twice, in sums and in batch statistics; so do pairs of them, see `LineEdges`.
+- In a symmetric crystal, each orbit of atoms and edges is computed once (see atomloom.graphs.orbits).
+- Edges between an atom and its own images, which the published graph holds twice, are stored once
+  here and count twice, in sums and in batch statistics; so do pairs of them, see `LineEdges`.
 - The four Linears of a convolution's nodes are one product.
-- Angle features are interpolated from a table (see BasisTable), and so is the first product that is
-  made of them; the statistics of their batch norms are sums over the table.
-- Angle features after the last line graph are not computed: nothing reads them.
-- On a CPU the line graph is worked through in blocks that stay in its cache, without an index: at
-  an atom every arriving edge meets every leaving one (see `LineBlocks`, `_GatedPairs`).
+- Angle features are interpolated from a table (see BasisTable), and so is their first
+  product; the statistics of their batch norms are sums over the table.
+- Angle features after the last line graph are not computed, since they are not used.
+- On a CPU the line graph is processed in blocks that stay in the cache, without an index: at
+  an atom every incoming edge is paired with every outgoing one (see `LineBlocks`, `_GatedPairs`).
 
 It knows nothing of training.
 
@@ -61,11 +61,11 @@ from atomloom.models.common.message_passing import Backend, Messages, messages
 from atomloom.models.common.outputs import Head, Outputs
 
 LONGEST = 8.0
-"""A, centre of the last Gaussian of lengths."""
+"""Centre of the last Gaussian of lengths, A."""
 EPS = 1e-6
-"""Added to the sum of an atom's gates."""
+"""Term added to the sum of an atom's gates."""
 SHORTEST = 1e-6
-"""A, least length that a vector is divided by."""
+"""Min length by which a vector is divided, A."""
 
 
 # --- the line graph -------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ class LineEdges:
 
     Where edges stand for several copies, a pair is counted as in the line graph of the copies, where
     no edge follows itself but any edge follows the others: each copy of b follows `weights` copies
-    of a, that is mult(a), less one where a is b; and there are mult(b) times as many pairs.
+    of a, that is mult(a), minus one where a is b; and there are mult(b) times as many pairs.
     """
 
     src: Tensor
@@ -89,13 +89,13 @@ class LineEdges:
     cosine: Tensor
     """[L], cosine of the angle at the common atom between the two far ends."""
     weights: Tensor
-    """[L], how many copies of a each copy of b follows."""
+    """[L], number of copies of a that each copy of b follows."""
     counts: Tensor
-    """[L], how many pairs of copies there are."""
+    """[L], number of pairs of copies."""
 
 
 def multiplicities(batch: GraphBatch) -> Tensor:
-    """[E], how often published graphs hold each edge: twice from an atom to its own image."""
+    """[E] multiplicity of each edge in published graphs: 2 from an atom to its own image."""
     copies = 1.0 + (batch.src == batch.dst).to(batch.positions.dtype)
     if batch.node_weight is None:
         return copies
@@ -103,13 +103,13 @@ def multiplicities(batch: GraphBatch) -> Tensor:
 
 
 def line_edges_of_batch(batch: GraphBatch, vectors: Tensor, copies: Tensor) -> LineEdges:
-    """The line graph of a batch, on its device.
+    """Line graph of a batch, on its device.
 
     Args:
         batch: if its extras have `line_src` and `line_dst` [L], as `atomloom.graphs.line_graph.line_pairs`
-            makes them, they are taken; otherwise their number is asked of the device.
+            makes them, they are used; otherwise the device is asked for their number.
         vectors: [E, 3], A; cosines are differentiable in them.
-        copies: [E], how often each edge counts.
+        copies: [E], multiplicity of each edge.
     """
     arriving = batch.dst_ptr.diff()
     per_edge = gather(arriving, batch.src)
@@ -137,10 +137,10 @@ def line_pairs_of(batch: GraphBatch) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Block:
-    """Pairs at a few atoms at which equally many edges arrive (P) and equally many leave (Q)."""
+    """Pairs at a few atoms that have equal numbers of incoming (P) and outgoing (Q) edges."""
 
     shape: tuple[int, int, int]
-    """Atoms, Q, P; pairs stand in this order."""
+    """Atoms, Q, P; pairs are in this order."""
     pairs: slice
     arriving: slice
     leaving: slice
@@ -152,22 +152,22 @@ class Block:
 
 
 class LineBlocks:
-    """The same pairs in another order: by atoms, where they are tables of all leaving by all arriving.
+    """Pairs of the line graph by atom, as tables of all outgoing by all incoming edges.
 
-    An edge arrives at one atom and leaves one, so that along each side of such a table sums and
-    sources are plain. Atoms are sorted by the numbers of their edges. Of equal atoms and of equal
-    leaving edges, one is taken.
+    An edge arrives at one atom and leaves one, so that sums and sources along each side of such a
+    table need no index. Atoms are sorted by their numbers of edges. Of equivalent atoms and equivalent
+    outgoing edges, one is used.
 
     Args:
         batch: on a CPU.
         vectors: [E, 3], A, of all edges of the batch.
-        copies: [E], how often each edge of the batch counts.
+        copies: [E], multiplicity of each edge of the batch.
         folding: classes of its atoms and edges.
         order: [F], the order in which classes of edges are used.
     """
 
     ROWS = 1024
-    """Pairs of a block, if an atom does not have more: they should stay in the processor's cache."""
+    """Max pairs per block, unless an atom has more: they should stay in the processor's cache."""
 
     def __init__(
         self,
@@ -196,13 +196,13 @@ class LineBlocks:
         place = np.empty_like(leaving)
         place[leaving] = np.arange(len(leaving))
         self.leaving = torch.from_numpy(leaving)
-        """[E], the edges by the atom they leave."""
+        """[E], edges by the atom they leave."""
         self.place = torch.from_numpy(place)
-        """[E], where each edge stands in `leaving`."""
+        """[E], position of each edge in `leaving`."""
         number = np.empty_like(order)
         number[order] = np.arange(len(order))
         self.arriving = torch.from_numpy(number[folding.edge_class[self.arriving_edges]])
-        """Which edges arrive, atom by atom; some of them several times."""
+        """Incoming edges, atom by atom; some of them several times."""
         self.blocks = self._cut(leave[by_size], counts)
         self.rows = self.blocks[-1].pairs.stop if self.blocks else 0
         near, far = torch.from_numpy(self.arriving_edges), torch.from_numpy(self.leaving_edges)
@@ -210,9 +210,9 @@ class LineBlocks:
         self.cosine = self._cosines(gather(unit, near), gather(unit, far))
         """[L], cosines of the angles, as in LineEdges."""
         self.weights: Tensor | None = None
-        """[L] as in LineEdges; None where all are one."""
+        """[L], as in LineEdges; None where all are one."""
         self.counts: Tensor | None = None
-        """[L] as in LineEdges; None where all are one."""
+        """[L], as in LineEdges; None where all are one."""
         members = torch.from_numpy(folding.edge_counts[order[leaving]]).to(copies.dtype)
         images = bool((copies != 1).any()) or bool((batch.src == batch.dst).any())
         if images or len(edges) < len(src):
@@ -270,7 +270,7 @@ class LineBlocks:
 
 
 def _norm(vectors: Tensor) -> Tensor:
-    """[E], A, at least SHORTEST; its gradient is never NaN."""
+    """[E] norms, A, at least SHORTEST; the gradient is never NaN."""
     return vectors.square().sum(dim=-1).clamp(min=SHORTEST**2).sqrt()
 
 
@@ -287,7 +287,7 @@ class MLPLayer(nn.Module):
         )
 
     def forward(self, values: Tensor, counts: Tensor | None) -> Tensor:
-        """[R, outputs] from [R, inputs], rows counting `counts` [R] times in batch statistics."""
+        """[R, outputs] from [R, inputs], with rows weighted by `counts` [R] in batch statistics."""
         linear, norm, activation = self.layer
         return activation(norm(linear(values), counts))
 
@@ -311,15 +311,15 @@ def _embed(embedding: nn.Sequential, x: Tensor, counts: Tensor | None) -> Tensor
 
 @dataclass(frozen=True, eq=False)
 class Weighted:
-    """The edges of a graph, and how often its edges and nodes count."""
+    """Edges of a graph, with the multiplicities of edges and nodes."""
 
     messages: Messages
     weights: Tensor | None
-    """[E, 1], in sums at nodes; None for once."""
+    """[E, 1], of edges in sums at nodes; None if all are 1."""
     edge_counts: Tensor | None
-    """[E], in batch statistics."""
+    """[E], of edges in batch statistics."""
     node_counts: Tensor | None
-    """[N], in batch statistics."""
+    """[N], of nodes in batch statistics."""
 
 
 class EdgeGatedConv(nn.Module):
@@ -364,15 +364,15 @@ class EdgeGatedConv(nn.Module):
         last: bool = False,
         part: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """x' [N, D] and y' [E, D] from x and y; y is returned as it is after the last convolution.
+        """New features x' [N, D] and y' [E, D] from x and y; the last convolution returns y unchanged.
 
         Args:
             nodes: [N, D].
             edges: [E, D].
-            graph: where they are.
+            graph: their edges and multiplicities.
             dtype: see `product_dtype`.
-            last: whether y' is not wanted.
-            part: [E, D], C y where that is known.
+            last: whether y' is not needed.
+            part: [E, D], C y where known.
         """
         at_src, carried, at_dst, own = self.of_nodes(nodes, dtype)
         if part is None:
@@ -397,16 +397,16 @@ class EdgeGatedConv(nn.Module):
         dtype: torch.dtype | None,
         last: bool,
     ) -> tuple[Tensor, Tensor]:
-        """The same on the blocks of a line graph.
+        """Apply the convolution to the blocks of a line graph.
 
         Args:
             nodes: [E, D].
             pairs: [L, D], in the order of the blocks.
-            part: [L, D], C y where that is known; it is overwritten.
-            blocks: where they are.
+            part: [L, D], C y where known; it is overwritten.
+            blocks: of the line graph.
             node_counts: [E].
             dtype: see `product_dtype`.
-            last: whether new features of pairs are not wanted.
+            last: whether new features of pairs are not needed.
         """
         at_src, carried, at_dst, own = self.of_nodes(nodes, dtype)
         norm = self.bn_edges
@@ -436,8 +436,8 @@ class EdgeGatedConv(nn.Module):
 class _GatedPairs(torch.autograd.Function):
     """Gates and sums of an EdgeGatedConv on a line graph, block by block, derivative by hand.
 
-    Written as usual, each of some twenty elementwise steps sends [L, D] through memory, and most of
-    that time goes into pages of fresh arrays. Here only m, and the new features of pairs, are kept.
+    In the usual form, each of some twenty elementwise steps sends [L, D] through memory, and most of
+    that time goes into pages of new arrays. Here only m and the new features of pairs are kept.
     """
 
     @staticmethod
@@ -521,7 +521,7 @@ class _GatedPairs(torch.autograd.Function):
         d_arriving, d_leaving = torch.zeros_like(arriving), torch.zeros_like(leaving)
         d_at_src, d_carried = d_arriving.split(width, dim=1)
         d_weight = None if ctx.given else torch.zeros_like(weight)
-        # With a given part, `d_m` is its gradient and pairs go through unchanged.
+        # With a given part, `d_m` is its gradient and pairs pass unchanged.
         d_out = torch.empty_like(gate)
         low = rounded(weight, ctx.dtype)
         d_scale = d_shift = None
@@ -544,7 +544,7 @@ class _GatedPairs(torch.autograd.Function):
             d_shift = sums[0].to(gate.dtype)
             d_scale = sums[1].to(gate.dtype) * inverse
             if not ctx.fixed:
-                # Of slope * factor, the part that mean and variance take away: constant + linear in m.
+                # The part of slope * factor that mean and variance remove: constant + linear in m.
                 total_count = max(ctx.counted, 1.0)
                 linear = factor * inverse * d_scale / total_count
                 constant = factor * d_shift / total_count - mean * linear
@@ -636,13 +636,13 @@ class _Moments:
 
 
 def _along_arriving(values: Tensor, block: Block) -> Tensor:
-    """[atoms, 1, P, D] of values [E, D] by arriving edge."""
+    """[atoms, 1, P, D] view of values [E, D] by incoming edge."""
     atoms, _, p = block.shape
     return values[block.arriving].view(atoms, 1, p, -1)
 
 
 def _along_leaving(values: Tensor, block: Block) -> Tensor:
-    """[atoms, Q, 1, D] of values [E, D] by leaving edge."""
+    """[atoms, Q, 1, D] view of values [E, D] by outgoing edge."""
     atoms, q, _ = block.shape
     return values[block.leaving].view(atoms, q, 1, -1)
 
@@ -662,7 +662,7 @@ def _product_into(values: Tensor, weight: Tensor, out: Tensor) -> None:
 
 
 class ALIGNNConv(nn.Module):
-    """A convolution of the crystal graph, then one of its line graph."""
+    """Convolution of the crystal graph, followed by one of its line graph."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -673,12 +673,12 @@ class ALIGNNConv(nn.Module):
 class ALIGNN(Recomputing):
     """Atomistic line graph neural network.
 
-    Under autocast, products over edges and pairs run in the lower precision and nothing else does.
+    Under autocast, only products over edges and pairs run in the lower precision.
 
     Args:
         config: hyper-parameters.
-        outputs: numbers to predict for each structure.
-        global_features: numbers a structure in `batch.extras["globals"]`.
+        outputs: number of outputs per structure.
+        global_features: numbers per structure in `batch.extras["globals"]`.
         heads: further targets, scalars of atoms.
     """
 
@@ -720,7 +720,7 @@ class ALIGNN(Recomputing):
         require_cgcnn_features(numbers, where="model")
 
     def passes(self, device: str, compiled: bool) -> tuple[Pass, ...]:
-        """What a loader may compute of each batch beside it: pairs of edges, where they are wanted by
+        """Tensors that a loader may compute for each batch: pairs of edges, where they are needed by
         index, on GPUs and by the plain backends. Without them the device is asked for their number."""
         by_blocks = self.backend == "auto" and device == "cpu" and not compiled
         return () if by_blocks else (line_pairs_of,)
@@ -732,7 +732,7 @@ class ALIGNN(Recomputing):
 
         Args:
             batch: the batch.
-            copies: [E], how often each edge counts.
+            copies: [E], multiplicity of each edge.
             dtype: see `product_dtype`.
         """
         vectors = batch.edge_vectors()
@@ -793,9 +793,9 @@ class ALIGNN(Recomputing):
         return self.backend == "auto" and vectors.device.type == "cpu" and not plain
 
     def _carried(self) -> Tensor:
-        """Zero, as a function of the weights that take no part.
+        """Zero, as a function of the unused weights.
 
-        Added to the output it gives them a gradient, zero, without which data-parallel training
+        Added to the output it gives them a zero gradient, without which data-parallel training
         waits for one or refuses to run.
         """
         one, other = self.alignn_layers[-1].edge_update.bn_edges, self.gcn_layers[-1].bn_edges
@@ -805,7 +805,7 @@ class ALIGNN(Recomputing):
 
 @dataclass(frozen=True, eq=False)
 class _View:
-    """A crystal graph as the layers see it."""
+    """Crystal graph as the layers see it."""
 
     numbers: Tensor
     """[N] int64."""
@@ -829,7 +829,7 @@ def _as_it_stands(batch: GraphBatch, vectors: Tensor, copies: Tensor, backend: B
 def _folded(
     batch: GraphBatch, vectors: Tensor, copies: Tensor, backend: Backend
 ) -> tuple[_View, LineBlocks]:
-    """Classes of atoms and edges in place of all of them, and the line graph of those classes."""
+    """View of one atom and edge per orbit in place of all, and the line graph of these."""
     arrays = (batch.numbers, batch.src, batch.dst, batch.node_ptr, batch.dst_ptr, vectors)
     folding = fold(*(array.numpy() for array in arrays))
     start, stop = (folding.atom_class[end.numpy()[folding.edges]] for end in (batch.src, batch.dst))
@@ -841,7 +841,7 @@ def _folded(
     members = torch.from_numpy(folding.edge_counts[order]).to(copies.dtype)
     edge_counts = members * gather(copies, edges)
     stop_tensor = torch.from_numpy(stop)
-    # So many edges of a class arrive at each atom of a class.
+    # Number of edges of a class that arrive at each atom of a class.
     weights = edge_counts / gather(node_counts, stop_tensor)
     dst_ptr = np.concatenate(([0], np.cumsum(np.bincount(stop, minlength=len(folding.atoms)))))
     carrier = messages(
@@ -862,7 +862,7 @@ def _folded(
 
 
 class _Line(ABC):
-    """The line graph, its edges as yet without features."""
+    """Line graph whose edges have no features yet."""
 
     def __init__(
         self, model: ALIGNN, cosine: Tensor, counts: Tensor | None, copies: Tensor | None
@@ -871,7 +871,7 @@ class _Line(ABC):
         self.embedding, self.table = model.angle_embedding, model.angle_table
         exact = cosine.dtype == torch.float64 or cosine.requires_grad
         self.rows: tuple[Tensor, Tensor] | None = None
-        """Features of the table's angles [T, D], and their product in the first layer."""
+        """Compute features of the table's angles [T, D], and their product in the first layer."""
         if not (exact or torch.compiler.is_compiling()) and self.table.pays(len(cosine)):
             shares = _shares(self.table, cosine, counts)
             rows = _embed(self.embedding, self.table.grid(cosine), shares)
@@ -895,17 +895,17 @@ class _Line(ABC):
         dtype: torch.dtype | None,
         last: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Features of edges [E, D] and angles [L, D] from those before a layer.
+        """New features of edges [E, D] and angles [L, D] after a layer.
 
-        Args as of `EdgeGatedConv.over_blocks`.
+        Arguments are those of `EdgeGatedConv.over_blocks`.
         """
 
 
 def _shares(table: BasisTable, x: Tensor, counts: Tensor | None) -> Tensor:
-    """[T], how much each row of a table counts in the sum of what is interpolated at `x` [L].
+    """[T] weight of each row of a table in the sum of values interpolated at `x` [L].
 
-    A sum over interpolated values is one over the table's rows; so are mean and variance, because
-    the square of a function so smooth is interpolated as well as itself.
+    A sum over interpolated values is a weighted sum over the table's rows; so are mean and variance,
+    because the square of so smooth a function is interpolated as well as the function.
     """
     with torch.enable_grad():
         probe = x.new_zeros((table.rows, 1)).requires_grad_()
@@ -915,7 +915,7 @@ def _shares(table: BasisTable, x: Tensor, counts: Tensor | None) -> Tensor:
 
 
 class _IndexedLine(_Line):
-    """As any graph, by the interface for messages."""
+    """Line graph as a plain graph, by the interface for messages."""
 
     def __init__(self, model: ALIGNN, line: LineEdges, copies: Tensor) -> None:
         super().__init__(model, line.cosine, line.counts, copies)
@@ -937,7 +937,7 @@ class _IndexedLine(_Line):
 
 
 class _BlockLine(_Line):
-    """In blocks."""
+    """Line graph in blocks."""
 
     def __init__(self, model: ALIGNN, blocks: LineBlocks, copies: Tensor | None) -> None:
         super().__init__(model, blocks.cosine, blocks.counts, copies)

@@ -1,16 +1,15 @@
-"""ComFormer: crystal networks that tell every crystal from every other (Yan et al., ICLR 2024).
+"""ComFormer: complete and efficient crystal transformers (Yan et al., ICLR 2024).
 
 iComFormer sees the lengths of edges and their angles with three lattice vectors; eComFormer sees the
 edges' directions through tensor products. The numbers are those of the published models
 (arXiv:2403.11857), whose parameter names this module keeps so that their checkpoints load; the
 algebra is rearranged:
 
-- An edge that the published graph holds twice stands here once and counts twice, in sums and in
+- An edge that the published graph holds twice is stored once here and counts twice, in sums and in
   batch statistics.
-- A Linear over concatenated inputs is a sum of Linears: what belongs to an atom is computed once an
-  atom, what belongs to the lattice once a structure, what belongs to an edge is folded into one
-  product.
-- What depends on one length or one angle alone is interpolated from a table (see BasisTable).
+- A Linear over concatenated inputs is a sum of Linears: the atoms' part is computed once per atom,
+  the lattice's once per structure, and the edges' is folded into one product.
+- Functions of one length or one angle alone are interpolated from a table (see BasisTable).
 - Weights of the tensor products, linear in radial features, are contracted with atoms, not edges.
 
 It knows nothing of training.
@@ -64,7 +63,7 @@ from atomloom.models.common.outputs import Head, Outputs
 LENGTH_SCALE = -0.75
 """Lengths enter as -0.75/|r| (A^-1), the shape of a screened attraction."""
 SHORTEST = 1e-6
-"""A; the norm of a missing lattice vector, which makes its features those of none."""
+"""Norm in A of a missing lattice vector, for which its features vanish."""
 
 
 def _embedding_mlp(basis: GaussianBasis, width: int) -> nn.Sequential:
@@ -76,7 +75,7 @@ def _update_mlp(width: int) -> nn.Sequential:
 
 
 class _Gate(nn.Module):
-    """What the node layer and the edge layer share: keys, messages and the gate between them.
+    """Common part of the node layer and the edge layer: keys, messages and the gate between them.
 
     message = MLP[v_i, v_j, e'] * sigmoid(BN(q_i * MLP[k_i, k_j, e'] / sqrt(D))), element-wise
     as in the paper. The two MLPs run side by side, as 2 D columns.
@@ -97,13 +96,13 @@ class _Gate(nn.Module):
     def fold(
         self, part: int, key: nn.Linear, message: nn.Linear, bias: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Two Linears and the MLPs' first products on input `part`, as one weight [2 D, D].
+        """Fold two Linears and the MLPs' first products on input `part` into one weight [2 D, D].
 
         Args:
-            part: which of the three concatenated inputs.
+            part: index of the three concatenated inputs.
             key: the Linear whose output enters the key MLP.
             message: the Linear whose output enters the message MLP.
-            bias: add the MLPs' first bias, which one of the three parts must carry.
+            bias: add the MLPs' first bias, which one of the three parts must have.
 
         Returns:
             weight [2 D, D] and bias [2 D].
@@ -118,7 +117,7 @@ class _Gate(nn.Module):
         return torch.cat(weights), torch.cat(biases)
 
     def query(self, values: Tensor) -> Tensor:
-        """The query, scaled by 1/sqrt(D)."""
+        """Query, scaled by 1/sqrt(D)."""
         return self.lin_query(values) / math.sqrt(self.width)
 
     def gated(
@@ -129,7 +128,7 @@ class _Gate(nn.Module):
         Args:
             query: [R, D] or broadcastable to it.
             hidden: [R, 2 D], the MLPs before their activation.
-            weights: [rows], how often each row counts in the batch statistics.
+            weights: [rows], multiplicity of each row in the batch statistics.
             dtype: see `product_dtype`.
 
         Returns:
@@ -144,20 +143,20 @@ class _Gate(nn.Module):
 
 
 class NodeLayer(_Gate):
-    """Atoms attend to their neighbours: softplus(x + BN(W sum message))."""
+    """Attention of atoms to their neighbours: softplus(x + BN(W sum message))."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width)
         self.lin_edge = nn.Linear(width, width)
 
     def edge_part(self, edges: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """[R, 2 D]: what edge features [R, D] add to the MLPs' first layers."""
+        """[R, 2 D] contribution of edge features [R, D] to the MLPs' first layers."""
         return product(edges, *self.fold(2, self.lin_edge, self.lin_edge, bias=True), dtype)
 
     def forward(
         self, nodes: Tensor, edge_part: Tensor, batch: GraphBatch, dtype: torch.dtype | None
     ) -> Tensor:
-        """[N, D] from [N, D] and `edge_part` [E, 2 D]."""
+        """New features [N, D] from [N, D] and `edge_part` [E, 2 D]."""
         centre = F.linear(nodes, *self.fold(0, self.lin_key, self.lin_value))
         neighbour = F.linear(nodes, *self.fold(1, self.lin_key, self.lin_value))
         hidden = (
@@ -174,9 +173,9 @@ class NodeLayer(_Gate):
 
 
 class EdgeLayer(_Gate):
-    """Edges attend to the three lattice vectors: softplus(e + BN(sum W message)).
+    """Attention of edges to the three lattice vectors: softplus(e + BN(sum W message)).
 
-    `lemb` and `lin_edge_len` take no part; published checkpoints hold them. See `carried`.
+    `lemb` and `lin_edge_len` are unused; published checkpoints hold them. See `carried`.
     """
 
     EMBEDDING = 32
@@ -191,9 +190,9 @@ class EdgeLayer(_Gate):
         self.lin_edge_len = nn.Linear(width + self.EMBEDDING, width)
 
     def carried(self) -> Tensor:
-        """Zero, as a function of the weights that take no part.
+        """Zero, as a function of the unused weights.
 
-        Added to the output it gives them a gradient, zero, without which data-parallel training
+        Added to the output it gives them a zero gradient, without which data-parallel training
         waits for one or refuses to run.
         """
         unused = self.lin_edge_len
@@ -205,11 +204,11 @@ class EdgeLayer(_Gate):
         return torch.cat((self.query(edges), F.linear(edges, weight, bias)), dim=1)
 
     def angle_part(self, angles: Tensor) -> Tensor:
-        """[R, 2 D]: what angle features [R, D] add to the first layers."""
+        """[R, 2 D] contribution of angle features [R, D] to the first layers."""
         return F.linear(angles, *self.fold(2, self.lin_edge, self.lin_edge))
 
     def lattice_part(self, lengths: Tensor) -> Tensor:
-        """[B, 3, 2 D] from features of the lattice vectors' lengths [B, 3, D]."""
+        """[B, 3, 2 D] contribution of features of the lattice vectors' lengths [B, 3, D]."""
         parts = []
         for axis in range(3):
             key = getattr(self, f"lin_key_e{axis + 1}")
@@ -227,7 +226,7 @@ class EdgeLayer(_Gate):
         multiplicity: Tensor | None,
         dtype: torch.dtype | None,
     ) -> Tensor:
-        """Edge features [E, D] from [E, D].
+        """New edge features [E, D] from [E, D].
 
         Args:
             edges: [E, D].
@@ -235,14 +234,14 @@ class EdgeLayer(_Gate):
             angle_part: [E, 3, 2 D], see `angle_part`.
             lattice_part: [B, 3, 2 D], see `lattice_part`.
             edge_graph: [E], the structure of each edge.
-            multiplicity: [E], how often each edge counts.
+            multiplicity: [E], of each edge.
             dtype: see `product_dtype`.
         """
         query, own = own_part.split((self.width, 2 * self.width), dim=1)
         hidden = angle_part + own.unsqueeze(1) + gather(lattice_part, edge_graph)
         weights = None if multiplicity is None else multiplicity.repeat_interleave(3)
         messages = self.gated(query.unsqueeze(1), hidden, weights, dtype).sum(dim=1)
-        # The published code applies W, and so its bias, to each of the three before it adds them.
+        # The published code applies W, and so its bias, to each of the three before adding them.
         update = centred_product(
             messages, self.lin_concate.weight, 3.0 * self.lin_concate.bias, dtype
         )
@@ -250,9 +249,9 @@ class EdgeLayer(_Gate):
 
 
 class _ComFormer(Recomputing):
-    """Embeddings and readout, which both models share.
+    """Embeddings and readout, common to both models.
 
-    Under autocast, products over edges run in the lower precision and nothing else does.
+    Under autocast, only products over edges run in the lower precision.
     """
 
     elements: Tensor
@@ -329,7 +328,7 @@ class _ComFormer(Recomputing):
         batch: GraphBatch,
         dtype: torch.dtype | None,
     ) -> Tensor:
-        """A node layer; `part` gives its [E, 2 D] of edges."""
+        """Apply a node layer; `part` gives its [E, 2 D] of edges."""
         layer = self.att_layers[place]
         return self.over_edges(lambda values: layer(values, part(), batch, dtype), nodes)
 
@@ -339,8 +338,8 @@ class IComFormer(_ComFormer):
 
     Args:
         config: hyper-parameters.
-        outputs: numbers to predict for each structure.
-        global_features: numbers a structure in `batch.extras["globals"]`.
+        outputs: number of outputs per structure.
+        global_features: numbers per structure in `batch.extras["globals"]`.
         heads: further targets, scalars of atoms.
     """
 
@@ -361,13 +360,13 @@ class IComFormer(_ComFormer):
         self.edge_update_layer = EdgeLayer(config.width)
 
     def _of_length(self, x: Tensor) -> Tensor:
-        """[R, 6 D] of -0.75/|r| [R]: all that depends on an edge's length alone."""
+        """[R, 6 D] functions of -0.75/|r| [R], the parts that depend only on an edge's length."""
         edges = self.rbf(x)
         first, update = self.att_layers[0], self.edge_update_layer
         return torch.cat((edges, first.edge_part(edges), update.own_part(edges)), dim=1)
 
     def _of_angle(self, cosine: Tensor) -> Tensor:
-        """[R, 2 D] of the cosine [R] between an edge and a lattice vector."""
+        """[R, 2 D] functions of the cosine [R] between an edge and a lattice vector."""
         return self.edge_update_layer.angle_part(self.rbf_angle(cosine))
 
     def _update_edges(
@@ -402,7 +401,7 @@ class IComFormer(_ComFormer):
         vectors, edge_graph = batch.edge_vectors(), gather(batch.node_graph, batch.dst)
         lengths, lattice_lengths = _norm(vectors), _norm(batch.lattice)
         triads = gather(batch.lattice / lattice_lengths.unsqueeze(-1), edge_graph)
-        # The published vectors point from the neighbour to the atom it sends to; ours point back.
+        # The published vectors point from the neighbour to the receiving atom; those here point back.
         cosines = -(triads * (vectors / lengths.unsqueeze(1)).unsqueeze(1)).sum(dim=-1)
         cosines = cosines.clamp(-1.0, 1.0).flatten()
         lattice_part = self.edge_update_layer.lattice_part(self.rbf(LENGTH_SCALE / lattice_lengths))
@@ -437,7 +436,7 @@ def _norm(vectors: Tensor) -> Tensor:
 
 
 class _Irreps(nn.Module):
-    """Where published checkpoints hold the buffers of e3nn's tensor product; they are constants."""
+    """Placeholder for the buffers of e3nn's tensor product in published checkpoints, which are constants."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
@@ -454,7 +453,7 @@ class _Irreps(nn.Module):
 
 
 class _RadialWeights(nn.Module):
-    """The radial network of one tensor product; its last layer is applied to atoms instead."""
+    """Radial network of one tensor product; its last layer is applied to atoms instead."""
 
     def __init__(self, width: int, weights: int, irreps: int) -> None:
         super().__init__()
@@ -462,7 +461,7 @@ class _RadialWeights(nn.Module):
         self.fc = nn.Sequential(nn.Linear(width, width), nn.Softplus(), nn.Linear(width, weights))
 
     def radial(self, edges: Tensor) -> Tensor:
-        """[R, D] radial features; the tensor product's weights are linear in them."""
+        """[R, D] radial features, in which the tensor product's weights are linear."""
         return self.fc[1](self.fc[0](edges))
 
 
@@ -474,14 +473,14 @@ class EquivariantLayer(nn.Module):
     [x', v1 . Y1, v2 . Y2]. Weights w(r) = W h(r) + b are linear in D radial features h. Written out,
     the first is
 
-        t[e, o] = sum_h h[e, h] (sum_u x[src, u] W[u, o, h])     the bracket once an atom,
+        t[e, o] = sum_h h[e, h] (sum_u x[src, u] W[u, o, h])     the bracket once per atom,
         x' = mean t, v1 = mean t Y1, v2 = mean t Y2
 
     and the second, with z[e] = [x', v1 . Y1, v2 . Y2],
 
         out[o] = sum_{u, h} W[u, o, h] (sum_e z[e, u] h[e, h])   the bracket a sum, then one product
 
-    in place of V V + 2 x 8 V weights an edge. The factors are e3nn's: path weights normalised by the
+    in place of V V + 2 x 8 V weights per edge. The factors are e3nn's: path weights normalised by the
     number of paths, harmonics normalised by component, Clebsch-Gordan coefficients 1/sqrt(2 l + 1)
     for scalars in products; no result depends on the order of components or the sign of directions.
     """
@@ -510,7 +509,7 @@ class EquivariantLayer(nn.Module):
         batch: GraphBatch,
         dtype: torch.dtype | None,
     ) -> Tensor:
-        """[N, D] from [N, D], radial features [E, D] of both products, edge vectors [E, 3]."""
+        """New features [N, D] from [N, D], radial features [E, D] of both products, edge vectors [E, 3]."""
         atoms = nodes.shape[0]
         weights = batch.multiplicity
         if weights is None:
@@ -579,7 +578,7 @@ class EquivariantLayer(nn.Module):
         return outer @ weight + segment_sum(inputs, batch.dst, atoms) @ bias
 
     def _first_weights(self) -> tuple[Tensor, Tensor]:
-        """W [V, 80 D] and b [V, 80], from e3nn's order: path by path, each [V, outputs]."""
+        """Weights W [V, 80 D] and b [V, 80], from e3nn's order: path by path, each [V, outputs]."""
         last = linear(self.nlayer_1.fc, 2)
         sizes = [self.SCALARS * self.SCALARS] + [self.SCALARS * self.VECTORS] * 2
         weight = torch.cat(
@@ -594,8 +593,8 @@ class EComFormer(_ComFormer):
 
     Args:
         config: hyper-parameters.
-        outputs: numbers to predict for each structure.
-        global_features: numbers a structure in `batch.extras["globals"]`.
+        outputs: number of outputs per structure.
+        global_features: numbers per structure in `batch.extras["globals"]`.
         heads: further targets, scalars of atoms.
     """
 
@@ -613,7 +612,7 @@ class EComFormer(_ComFormer):
         self.equi_update = EquivariantLayer(config.width)
 
     def _of_length(self, x: Tensor) -> Tensor:
-        """[R, (2 + 2 layers) D] of -0.75/|r| [R]: all that depends on an edge's length."""
+        """[R, (2 + 2 layers) D] functions of -0.75/|r| [R], the parts that depend on an edge's length."""
         edges, update = self.rbf(x), self.equi_update
         parts = [update.nlayer_1.radial(edges), update.nlayer_2.radial(edges)]
         parts += [layer.edge_part(edges) for layer in self.att_layers]

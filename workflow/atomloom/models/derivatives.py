@@ -1,10 +1,10 @@
-"""Energies, forces and stress of a potential, all from one derivative: that by edge vectors.
+"""Energies, forces and stress of a potential, from one derivative by the edge vectors.
 
-A potential is a model whose `forward(batch)` gives energies of atoms [N] and which sees positions
-and cells through `batch.vectors` alone. With g_e = dE/dr_e, where r_e points from dst to src's
-image, the force on an atom is the sum of g over edges that end there less that over edges that
+A potential is a model whose `forward(batch)` gives atomic energies [N] and which sees positions
+and cells only through `batch.vectors`. With g_e = dE/dr_e, where r_e points from dst to src's
+image, the force on an atom is the sum of g over edges that end there minus that over edges that
 start there, and the stress is the sum of r_e g_e over the cell's volume; neither positions nor a
-strain need be differentiated. It knows nothing of particular potentials and of training.
+strain need be differentiated. It knows nothing of particular potentials or of training.
 
 Legend: B structures, N atoms, E edges.
 """
@@ -24,14 +24,14 @@ from atomloom.models.common.outputs import Outputs
 
 @dataclass(frozen=True, eq=False)
 class PotentialOutput:
-    """What a potential says of a batch, in its own unit of energy U."""
+    """Output of a potential for a batch, in its own unit of energy U."""
 
     atom_energies: Tensor
-    """[N], U."""
+    """[N] atomic energies, U."""
     energy: Tensor
-    """[B], U, sums of those of the atoms."""
+    """[B], U, sums of the atomic energies."""
     forces: Tensor | None = None
-    """[N, 3], U/A; None where not asked for."""
+    """[N, 3], U/A; None unless requested."""
     stress: Tensor | None = None
     """[B, 3, 3], U/A^3, dE/dstrain / volume, symmetric; zeros where the cell has no volume."""
     heads: Mapping[str, Tensor] = field(default_factory=dict)
@@ -53,11 +53,11 @@ def evaluate_potential(
     """Energies of a batch, and their derivatives where asked for; with them what heads give.
 
     Args:
-        model: gives energies of atoms [N], perhaps as `Outputs`.
-        batch: with `vectors`; it is left as it is.
+        model: returns atomic energies [N], perhaps as `Outputs`.
+        batch: with `vectors`; it is not changed.
         forces: whether to compute forces.
         stress: whether to compute stresses.
-        create_graph: whether the derivatives shall be differentiated again, as training on them does.
+        create_graph: whether the derivatives can be differentiated again, as training on them does.
     """
     if not (forces or stress):
         said = Outputs.of(model(batch))

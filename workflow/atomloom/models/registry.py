@@ -1,4 +1,4 @@
-"""From a section of the config to its network, which is imported when it is asked for.
+"""Registry of models: from the `model` section of a config to its network, imported on demand.
 
 It knows nothing of training.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def model_class(name: str) -> type[nn.Module]:
-    """The network of this name, or of this `module:Class`; AtomloomError if there is none."""
+    """Class of the network of this name, or `module:Class`; AtomloomError if there is none."""
     if name not in MODELS and not is_by_class(name):
         raise AtomloomError(
             f"unknown model {name!r}",
@@ -37,7 +37,7 @@ def model_class(name: str) -> type[nn.Module]:
 def require_elements(model: nn.Module, numbers: np.ndarray) -> None:
     """Raise AtomloomError where the model has no features for some element.
 
-    A model that cannot take every element has a method of this name; others know them all.
+    A model that does not cover every element has a method of this name; others cover all.
     """
     check = getattr(model, "require_elements", None)
     if check is not None:
@@ -47,13 +47,13 @@ def require_elements(model: nn.Module, numbers: np.ndarray) -> None:
 def build_model(
     config: ModelSection, outputs: int, global_features: int = 0, heads: Sequence[Head] = ()
 ) -> nn.Module:
-    """The model that `config` describes, initialised from torch's current seed.
+    """Build the model that `config` describes, initialised from torch's current seed.
 
     Args:
         config: the `model` section of a config.
-        outputs: numbers to predict for each structure; 0 with heads alone.
-        global_features: numbers a structure that the model is given in `batch.extras["globals"]`;
-            a model that can be has an argument of this name.
+        outputs: number of outputs per structure; 0 with heads alone.
+        global_features: numbers per structure that the model gets in `batch.extras["globals"]`;
+            a model that supports them has an argument of this name.
         heads: further targets, each with a head of its own; a model that can have them has an argument
             of this name, and then gives `Outputs`.
     """

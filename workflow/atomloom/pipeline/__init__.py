@@ -1,1 +1,1 @@
-"""What the stages share: the plan, paths of all files, quarantine, run cards, progress."""
+"""Common parts of the stages: the plan, paths of all files, quarantine, run cards, progress."""

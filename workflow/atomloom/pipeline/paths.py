@@ -1,7 +1,7 @@
-"""Names every place: where each stage reads and writes, for one config.
+"""Paths of all files: where each stage reads and writes, for one config.
 
-The only module that puts a path together. Places that depend on the records themselves (runs,
-splits, the index) also need the plan. It knows nothing of what the files hold.
+The only module that composes paths. Paths that depend on the records themselves (runs, splits,
+the index) also need the plan. It knows nothing of what the files hold.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Layout:
 
     @property
     def downloads(self) -> Path:
-        """Data sets fetched from elsewhere, kept as they came."""
+        """Folder of downloaded data sets, kept as they came."""
         return self.store / "downloads"
 
     # --- plan ---
     @property
     def plan_spec(self) -> dict[str, Any]:
-        """What determines the plan, besides the files themselves."""
+        """Everything that determines the plan, besides the files themselves."""
         dataset = self.config.dataset
         content = dataset.key_content()
         del content["unit"], content["name"]
@@ -53,17 +53,19 @@ class Layout:
             else labels.model_dump()
         )
         own = self.config.split.plan_content() | {"table": table, "versions": [PLANNER, CONVERTER]}
-        return content | own  # chunks are named by the converter too: another one plans anew
+        return (
+            content | own
+        )  # chunk keys include the converter version too: a new one needs a new plan
 
     @property
     def plan_folder(self) -> Path:
-        """`sources.json`, `plan.json`, `members.parquet`, `labels.parquet`, `records.spool`."""
+        """Folder of `sources.json`, `plan.json`, `members.parquet`, `labels.parquet`, `records.spool`."""
         return self.results / "plan" / short_hash(self.plan_spec)
 
     # --- structures ---
     @property
     def reader_spec(self) -> dict[str, Any]:
-        """What determines a converted structure, besides the record's bytes."""
+        """Everything that determines a converted structure, besides the record's bytes."""
         dataset = self.config.dataset
         return {
             "options": dataset.options,
@@ -78,10 +80,10 @@ class Layout:
     # --- labels of a teacher ---
     @property
     def teacher_spec(self) -> dict[str, Any]:
-        """What determines a teacher's labels, besides the structure.
+        """Everything that determines a teacher's labels, besides the structure.
 
         Raises:
-            AtomloomError: when the teacher's model file is not there.
+            AtomloomError: when the teacher's model file is missing.
         """
         teacher = self.config.teacher
         if teacher is None:
@@ -96,12 +98,12 @@ class Layout:
 
     @property
     def teacher_key(self) -> str:
-        """Names the folder of a teacher's labels; empty without a teacher."""
+        """Key that names the folder of a teacher's labels; empty without a teacher."""
         return short_hash(self.teacher_spec) if self.config.teacher else ""
 
     @property
     def label_folder(self) -> Path:
-        """All labels of one teacher, of any data set."""
+        """Folder of all labels of one teacher, of any data set."""
         return self.store / "labels" / self.teacher_key
 
     def labels(self, chunk_key: str) -> Path:
@@ -111,48 +113,48 @@ class Layout:
     # --- graphs ---
     @property
     def graph_spec(self) -> dict[str, Any]:
-        """What determines a graph, besides the structure."""
+        """Everything that determines a graph, besides the structure."""
         return self.config.graph.key_content() | {"builder": BUILDER}
 
     @property
     def graph_key(self) -> str:
-        """Names the folder of graphs of one spec."""
+        """Key that names the folder of graphs of one spec."""
         return short_hash(self.graph_spec)
 
     @property
     def graph_folder(self) -> Path:
-        """All shards of one graph spec, of any data set."""
+        """Folder of all shards of one graph spec, of any data set."""
         return self.store / "graphs" / self.graph_key
 
     def graphs(self, chunk_key: str) -> Path:
         """Shard of graphs of one chunk."""
         return self.graph_folder / f"{chunk_key}.zarr.zip"
 
-    # --- fixed places a person looks for ---
+    # --- fixed paths for users ---
     @property
     def configs(self) -> Path:
-        """Merged configs of the runs, one file each, named by content."""
+        """Folder of the merged configs of the runs, one file each, named by content."""
         return self.results / "configs"
 
     @property
     def merged_config(self) -> Path:
-        """The merged config that the stages of this workflow read."""
+        """Merged config that the stages of this workflow read."""
         key = short_hash(self.config.model_dump(mode="json"))
         return self.configs / f"{key}.yaml"
 
     @property
     def report(self) -> Path:
-        """The report of the run last asked for."""
+        """Report of the last run requested."""
         return self.results / "report.html"
 
     @property
     def logs(self) -> Path:
-        """Logs of jobs, one folder a stage."""
+        """Logs of jobs, one folder per stage."""
         return self.results / "logs"
 
     @property
     def timings(self) -> Path:
-        """Time and memory of jobs, one folder a stage."""
+        """Time and memory of jobs, one folder per stage."""
         return self.results / "timings"
 
     def timing(self, stage: str, job: str) -> Path:
@@ -169,13 +171,13 @@ class RunPaths:
 
     @property
     def config(self) -> Config:
-        """The config these places belong to."""
+        """Config that these paths belong to."""
         return self.layout.config
 
     # --- index ---
     @property
     def index_spec(self) -> dict[str, Any]:
-        """What determines the index."""
+        """Everything that determines the index."""
         return {
             "members": self.plan.members_digest,
             "chunks": [chunk.key for chunk in self.plan.chunks],
@@ -190,8 +192,8 @@ class RunPaths:
     # --- split ---
     @property
     def dataset_spec(self) -> dict[str, Any]:
-        """What determines labels and split: records, label values, targets, split."""
-        # Exact duplicates are equal hashes, whatever the guard's code.
+        """Everything that determines labels and split: records, label values, targets, split."""
+        # Exact duplicates are equal hashes, whatever the version of the guard.
         guard = {"guard": GUARD} if self.config.split.duplicate_tolerance > 0 else {}
         return {
             "members": self.plan.members_digest,
@@ -207,7 +209,7 @@ class RunPaths:
 
     @property
     def dataset_key(self) -> str:
-        """Names the labelled and divided data set."""
+        """Key that names the labelled and divided data set."""
         return short_hash(self.dataset_spec)
 
     @property
@@ -216,13 +218,13 @@ class RunPaths:
         return self.layout.results / "split" / self.dataset_key
 
     def target_array(self, name: str) -> Path:
-        """Values of one target that is no column of `dataset.parquet`."""
+        """Values of one target that is not a column of `dataset.parquet`."""
         return self.split / f"{name.replace('%', '%25').replace('/', '%2F')}.zarr.zip"
 
     # --- run ---
     @property
     def run_spec(self) -> dict[str, Any]:
-        """What determines a trained model."""
+        """Everything that determines a trained model."""
         return {
             "dataset": self.dataset_key,
             "graph": self.layout.graph_key,
@@ -233,7 +235,7 @@ class RunPaths:
 
     @property
     def run_key(self) -> str:
-        """Names the training run."""
+        """Key that names the training run."""
         return short_hash(self.run_spec)
 
     @property
@@ -244,22 +246,22 @@ class RunPaths:
     # --- report ---
     @property
     def report_key(self) -> str:
-        """Names what the report shows: the run, over its index and split, and in which unit."""
+        """Key that names the content of the report: the run, its index and split, and the unit."""
         unit = self.config.dataset.unit
         return short_hash([self.run_key, self.index.name, self.split.name, unit])
 
 
 REPORT_MARK = "<!-- atomloom report "
-"""Opens the last line of a report, which holds its key."""
+"""Start of the last line of a report, which holds its key."""
 
 
 def report_mark(key: str) -> str:
-    """The last line of a report."""
+    """Last line of a report."""
     return f"{REPORT_MARK}{key} -->\n"
 
 
 def report_key_of(path: Path) -> str | None:
-    """The key of the report at this path; None where there is none or it is cut off."""
+    """Key of the report at this path; None where there is none or it is truncated."""
     if not path.exists():
         return None
     with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""The plan: which records a data set has and how they are cut into chunks, as small files.
+"""The plan: records of a data set and how they are cut into chunks, as small files.
 
 Read by the workflow whenever it is parsed, so nothing heavy is imported here; `atomloom.stages.plan`
 makes it. A chunk is named by the fingerprints of its records, in order, and by how they are read.
@@ -20,7 +20,7 @@ _KEY = re.compile(r"[0-9a-f]{16}")
 
 @dataclass(frozen=True)
 class Chunk:
-    """Records `first` to `first + count` of the plan, converted and built by one job each."""
+    """Records `first` to `first + count` of the plan, converted by one job and built by another."""
 
     key: str
     first: int
@@ -29,18 +29,18 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `plan.json` says."""
+    """Content of `plan.json`."""
 
     chunks: tuple[Chunk, ...]
     records: int
     """Number of raw records."""
     members_digest: str
-    """Names the ordered ids and fingerprints of all records."""
+    """Digest of the ordered ids and fingerprints of all records."""
     labels_digest: str
-    """Names the label values that belong to the records, in order."""
+    """Digest of the label values of the records, in order."""
     fixed_digest: str
-    """Names what says from outside which records are the test set (a folds file, names of source
-    files); empty where nothing does."""
+    """Digest of external definitions of the test set (a folds file, names of source files); empty
+    without."""
     labels_without_record: int
     """Rows of the label table that no record claimed."""
 
@@ -69,12 +69,12 @@ class Plan:
             plan = cls(**content)
             _require_cover(plan)
         except (TypeError, ValueError) as error:
-            raise AtomloomError(f"is no plan: {error}", where=path, todo=again("plan")) from None
+            raise AtomloomError(f"is not a plan: {error}", where=path, todo=again("plan")) from None
         return plan
 
 
 def _require_cover(plan: Plan) -> None:
-    """Raise ValueError where the chunks are not the records, one after another."""
+    """Raise ValueError unless the chunks cover the records, one after another."""
     end = 0
     for chunk in plan.chunks:
         if not _KEY.fullmatch(chunk.key) or chunk.first != end or chunk.count < 1:
@@ -87,7 +87,7 @@ def _require_cover(plan: Plan) -> None:
 def cut_chunks(
     fingerprints: Sequence[bytes], mean: int, least: int, greatest: int
 ) -> Iterator[tuple[int, int]]:
-    """Cut records into chunks where their own content says so; yields (first, count).
+    """Cut records into chunks at content-defined boundaries; yields (first, count).
 
     A record closes a chunk when its fingerprint is 0 modulo `mean - least + 1`, once the chunk
     holds `least` records; `greatest` closes it in any case. Boundaries depend on nothing before

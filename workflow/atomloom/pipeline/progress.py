@@ -1,4 +1,4 @@
-"""How far a long stage is: items done, rate and time left, now and then. It knows nothing of the items."""
+"""Progress of a long stage: items done, rate and time left. It knows nothing of the items."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ EVERY = 5.0
 
 @dataclass
 class Progress:
-    """Counts chunks and what is in them; logs a line every few seconds, and at the end.
+    """Counter of chunks and their items; logs a line every few seconds, and at the end.
 
-    The time left follows from the rate since the start: chunks differ in size, so items are what is
-    counted.
+    The time left follows from the rate since the start, in items, since chunks differ in size.
     """
 
     log: Callable[[str], None]
     chunks: int
-    """How many there are to do."""
+    """Number of chunks to do."""
     items: int
-    """How many structures or records they hold."""
+    """Number of structures or records in them."""
     clock: Callable[[], float] = time.monotonic
     _chunks_done: int = 0
     _items_done: int = 0
@@ -33,7 +32,7 @@ class Progress:
         self._started = self._told = self.clock()
 
     def add(self, items: int) -> None:
-        """One more chunk of so many items is done."""
+        """Count one more chunk, of this many items, as done."""
         self._chunks_done += 1
         self._items_done += items
         now = self.clock()
@@ -45,7 +44,7 @@ class Progress:
         rate = self._items_done / seconds
         line = (
             f"{self._chunks_done:,}/{self.chunks:,} chunks, {self._items_done:,} structures, "
-            f"{rate:,.0f} a second"
+            f"{rate:,.0f} per second"
         )
         if finished:
             self.log(f"{line}, {in_words(seconds)} in all")
@@ -54,7 +53,7 @@ class Progress:
 
 
 def in_words(seconds: float) -> str:
-    """A time as people say it: 42 s, 7 min 30 s, 3 h 05 min."""
+    """Duration in words: 42 s, 7 min 30 s, 3 h 05 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

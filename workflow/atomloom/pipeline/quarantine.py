@@ -18,9 +18,9 @@ from atomloom.errors import AtomloomError, legible
 from atomloom.store.files import write_atomically
 
 QUARANTINE = "quarantine.csv"
-"""The table of a job that went well."""
+"""Name of the table of a job that succeeded."""
 TOO_MUCH = "quarantine-too-much.csv"
-"""The table of a job that stopped because of it."""
+"""Name of the table of a job that stopped because of too many rows."""
 COLUMNS = ("id", "source", "record", "reason")
 
 
@@ -32,11 +32,11 @@ class Quarantine:
     sources: np.ndarray
     numbers: np.ndarray
     reasons: dict[int, str] = field(default_factory=dict)
-    """Reason by row of the plan; the first one given stands."""
+    """Reason by row of the plan; the first one given is kept."""
 
     @classmethod
     def of(cls, members: pd.DataFrame) -> Quarantine:
-        """An empty quarantine over the plan's members (columns id, source, number)."""
+        """Create an empty quarantine over the plan's members (columns id, source, number)."""
         return cls(*(members[name].to_numpy() for name in ("id", "source", "number")))
 
     def __len__(self) -> int:
@@ -64,14 +64,14 @@ class Quarantine:
         write_atomically(path, lambda temporary: self.frame().to_csv(temporary, index=False))
 
     def close(self, folder: Path, max_fraction: float) -> None:
-        """Write the table into a folder, and stop when too much is refused.
+        """Write the table into a folder, and stop when too many records are refused.
 
-        The workflow removes what a failed job was to make, `quarantine.csv` too: what the error names
-        is a copy that it does not know.
+        The workflow removes the outputs of a failed job, including `quarantine.csv`: the error names a
+        copy that the workflow does not know.
 
         Args:
-            folder: where to.
-            max_fraction: largest fraction of the records that may be in quarantine.
+            folder: to write into.
+            max_fraction: max fraction of the records in quarantine.
 
         Raises:
             AtomloomError: when more than that is in quarantine, or nothing is left.
@@ -91,12 +91,12 @@ class Quarantine:
             f"{len(self)} of {total} records are in quarantine, more than the allowed "
             f"{max_fraction:.3g} of all ({often}{first['id']}, {first['reason']})",
             where=path,
-            todo="mend them or raise dataset.checks.max_fraction",
+            todo="repair them or raise dataset.checks.max_fraction",
         )
 
 
 def reason_kind(reason: str, names: Sequence[str] = ()) -> str:
-    """A reason without what makes it one record's own: its numbers, its advice, and these names."""
+    """Reason without the parts specific to one record: its numbers, its advice, and these names."""
     kind = reason.split(";")[0]
     for name in names:
         # Short names ("1", "a") would be cut out of the middle of words.

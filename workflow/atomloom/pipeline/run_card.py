@@ -1,4 +1,4 @@
-"""What a run card says of the world a run happened in: versions, machine, code.
+"""Environment of a run, as its run card records it: versions, machine, code.
 
 Nothing here enters a key: the run card is evidence, not identity.
 """
@@ -27,16 +27,16 @@ PACKAGES = (
     "snakemake",
 )
 HISTORY = "history.csv"
-"""The table beside the run card that has a row an epoch."""
+"""Name of the table alongside the run card, with one row per epoch."""
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
+    """Current time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def environment(device: str, threads: int) -> dict[str, Any]:
-    """Versions, machine and state of the code, as the run card holds them."""
+    """Versions, machine and state of the code, for the run card."""
     return {
         "environment": {
             "python": platform.python_version(),
@@ -58,7 +58,7 @@ def _version(name: str) -> str | None:
 
 
 def processor() -> str:
-    """The name of this machine's processor."""
+    """Name of this machine's processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -69,7 +69,7 @@ def processor() -> str:
 
 
 def _code_state() -> dict[str, Any]:
-    """Commit of the checkout that the package runs from, and whether it had local changes."""
+    """Commit of the checkout that the package runs from, and whether it has local changes."""
     folder = Path(__file__).parents[1]
     try:
         commit = _git(folder, "rev-parse", "HEAD")

@@ -1,6 +1,7 @@
-"""Which stage needs which others, and whether they are done: for calls by hand, without the workflow.
+"""Dependencies between stages, and whether they are done: for calls by hand, without the workflow.
 
-The workflow knows the same from inputs and outputs. It looks at which files there are, never into them.
+The workflow knows the same from inputs and outputs. Only the presence of files is checked, not their
+content.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "evaluate": ("index", "split", "train"),
     "report": ("evaluate",),
 }
-"""Stages in whose files a stage reads; all of them need the plan."""
+"""Stage -> stages whose files it reads; all of them need the plan."""
 
 
 def require_earlier(places: RunPaths, stage: str, chunks: Sequence[str]) -> None:
-    """Make sure that what a stage reads has been made.
+    """Check that the files a stage reads have been made.
 
     Args:
-        places: where everything is.
+        places: the paths of the run.
         stage: the stage that is about to run.
-        chunks: keys of the chunks it is about.
+        chunks: keys of the chunks concerned.
 
     Raises:
-        AtomloomError: when something is missing; it names the command that comes first.
+        AtomloomError: when a file is missing; it names the command that comes first.
     """
     unknown = [key for key in chunks if key not in places.plan.chunk_keys]
     if unknown:
@@ -46,7 +47,7 @@ def require_earlier(places: RunPaths, stage: str, chunks: Sequence[str]) -> None
         name, missing = earlier
         raise AtomloomError(
             f"`{stage}` needs what `{name}` makes",
-            where=f"{missing[0]} is not there" + (f" ({len(missing)} files)" * (len(missing) > 1)),
+            where=f"{missing[0]} is missing" + (f" ({len(missing)} files)" * (len(missing) > 1)),
             todo=f"run `atomloom {name}` with the same config first",
         )
 
@@ -62,7 +63,7 @@ def _first_undone(
 
 
 def _outputs(places: RunPaths, stage: str, chunks: Sequence[str]) -> list[Path]:
-    """Files whose presence says that a stage is done."""
+    """Files whose presence means that a stage is done."""
     layout = places.layout
     if stage == "label" and layout.config.teacher is None:
         return []

@@ -1,5 +1,5 @@
 """Time and memory of jobs, written by the command itself, so that they are the same by hand and in the
-workflow; were they an output of the workflow's rules, what is done by hand would be done again.
+workflow; if they were outputs of the rules, the workflow would repeat what was done by hand.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 from atomloom.store.files import write_text
 
 UNIT = 2**20 if sys.platform == "darwin" else 2**10
-"""What the system counts memory in, per MiB."""
+"""Units in which the system counts memory, per MiB."""
 
 
 @contextmanager
 def timed(path: Path) -> Iterator[None]:
-    """Write the seconds of what is done within and the peak memory (MiB) of the process as one row."""
+    """Write the seconds spent in the block and the peak memory (MiB) of the process as one row."""
     begun = time.perf_counter()
     yield
     seconds = time.perf_counter() - begun

@@ -1,2 +1,2 @@
-"""What potentials are for once they are trained: evaluation of many structures at once, dynamics,
-labels from teachers, files of other programs. It knows nothing of Snakemake and of stages."""
+"""Use of trained potentials: evaluation of many structures at once, dynamics, labels from teachers,
+files of other programs. It knows nothing of Snakemake or of stages."""

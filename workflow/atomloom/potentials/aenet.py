@@ -1,9 +1,9 @@
-"""Chebyshev potentials as files of aenet, one text file an element, and back.
+"""Chebyshev potentials as aenet files, one text file per element, and back.
 
-The format is `.nn.ascii`, as aenet-PyTorch (of 2024) and aenet-python write it. `nnASCII2bin.x`
-of aenet-PyTorch turns it into the binary file that predict.x and the library of aenet 2.0.4 read.
+The format is `.nn.ascii`, as written by aenet-PyTorch (2024) and aenet-python. `nnASCII2bin.x`
+of aenet-PyTorch converts it to the binary file that predict.x and the library of aenet 2.0.4 read.
 Three parts follow each other: the network, the descriptor with statistics of its features, and
-what the training set says of energies. It knows nothing of training.
+statistics of the training energies. It knows nothing of training.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from atomloom.store.files import expand_home, write_text
 CODES: dict[ActivationName, int] = {"linear": 0, "tanh": 1, "sigmoid": 2, "mtanh": 3, "twist": 4}
 """aenet's numbers of activation functions."""
 LEAST_VARIANCE = 1e-20
-"""aenet leaves out features whose variance is not above this."""
+"""Min variance of features that aenet uses."""
 
 
 @dataclass(frozen=True)
 class AenetEnergies:
-    """Energy of an atom in eV: element_energies[symbol] + shift + scale * network."""
+    """Atomic energy in eV: element_energies[symbol] + shift + scale * network."""
 
     element_energies: Mapping[str, float]
-    """eV, of single atoms."""
+    """Energies of single atoms in eV."""
     shift: float = 0.0
     """eV."""
     scale: float = 1.0
-    """eV; aenet writes its inverse."""
+    """Energy scale in eV; aenet writes its inverse."""
 
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What aenet's files say of the training set, to be read by people."""
+    """Statistics of the training set in aenet's files, for information."""
 
     structures: int = 0
     atoms: int = 0
     least: float = 0.0
-    """eV an atom, without those of single atoms; so are the following."""
+    """Energies in eV per atom, without those of single atoms, here and below."""
     most: float = 0.0
     mean: float = 0.0
 
@@ -92,10 +92,10 @@ def write_aenet(
 
 
 def read_aenet(paths: Sequence[str | Path]) -> tuple[Chebyshev, AenetEnergies]:
-    """A potential in float64 from the files of all its elements, in any order.
+    """Read a potential in float64 from the files of all its elements, in any order.
 
     Raises:
-        AtomloomError: when a file is none of this format or holds another descriptor, when files
+        AtomloomError: when a file is not of this format or holds another descriptor, when files
             disagree, or when an element has no file.
     """
     files = {}
@@ -104,7 +104,7 @@ def read_aenet(paths: Sequence[str | Path]) -> tuple[Chebyshev, AenetEnergies]:
             file = _File.parse(Path(expand_home(path)).read_text().split("\n"))
         except (OSError, ValueError, IndexError) as error:
             raise AtomloomError(
-                "cannot be read as a network of aenet", where=path, todo=str(error)
+                "cannot be read as an aenet network", where=path, todo=str(error)
             ) from None
         if not file.config:
             raise AtomloomError(f"descriptor {file.kind} instead of Chebyshev", where=path)
@@ -150,8 +150,8 @@ def _network_lines(model: Chebyshev, index: int) -> list[str]:
         (weight.detach().double().numpy(force=True), bias.detach().double().numpy(force=True))
         for weight, bias in model.networks.layers(index)
     ]
-    # Features that are left out here are left out by their weights: aenet complains at every atom
-    # of features that do not vary.
+    # Features that are left out here are left out by their weights: aenet warns at every atom of
+    # features that do not vary.
     used = (model.feature_scale[index] > 0).numpy(force=True)
     layers[0] = (layers[0][0] * used, layers[0][1])
     blocks = [np.column_stack(layer).ravel(order="F") for layer in layers]
@@ -233,7 +233,7 @@ def _number(value: float) -> str:
 
 
 def _row(values: ArrayLike) -> str:
-    """Values of an array in one line: aenet-PyTorch reads arrays by lines, Fortran by counts."""
+    """Line with the values of an array: aenet-PyTorch reads arrays by lines, Fortran by counts."""
     array = np.asarray(values)
     if array.dtype.kind == "i":
         return " ".join(str(value) for value in array)
@@ -257,13 +257,13 @@ class _File:
     layers: list[tuple[np.ndarray, np.ndarray]]
     """Weight [out, in] and bias [out]."""
     statistics: np.ndarray
-    """[4, F]: least, most, mean, mean of squares."""
+    """[4, F]: min, max, mean, mean of squares."""
     atoms: int
     energies: AenetEnergies
 
     @classmethod
     def parse(cls, lines: list[str]) -> _File:
-        """Raises ValueError or IndexError where the lines are not of this format."""
+        """Parse lines; ValueError or IndexError where they are not of this format."""
         reader = _Reader(lines)
         depth, _, weights, _ = (int(reader.line()) for _ in range(4))
         sizes = reader.integers(depth)
@@ -327,7 +327,7 @@ class _File:
 
 
 class _Reader:
-    """Takes lines, and numbers that run over as many lines as they need."""
+    """Reader of lines, and of numbers that continue over several lines."""
 
     def __init__(self, lines: list[str]) -> None:
         self.lines = iter(lines)

@@ -1,7 +1,7 @@
-"""AtomloomCalculator: trained potentials as a calculator of ASE.
+"""AtomloomCalculator: trained potentials as an ASE calculator.
 
-It translates between ASE's names, orders and signs and ours, and keeps neighbours while atoms move;
-what a potential says is `committee`'s.
+It translates between the names, orders and signs of ASE and atomloom, and keeps neighbours while atoms
+move; evaluation is in `committee`.
 """
 
 from __future__ import annotations
@@ -27,25 +27,26 @@ VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))
 
 
 class AtomloomCalculator(Calculator):
-    """Energies, forces, stress and energies of atoms by a potential, or by a committee.
+    """ASE calculator for energies, forces, stress and atomic energies by a potential or a committee.
 
     Results are those of ASE (eV, eV/A, eV/A^3; stress in Voigt order, positive under tension). With
     several potentials they are means, and `results` also has the standard deviations `energy_std`,
     `forces_std` and `stress_std`. Neighbours are kept while atoms move less than half the skin
-    beside the deformation of their cell, so that dynamics and relaxations, also of cells, seldom
-    search.
+    relative to the deformation of their cell, so that dynamics and relaxations, also of cells,
+    seldom search.
 
     Args:
-        potential: a model file, or several: a committee.
+        potential: a model file, or several for a committee.
         device: `auto`, `cpu` or `cuda`.
-        dtype: `float32` or `float64`; that of the file unless given. Choose `float64` where rounding
-            counts, as in long dynamics at constant energy and in tight relaxations.
-        skin: A, by which neighbours are searched beyond the cutoff; 0 to search at every step.
+        dtype: `float32` or `float64`; by default that of the file. Choose `float64` where rounding
+            matters, as in long dynamics at constant energy and in tight relaxations.
+        skin: A, distance beyond the cutoff within which neighbours are searched; 0 to search at
+            every step.
         options: those of ASE's calculators, such as `directory` and `label`.
 
     Raises:
-        AtomloomError: when a file is no potential, potentials do not fit together, or a keyword is not
-            known.
+        AtomloomError: when a file is not a potential, potentials do not fit together, or a keyword is
+            unknown.
     """
 
     name = "atomloom"
@@ -75,15 +76,16 @@ class AtomloomCalculator(Calculator):
         self.skin = float(skin)
         if not 0 <= self.skin <= MOST_SKIN:
             raise AtomloomError(
-                f"is a length from 0 to {MOST_SKIN} A, not {skin}", where="AtomloomCalculator: skin"
+                f"should be a length from 0 to {MOST_SKIN} A, not {skin}",
+                where="AtomloomCalculator: skin",
             )
         self._graphs: VerletList | None = None
 
     def set(self, **parameters: Any) -> dict[str, Any]:
-        """Nothing: a potential has no parameters to set.
+        """Refuse all parameters: a potential has none to set.
 
         Raises:
-            AtomloomError: for whatever is given, to the constructor too, which ASE would keep in silence.
+            AtomloomError: for any parameter, also of the constructor, which ASE would silently keep.
         """
         for word in parameters:
             close = difflib.get_close_matches(word, KEYWORDS, n=1)
@@ -96,7 +98,7 @@ class AtomloomCalculator(Calculator):
 
     @property
     def searches(self) -> int:
-        """How often the neighbours of the present atoms have been searched."""
+        """Number of neighbour searches for the current atoms."""
         return 0 if self._graphs is None else int(self._graphs.searches.sum())
 
     def calculate(
@@ -105,7 +107,7 @@ class AtomloomCalculator(Calculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = all_changes,
     ) -> None:
-        """All results at once, whatever is asked: forces and stress are one derivative.
+        """Compute all results at once, whatever is requested: forces and stress are one derivative.
 
         Raises:
             AtomloomError: when the potential was not trained on some element, a coordinate is not
@@ -121,15 +123,15 @@ class AtomloomCalculator(Calculator):
         self.results = _results(found, 0, stress=atoms.cell.rank == 3)
 
     def calculate_batch(self, structures: Sequence[Any]) -> list[dict[str, Any]]:
-        """Results of structures of any sizes, by one pass forward and one backward for all.
+        """Compute results of structures of any sizes, in one forward and one backward pass for all.
 
-        The calculator's own results and neighbours are left alone.
+        The calculator's own results and neighbours are not changed.
 
         Args:
-            structures: ASE's, ours, or of pymatgen or jarvis-tools.
+            structures: of ASE, atomloom, pymatgen or jarvis-tools.
 
         Returns:
-            What `results` would be, for each.
+            The content of `results` for each.
 
         Raises:
             AtomloomError: as `calculate`.
@@ -140,11 +142,11 @@ class AtomloomCalculator(Calculator):
         return [_results(found, place, stress) for place, stress in enumerate(crystals)]
 
     def export_properties(self) -> Properties:
-        """Those of the results that ASE knows."""
+        """Results that ASE knows."""
         return Properties({n: value for n, value in self.results.items() if n in all_outputs})
 
     def _graphs_of(self, atoms: Atoms) -> VerletList:
-        """The graphs of these atoms; those of the last call where only positions or cell differ."""
+        """Graphs of these atoms; those of the last call if only positions or cell differ."""
         graphs = self._graphs
         if graphs is None or not (
             np.array_equal(graphs.numbers, atoms.numbers)
@@ -164,7 +166,7 @@ class AtomloomCalculator(Calculator):
 
 
 def _results(found: Evaluation, structure: int, stress: bool) -> dict[str, Any]:
-    """ASE's results of one structure, which has a stress if its cell has a volume."""
+    """ASE's results of one structure, with stress if its cell has a volume."""
     atoms = found.atoms(structure)
     energy = float(found.energy[structure])
     assert found.forces is not None  # are always asked for

@@ -1,7 +1,7 @@
-"""Committee: one trained potential, or several that are asked together and so know their doubt.
+"""Committee: one trained potential, or several, whose spread estimates the uncertainty.
 
-All members see the same graph, built once. What they say of a batch stays on the device until it is
-read out. It knows nothing of where structures come from, nor of ASE.
+All members see the same graph, built once. Their outputs for a batch stay on the device until they
+are read. It knows nothing of the origin of structures, nor of ASE.
 
 Legend: S structures, A atoms of all of them, M members.
 """
@@ -27,25 +27,25 @@ from atomloom.models.derivatives import PotentialOutput, evaluate_potential
 from atomloom.models.registry import require_elements
 
 Source = str | Path | LoadedModel
-"""A potential: its file, or what `load_model` made of it."""
+"""Potential: its file, or the result of `load_model`."""
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True, eq=False)
 class Deviation:
-    """How far the members of a committee are apart: standard deviations, by M - 1."""
+    """Spread of a committee: standard deviations over its members, with M - 1."""
 
     energy: np.ndarray
     """[S] eV."""
     forces: np.ndarray | None
-    """[A, 3] eV/A; None where not asked for."""
+    """[A, 3] eV/A; None unless requested."""
     stress: np.ndarray | None
-    """[S, 3, 3] eV/A^3; None where not asked for."""
+    """[S, 3, 3] eV/A^3; None unless requested."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a potential says of some structures; of a committee, the mean of its members."""
+    """Results of a potential for some structures; for a committee, the mean over its members."""
 
     node_ptr: np.ndarray
     """[S+1] int64, first atom of each structure."""
@@ -54,28 +54,28 @@ class Evaluation:
     atom_energies: np.ndarray
     """[A] float64, eV; their sums are the energies."""
     forces: np.ndarray | None = None
-    """[A, 3] float64, eV/A; None where not asked for."""
+    """[A, 3] float64, eV/A; None unless requested."""
     stress: np.ndarray | None = None
     """[S, 3, 3] float64, eV/A^3, dE/dstrain / volume; zeros where the cell has no volume."""
     deviation: Deviation | None = None
-    """None with one member."""
+    """Spread of the members; None with one member."""
 
     def __len__(self) -> int:
         return len(self.energy)
 
     def atoms(self, structure: int) -> slice:
-        """Where the atoms of a structure stand."""
+        """Slice of the atoms of a structure."""
         return slice(int(self.node_ptr[structure]), int(self.node_ptr[structure + 1]))
 
 
 @dataclass(frozen=True, eq=False)
 class Committee:
-    """Potentials on one device, ready to be asked."""
+    """Potentials on one device, ready for evaluation."""
 
     members: tuple[LoadedModel, ...]
     device: str
     dtype: torch.dtype
-    """Precision of weights, edge vectors and forces; energies of atoms are added up in float64."""
+    """Precision of weights, edge vectors and forces; atomic energies are summed in float64."""
 
     @classmethod
     def open(
@@ -89,10 +89,10 @@ class Committee:
         Args:
             potentials: a model file or a loaded model, or several of them; or a committee.
             device: `auto`, `cpu` or `cuda`; `auto` leaves a committee where it is.
-            dtype: `float32` or `float64`; that of the first file unless given.
+            dtype: `float32` or `float64`; by default that of the first file.
 
         Raises:
-            AtomloomError: when one cannot be read or is no potential on radius graphs, or when their
+            AtomloomError: when one cannot be read or is not a potential on radius graphs, or when their
                 graphs differ.
         """
         if isinstance(potentials, Committee):
@@ -112,7 +112,7 @@ class Committee:
             _require_plain_graph(model.card.graph)
             if model.card.graph != loaded[0].card.graph:
                 raise AtomloomError(
-                    "the members of a committee want different graphs",
+                    "the members of a committee need different graphs",
                     todo="use potentials that were trained with the same `graph` section",
                 )
         device = choose_device(device)
@@ -121,16 +121,16 @@ class Committee:
 
     @property
     def graph(self) -> GraphSpec:
-        """The graphs its members want."""
+        """Spec of the graphs that its members need."""
         return self.members[0].card.graph
 
     @property
     def cutoff(self) -> float:
-        """A, reach of an atom's energy within the graph."""
+        """Cutoff of the graphs, A."""
         return float(self.graph.cutoff)
 
     def require_elements(self, numbers: np.ndarray) -> None:
-        """Raise AtomloomError where some member was not trained on an element."""
+        """Raise AtomloomError if a member was not trained on an element."""
         present = np.unique(numbers)
         for member in self.members:
             atomic_energies_of(member).require_elements(present)
@@ -139,7 +139,7 @@ class Committee:
     def ask(
         self, batch: GraphBatch, *, forces: bool = True, stress: bool = False
     ) -> tuple[PotentialOutput, ...]:
-        """What each member says of a batch, in its own unit, on the device."""
+        """Outputs of the members for a batch, each in its own unit, on the device."""
         with torch.no_grad():
             return tuple(
                 evaluate_potential(member.model, batch, forces=forces, stress=stress)
@@ -152,10 +152,10 @@ class Committee:
         numbers: np.ndarray,
         node_ptr: np.ndarray,
     ) -> Evaluation:
-        """Answers to some batches, one after the other, in real units.
+        """Convert outputs for consecutive batches to results in real units.
 
         Args:
-            outputs: what `ask` gave for each batch; at least one.
+            outputs: results of `ask` for each batch, at least one.
             numbers: [A] atomic numbers of all their atoms.
             node_ptr: [S+1] first atom of each of their structures.
         """
@@ -214,7 +214,7 @@ def atomic_energies_of(loaded: LoadedModel) -> AtomicEnergies:
     """The atomic energies of a loaded potential.
 
     Raises:
-        AtomloomError: when the model is no potential.
+        AtomloomError: when the model is not a potential.
     """
     if not isinstance(loaded.card.scaler, AtomicEnergies):
         raise AtomloomError(
@@ -225,7 +225,7 @@ def atomic_energies_of(loaded: LoadedModel) -> AtomicEnergies:
 
 
 def _require_plain_graph(spec: GraphSpec) -> None:
-    """Refuse graphs on which energies are no smooth function of the positions given."""
+    """Refuse graphs on which energies are not a smooth function of the given positions."""
     if spec.neighbors != "radius" or spec.primitive:
         kind = "primitive cells" if spec.primitive else "the nearest neighbours"
         raise AtomloomError(
@@ -236,15 +236,17 @@ def _require_plain_graph(spec: GraphSpec) -> None:
 
 
 def read_dtype(wanted: str | torch.dtype) -> torch.dtype:
-    """`float32` or `float64` as torch's; AtomloomError for anything else."""
+    """Torch type of `float32` or `float64`; AtomloomError for anything else."""
     found = DTYPES.get(str(wanted).removeprefix("torch."))
     if found is None:
-        raise AtomloomError(f"{wanted} is no precision", where="dtype", todo="float32 or float64")
+        raise AtomloomError(
+            f"{wanted} is not a precision", where="dtype", todo="use float32 or float64"
+        )
     return found
 
 
 def _placed(loaded: LoadedModel, device: str, dtype: torch.dtype) -> LoadedModel:
-    """The model on a device in a precision; the one given keeps its own."""
+    """Copy of the model on a device in a precision; the given one is not changed."""
     model = loaded.model
     if loaded.dtype != dtype:
         model = copy.deepcopy(model).to(dtype)

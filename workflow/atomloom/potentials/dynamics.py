@@ -1,10 +1,10 @@
-"""Molecular dynamics of many replicas in one call: each step asks the potential about all at once.
+"""Molecular dynamics of many replicas together: each step evaluates all of them at once.
 
 Velocity Verlet (Swope et al., J. Chem. Phys. 76, 637 (1982)), in ASE's order of operations, and
 Langevin dynamics by the BAOAB splitting (Leimkuhler and Matthews, Appl. Math. Res. Express 2013, 34),
-whose averages over configurations are good at long time steps. Replicas may differ in everything and
-know nothing of each other: one moves the same alone and in company. Units are ASE's: give time steps
-as `1.0 * ase.units.fs`.
+whose configurational averages are accurate at long time steps. Replicas may differ in everything and
+are independent: a replica moves the same alone and with others. Units are ASE's: give time steps as
+`1.0 * ase.units.fs`.
 
 Legend: S replicas, A atoms of all of them.
 """
@@ -26,17 +26,17 @@ from atomloom.potentials.committee import Committee, Evaluation, Source
 from atomloom.potentials.verlet_list import VerletList
 from atomloom.store.files import expand_home
 
-NOISE_STREAM = 0x6E6F6973  # keeps the draws of noise apart from other uses of the same seed
+NOISE_STREAM = 0x6E6F6973  # separates the draws of noise from other uses of the same seed
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """All replicas at one time. Arrays are the run's own: copy what shall stay."""
+    """State of all replicas at one time. Arrays belong to the run: copy those to be kept."""
 
     step: int
-    """Steps since the beginning."""
+    """Number of steps since the start."""
     time: float
-    """In ASE's unit; divide by `ase.units.fs` for fs."""
+    """Time in ASE's unit; divide by `ase.units.fs` for fs."""
     node_ptr: np.ndarray
     """[S+1], first atom of each replica."""
     positions: np.ndarray
@@ -52,7 +52,7 @@ class Frame:
 
     @property
     def total(self) -> np.ndarray:
-        """[S] eV, potential and kinetic energy."""
+        """[S] eV, sum of potential and kinetic energy."""
         return self.evaluation.energy + self.kinetic
 
 
@@ -68,17 +68,17 @@ class Options(TypedDict, total=False):
 
 
 class VelocityVerlet:
-    """Replicas at constant energy.
+    """Dynamics of replicas at constant energy.
 
-    Atoms fixed by ASE's `FixAtoms` stay where they are; other constraints are refused.
+    Atoms fixed by ASE's `FixAtoms` do not move; other constraints are refused.
 
     Args:
         potential: a model file, several, or a committee.
-        replicas: where they start, with momenta; they are left as they are.
+        replicas: initial structures with momenta; they are not changed.
         timestep: in ASE's unit.
-        skin: A, by which neighbours are searched beyond the cutoff.
+        skin: A, distance beyond the cutoff within which neighbours are searched.
         device: `auto`, `cpu` or `cuda`.
-        dtype: `float32` or `float64`; that of the file unless given.
+        dtype: `float32` or `float64`; by default that of the file.
 
     Raises:
         AtomloomError: without replicas, for other constraints than `FixAtoms`, or when the potential
@@ -98,7 +98,9 @@ class VelocityVerlet:
         if not len(replicas):
             raise AtomloomError("no replicas", where="dynamics")
         if not timestep > 0:
-            raise AtomloomError(f"a time step of {timestep}", where="dynamics", todo="give above 0")
+            raise AtomloomError(
+                f"a time step of {timestep}", where="dynamics", todo="give one above 0"
+            )
         self.committee = Committee.open(potential, device, dtype)
         self.timestep = float(timestep)
         self.step = 0
@@ -129,11 +131,11 @@ class VelocityVerlet:
         return len(self.node_ptr) - 1
 
     def attach(self, observer: Observer, every: int = 1) -> None:
-        """Show the observer the frame at steps divisible by `every`, the present one included."""
+        """Call the observer with the frame at steps divisible by `every`, including the current one."""
         self._observers.append((observer, every))
 
     def run(self, steps: int) -> None:
-        """Take some steps.
+        """Run a number of steps.
 
         Raises:
             AtomloomError: naming the replica, when one has blown up.
@@ -146,7 +148,7 @@ class VelocityVerlet:
             self._show()
 
     def frame(self) -> Frame:
-        """The replicas as they are now."""
+        """Current state of the replicas."""
         of_atoms = (self.momenta**2 / (2.0 * self.masses)).sum(axis=1)
         kinetic = np.add.reduceat(of_atoms, self.node_ptr[:-1])
         temperature = 2.0 * kinetic / (np.maximum(self._free, 1) * units.kB)
@@ -162,7 +164,7 @@ class VelocityVerlet:
         )
 
     def atoms(self) -> list[Atoms]:
-        """The replicas as ASE's atoms, with momenta, energies and forces."""
+        """Replicas as ASE Atoms, with momenta, energies and forces."""
         found = []
         assert self.evaluation.forces is not None
         for place, template in enumerate(self._templates):
@@ -208,7 +210,7 @@ class VelocityVerlet:
             raise AtomloomError(
                 f"replica {replica} has blown up in step {self.step + 1}",
                 where="dynamics",
-                todo="take a shorter time step, or look whether it starts from overlapping atoms",
+                todo="take a shorter time step, or check whether it starts from overlapping atoms",
             )
 
     def _show(self) -> None:
@@ -220,22 +222,22 @@ class VelocityVerlet:
 
 
 class Langevin(VelocityVerlet):
-    """Replicas at constant temperature, each with its own noise.
+    """Dynamics of replicas at constant temperature, each with its own noise.
 
     A step is B A O A B: half a kick, half a drift, friction and noise, half a drift, half a kick.
     Without friction it is a step of velocity Verlet.
 
     Args:
         potential: a model file, several, or a committee.
-        replicas: where they start, with momenta.
+        replicas: initial structures with momenta.
         timestep: in ASE's unit.
-        temperature_K: K, of all or of each.
-        friction: in ASE's unit, as `0.01 / ase.units.fs`, of all or of each.
-        seeds: of the noise, one a replica; those from 0 on unless given.
+        temperature_K: K, for all or for each.
+        friction: in ASE's unit, as `0.01 / ase.units.fs`, for all or for each.
+        seeds: of the noise, one per replica; by default 0, 1, 2, ...
         options: those of `VelocityVerlet`.
 
     Raises:
-        AtomloomError: as `VelocityVerlet`, or when there are not as many values as replicas.
+        AtomloomError: as `VelocityVerlet`, or when the number of values is not that of replicas.
     """
 
     def __init__(
@@ -284,11 +286,11 @@ class Langevin(VelocityVerlet):
 
 
 class TrajectoryFiles:
-    """An observer that appends each replica to an extended XYZ file of its own.
+    """Observer that appends each replica to its own extended XYZ file.
 
     Args:
-        dynamics: whose replicas they are.
-        paths: one a replica; files that are there are begun anew.
+        dynamics: the run.
+        paths: one per replica; existing files are overwritten.
     """
 
     def __init__(self, dynamics: VelocityVerlet, paths: Sequence[str | Path]) -> None:
@@ -309,7 +311,7 @@ class TrajectoryFiles:
 
 
 def _fixed_atoms(atoms: Atoms) -> np.ndarray:
-    """[N] whether each atom is fixed."""
+    """[N] bool, whether each atom is fixed."""
     fixed = np.zeros(len(atoms), dtype=bool)
     for constraint in atoms.constraints:
         if not isinstance(constraint, FixAtoms):

@@ -1,8 +1,8 @@
 """Energies, forces and stress of many structures by trained potentials, batch by batch.
 
-Structures become graphs here and are forgotten; for the same structure over and over, as in
-dynamics, `skin` keeps its neighbours. It knows graphs and model files, nothing of where structures
-come from.
+Graphs are built here and not kept; for repeated evaluation of a moving structure, as in dynamics,
+`verlet_list` keeps its neighbours. It knows graphs and model files, nothing of the origin of
+structures.
 
 Legend: S structures, A atoms of all of them.
 """
@@ -41,12 +41,12 @@ def evaluate_table(
         table: the graphs.
         forces: whether to compute forces.
         stress: whether to compute stresses.
-        bounds: most structures, atoms, edges and triplets of a batch; nothing waits for the device
+        bounds: max structures, atoms, edges and triplets per batch; the device is not synchronised
             before the last batch is under way.
         device: `auto`, `cpu` or `cuda`; `auto` leaves a committee where it is.
 
     Raises:
-        AtomloomError: when the model is no potential, or was not trained on some element.
+        AtomloomError: when the model is not a potential, or was not trained on some element.
     """
     committee = Committee.open(potential, device)
     if not len(table):
@@ -72,20 +72,19 @@ def calculate_batch(
     device: str = "auto",
     dtype: str | None = None,
 ) -> Evaluation:
-    """Evaluate structures of any sizes at once: one pass forward, one backward.
+    """Evaluate structures of any sizes at once, in one forward and one backward pass.
 
     Args:
-        potential: a model file, several, or what has been made of them; who calls often opens a
-            `Committee` once.
-        structures: ours, or of pymatgen, ASE or jarvis-tools. Memory grows with their edges; for
-            lists without end see `atomloom predict`.
+        potential: a model file, several, or loaded ones; for repeated calls open a `Committee` once.
+        structures: of atomloom, pymatgen, ASE or jarvis-tools. Memory grows with their edges; for
+            lists of any length see `atomloom predict`.
         forces: whether to compute forces.
         stress: whether to compute stresses.
         device: `auto`, `cpu` or `cuda`.
-        dtype: `float32` or `float64`; that of the file unless given.
+        dtype: `float32` or `float64`; by default that of the file.
 
     Raises:
-        AtomloomError: when a structure is nothing of the kind, or has an element that the potential
+        AtomloomError: when a structure is none of these, or has an element that the potential
             was not trained on.
     """
     committee = Committee.open(potential, device, dtype)
@@ -101,21 +100,21 @@ def calculate_batch(
 
 
 def plain_structure(item: Any) -> Structure:
-    """Atoms in a cell, without properties; ours, or of pymatgen, ASE or jarvis-tools.
+    """Structure without properties from one of atomloom, pymatgen, ASE or jarvis-tools.
 
     Raises:
-        AtomloomError: when it is nothing of the kind, or a coordinate is not finite.
+        AtomloomError: when it is none of these, or a coordinate is not finite.
     """
     if isinstance(item, Structure):
         return item
     if type(item).__module__.startswith("ase."):
-        # The adapter would collect labels too, which takes longer than a small molecule's graph.
+        # The adapter would also collect labels, which takes longer than a small molecule's graph.
         return Structure(item.numbers, item.positions, item.cell.array, item.pbc)
     return to_structure(item)
 
 
 def structure_table(structures: Sequence[Structure]) -> StructureTable:
-    """The structures side by side; their hashes, which evaluation never looks at, are zeros."""
+    """Table of the structures; hashes, which evaluation does not use, are zeros."""
     counts = [len(structure) for structure in structures]
     return StructureTable(
         hash=np.zeros((len(structures), HASH_BYTES), dtype=np.uint8),

@@ -1,8 +1,8 @@
-"""Export: a trained model as one program of torch, which runs without atomloom.
+"""Export of a trained model as a torch program, which runs without atomloom.
 
-The program takes the arrays of neighbour graphs side by side, of any number of structures, atoms and
-edges. A potential's returns energies, forces and stress in real units: its derivative is traced with
-it. A property model's returns what its network says; the card in the file holds the scale. Two kinds
+The program takes the concatenated arrays of neighbour graphs, with any number of structures, atoms and
+edges. That of a potential returns energies, forces and stress in real units: its derivative is traced
+with it. That of a property model returns the output of its network; the card in the file holds the scale. Two kinds
 of file (`.pt2`): a torch.export program, which runs wherever torch does, and a library that
 AOTInductor compiled for this kind of machine. It knows nothing of training.
 
@@ -48,7 +48,7 @@ from atomloom.structures.structure import Structure
 FORMAT = 1
 CARD = "atomloom.json"
 PLAIN_INPUTS = ("numbers", "positions", "cell", "node_graph", "src", "dst", "shift")
-"""Inputs of every program, in order, as `GraphBatch` has them."""
+"""Inputs of every program, in order, as in `GraphBatch`."""
 POTENTIAL_OUTPUTS = ("energy", "atom_energies", "forces", "stress")
 """[B] eV, [N] eV, both float64; [N, 3] eV/A, [B, 3, 3] eV/A^3 in the model's precision."""
 DIMENSIONS = {
@@ -62,11 +62,11 @@ DIMENSIONS = {
     "multiplicity": "edges",
     "lattice": "structures",
 }
-"""What the first axis of each input counts."""
+"""Meaning of the first axis of each input."""
 
 
 class _Program(nn.Module):
-    """A model as a function of plain tensors."""
+    """Model as a function of plain tensors."""
 
     def __init__(self, loaded: LoadedModel, inputs: Sequence[str]) -> None:
         super().__init__()
@@ -132,20 +132,20 @@ def export_model(
     device: str = "cpu",
     trust: str | Sequence[str] = (),
 ) -> Path:
-    """Write a model as a program of torch.
+    """Write a model as a torch program.
 
     Args:
         model: a model file or a loaded model.
-        path: where to, `NAME.pt2`.
-        compiled: compile it by AOTInductor for this kind of machine (needs a C++ compiler; a minute);
-            otherwise write a torch.export program.
-        dtype: `float32` or `float64`; that of the file unless given.
-        device: `cpu` or `cuda`, where the program will run.
+        path: of the program, `NAME.pt2`.
+        compiled: compile it with AOTInductor for this kind of machine (needs a C++ compiler; takes a
+            minute); otherwise write a torch.export program.
+        dtype: `float32` or `float64`; by default that of the file.
+        device: `cpu` or `cuda`, on which the program will run.
         trust: modules or packages that the model file may name for its network.
 
     Raises:
-        AtomloomError: when the model uses what a program cannot take (triplets, global features), or
-            cannot be traced or compiled.
+        AtomloomError: when the model needs inputs that a program cannot take (triplets, global
+            features), or cannot be traced or compiled.
     """
     path = Path(expand_home(path))
     if path.suffix != ".pt2":
@@ -170,7 +170,7 @@ def export_model(
     shapes = tuple({0: dims[DIMENSIONS[name]]} for name in inputs)
     try:
         exported = _traced(program, arrays, shapes)
-    except Exception as error:  # torch has a hundred kinds of them
+    except Exception as error:  # torch raises many kinds
         raise AtomloomError(
             f"{loaded.card.model.name} cannot be traced: {_first_line(error)}",
             todo="use the model file itself, which needs atomloom",
@@ -197,23 +197,23 @@ def export_model(
 
 @dataclass(frozen=True, eq=False)
 class ExportedModel:
-    """A program read back, with what it says of itself."""
+    """Program read from a file, with its card."""
 
     run: Any
-    """The program: takes tensors, gives tensors."""
+    """Program that maps tensors to tensors."""
     card: Mapping[str, Any]
-    """Its card."""
+    """Card of the program."""
 
     @property
     def graph(self) -> GraphSpec:
-        """The graphs it wants."""
+        """Spec of the graphs it needs."""
         return GraphSpec.model_validate(self.card["graph"])
 
     def calculate(self, structures: Sequence[Any]) -> dict[str, np.ndarray]:
-        """Outputs by their names (`card["outputs"]`) for some structures, in one call.
+        """Compute outputs by name (`card["outputs"]`) for some structures, in one call.
 
         Raises:
-            AtomloomError: when a structure is nothing of the kind, or none has a neighbour.
+            AtomloomError: when a structure is not one of a known library, or none has a neighbour.
         """
         own = [plain_structure(item) for item in structures]
         dtype, device = read_dtype(self.card["dtype"]), self.card["device"]
@@ -222,7 +222,7 @@ class ExportedModel:
             raise AtomloomError("a program needs at least one edge", where="structures")
         rows = np.arange(len(graphs))
         batch = GraphLoader(graphs, rows, dtype=dtype, device=device).slice(rows)
-        # Compiled programs count on memory that begins where an allocation does.
+        # Compiled programs rely on memory that is aligned like an allocation.
         arrays = [getattr(batch, name).clone() for name in self.card["inputs"]]
         with torch.no_grad():
             said = self.run(*arrays)
@@ -233,11 +233,11 @@ class ExportedModel:
 
 
 def load_exported(path: str | Path) -> ExportedModel:
-    """Read a program that `export_model` wrote.
+    """Read a program written by `export_model`.
 
     Raises:
-        AtomloomError: when it is missing, none of ours, of a newer format, or compiled for another
-            kind of machine.
+        AtomloomError: when it is missing, not written by atomloom, of a newer format, or compiled for
+            another kind of machine.
     """
     path = Path(expand_home(path))
     if not path.exists():
@@ -272,8 +272,8 @@ def _require_exportable(loaded: LoadedModel) -> None:
 
 
 def _example(loaded: LoadedModel) -> dict[str, Tensor]:
-    """Tensors of five small crystals of an element that the model knows. Neither 0, 1 nor 3, which
-    tracing would take for constants, and no number twice: it would take them for the same."""
+    """Tensors of five small crystals of an element that the model knows. Their sizes avoid 0, 1 and 3,
+    which tracing would take for constants, and equal numbers, which it would take for the same."""
     number = 8
     if isinstance(loaded.card.scaler, AtomicEnergies):
         number = int(np.flatnonzero(np.isfinite(loaded.card.scaler.element_energies))[0])
@@ -291,23 +291,23 @@ def _example(loaded: LoadedModel) -> dict[str, Tensor]:
     graphs = build_graphs(structure_table(structures), loaded.card.graph)
     rows = np.arange(len(graphs))
     batch = GraphLoader(graphs, rows, dtype=loaded.dtype).slice(rows)
-    # Clones, as the loader's tensors are parts of one: a program must not count on that.
+    # Clones, as the loader's tensors are views of one array: a program must not rely on that.
     return {n: t.clone() for n in DIMENSIONS if (t := getattr(batch, n)) is not None}
 
 
 def _traced(
     program: nn.Module, arrays: tuple[Tensor, ...], shapes: tuple[dict[int, Any], ...]
 ) -> torch.export.ExportedProgram:
-    """The program and its derivative as one graph of plain operations.
+    """Trace the program and its derivative as one graph of plain operations.
 
     torch.export alone does not see through a derivative taken inside (torch 2.13 loses constants
-    there): it is made plain by make_fx first.
+    there): it is first traced by make_fx.
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
     with ExitStack() as changed:
-        # Compiled passes and interpolation that pays above some size cannot be traced; models leave
-        # them out where they are being compiled.
+        # Compiled passes, and interpolation used above some size, cannot be traced; models leave them
+        # out while being compiled.
         changed.enter_context(mock.patch.object(torch.compiler, "is_compiling", return_value=True))
         changed.enter_context(mock.patch.object(BasisTable, "pays", return_value=False))
         changed.enter_context(_quiet())
@@ -321,13 +321,13 @@ def _write(
 ) -> None:
     if not compiled:
         exported.example_inputs = None
-        buffer = io.BytesIO()  # torch has an error of its own for a full disk
+        buffer = io.BytesIO()  # torch raises its own error for a full disk
         with _quiet():
             torch.export.save(exported, buffer, extra_files={CARD: json.dumps(card)})
         path.write_bytes(buffer.getbuffer())
         return
     with _quiet(), tempfile.TemporaryDirectory(prefix="atomloom-") as folder:
-        # torch insists on the ending.
+        # torch requires the extension.
         made = Path(folder) / "program.pt2"
         try:
             torch._inductor.aoti_compile_and_package(
@@ -344,7 +344,7 @@ def _write(
 
 
 def _card_of(path: Path) -> dict[str, Any]:
-    """The card in a program's file, which is a zip."""
+    """Read the card in a program's file, which is a zip."""
     import zipfile
 
     try:
@@ -358,11 +358,11 @@ def _card_of(path: Path) -> dict[str, Any]:
                         return json.loads(found[CARD])
     except (OSError, zipfile.BadZipFile, ValueError) as error:
         raise AtomloomError(f"cannot be read: {error}", where=path) from None
-    raise AtomloomError("is no program of atomloom", where=path)
+    raise AtomloomError("is not a program of atomloom", where=path)
 
 
 def _pointers(index: Tensor, size: int) -> Tensor:
-    """[size+1] where runs of an ascending index begin."""
+    """[size+1] starts of the runs of an ascending index."""
     counts = index.new_zeros(size).index_add(0, index, torch.ones_like(index))
     return torch.cat((counts.new_zeros(1), counts.cumsum(0)))
 
@@ -373,7 +373,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Torch warns of its own business while it traces and compiles."""
+    """Context without torch's internal warnings during tracing and compiling."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,8 +1,7 @@
-"""Students and their teachers: what a potential that was learnt from a calculator is worth beside it.
+"""Students and their teachers: a potential learnt from a calculator compared with it.
 
-Errors on labelled structures are measured where all runs are evaluated; here are the time of both,
-and a short dynamics of the student on which the teacher is asked what it thinks. It knows nothing of
-files and stages.
+Errors on labelled structures are measured by the stage `evaluate`; here are the times of both, and a
+short dynamics of the student along which the teacher is evaluated. It knows nothing of files or stages.
 """
 
 from __future__ import annotations
@@ -26,30 +25,30 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 TEMPERATURE = 300.0
-"""K, of the first velocities."""
+"""Temperature of the initial velocities, K."""
 STEP = 1.0
 """fs."""
 ASKED_EVERY = 10
-"""Steps between two frames that the teacher is asked about."""
+"""Steps between two frames that the teacher evaluates."""
 REPEATS = 5
-"""Of the timing of all together."""
+"""Repetitions of the timing of all structures together."""
 TIMED = 16
-"""Structures whose evaluation is timed."""
+"""Number of structures whose evaluation is timed."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A student beside its teacher; energies a structure of `atoms` atoms in the dynamics."""
+    """Comparison of a student with its teacher; the dynamics is of a structure of `atoms` atoms."""
 
     teacher_seconds: float
     """Median time of a structure's label."""
     student_seconds: float
-    """Median time of energy, forces and stress of a structure, one by one."""
+    """Median time per structure of energy, forces and stress, one by one."""
     student_batch_seconds: float
-    """Time of a structure when all timed ones are evaluated together."""
+    """Time per structure when all timed ones are evaluated together."""
     atoms: int
     steps: int
-    """Of the dynamics; 0 where there was none."""
+    """Number of steps of the dynamics; 0 without one."""
     energy_rmse: float | None = None
     """eV/atom, student against teacher along the student's dynamics, without their mean difference."""
     energy_offset: float | None = None
@@ -74,12 +73,12 @@ def compare_with_teacher(
     teacher_seconds: float,
     seed: int = 0,
 ) -> Comparison:
-    """Time a student, and let its teacher judge a short dynamics of it.
+    """Time a student, and compare it with its teacher along a short dynamics.
 
     Args:
-        teacher: who labelled.
+        teacher: the calculator that labelled.
         model: the student's model file.
-        structures: some that it has not seen.
+        structures: some that it was not trained on.
         teacher_seconds: median time of a label.
         seed: of the velocities.
     """

@@ -1,7 +1,7 @@
 """Teachers: calculators that label structures with energies, forces and stress.
 
-Each is an ASE calculator, or a trained potential of ours, which labels many structures at once. It
-knows structures, not files and chunks.
+Each is an ASE calculator, or a trained atomloom potential, which labels many structures at once. It
+knows structures, not files or chunks.
 
 Legend: S structures, A atoms of all of them.
 """
@@ -29,31 +29,31 @@ if TYPE_CHECKING:
 
 TBLITE_METHODS = {"gfn1-xtb": "GFN1-xTB", "gfn2-xtb": "GFN2-xTB"}
 TOGETHER = 256
-"""Structures that a potential of ours labels at a time."""
+"""Number of structures that an atomloom potential labels at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class Label:
-    """What a teacher says of one structure of N atoms."""
+    """Label of one structure of N atoms by a teacher."""
 
     energy: float = np.nan
-    """eV; NaN where it failed."""
+    """Energy in eV; NaN where the teacher failed."""
     forces: np.ndarray | None = None
     """[N, 3], eV/A."""
     stress: np.ndarray | None = None
     """[3, 3], eV/A^3, dE/dstrain / volume; None where the cell is not periodic in all directions,
     or the calculator has none."""
     seconds: float = 0.0
-    """What it took."""
+    """Time it took."""
     failure: str = ""
-    """Why there is nothing."""
+    """Reason for a failure."""
 
 
 def teach(teacher: Teacher, table: StructureTable) -> Iterator[Label]:
-    """Labels of structures, in their order; a structure that fails says why and stops nobody.
+    """Compute labels of structures, in order; a structure that fails gets a reason and stops nothing.
 
     Raises:
-        AtomloomError: when there is no such calculator here, or it takes other options.
+        AtomloomError: when the calculator is not installed, or does not take these options.
     """
     if teacher.calculator == "atomloom":
         yield from _teach_by_potential(teacher, table)
@@ -64,7 +64,7 @@ def teach(teacher: Teacher, table: StructureTable) -> Iterator[Label]:
 
 
 def ase_calculator(teacher: Teacher) -> ase.calculators.calculator.Calculator:
-    """The teacher as an ASE calculator.
+    """Create the teacher as an ASE calculator.
 
     Raises:
         AtomloomError: as `teach`.
@@ -74,9 +74,9 @@ def ase_calculator(teacher: Teacher) -> ase.calculators.calculator.Calculator:
         make = _factory(teacher)
     except AtomloomError:
         raise
-    except Exception as error:  # a module that is imported may raise anything
+    except Exception as error:  # an imported module may raise anything
         raise AtomloomError(
-            f"{name} is not here: {_reason(error)}",
+            f"{name} is not available: {_reason(error)}",
             where="teacher.calculator",
             todo="install it, or name another: gfn1-xtb, gfn2-xtb, emt, atomloom, module:Class",
         ) from None
@@ -84,7 +84,7 @@ def ase_calculator(teacher: Teacher) -> ase.calculators.calculator.Calculator:
         return make(**teacher.options)
     except AtomloomError:
         raise
-    except Exception as error:  # so may a calculator that looks for its program or its files
+    except Exception as error:  # so may a calculator that looks for its program or files
         raise AtomloomError(f"{name}: {_reason(error)}", where="teacher.options") from None
 
 
@@ -106,13 +106,13 @@ def _factory(teacher: Teacher) -> Callable[..., Any]:
         )
     module, _, attribute = name.partition(":")
     if not attribute:
-        raise AttributeError("it is none of those known by name, and not `module:Class`")
+        raise AttributeError("it is not one of those known by name, and not `module:Class`")
     made = getattr(import_module(module), attribute)
     base = import_module("ase.calculators.calculator").BaseCalculator
     if not (isinstance(made, type) and issubclass(made, base)):
-        # A function of any name, called with any arguments, is no teacher but a program.
+        # An arbitrary function with arbitrary arguments is a program, not a teacher.
         raise AtomloomError(
-            f"{name} is no class of ASE calculators",
+            f"{name} is not a class of ASE calculators",
             where="teacher.calculator",
             todo="name a subclass of ase.calculators.calculator.Calculator",
         )
@@ -120,7 +120,7 @@ def _factory(teacher: Teacher) -> Callable[..., Any]:
 
 
 def model_path(teacher: Teacher) -> str:
-    """The model file of a teacher that is a trained potential.
+    """Path of the model file of a teacher that is a trained potential.
 
     Raises:
         AtomloomError: when the config names none.

@@ -1,9 +1,9 @@
-"""VerletList: neighbour graphs of moving atoms, searched again only when they have moved far.
+"""VerletList: neighbour graphs of moving atoms, searched again only when atoms have moved far.
 
 Neighbours are searched within the cutoff and a skin. While no atom can have come in from beyond the
-skin, a step recomputes vectors and keeps the edges within the cutoff: one compiled pass. A cell that
-deforms takes its atoms along, so that only motion beside the deformation counts. Each structure wears
-out its own neighbours. It knows nothing of potentials and of dynamics.
+skin, a step recomputes vectors and keeps the edges within the cutoff, in one compiled pass. A deforming
+cell moves its atoms, so only motion relative to the deformation counts. The neighbours of each structure
+are renewed separately. It knows nothing of potentials or of dynamics.
 
 Legend: S structures, A atoms of all of them, E edges.
 """
@@ -37,7 +37,7 @@ class VerletList:
         pbc: [S, 3] bool.
         skin: A; 0 searches again whenever anything has moved.
         dtype: precision of the batches.
-        device: where they go.
+        device: of the batches.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class VerletList:
         self.numbers = np.ascontiguousarray(numbers, dtype=np.uint8)
         self.pbc = np.ascontiguousarray(pbc, dtype=bool).reshape(-1, 3)
         self.searches = np.zeros(len(self), dtype=np.int64)
-        """[S] how often the neighbours of each structure have been searched."""
+        """[S] number of neighbour searches of each structure."""
         self._wide = spec.model_copy(
             update={"cutoff": spec.cutoff + self.skin, "triplets": None, "lattice": False}
         )
@@ -73,7 +73,7 @@ class VerletList:
         return len(self.node_ptr) - 1
 
     def batch(self, positions: np.ndarray, cell: np.ndarray) -> GraphBatch:
-        """All structures as they are now, as one batch with edge vectors.
+        """Current state of all structures as one batch with edge vectors.
 
         Args:
             positions: [A, 3] float64, A; wrapped or not.
@@ -90,7 +90,7 @@ class VerletList:
         return self._cut(positions, cell)
 
     def _worn(self, positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
-        """[S] whether an atom from beyond the skin may have come within the cutoff."""
+        """[S] bool, whether an atom from beyond the skin may have come within the cutoff."""
         if self._graphs is None:
             return np.ones(len(self), dtype=bool)
         deformed = (cell != self._cell).any(axis=(1, 2))
@@ -101,25 +101,25 @@ class VerletList:
         return _moved(self.node_ptr, positions, self._graphs.positions, strain, most)
 
     def _deformation(self, cell: np.ndarray, row: int) -> tuple[np.ndarray, float]:
-        """F with cell = cell then @ F, and how far atoms may have moved beside it.
+        """Deformation F with cell = cell then @ F, and how far atoms may move relative to it.
 
-        A vector then was r0 = (r - du) F^-1 if it is r now, so that |r0| is at most
-        (cutoff + 2 u) |F^-1|; the list holds all of no more than cutoff + skin.
+        A vector that is r now was r0 = (r - du) F^-1 then, so that |r0| is at most
+        (cutoff + 2 u) |F^-1|; the list holds all up to cutoff + skin.
         """
         pbc = self.pbc[row]
         try:
             strain = np.linalg.solve(_frame(self._cell[row], pbc), _frame(cell, pbc))
             stretch = float(np.linalg.norm(np.linalg.inv(strain), 2))
         except np.linalg.LinAlgError:
-            return np.eye(3), -1.0  # let the search say what is wrong with the cell
+            return np.eye(3), -1.0  # let the search report the error in the cell
         return strain, ((self.spec.cutoff + self.skin) / stretch - self.spec.cutoff) / 2
 
     def _search(self, rows: np.ndarray, positions: np.ndarray, cell: np.ndarray) -> None:
-        """Search the neighbours of some structures anew."""
+        """Search the neighbours of some structures again."""
         found = []
         for row in rows:
             atoms = slice(self.node_ptr[row], self.node_ptr[row + 1])
-            # The constructor checks what a compiled search could not stand.
+            # The constructor checks for input that would break the compiled search.
             found.append(
                 Structure(self.numbers[atoms], positions[atoms].copy(), cell[row], self.pbc[row])
             )
@@ -153,7 +153,7 @@ class VerletList:
         self._most = most
 
     def _cut(self, positions: np.ndarray, cell: np.ndarray) -> GraphBatch:
-        """Edges within the cutoff, as they are now."""
+        """Edges currently within the cutoff."""
         real = REALS[self.dtype]
         most, atoms = self._most, len(self.numbers)
         # New memory each time: earlier batches, and autograd, may still hold the last one's.
@@ -192,7 +192,7 @@ class VerletList:
 
 
 def _frame(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
-    """[3, 3] the periodic vectors, and unit vectors normal to them for the other directions."""
+    """[3, 3] periodic vectors, and unit vectors normal to them for the other directions."""
     if pbc.all():
         return cell
     frame = np.eye(3)
@@ -210,7 +210,7 @@ def _moved(
     strain: np.ndarray,
     most: np.ndarray,
 ) -> np.ndarray:
-    """[S] whether some atom moved farther beside the strain of its cell than it may."""
+    """[S] bool, whether some atom moved farther, relative to the strain of its cell, than allowed."""
     worn = np.zeros(len(node_ptr) - 1, np.bool_)
     for s in range(len(worn)):
         squared = most[s] * most[s]
@@ -223,7 +223,7 @@ def _moved(
             u = positions[i, 0] - (x * f[0, 0] + y * f[1, 0] + z * f[2, 0])
             v = positions[i, 1] - (x * f[0, 1] + y * f[1, 1] + z * f[2, 1])
             w = positions[i, 2] - (x * f[0, 2] + y * f[1, 2] + z * f[2, 2])
-            worn[s] = not u * u + v * v + w * w <= squared  # NaN is far away
+            worn[s] = not u * u + v * v + w * w <= squared  # NaN counts as far
     return worn
 
 

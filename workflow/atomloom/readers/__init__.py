@@ -1,6 +1,6 @@
-"""Readers: how files, folders and archives of many formats become structures.
+"""Readers: from files, folders and archives of many formats to structures.
 
-Importing this loads numpy and nothing heavier; chemistry libraries are imported by the reader that
+Importing this loads nothing heavier than numpy; chemistry libraries are imported by the reader that
 needs one, when it does.
 """
 
@@ -19,16 +19,16 @@ __all__ = ["RawRecord", "enumerate_records", "list_files", "parse_record", "read
 
 
 def read(path: str | Path, format: str = "auto", **options: Any) -> list[Structure]:
-    """All structures of a file, folder or archive, in natural order, with their ids.
+    """Read all structures of a file, folder or archive, in natural order, with their ids.
 
     Args:
         path: file, folder or archive, compressed or not.
-        format: name of the format, or `auto` to go by name and content.
+        format: name of the format, or `auto` to recognise it by name and content.
         options: options of the readers, such as `box="molecule"` or `structure_column="cif"`; and
             `pattern`, a glob that names of files or members must match.
 
     Raises:
-        AtomloomError: at the first record that is no structure, or when nothing is found.
+        AtomloomError: at the first record that is not a structure, or when nothing is found.
     """
     pattern = options.pop("pattern", None)
     files = list_files(path, pattern, format)

@@ -1,7 +1,7 @@
-"""What every reader has: the pieces it cuts a file into, and small helpers for parsing text.
+"""Common parts of readers: the pieces a file is cut into, and small helpers for parsing text.
 
 A reader is a module with the names of `Reader`. It knows nothing of folders, archives or
-compression (`atomloom.readers.sources` does), and nothing of what becomes of a structure.
+compression (`atomloom.readers.sources` does) or of the further use of a structure.
 """
 
 from __future__ import annotations
@@ -19,48 +19,48 @@ from atomloom.errors import AtomloomError
 from atomloom.structures.structure import Structure
 
 MAX_RECORD_BYTES = 256 << 20
-"""A single record larger than this is not read into memory but refused."""
+"""Max bytes of a single record; a larger one is refused instead of read into memory."""
 
 _BLOCK = 1 << 16
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 RECORD: ContextVar[str] = ContextVar("record", default="")
-"""Name of the record that is being parsed, for what is logged meanwhile."""
+"""Name of the record being parsed, for log messages."""
 
 PLAIN_JSON = "structure"
 """Name of the format that `dump_structure` writes."""
 UNREADABLE = "unreadable"
-"""Format of a record that stands for bytes nobody can split; its payload is the reason."""
+"""Format of a record that stands for bytes that cannot be split; its payload is the reason."""
 
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
 WIDE = "text in UTF-16 or UTF-32: save it as UTF-8"
-"""Why text in these is refused."""
+"""Reason for refusing text in these encodings."""
 
 
 class Piece(NamedTuple):
-    """One record as a reader cuts it out of a file."""
+    """Record as a reader cuts it out of a file."""
 
     payload: bytes
-    """What `parse` gets."""
+    """Bytes for `parse`."""
     offset: int = -1
-    """Where the payload starts in the file; -1 where it is no byte range of the file."""
+    """Offset of the payload in the file; -1 where it is not a byte range of the file."""
     id: str = ""
-    """Name of the record, where the file itself gives one; one that begins with a hyphen follows the
+    """Name of the record, where the file gives one; a name that begins with a hyphen is appended to the
     name of the file."""
     labels: Mapping[str, float | str] = {}
-    """Values that stand beside the structure, not in it."""
+    """Values alongside the structure, not in it."""
     format: str = ""
     """Format of the payload, where it is not the reader's own."""
 
 
 @runtime_checkable
 class Reader(Protocol):
-    """The names a reader module declares.
+    """Names that a reader module declares.
 
     A reader of files that must be opened by path (databases, folders of arrays) declares
-    `split_path(path, options)` besides, and `NEEDS_FOLDER = True` if it opens other files beside.
+    `split_path(path, options)` as well, and `NEEDS_FOLDER = True` if it opens other files of the folder.
     """
 
     NAME: str
@@ -71,10 +71,10 @@ class Reader(Protocol):
     """Globs of lower-case file names (without .gz and the like) that are of the format, unless
     `sniff` of another reader accepts the content and that of this one does not."""
     HINTS: tuple[str, ...]
-    """Globs of names that count only for a file which the user named himself, or which `sniff`
-    accepts: names such as `*.json` are used for many things."""
+    """Globs of names that count only for a file that the user names directly or that `sniff`
+    accepts: names such as `*.json` have many uses."""
     OPTIONS: Mapping[str, str]
-    """Options the reader understands, each with a sentence."""
+    """Options of the reader, each with a sentence."""
 
     def sniff(self, head: bytes) -> bool:
         """Whether a file that starts like this is of the format."""
@@ -87,17 +87,17 @@ class Reader(Protocol):
 
 
 def split_whole(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
-    """The whole file is one record."""
+    """Cut a file into one record, the whole of it."""
     yield Piece(read_limited(stream), 0)
 
 
 def read_limited(stream: BinaryIO, limit: int = MAX_RECORD_BYTES) -> bytes:
-    """Everything a stream holds.
+    """Read a stream to its end.
 
     Raises:
         AtomloomError: when that is more than `limit` bytes.
     """
-    # not read(limit): that would ask the system for so much memory each time
+    # not read(limit): that would allocate this much memory each time
     blocks, size = [], 0
     while block := stream.read(_BLOCK):
         blocks.append(block)
@@ -116,7 +116,7 @@ def is_wide(text: bytes) -> bool:
 
 
 def plain_text(payload: bytes) -> bytes:
-    """Text without a byte order mark, its lines ended by line feeds where they had carriage returns.
+    """Text without a byte order mark, with line feeds in place of carriage returns.
 
     Raises:
         AtomloomError: when it is in UTF-16 or UTF-32.
@@ -130,12 +130,12 @@ def plain_text(payload: bytes) -> bytes:
 
 
 def unreadable(reason: object) -> Piece:
-    """A record that stands for bytes nobody can read; parsing it raises the reason."""
+    """Record that stands for bytes that cannot be read; parsing it raises the reason."""
     return Piece(" ".join(str(reason).split()).encode(), format=UNREADABLE)
 
 
 def decode(payload: bytes) -> str:
-    """Text of a record; bytes that are no UTF-8 are taken for Latin-1 (names of authors)."""
+    """Text of a record; bytes that are not UTF-8 are taken for Latin-1 (names of authors)."""
     try:
         return payload.decode()
     except UnicodeDecodeError:
@@ -143,10 +143,10 @@ def decode(payload: bytes) -> str:
 
 
 def floats(tokens: list[str], where: str = "") -> np.ndarray:
-    """[len(tokens)] float64.
+    """[len(tokens)] float64 values of words.
 
     Raises:
-        AtomloomError: naming the first token that is no number.
+        AtomloomError: naming the first token that is not a number.
     """
     try:
         values = np.array(list(map(float, tokens)), dtype=np.float64)
@@ -168,19 +168,19 @@ def _float(token: str, where: str) -> float:
 
 
 def label_number(text: str) -> float | None:
-    """The number that a cell of a table holds, None where it is none.
+    """Number in a cell of a table; None where it is not a number.
 
-    Written as everybody does: Python would also take `1_0`, digits of other scripts and `infinity`.
+    Only the usual notation: Python would also accept `1_0`, digits of other scripts and `infinity`.
     """
     text = text.strip()
     return float(text) if _NUMBER.fullmatch(text) else None
 
 
 def integer(token: str, what: str, least: int = 0) -> int:
-    """A whole number.
+    """Whole number written in a word.
 
     Raises:
-        AtomloomError: naming `what` when the token is none, or is below `least`.
+        AtomloomError: naming `what` when the token is not one, or is below `least`.
     """
     if (
         not (token.isascii() and token.lstrip("+-").isdigit())
@@ -192,7 +192,7 @@ def integer(token: str, what: str, least: int = 0) -> int:
 
 
 def scalar_labels(row: Mapping[str, Any], leave_out: Iterable[str] = ()) -> dict[str, float | str]:
-    """The values of a row that can be labels: numbers as floats, and texts."""
+    """Values of a row that can be labels: numbers as floats, and texts."""
     skip = set(leave_out)
     labels: dict[str, float | str] = {}
     for name, value in row.items():
@@ -211,7 +211,7 @@ def dump_json(value: Any) -> bytes:
 
 
 def borrowed(stream: BinaryIO) -> BinaryIO:
-    """A view of a stream that a text wrapper may drop without closing the stream."""
+    """View of a stream that a text wrapper may drop without closing the stream."""
     return io.BufferedReader(_Borrowed(stream), 1 << 16)
 
 
@@ -231,7 +231,7 @@ class _Borrowed(io.RawIOBase):
 def dump_structure(
     numbers: Any, positions: Any, cell: Any, pbc: Any, properties: Mapping[str, Any]
 ) -> bytes:
-    """The payload of a structure, from arrays as they stand, checked by no one yet."""
+    """Payload of a structure, from unchecked arrays."""
     return dump_json(
         {
             "numbers": np.asarray(numbers).tolist(),

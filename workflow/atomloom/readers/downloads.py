@@ -1,9 +1,9 @@
 """Public data sets that are downloaded once: `jarvis:NAME` and `mp:QUERY` as sources.
 
-A download is one file in a folder given by the caller, put there in one step, and beside it
-`<name>.origin.json`: where it came from, when, and its digest, so that later runs know it without a
-net and without hashing it again. What is in the file is the readers' business. Libraries that know
-addresses are imported only where something is fetched.
+A download is one file in a folder given by the caller, put there in one step, alongside
+`<name>.origin.json` with its origin, date and digest, so that later runs know it without a network
+and without hashing it again. Its content is the readers' business. Libraries that know addresses
+are imported only when something is fetched.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ _MP_ID = re.compile(r"(mp|mvc)-\w+")
 
 
 def is_download(source: str) -> bool:
-    """Whether a source of the config is to be downloaded, not a path."""
+    """Whether a source of the config is a download rather than a path."""
     return source.partition(":")[0] in KINDS and not os.path.exists(source)
 
 
 @dataclass(frozen=True)
 class Download:
-    """One source that is downloaded, and where it is kept."""
+    """Source that is downloaded, and where it is kept."""
 
     source: str
-    """As the config has it, such as `jarvis:dft_3d`."""
+    """Name in the config, such as `jarvis:dft_3d`."""
     folder: Path
     """Folder of all downloads."""
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Path of the file."""
         kind, _, rest = self.source.partition(":")
         if kind == "jarvis":
             return self.folder / kind / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', rest)}.json.zip"
@@ -57,20 +57,20 @@ class Download:
 
     @property
     def origin(self) -> Path:
-        """What is known of the file."""
+        """Path of the record of origin, date and digest."""
         return self.path.with_name(self.path.name + ORIGIN_SUFFIX)
 
     def digest(self) -> str:
-        """Digest of the file as it was downloaded, whether it is still there or not; empty before."""
+        """Digest of the file as downloaded, whether it still exists or not; empty before the download."""
         return _recorded_digest(self.origin) if self.origin.exists() else ""
 
     def fetch(self, log: Callable[[str], None]) -> Path:
-        """Download the file if it is not there; return its path.
+        """Download the file if it is missing; return its path.
 
-        A file that somebody put there by hand is taken as it is.
+        A file that was put there by hand is used as it is.
 
         Raises:
-            AtomloomError: when there is no such data set, no net, no key, or no room.
+            AtomloomError: when there is no such data set, network, key or disk space.
         """
         about: dict[str, str] = {}
         if not self.path.exists():
@@ -94,25 +94,25 @@ class Download:
 
 
 def damaged_downloads(folder: Path) -> Iterator[Path]:
-    """Files below a folder of downloads that are no longer what was downloaded."""
+    """Files below a folder of downloads whose content is no longer what was downloaded."""
     for origin in sorted(folder.rglob(f"*{ORIGIN_SUFFIX}")):
         path = origin.with_name(origin.name.removesuffix(ORIGIN_SUFFIX))
         try:
             if path.exists() and file_digest(path) != _recorded_digest(origin):
                 yield path
         except AtomloomError:
-            yield origin  # without it, the file is taken as it is
+            yield origin  # without it, the file is used as it is
 
 
 def _recorded_digest(origin: Path) -> str:
-    return str(read_json(origin, "digest", todo="remove it: it is written anew")["digest"])
+    return str(read_json(origin, "digest", todo="remove it: it is written again")["digest"])
 
 
 # --- JARVIS ---------------------------------------------------------------------------------------
 
 
 def _get_jarvis(download: Download, name: str) -> dict[str, str]:
-    """Fetch a data set of jarvis-tools' list from figshare, as the zip it is published as."""
+    """Fetch a data set in jarvis-tools' list from figshare, as the published zip."""
     from jarvis.db.figshare import get_db_info
 
     known = get_db_info()
@@ -145,17 +145,17 @@ def _stream(download: Download, url: str, path: Path, member: str) -> None:
         _refuse(download, f"no connection to {url} ({type(error).__name__})", url)
     size = path.stat().st_size
     if size < wanted or not zipfile.is_zipfile(path):
-        _refuse(download, f"{url} broke off after {size:,} bytes, or is no zip", url)
+        _refuse(download, f"{url} broke off after {size:,} bytes, or is not a zip", url)
     with zipfile.ZipFile(path) as archive:
         if member not in archive.namelist():
-            _refuse(download, f"{url} holds no {member}", url)
+            _refuse(download, f"{url} has no {member}", url)
 
 
 def _refuse(download: Download, why: str, what: str) -> NoReturn:
     raise AtomloomError(
         f"cannot be downloaded: {why}",
         where=download.source,
-        todo=f"run `atomloom plan` where there is a net, or put {what} at {download.path} yourself",
+        todo=f"run `atomloom plan` where there is a network, or put {what} at {download.path} yourself",
     )
 
 
@@ -170,7 +170,7 @@ def _get_materials_project(download: Download, query: str) -> dict[str, str]:
     key = os.environ.get("MP_API_KEY") or SETTINGS.get("PMG_MAPI_KEY", "")
     if not key:
         raise AtomloomError(
-            "the Materials Project wants a key",
+            "the Materials Project needs an API key",
             where=download.source,
             todo="export MP_API_KEY=... (materialsproject.org/api gives one)",
         )

@@ -1,7 +1,7 @@
-"""One entry of a table or a JSON document: which part is the structure, its name, its labels.
+"""Entries of a table or a JSON document: which part is the structure, its name, its labels.
 
-Serves the readers of CSV and JSON. The structure alone becomes the payload of the record, so that
-another label does not make another record.
+Serves the readers of CSV and JSON. Only the structure becomes the payload of the record, so that
+a new label does not make a new record.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ ID_KEYS = (
 """Columns in which names of records are looked for, in this order."""
 
 OPTIONS = {
-    "structure_column": "column or key that holds the structure, where it has no usual name",
-    "id_column": "column or key that names the record, where it has no usual name",
+    "structure_column": "column or key that holds the structure, where its name is unusual",
+    "id_column": "column or key that names the record, where its name is unusual",
 }
 
 _TEXTS = (cif, poscar, extxyz, xsf)
 
 
 def find_column(columns: Iterable[Any], given: Any, usual: tuple[str, ...]) -> str | None:
-    """The column that an option names, else the first usual one that is there, in any case.
+    """Column that an option names, else the first usual one that exists, ignoring case.
 
     Raises:
         AtomloomError: when there is no column of the given name.
@@ -59,16 +59,16 @@ def find_column(columns: Iterable[Any], given: Any, usual: tuple[str, ...]) -> s
 
 
 def entry(value: Any, options: Mapping[str, Any], id: str = "", **labels: str) -> Iterator[Piece]:
-    """The records of one entry: one, or those of a group of entries by name.
+    """Iterate over the records of one entry: one, or those of a group of entries by name.
 
     An entry is a structure (a dict, or the text of a file), a row in which one value is a structure,
-    or a dict of entries; of the last, the key becomes the label `group` of its members.
+    or a dict of entries, whose key becomes the label `group` of its members.
     """
     if isinstance(value, str):
         yield text_piece(value, id, labels)
         return
     if not isinstance(value, dict):
-        yield unreadable(f"an entry that is no structure but a {type(value).__name__}")._replace(
+        yield unreadable(f"an entry that is not a structure but a {type(value).__name__}")._replace(
             id=id
         )
         return
@@ -95,8 +95,8 @@ def entry(value: Any, options: Mapping[str, Any], id: str = "", **labels: str) -
 def by_name(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
     """Values of a row by the names of their columns.
 
-    Where two columns of one name say different things, nobody knows which is meant: the value is a text
-    that names both, and so no number.
+    Where two columns of the same name differ, it is unknown which is meant: the value is a text that
+    names both, and so not a number.
     """
     row: dict[str, Any] = {}
     for name, value in zip(names, values, strict=True):
@@ -120,8 +120,8 @@ def is_entry(value: Any, options: Mapping[str, Any], groups: bool = True) -> boo
 
 
 def columns(values: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[Piece] | None:
-    """The records of a table given column by column, each a dict by index, as pandas writes it
-    unless told otherwise; None where the values are no such table."""
+    """Records of a table given column by column, each a dict by index, as pandas writes it by
+    default; None where the values are not such a table."""
     column = find_column(values, options.get("structure_column"), STRUCTURE_KEYS)
     structures = values[column] if column is not None else None
     if not isinstance(structures, dict) or kind_of(structures) or ase_json.is_row(structures):
@@ -143,7 +143,7 @@ def row(
     id: str = "",
     labels: Mapping[str, float | str] = {},
 ) -> Piece:
-    """The record of a row whose structure stands in `column`; the other values are its labels."""
+    """Record of a row whose structure is in `column`; the other values are its labels."""
     named = find_column(values, options.get("id_column"), ID_KEYS)
     if named is not None and isinstance(values[named], (str, int)) and str(values[named]).strip():
         id = str(values[named]).strip()
@@ -158,7 +158,7 @@ def row(
 
 
 def kind_of(value: Mapping[str, Any]) -> str:
-    """The format of a structure given as a dict; empty when it is none."""
+    """Format of a structure given as a dict; empty if it is not a structure."""
     if isinstance(value.get("sites"), list):
         return "pymatgen"
     if "lattice_mat" in value and "elements" in value:
@@ -169,7 +169,7 @@ def kind_of(value: Mapping[str, Any]) -> str:
 
 
 def text_piece(text: str, id: str, labels: Mapping[str, float | str]) -> Piece:
-    """The record of a structure given as the text of a file of some format."""
+    """Record of a structure given as the text of a file of some format."""
     try:
         payload = plain_text(text.encode())
     except AtomloomError as error:
@@ -186,5 +186,5 @@ def text_piece(text: str, id: str, labels: Mapping[str, float | str]) -> Piece:
             return Piece(dump_json(value), id=id, labels=labels, format=kind_of(value))
     start = " ".join(text[:40].split())
     return unreadable(
-        f"`{start}...` is no structure in a known format" if start else "empty"
+        f"`{start}...` is not a structure in a known format" if start else "empty"
     )._replace(id=id, labels=labels)

@@ -1,7 +1,7 @@
-"""Which energy, forces and stress of a record belong together: those of one level of theory.
+"""Levels of theory: which energy, forces and stress of a record belong together.
 
-Files name them `energy`, `REF_energy`, `DFT-forces` or `forces_mace`; what stands before or behind
-the quantity is the level, and nothing where the name is the quantity alone. It knows names, and
+Files name them `energy`, `REF_energy`, `DFT-forces` or `forces_mace`; the part before or after
+the quantity is the level, which is empty where the name is the quantity alone. It knows names, and
 which values must agree for a choice to be sound, nothing of files.
 """
 
@@ -16,7 +16,7 @@ from atomloom.errors import AtomloomError
 from atomloom.structures.units import unit_factor
 
 REFERENCE = ("", "ref", "dft", "reference", "qm")
-"""Levels that a record is about, the usual one first; others are predictions beside it."""
+"""Levels of the reference values of a record, the usual one first; others are predictions."""
 _PREDICTED = frozenset((
     "mace", "gap", "ace", "nequip", "allegro", "chgnet", "m3gnet", "schnet", "painn", "orb", "mattersim",
     "sevennet", "eam", "meam", "lj", "dftb", "xtb", "gfn1", "gfn2", "gfn1_xtb", "gfn2_xtb", "mp2", "ccsd",
@@ -25,7 +25,7 @@ _PREDICTED = frozenset((
     "prediction", "model", "calc",
 ))  # fmt: skip
 _ENERGIES = ("energy", "potential_energy", "total_energy", "totenergy", "free_energy")
-"""Energies, the one that forces are the derivative of first."""
+"""Energies; first the one whose derivative the forces are."""
 _TOTAL = ("total_energy", "totenergy")
 _KINETIC = re.compile("kinetic|e_?kin", re.IGNORECASE)
 _FORCES = ("forces", "force")
@@ -39,16 +39,16 @@ _Named = dict[str, list[tuple[str, str]]]
 
 @dataclass(frozen=True)
 class Choice:
-    """Names of the quantities of one level, None where there is none."""
+    """Names of the quantities of one level; None where one is missing."""
 
     energy: str | None
     forces: str | None
     stress: str | None
     virial: str | None
     same: tuple[str, ...]
-    """Other energies, which must have the value of this one, or it is not known which is meant."""
+    """Other energies, which must have the same value, or it is unknown which is meant."""
     kinetic: str | None
-    """A kinetic energy that this one may hold besides."""
+    """Kinetic energy that this energy may include."""
 
 
 @lru_cache(maxsize=1024)
@@ -59,7 +59,7 @@ def choose(
     forces_key: str | None = None,
     stress_key: str | None = None,
 ) -> Choice:
-    """The quantities of one level of theory.
+    """Choose the quantities of one level of theory.
 
     Args:
         names: of the values that belong to a record as a whole.
@@ -67,7 +67,7 @@ def choose(
         energy_key, forces_key, stress_key: options that name them.
 
     Raises:
-        AtomloomError: when one of these is not there, or there are several levels and nothing says
+        AtomloomError: when one of these is missing, or there are several levels and nothing says
             which is meant.
     """
     for key in (energy_key, stress_key):
@@ -100,7 +100,7 @@ def choose(
 
 
 def _levels(energies: _Named, forces: _Named) -> tuple[str | None, str | None]:
-    """The levels of energy and forces: one that has both, or else the only ones there are."""
+    """Levels of energy and forces: one that has both, or else the only ones."""
     whole = [level for level in energies if level in forces]
     usual = [level for level in REFERENCE if level in whole]
     if usual:
@@ -127,8 +127,8 @@ def _levels(energies: _Named, forces: _Named) -> tuple[str | None, str | None]:
 def _given(
     energies: _Named, forces: _Named, energy_key: str | None, forces_key: str | None
 ) -> tuple[str | None, str | None]:
-    """The levels of energy and forces where an option names one of the two: those of one level, else the
-    only ones that do not belong to others."""
+    """Levels of energy and forces where an option names one of the two: those of one level, else the only
+    ones that do not belong to others."""
     if energy_key is not None:
         level = _parts(energy_key, _ENERGIES)[0]
         alone = [k for k in forces if k not in energies]
@@ -142,7 +142,7 @@ def _given(
 def _rivals(
     energies: _Named, level: str | None, forces: _Named, levels: tuple[str, ...], kinetic: bool
 ) -> list[str]:
-    """Energies that might be meant as well as the first one of a level: those of other levels that have
+    """Energies that might be meant instead of the first one of a level: those of other levels that have
     all that this one has, and others of this level that should be the same."""
     (quantity, _), *others = energies[level or ""]
     rivals = [
@@ -193,7 +193,7 @@ def _parts(name: str, quantities: tuple[str, ...]) -> tuple[str, str]:
             return "", quantity
         if lower.endswith(f"_{quantity}") or lower.startswith(f"{quantity}_"):
             level = lower.removesuffix(f"_{quantity}").removeprefix(f"{quantity}_")
-            # `energy_ha` is no energy of a level, and none in eV
+            # `energy_ha` is not the energy of a level, and not in eV
             return ("", "") if unit_factor(level, 1, 0) is not None else (level, quantity)
     return "", ""
 

@@ -1,8 +1,8 @@
-"""Names of records that several files give alike: they are told apart by their folders.
+"""Distinct names for records of files with equal names, by their folders.
 
-A record is named after its file, which is short and what label tables use, until two files of
-different folders have one name. Then each of them is named by its path below the folder that all
-sources share, so that a label meant for one never reaches the other. Names that stand in the files
+A record is named after its file, which is short and what label tables use, unless two files of
+different folders have the same name. Then each of them is named by its path below the folder that all
+sources share, so that a label meant for one never reaches the other. Names given in the files
 themselves are left alone.
 """
 
@@ -17,12 +17,12 @@ from atomloom.readers.sources import record_id
 def tell_apart(
     ids: Sequence[str], names: Sequence[str], sources: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """Ids and file names of records, with the folder where other files have the same.
+    """Ids and file names of records, with the folder where other files have the same name.
 
     Args:
         ids: record ids.
         names: file names.
-        sources: where each record is, `file` or `archive::member`.
+        sources: location of each record, `file` or `archive::member`.
     """
     first: dict[str, str] = {}
     clashing: set[str] = set()

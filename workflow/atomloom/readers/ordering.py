@@ -1,8 +1,8 @@
 """Ordering of partially occupied crystals with pymatgen, for readers whose option `order` is true.
 
-Most take a second, some would take hours. So the work is done by a process of its own that interrupts
-itself when its processor time for one crystal is over; it is started with the first crystal, takes one
-after the other as a line of JSON, and ends when there has been none for a minute.
+Most take a second, some would take hours. So the work is done by a separate process that interrupts
+itself when its processor time for one crystal is used up; it is started with the first crystal, takes
+one after the other as a line of JSON, and ends when there has been none for a minute.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ log = logging.getLogger(__name__)
 
 OPTIONS = {
     "order": "true: order a partially occupied structure with pymatgen instead of refusing it",
-    "order_seconds": "processor time that ordering one structure may take, 60 s unless given",
+    "order_seconds": "max processor time for ordering one structure; default 60 s",
 }
 TODO = "set the option `order: true` to order it with pymatgen"
 
 SECONDS = 60.0
 ROUNDING = 0.005
-"""Error of an occupancy that is written with two decimals."""
+"""Rounding error of an occupancy written with two decimals."""
 MAX_ROUNDING = 0.25
-"""Atoms that may be missing or too many in all; pymatgen refuses more."""
+"""Max number of missing or surplus atoms in total; pymatgen refuses more."""
 ALIKE = 0.1
 
 _IDLE = 60  # s without a crystal, after which the process ends
-_SILENT = 10.0  # s after which the log names the crystal that is waited for
-_PATIENCE = 10  # times the processor time that a busy machine may take for it
+_SILENT = 10.0  # s after which the log names the crystal being ordered
+_PATIENCE = 10  # times the processor time, in wall time, on a busy machine
 
 
 def ordered(structure: Any, options: Mapping[str, Any]) -> Structure:
-    """The arrangement of lowest electrostatic energy, as pymatgen's transformation finds it.
+    """Arrangement of lowest electrostatic energy, as found by pymatgen's transformation.
 
     Args:
         structure: a pymatgen Structure, disordered or not.
@@ -106,12 +106,12 @@ def _shares(species: Any) -> dict[str, float]:
 
 
 def refuse_fractions(sites: Sequence[Mapping[str, float]]) -> None:
-    """Refuse a cell that holds a fraction of an atom, which no arrangement of atoms in it has.
+    """Refuse a cell that holds a fraction of an atom, which no arrangement of atoms can match.
 
-    Sites of the same occupancies are filled together; decimals that were rounded are put right.
+    Sites of the same occupancies are filled together; rounded decimals are corrected.
 
     Raises:
-        AtomloomError: naming the element and how many of it the cell holds.
+        AtomloomError: naming the element and its number of atoms in the cell.
     """
     for group in _groups(sites):
         allowed = min(ROUNDING * len(group), MAX_ROUNDING) + 1e-9
@@ -125,8 +125,8 @@ def refuse_fractions(sites: Sequence[Mapping[str, float]]) -> None:
 
 
 def _groups(sites: Sequence[Mapping[str, float]]) -> list[list[Mapping[str, float]]]:
-    """Sites that are filled together: as pymatgen has it, those whose occupancies differ by less than
-    a tenth."""
+    """Groups of sites that are filled together: as in pymatgen, those whose occupancies differ by less
+    than a tenth."""
     groups: list[list[Mapping[str, float]]] = []
     for site in sites:
         for group in groups:
@@ -143,7 +143,7 @@ def _groups(sites: Sequence[Mapping[str, float]]) -> list[list[Mapping[str, floa
 
 
 def _totals(group: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Atoms of each element on the sites of a group."""
+    """Number of atoms of each element on the sites of a group."""
     return {symbol: math.fsum(site[symbol] for site in group) for symbol in group[0]}
 
 
@@ -151,14 +151,14 @@ def _totals(group: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 class _Worker:
-    """The process, started when it is needed."""
+    """Worker process, started when needed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to a request; the log says which record it is that takes long.
+        """Send a request and return the answer; the log names a record that takes long.
 
         Raises:
             AtomloomError: when the process ends without one.
@@ -166,7 +166,7 @@ class _Worker:
         line = json.dumps(request).encode() + b"\n"
         with self._lock:
             try:
-                for _ in range(2):  # it may have ended, being idle, just when it was asked
+                for _ in range(2):  # it may have ended, being idle, at just this moment
                     answer = self._exchange(line, request["seconds"])
                     if answer:
                         return json.loads(answer)
@@ -186,7 +186,7 @@ class _Worker:
             process.stdin.flush()
         if not select.select([process.stdout], [], [], _SILENT)[0]:
             log.warning("%s: is being ordered", RECORD.get() or "a disordered structure")
-            # it interrupts itself, unless it is in the middle of something that cannot be
+            # it interrupts itself, unless it is in a call that cannot be interrupted
             if not select.select([process.stdout], [], [], _PATIENCE * (seconds + _IDLE))[0]:
                 self.stop()
                 return b'{"late": true}'
@@ -220,18 +220,18 @@ atexit.register(_WORKER.stop)
 
 
 class _Late(BaseException):
-    """Not to be caught by a library that catches every exception."""
+    """Timeout that a library which catches every `Exception` does not catch."""
 
 
 def serve() -> None:
-    """Answer requests, a line each, until there has been none for a while."""
+    """Answer requests, one per line, until there has been none for a while."""
 
     def interrupt(*_: Any) -> None:
         raise _Late
 
     signal.signal(signal.SIGVTALRM, interrupt)
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # output of libraries is not an answer
     warnings.simplefilter("ignore")
     while True:
         signal.alarm(_IDLE)
@@ -242,15 +242,15 @@ def serve() -> None:
         request = json.loads(line)
         answer: dict[str, Any]
         try:
-            import pymatgen.transformations.standard_transformations  # noqa: F401 - not on its time
+            import pymatgen.transformations.standard_transformations  # noqa: F401 - before its time starts
 
-            # again and again, should a library lose the exception
+            # repeatedly, in case a library swallows the exception
             signal.setitimer(signal.ITIMER_VIRTUAL, request["seconds"], 1.0)
             answer = _order(request)
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         except _Late:
             answer = {"late": True}
-        except Exception as error:  # whatever pymatgen raises, the record is one nobody can order
+        except Exception as error:  # whatever pymatgen raises, the record cannot be ordered
             answer = {"error": str(error) or type(error).__name__}
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         answers.write(json.dumps(answer).encode() + b"\n")
@@ -279,9 +279,9 @@ def _order(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _oxidation_states(sites: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The likeliest oxidation states that balance; zeros where none do.
+    """Most likely oxidation states that balance; zeros where none do.
 
-    They are those of the smallest whole formula: of a large cell there are too many to look at.
+    They are those of the smallest whole formula: a large cell has too many combinations.
     """
     from pymatgen.core import Composition
 

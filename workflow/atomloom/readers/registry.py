@@ -1,6 +1,6 @@
 """The registry of formats, and the way from a record's bytes to a structure.
 
-One module a format, each declaring the names of `base.Reader`; a new format is one module and one
+One module per format, each declaring the names of `base.Reader`; a new format is one module and one
 line in `REGISTRY`. Nothing here knows of folders, archives or compression, and chemistry libraries
 are imported only by a reader that needs one, when it does.
 """
@@ -79,23 +79,23 @@ REGISTRY: dict[str, Reader] = {
         plain_json,
     )
 }
-"""Reader by name of the format; the order is that in which files are sniffed."""
+"""Reader by name of the format, in the order in which files are sniffed."""
 
 COMMON_OPTIONS = {
     "box": "`molecule`: drop a cell with more than 10 A of vacuum around the atoms in each direction",
-    "max_unpacked_gb": "an archive that unpacks to more than this is refused, 200 unless given",
+    "max_unpacked_gb": "an archive that unpacks to more than this is refused; default 200",
 }
-"""Options that belong to no format."""
+"""Options common to all formats."""
 CHOICES: dict[str, tuple[str, ...]] = {
     "box": ("keep", "molecule"),
     "xsf_forces": ("ev", "rydberg", "hartree"),
     "runner_units": ("bohr", "metal"),
 }
-"""Values of the options that have only some, the usual one first."""
+"""Allowed values of options with a fixed choice, the default first."""
 
 
 def reader_of(format: str) -> Reader:
-    """The reader of a format.
+    """Reader of a format.
 
     Raises:
         AtomloomError: when there is no such format.
@@ -106,13 +106,13 @@ def reader_of(format: str) -> Reader:
 
 
 def format_of(name: str, head: bytes = b"", hints: bool = True) -> str | None:
-    """The format of a file, by how it begins; its name decides where several formats begin like that,
+    """Format of a file, by its first bytes; its name decides where several formats begin alike,
     or where no reader recognises the content.
 
     Args:
-        name: file name, without the ending of a compression.
-        head: the first bytes of its content; some 64 KiB tell most.
-        hints: also accept names that are used for other things too, such as `*.json`.
+        name: file name, without the extension of a compression.
+        head: the first bytes of its content; some 64 KiB usually suffice.
+        hints: also accept names that other formats share, such as `*.json`.
 
     Returns:
         The format's name, or None when no reader recognises the file.
@@ -120,7 +120,7 @@ def format_of(name: str, head: bytes = b"", hints: bool = True) -> str | None:
     lower = name.rsplit("/", 1)[-1].lower()
     named, hinted = _by_name(lower, tuple(REGISTRY))
     if named is not None and getattr(REGISTRY[named], "NEEDS_FOLDER", False):
-        return named  # the folder is the format, and no file of it
+        return named  # the format is the folder, not a file in it
     if head:
         head = _recognisable(head)
         for likely in (named, hinted):
@@ -133,7 +133,7 @@ def format_of(name: str, head: bytes = b"", hints: bool = True) -> str | None:
 
 
 def _recognisable(head: bytes) -> bytes:
-    """Text as the readers' `sniff` expects it, also of an encoding that will be refused."""
+    """Text as the readers' `sniff` expects it, even in an encoding that will be refused."""
     if not is_wide(head):
         return plain_text(head)
     with suppress(UnicodeError):
@@ -142,14 +142,14 @@ def _recognisable(head: bytes) -> bytes:
 
 
 def _by_name(lower: str, formats: tuple[str, ...]) -> tuple[str | None, str | None]:
-    """The format that a name is of, and the one that it only hints at."""
+    """Format that a name belongs to, and the one that it only hints at."""
     endings, patterns, hints = _names(formats)
     named = endings.get(lower[lower.rfind(".") :])
     if named is not None:
         return named, None
     named = next((format for pattern, format in patterns if fnmatchcase(lower, pattern)), None)
     hinted = next((format for pattern, format in hints if fnmatchcase(lower, pattern)), None)
-    # poscars.json and contcar_labels.csv are none of VASP's
+    # poscars.json and contcar_labels.csv are not files of VASP
     return named if hinted in (None, named) else None, hinted
 
 
@@ -157,7 +157,7 @@ def _by_name(lower: str, formats: tuple[str, ...]) -> tuple[str | None, str | No
 def _names(
     formats: tuple[str, ...],
 ) -> tuple[dict[str, str], list[tuple[str, str]], list[tuple[str, str]]]:
-    """Formats by ending of the name, the patterns that are more than an ending, and the hints."""
+    """Formats by extension, the patterns that are more than an extension, and the hints."""
     pairs = [(pattern, format) for format in formats for pattern in REGISTRY[format].PATTERNS]
     plain = [(p, f) for p, f in pairs if re.fullmatch(r"\*\.\w+", p)]
     hints = [(pattern, format) for format in formats for pattern in REGISTRY[format].HINTS]
@@ -171,22 +171,22 @@ def _names(
 def parse_record(
     format: str, payload: bytes, id: str = "", options: Mapping[str, Any] | None = None
 ) -> Structure:
-    """One record as a structure, in eV and A.
+    """Parse one record to a structure, in eV and A.
 
     Args:
-        format: name of the format, as the record has it.
+        format: name of the record's format.
         payload: the record's bytes.
-        id: its name, which the structure takes.
+        id: name of the record, which becomes that of the structure.
         options: options of the readers and `box`, see `check_options`.
 
     Raises:
-        AtomloomError: saying what is wrong with the record; never anything else.
+        AtomloomError: saying what is wrong with the record; no other exception.
     """
     options = options or {}
-    # takes as long as the symmetry of a CIF, and it is only ordering that speaks while it works
+    # takes as long as the symmetry of a CIF, and only ordering logs messages meanwhile
     named = RECORD.set(id) if options.get("order") else None
     try:
-        with np.errstate(all="ignore"):  # what overflows is no finite number, and refused as such
+        with np.errstate(all="ignore"):  # overflows are not finite numbers, and refused as such
             structure = _parse(format, payload, options)
         if structure.properties:
             _refuse_nan(structure)
@@ -196,7 +196,7 @@ def parse_record(
         raise
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise AtomloomError(f"cannot be parsed: {type(error).__name__}: {error}") from error
-    except Exception as error:  # a library's own kind; the rest of the records must go on
+    except Exception as error:  # of a library's own kind; the other records must still be read
         raise AtomloomError(f"cannot be parsed: {error or type(error).__name__}") from error
     finally:
         if named is not None:
@@ -217,7 +217,7 @@ def _parse(format: str, payload: bytes, options: Mapping[str, Any]) -> Structure
 
 
 def _refuse_nan(structure: Structure) -> None:
-    """A calculation that failed is no reference, and one NaN spoils a whole batch."""
+    """Refuse values that are not finite: a failed calculation is not a reference, and a NaN spoils a batch."""
     for name in ("energy", "forces", "stress"):
         value = structure.properties.get(name)
         if value is not None and not np.isfinite(value).all():
@@ -225,7 +225,7 @@ def _refuse_nan(structure: Structure) -> None:
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options that no reader knows, so that a typing mistake is not passed over.
+    """Refuse options that no reader knows, so that a typing error is not ignored.
 
     Raises:
         AtomloomError: naming the option and the nearest known one.
@@ -245,10 +245,10 @@ def check_options(options: Mapping[str, Any]) -> None:
         if options.get(name, choices[0]) not in choices:
             listed = " or ".join(f"`{choice}`" for choice in choices[-2:])
             listed = ", ".join([*(f"`{choice}`" for choice in choices[:-2]), listed])
-            raise AtomloomError(f"{name} is {listed}", where="dataset.options")
+            raise AtomloomError(f"{name} should be {listed}", where="dataset.options")
     for name in ("order", "truncated", "unconverged"):
         if not isinstance(options.get(name, False), bool):
-            raise AtomloomError(f"{name} is true or false", where="dataset.options")
+            raise AtomloomError(f"{name} should be true or false", where="dataset.options")
     seconds = options.get("order_seconds", 1.0)
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < 1e9:
-        raise AtomloomError("order_seconds is a number of seconds", where="dataset.options")
+        raise AtomloomError("order_seconds should be a number of seconds", where="dataset.options")

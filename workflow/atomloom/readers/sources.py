@@ -1,8 +1,8 @@
-"""Where records come from: files, folders, archives and compression, read as streams.
+"""Sources of records: files, folders, archives and compression, read as streams.
 
-`list_files` says which files a source comprises; `enumerate_records` cuts them into raw records, a
-byte string each, that a reader turns into one structure. Nothing is parsed here, nothing is dropped
-silently: bytes that nobody can split become a record whose parsing fails with the reason. It knows
+`list_files` lists the files of a source; `enumerate_records` cuts them into raw records, each a byte
+string that a reader turns into one structure. Nothing is parsed here, and nothing is dropped
+silently: bytes that cannot be split become a record whose parsing fails with the reason. It knows
 formats only through the registry of readers.
 """
 
@@ -45,14 +45,14 @@ from atomloom.store.files import expand_home, open_plain, plain_stat
 log = logging.getLogger(__name__)
 
 HEAD = 1 << 16
-"""Bytes of a file that are looked at to recognise its format."""
+"""Number of bytes that are examined to recognise the format of a file."""
 MAX_EXPANSION = 1000
-"""A file that unpacks to more than this times its size, and more than `LEAST_BOMB`, is refused."""
+"""Max ratio of unpacked to packed size; files beyond it, and beyond `LEAST_BOMB`, are refused."""
 LEAST_BOMB = 1 << 30
 MAX_UNPACKED_GB = 200.0
-"""Unless the option `max_unpacked_gb` says otherwise."""
+"""Default of the option `max_unpacked_gb`."""
 MAX_TABLE_BYTES = 4 << 30
-"""A table of labels is held in memory: a larger one, unpacked, is refused."""
+"""Max bytes of an unpacked label table, which is held in memory."""
 
 _COMPRESSED = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ\0", ".bz2": b"BZh"}
 _OPENERS: dict[str, Callable[[BinaryIO], Any]] = {
@@ -81,7 +81,7 @@ _GENERIC = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class RawRecord:
-    """The bytes of one structure, and where they come from."""
+    """Bytes of one structure, and their origin."""
 
     id: str
     """Name within the data set: the file's or archive member's stem, the value of an id column, or
@@ -89,31 +89,30 @@ class RawRecord:
     file: int
     """Index into the list of source files."""
     member: str
-    """Member of the archive; empty where the file is none."""
+    """Member of the archive; empty where the file is not an archive."""
     offset: int
-    """First byte of the payload in the file on disk; -1 where it is no byte range of it."""
+    """Offset of the payload in the file on disk; -1 where it is not a byte range of it."""
     length: int
-    """Bytes of the payload."""
+    """Size of the payload in bytes."""
     number: int
     """Number of the record within its file, from 0."""
     format: str
     """Format of the payload, for `parse_record`."""
     payload: bytes | None
-    """The bytes."""
+    """Content of the record."""
     labels: Mapping[str, float | str] = field(default_factory=dict)
-    """Values that stand beside the structure in its file; no part of the payload."""
+    """Values alongside the structure in its file; not part of the payload."""
 
 
 def list_files(
     source: str | Path, pattern: str | None = None, format: str | None = None
 ) -> list[Path]:
-    """The files of a source, in natural order (2.cif before 10.cif).
+    """List the files of a source, in natural order (2.cif before 10.cif).
 
-    Of a folder these are all files below it that some reader recognises, by name or content, and
-    archives; hidden files, tables of labels and documents are left out, and so is an OUTCAR beside the
-    vasprun.xml of the same run. With a `pattern` (a glob of
-    the name or of the path below the folder) all that match are taken, and with a `format` all that
-    are no documents.
+    For a folder these are all files below it that some reader recognises, by name or content, and
+    archives; hidden files, label tables and documents are left out, and so is an OUTCAR next to the
+    vasprun.xml of the same run. With a `pattern` (a glob of the name or of the path below the folder)
+    these are all files that match, and with a `format` all that are not documents.
 
     Raises:
         AtomloomError: when there is no such file or folder.
@@ -137,9 +136,9 @@ def list_files(
     for path in map(Path, found):
         relative = path.relative_to(root).as_posix()
         if _is_companion(path):
-            continue  # listed behind the file it belongs to
+            continue  # listed after the file it belongs to
         if pattern is None and given is None and _said_twice(path):
-            log.info("%s: left out, its steps are in the vasprun.xml beside it", path)
+            log.info("%s: left out, its steps are in the vasprun.xml next to it", path)
             continue
         if _wanted(relative, pattern, given, lambda path=path: _head_of(path)):
             kept += [path, *_beside(path)]
@@ -151,7 +150,7 @@ def list_files(
 
 
 def _given(format: str | None) -> str | None:
-    """The format that is asked for; None where each file says its own.
+    """Requested format; None where each file is recognised by itself.
 
     Raises:
         AtomloomError: when there is no such format.
@@ -171,15 +170,15 @@ def enumerate_records(
     options: Mapping[str, Any] | None = None,
     pattern: str | None = None,
 ) -> Iterator[RawRecord]:
-    """Every raw record of these files, file after file, in the order of their bytes.
+    """Iterate over the raw records of files, file by file, in the order of their bytes.
 
     Only one record is held at a time (of a JSON or CSV, one entry).
 
     Args:
-        files: as `list_files` gives them.
-        format: name of the records' format, or `auto` to go by name and content, file by file.
+        files: as returned by `list_files`.
+        format: name of the records' format, or `auto` to recognise it by name and content, file by file.
         options: options of the readers.
-        pattern: of archives, take only members whose name or path matches this glob.
+        pattern: a glob that name or path of archive members must match.
 
     Raises:
         AtomloomError: when a file is missing, an archive is damaged or unsafe, a file of several
@@ -195,7 +194,7 @@ def enumerate_records(
 
 
 def read_table(source: str | Path) -> bytes:
-    """The bytes of a table of labels: a file or a member of an archive (`archive::member`), unpacked.
+    """Read a label table, a file or a member of an archive (`archive::member`), unpacked.
 
     Raises:
         AtomloomError: when the file or the member is missing, larger than `MAX_TABLE_BYTES`, damaged or
@@ -213,7 +212,7 @@ def read_table(source: str | Path) -> bytes:
                 )
             return _table_bytes(opened.stream, path)
         if opened.kind == "single":
-            raise AtomloomError("is no archive", where=path)
+            raise AtomloomError("is not an archive", where=path)
         for entry, stream, _ in opened.members():
             if entry == member or entry.removeprefix("./") == member:
                 head, stream = _with_head(stream)
@@ -240,9 +239,9 @@ def _table_bytes(stream: Any, path: Path) -> bytes:
 
 
 def record_id(name: str) -> str:
-    """The id that a file or member gives to its record: its name without endings.
+    """Id that a file or member gives to its record: its name without extensions.
 
-    Names that every calculation has, such as POSCAR or vasprun.xml, give that of the folder.
+    Names that every calculation has, such as POSCAR or vasprun.xml, give the name of the folder.
     """
     path = PurePosixPath(name.replace("\\", "/"))
     stem = _without_compression(path.name)
@@ -255,10 +254,10 @@ def record_id(name: str) -> str:
 
 
 def source_name(path: Path, member: str = "") -> str:
-    """The place of a record as tables have it: `file` or `archive::member`.
+    """Location of a record as written in tables: `file` or `archive::member`.
 
     Raises:
-        AtomloomError: when the file's name is no UTF-8, which no table can hold.
+        AtomloomError: when the file's name is not UTF-8, which no table can hold.
     """
     if legible(str(path)) != str(path):
         raise AtomloomError(
@@ -275,7 +274,7 @@ def natural_key(text: str) -> list[tuple[int, int | str]]:
 
 @lru_cache(maxsize=8)
 def _endings(formats: tuple[str, ...]) -> frozenset[str]:
-    """Endings of names that say no more than the format."""
+    """Extensions that carry only the format."""
     patterns = [p for f in formats for p in (*REGISTRY[f].PATTERNS, *REGISTRY[f].HINTS)]
     return frozenset(p[1:] for p in patterns if p.startswith("*.")) | {
         ".raw",
@@ -294,21 +293,21 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _beside(path: Path) -> list[Path]:
-    """Files a reader opens besides this one."""
+    """Files that a reader opens in addition to this one."""
     if path.name == "type.raw":
         return deepmd.companions(path)
     return ase_db.companions(path) if path.suffix == ".db" else []
 
 
 def _is_companion(path: Path, given: str | None = None) -> bool:
-    """Whether a file is read together with another one, of a format that may be read here."""
+    """Whether a file is read as part of another one, of a format that may be read here."""
     if given in (None, deepmd.NAME) and deepmd.is_companion(path):
         return True
     return given in (None, ase_db.NAME) and ase_db.is_companion(path)
 
 
 def _said_twice(path: Path) -> bool:
-    """Whether a file is an OUTCAR whose vasprun.xml stands beside it."""
+    """Whether a file is an OUTCAR next to its vasprun.xml."""
     bare = _without_compression(path.name)
     if "OUTCAR" not in bare:
         return False
@@ -338,7 +337,7 @@ def _wanted(relative: str, pattern: str | None, given: str | None, head: Any) ->
 
 
 def _other_format(name: str, given: str) -> str | None:
-    """The format that a name belongs to beyond doubt, if it is another one."""
+    """Other format that a name certainly belongs to, if any."""
     found = format_of(name, hints=False)
     return found if found != given else None
 
@@ -353,7 +352,7 @@ def _without_compression(name: str) -> str:
 
 
 def _head_of(path: Path) -> bytes:
-    """The first bytes of a file, unpacked; empty where that fails."""
+    """First bytes of a file, unpacked; empty where that fails."""
     try:
         with open_plain(path) as file:
             head = file.read(16)
@@ -369,7 +368,7 @@ def _head_of(path: Path) -> bytes:
 
 @contextmanager
 def _damage_named(path: Path, member: str = "") -> Iterator[None]:
-    """Turn what goes wrong while unpacking into an error that says where."""
+    """Turn errors while unpacking into an `AtomloomError` that says where."""
     where = f"{path}::{member}" if member else str(path)
     try:
         yield
@@ -378,12 +377,12 @@ def _damage_named(path: Path, member: str = "") -> Iterator[None]:
     except (
         RuntimeError,
         NotImplementedError,
-    ) as error:  # zipfile's words for what it cannot unpack
+    ) as error:  # raised by zipfile for what it cannot unpack
         raise AtomloomError(f"cannot be unpacked: {error}", where=where) from None
 
 
 class _Unpacked(io.RawIOBase):
-    """The bytes a compressed file unpacks to, counted, so that a bomb is noticed."""
+    """Stream of the unpacked bytes of a file, counted to detect archive bombs."""
 
     def __init__(self, packed: BinaryIO, opener: Any, path: Path, limit: float) -> None:
         self._packed, self._path, self._limit = packed, path, limit
@@ -417,17 +416,17 @@ class _Unpacked(io.RawIOBase):
 
 @dataclass
 class _Opened:
-    """An open source file: an archive, or a single file that may be compressed."""
+    """Open source file: an archive, or a single file that may be compressed."""
 
     path: Path
     kind: str
     """`tar`, `zip` or `single`."""
     stream: Any
     packed: bool
-    """Whether bytes on disk are other than those of the stream."""
+    """Whether bytes on disk differ from those of the stream."""
     limit: float
     damage: str = ""
-    """Why its first bytes cannot be unpacked, if so."""
+    """Reason why its first bytes cannot be unpacked; empty if they can."""
 
     def members(self) -> Iterator[tuple[str, BinaryIO, int]]:
         """(name, stream, offset of its first byte on disk or -1) of every file in the archive."""
@@ -442,12 +441,12 @@ class _Opened:
                     entry = archive.next()
                 if entry is None:
                     return
-                archive.members = []  # type: ignore[attr-defined] # tarfile remembers every one: too much for a million
+                archive.members = []  # type: ignore[attr-defined] # tarfile remembers every member: too much for a million
                 if entry.isdir():
                     continue
                 self._refuse_unsafe(entry.name)
                 if not entry.isreg() or entry.issparse():
-                    kind = "a link" if entry.issym() or entry.islnk() else "no plain file"
+                    kind = "a link" if entry.issym() or entry.islnk() else "not a plain file"
                     raise AtomloomError(
                         f"member `{entry.name}` is {kind}: refused", where=self.path
                     )
@@ -494,7 +493,7 @@ class _Opened:
 
 @contextmanager
 def _opened(path: Path, options: Mapping[str, Any]) -> Iterator[_Opened]:
-    """Open a source file and look what it is, by its first bytes rather than its name."""
+    """Open a source file, recognised by its first bytes rather than its name."""
     limit = float(options.get("max_unpacked_gb", MAX_UNPACKED_GB)) * 1e9
     with ExitStack() as stack:
         try:
@@ -522,16 +521,16 @@ def _opened(path: Path, options: Mapping[str, Any]) -> Iterator[_Opened]:
 
 
 def _with_head(stream: Any) -> tuple[bytes, Any]:
-    """The first `HEAD` bytes of a stream, and a stream that still has them."""
+    """First `HEAD` bytes of a stream, and a stream that still has them."""
     head = stream.read(HEAD)
     if len(head) < HEAD:
         return head, io.BytesIO(head)
-    # never by seeking back: a member of a tar that is read as a stream says that it can, and cannot
+    # never by seeking back: a member of a streamed tar claims to be seekable, but is not
     return head, io.BufferedReader(_Prefixed(head, stream), 1 << 18)
 
 
 class _Prefixed(io.RawIOBase):
-    """Bytes that were read ahead, and then the rest of the stream."""
+    """Stream of bytes that were read ahead, followed by the rest."""
 
     def __init__(self, head: bytes, rest: Any) -> None:
         self._head, self._rest = memoryview(head), rest
@@ -549,7 +548,7 @@ class _Prefixed(io.RawIOBase):
 
 
 class _LineFeeds(io.RawIOBase):
-    """A text whose lines end with carriage returns, as old editors wrote them, with line feeds."""
+    """Stream of a text with carriage returns, as old editors wrote them, replaced by line feeds."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -564,12 +563,12 @@ class _LineFeeds(io.RawIOBase):
 
 
 def _reason(error: BaseException) -> str:
-    """What is wrong with a file that cannot be unpacked."""
+    """Reason why a file cannot be unpacked."""
     return f"damaged: {getattr(error, 'strerror', None) or str(error) or 'ends too early'}"
 
 
 class _File:
-    """The records of one source file."""
+    """Records of one source file."""
 
     def __init__(
         self,
@@ -584,12 +583,14 @@ class _File:
         self.number = 0
 
     def records(self) -> Iterator[RawRecord]:
-        """Records of the file, or of the members of the archive."""
+        """Iterate over records of the file, or of the members of the archive."""
         with _opened(self.path, self.options) as opened:
             self.limit = opened.limit
             if opened.kind == "single":
                 if _is_archive(self.path.name):
-                    raise AtomloomError(opened.damage or "damaged, or no archive", where=self.path)
+                    raise AtomloomError(
+                        opened.damage or "damaged, or not an archive", where=self.path
+                    )
                 if opened.damage:
                     yield self._record(unreadable(opened.damage), record_id(self.path.name), "", -1)
                     return
@@ -637,7 +638,7 @@ class _File:
             )
 
     def _of_member(self, name: str, member: _Member) -> Iterator[Piece]:
-        """Pieces of a member, unpacked once more where it is compressed inside the archive."""
+        """Pieces of a member, unpacked again where it is compressed inside the archive."""
         bare = _without_compression(name)
         if bare == name:
             yield from self._split(name, member.stream, None)
@@ -652,7 +653,7 @@ class _File:
     def _named(
         self, pieces: Iterator[Piece], stem: str, member: str, packed: bool, base: int = 0
     ) -> Iterator[RawRecord]:
-        """Records of the pieces of one file or member; the stem is the name of an only record."""
+        """Records of the pieces of one file or member; a single record is named by the stem."""
         pieces = self._whole(pieces, f"{self.path}::{member}" if member else str(self.path))
         base = -1 if packed else base
         first, second = next(pieces, None), next(pieces, None)
@@ -682,7 +683,7 @@ class _File:
         )
 
     def _whole(self, pieces: Iterator[Piece], where: str) -> Iterator[Piece]:
-        """Pieces as they come; a file that cannot be split at all is one piece that says so."""
+        """Pieces in order; a file that cannot be split at all is one piece that says so."""
         count = 0
         try:
             for piece in pieces:
@@ -695,25 +696,25 @@ class _File:
             if error.where:
                 raise
             reason, todo = error.what, error.todo
-        except Exception as error:  # a reader stumbled: these bytes are bad, others may be good
+        except Exception as error:  # a reader failed: these bytes are bad, others may be good
             reason, todo = f"cannot be split: {type(error).__name__}: {error}", ""
-        if todo and not count:  # the config can mend it
+        if todo and not count:  # the config can repair it
             raise AtomloomError(reason, where=where, todo=todo)
         if count:
-            # The rest is lost and nobody knows how much it is: a share of quarantined records
-            # would not show it.
+            # An unknown number of records is lost: the share of quarantined records would
+            # not show it.
             raise AtomloomError(f"breaks off after {count} records: {reason}", where=where)
         yield unreadable(reason)
 
     def _split(self, name: str, stream: Any, path: Path | None) -> Iterator[Piece]:
-        """Cut an unpacked file into pieces by its reader; `path` is where it lies on disk, if it does."""
+        """Cut an unpacked file into pieces by its reader; `path` is its path on disk, if it has one."""
         head, stream = _with_head(stream)
         format = self.given or format_of(name, head)
         if format is None:
             yield unreadable("in no format that a reader recognises" if head else "empty file")
             return
         reader = REGISTRY[format]
-        if hasattr(reader, "split_path"):  # no text
+        if hasattr(reader, "split_path"):  # not text
             pieces = self._cut(reader, stream, path)
         elif is_wide(head):
             pieces = iter((unreadable(WIDE),))
@@ -723,13 +724,13 @@ class _File:
             yield piece if piece.format else piece._replace(format=format)
 
     def _cut_text(self, reader: Reader, head: bytes, stream: Any) -> Iterator[Piece]:
-        """Pieces of a text, behind its byte order mark, with line ends that every reader knows."""
+        """Pieces of a text, after its byte order mark, with line ends that every reader knows."""
         behind = 0
         if head.startswith(BYTE_ORDER_MARK):
             behind = len(stream.read(len(BYTE_ORDER_MARK)))
         if b"\r" in head and b"\n" not in head:
             stream = io.BufferedReader(_LineFeeds(stream), 1 << 16)
-            behind = -1  # what is read is not what stands on disk
+            behind = -1  # the bytes read differ from those on disk
         for piece in reader.split(stream, self.options):
             if behind and piece.offset >= 0:
                 piece = piece._replace(offset=piece.offset + behind if behind > 0 else -1)
@@ -750,13 +751,13 @@ class _File:
 
 
 class _Member:
-    """A member of an archive whose first bytes are read only if somebody asks for them."""
+    """Member of an archive whose first bytes are read only on demand."""
 
     def __init__(self, stream: Any, path: Path, name: str) -> None:
         self.stream, self._path, self._name = stream, path, name
 
     def head(self) -> bytes:
-        """The first bytes, unpacked."""
+        """First bytes, unpacked."""
         with _damage_named(self._path, self._name):
             head, self.stream = _with_head(self.stream)
         for ending, magic in _COMPRESSED.items():

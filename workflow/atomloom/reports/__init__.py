@@ -1,8 +1,8 @@
-"""Reports: one HTML page a person can open, and the parity figure of a run.
+"""Reports: one HTML page, and the parity figure of a run.
 
 `write_report` turns the files of a run (run card, metrics, predictions, history, quarantine, stage
-timings, graph statistics) into a self-contained page. It knows these files by their columns only:
-nothing of models, training, torch or Snakemake.
+timings, graph statistics) into a self-contained page. It knows these files only by their columns,
+and nothing of models, training, torch or Snakemake.
 """
 
 from atomloom.reports.figures import parity_figure

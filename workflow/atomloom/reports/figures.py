@@ -1,9 +1,9 @@
 """Figures of a run, drawn by matplotlib without a display: SVG for the page, files for the run.
 
 In the page a figure takes the page's colours and font: each colour of `LIGHT` becomes a CSS variable
-of the same role, so that one drawing serves light, dark and print. Points beyond some thousands are
+of the same role, so that one drawing serves light, dark and print. More than some thousands of points are
 drawn as pixels inside the SVG, or as a density. This module knows arrays, names and units, nothing
-of files' layouts or HTML.
+of file layouts or HTML.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
 VECTOR_POINTS = 2_000
-"""Up to so many points in a figure each is an SVG element, and says its name under the pointer."""
+"""Max number of points in a figure drawn as SVG elements that show their names under the pointer."""
 SCATTER_POINTS = 6_000
-"""Beyond so many points a parity plot shows densities, one panel a split."""
+"""Max number of points in a parity plot; beyond it densities are shown, one panel per split."""
 WIDTH, HEIGHT, SQUARE = 4.4, 3.1, 4.4  # inches; small, so that letters stay readable on a phone
 PIXELS_PER_INCH = 220
 LETTERS_AN_INCH = 14  # of an axis label, with room for ticks and title
@@ -65,7 +65,7 @@ XLINK = "http://www.w3.org/1999/xlink"
 
 @dataclass(frozen=True)
 class Palette:
-    """A colour for each role. Data colours keep 3:1 contrast on both papers, so they never change."""
+    """Colour by role. Data colours keep a contrast of 3:1 on both backgrounds, so they never change."""
 
     ink: str
     muted: str
@@ -84,7 +84,7 @@ _DATES: Mapping[str, dict[str, None]] = {
     "svg": {"Date": None},
     "pdf": {"CreationDate": None},
 }
-"""Formats of a figure file, and what must be left out for the same figure to give the same bytes."""
+"""Formats of a figure file, and metadata left out so that the same figure gives the same bytes."""
 _MARKERS = {"train": "o", "val": "^", "test": "o"}
 _SIZES = {"train": 7.0, "val": 15.0, "test": 15.0}
 _PARTS = {"data": LIGHT.train, "forward": LIGHT.test, "backward": "#5a6fd6", "optimizer": LIGHT.val}
@@ -120,7 +120,7 @@ _STYLE: Mapping[RcKeyType, Any] = {
     "legend.framealpha": 0.85,
     "legend.fancybox": False,
     "lines.linewidth": 1.4,
-    "text.parse_math": False,  # targets are called band_gap, and may be called $
+    "text.parse_math": False,  # targets have names like band_gap, and may contain $
     "svg.fonttype": "none",
     "axes.unicode_minus": True,
 }
@@ -133,7 +133,7 @@ _FILE_STYLE: Mapping[RcKeyType, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """matplotlib settings of this module, whatever the caller's are; drawing and saving need them."""
+    """Context with the matplotlib settings of this module, needed for drawing and saving."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
@@ -142,29 +142,29 @@ def style() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Course:
-    """How a run went, one point an epoch (or a step, where a file has several rows an epoch)."""
+    """Course of a run, one point per epoch (or per step, if a file has several rows per epoch)."""
 
     x: np.ndarray
     """[points] epochs or steps."""
     x_label: str
     best: float | None
-    """Where on x the best model was, if known."""
+    """Position of the best model on x, if known."""
 
 
 def inline_svg(
     figure: Figure, name: str, alt: str, tips: Mapping[str, Sequence[str]] | None = None
 ) -> str:
-    """A figure as an `<svg>` element that takes colours and font from the page around it.
+    """Convert a figure to an `<svg>` element that takes colours and font from the page around it.
 
     Args:
         figure: one of this module's.
         name: different for each figure of a page; ids within the element derive from it.
-        alt: what is shown, for those who cannot see it.
-        tips: gid of a point collection to one text a point, shown under the pointer.
+        alt: description of the figure, for those who cannot see it.
+        tips: gid of a point collection -> one text per point, shown under the pointer.
     """
     buffer = io.StringIO()
     with style(), warnings.catch_warnings():
-        # The browser has the letters that matplotlib's own font lacks.
+        # The browser has the characters that matplotlib's own font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         matplotlib.rcParams["svg.hashsalt"] = name
         figure.savefig(buffer, format="svg", metadata={"Date": None}, dpi=PIXELS_PER_INCH)
@@ -207,14 +207,14 @@ def _add_tips(root: ElementTree.Element, gid: str, texts: Sequence[str]) -> None
 
 
 def _drop_style_sheets(root: ElementTree.Element) -> None:
-    """A style sheet inside an inline SVG would hold for the whole page."""
+    """Remove style sheets, which inside an inline SVG would apply to the whole page."""
     for parent in list(root.iter()):
         for sheet in parent.findall(f"{{{SVG}}}style"):
             parent.remove(sheet)
 
 
 def _restyle(element: ElementTree.Element) -> None:
-    """The page's colours and font; coordinates to 0.01 points, finer than any screen."""
+    """Set the page's colours and font; round coordinates to 0.01 points, finer than any screen."""
     for name, value in element.attrib.items():
         if name == "style":
             for role, colour in asdict(LIGHT).items():
@@ -228,7 +228,7 @@ def _restyle(element: ElementTree.Element) -> None:
 
 
 def _drop_unused_ids(root: ElementTree.Element) -> None:
-    """Ids are unique in a page; matplotlib calls a part of every figure `axes_1`."""
+    """Remove unused ids, which must be unique in a page; matplotlib names a part of every figure `axes_1`."""
     used = set(
         re.findall(r"#([\w-]+)", " ".join(v for e in root.iter() for v in e.attrib.values()))
     )
@@ -246,8 +246,8 @@ def loss_figure(course: Course, losses: Mapping[str, np.ndarray], label: str) ->
 
     Args:
         course: the horizontal axis.
-        losses: split (train, val) to [points] losses; NaN is left out.
-        label: what the loss is, with its unit.
+        losses: split (train, val) -> [points] losses; NaN is left out.
+        label: name of the loss, with its unit.
     """
     figure, axes = _figure()
     for split, values in losses.items():
@@ -262,11 +262,11 @@ def loss_figure(course: Course, losses: Mapping[str, np.ndarray], label: str) ->
 
 @style()
 def validation_figure(course: Course, errors: Mapping[str, np.ndarray], unit: str) -> Figure:
-    """Validation MAE over the course of training, one line a target.
+    """Validation MAE over the course of training, one line per target.
 
     Args:
         course: the horizontal axis.
-        errors: name of the target to [points] MAE.
+        errors: name of the target -> [points] MAE.
         unit: of all these targets.
     """
     figure, axes = _figure()
@@ -331,14 +331,14 @@ def _finish_course(axes: Axes, course: Course) -> None:
 def parity_figures(
     predictions: Predictions, vector_points: int = VECTOR_POINTS
 ) -> tuple[tuple[str, Figure, dict[str, list[str]]], ...]:
-    """Predicted against reference values: one figure, or one a split where there are many points.
+    """Predicted against reference values: one figure, or one per split if there are many points.
 
     Args:
         predictions: of one target.
-        vector_points: up to so many points each is an element of the SVG with a tip.
+        vector_points: max number of points drawn as SVG elements with a tip.
 
     Returns:
-        (what is shown, figure, tips for `inline_svg`) of each figure.
+        (description, figure, tips for `inline_svg`) of each figure.
     """
     splits = _present(predictions)
     if len(predictions) <= SCATTER_POINTS:
@@ -361,18 +361,18 @@ def parity_figure(
     unit: str | Mapping[str, str],
     output: str | Path,
 ) -> Path:
-    """Write predicted against reference values as a figure file, one panel a target.
+    """Write predicted against reference values as a figure file, one panel per target.
 
     Args:
         predictions: columns split, TARGET and TARGET_predicted; id, formula and so on may be there.
-            One table for all targets, or one each.
+            One table for all targets, or one for each.
         target: name of the target, or names.
         unit: unit of all targets, or of each by name; empty if it has none.
-        output: the file; its ending chooses the format (.png, .svg or .pdf; the ending of a
+        output: the file; its extension sets the format (.png, .svg or .pdf; the ending of a
             temporary file may follow).
 
     Raises:
-        AtomloomError: when a target has no finite pair of values, or the ending is another one.
+        AtomloomError: when a target has no finite pair of values, or the extension is any other.
     """
     output = Path(output)
     endings = [ending[1:] for ending in output.suffixes if ending[1:] in _DATES]
@@ -417,13 +417,13 @@ def error_figure(predictions: Predictions) -> tuple[Figure, float, int]:
     """Histogram of errors, as shares of each split.
 
     Returns:
-        figure, the error up to which it reaches (unit of the target), and how many structures have
-        larger errors and are not shown.
+        figure, the largest error shown (unit of the target), and the number of structures with larger
+        errors, which are not shown.
     """
     errors = predictions.error
     reach = _reach(errors)
     judged_count = int(predictions.of(predictions.judged_split or "").sum())
-    # About two bins for each square root of a structure; odd, so that one bin is around zero.
+    # About twice the square root of the number of structures; odd, so that one bin is around zero.
     bins = min(41, max(11, 2 * math.isqrt(judged_count) + 1))
     edges = np.linspace(-reach, reach, bins + 1)
     figure, axes = _figure(SQUARE)
@@ -481,7 +481,7 @@ def _scatter(
         )
         if few:
             tips[gid] = [_tip(predictions, int(row)) for row in np.flatnonzero(rows)]
-    # Above the axes: inside, it would hide the outliers one looks for.
+    # Above the axes: inside, it would hide outliers.
     legend = axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1), frameon=False, handletextpad=0.2, borderpad=0.1
     )
@@ -515,7 +515,7 @@ def _density(figure: Figure, axes: Axes, predictions: Predictions, split: str) -
     if norm.vmax is None or norm.vmax <= 1:
         image.set_norm(LogNorm(vmin=1, vmax=2))
     bar = figure.colorbar(image, ax=axes, shrink=0.75, pad=0.02, aspect=28)
-    bar.set_label(f"{predictions.noun}s in a cell")
+    bar.set_label(f"{predictions.noun}s per cell")
     bar.outline.set_visible(False)
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
     bar.ax.yaxis.set_minor_locator(NullLocator())
@@ -542,7 +542,7 @@ def _limits(predictions: Predictions) -> tuple[float, float]:
 
 
 def _reach(errors: np.ndarray) -> float:
-    """Half-width of the histogram: all errors, unless a few outliers would squeeze the rest."""
+    """Half-width of the histogram: all errors, unless a few outliers would compress the rest."""
     sizes = np.abs(errors)
     largest, most = float(sizes.max()), float(np.quantile(sizes, 0.99))
     reach = largest if largest <= 2.5 * most or most == 0 else 1.3 * most
@@ -593,8 +593,8 @@ def stage_figure(timings: Sequence[StageTiming]) -> Figure:
 
 
 def longest_shown(seconds: np.ndarray) -> float:
-    """Up to where times of epochs [points] are shown: one that took many times as long as the others,
-    as the first where it compiles, would flatten them all."""
+    """Upper end of the shown times of epochs [points]: one that took many times as long as the others,
+    such as the first with compilation, would flatten them all."""
     usual = 1.2 * float(np.percentile(seconds, 95))
     longest = float(seconds.max())
     return usual if longest > 3.0 * usual > 0.0 else longest
@@ -602,11 +602,11 @@ def longest_shown(seconds: np.ndarray) -> float:
 
 @style()
 def epoch_time_figure(course: Course, parts: Mapping[str, np.ndarray]) -> Figure:
-    """Where the time of an epoch goes: stacked seconds of each part over the course.
+    """Time per epoch: stacked seconds of each part over the course.
 
     Args:
         course: the horizontal axis.
-        parts: data, forward, backward, optimizer to [points] seconds.
+        parts: data, forward, backward, optimizer -> [points] seconds.
     """
     figure, axes = _figure()
     stacked = [np.nan_to_num(values) for values in parts.values()]
@@ -620,7 +620,7 @@ def epoch_time_figure(course: Course, parts: Mapping[str, np.ndarray]) -> Figure
         linewidth=0,
         step="mid",
     )
-    axes.set_ylabel(f"time of an epoch ({unit})")
+    axes.set_ylabel(f"time per epoch ({unit})")
     axes.set_xlim(course.x.min() - 0.5, course.x.max() + 0.5)
     axes.set_ylim(bottom=0, top=max(shown / scale, 1e-9) * 1.18)
     _finish_course(axes, Course(course.x, course.x_label, None))
@@ -630,13 +630,13 @@ def epoch_time_figure(course: Course, parts: Mapping[str, np.ndarray]) -> Figure
 
 @style()
 def neighbor_figure(statistics: GraphStatistics) -> Figure:
-    """How many neighbours atoms have."""
+    """Histogram of the numbers of neighbours of atoms."""
     figure, axes = _figure(HEIGHT * 0.8)
     neighbors = np.array([pair[0] for pair in statistics.neighbors])
     counts = np.array([pair[1] for pair in statistics.neighbors])
     axes.bar(neighbors, 100 * counts / counts.sum(), width=0.9, color=LIGHT.test)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("neighbours of an atom")
+    axes.set_xlabel("neighbours per atom")
     axes.set_ylabel("atoms (%)")
     return figure
 
@@ -676,7 +676,7 @@ def _time_unit(seconds: float) -> tuple[str, float]:
 
 
 def _label(text: str, unit: str, inches: float) -> str:
-    """An axis label that fits: its unit goes to a second line, its middle is left out, if it must."""
+    """Axis label that fits: if needed, its unit goes to a second line and its middle is left out."""
     most = int(inches * LETTERS_AN_INCH)
     if len(text) > most:
         text = f"{text[: most // 2]}…{text[len(text) - most // 2 + 1 :]}"

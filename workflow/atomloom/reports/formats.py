@@ -1,6 +1,6 @@
-"""Numbers as people read them: sensible digits, thousands separators, units, honest blanks.
+"""Formatting of numbers: sensible digits, thousands separators, units, blanks for absent values.
 
-It knows nothing of what the numbers mean; the rest of the report never formats one by itself.
+It knows nothing of the meaning of numbers; the rest of the report formats none by itself.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import re
 from datetime import datetime
 
 NONE = "\u2013"
-"""What stands where a value is absent or not a number."""
+"""Text in place of a value that is absent or not a number."""
 MINUS, TIMES = "\u2212", "\u00d7"
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 _SECONDS_A_MINUTE, _SECONDS_AN_HOUR, _SECONDS_A_DAY = 60, 3600, 86400
 
 
 def finite(value: object) -> float | None:
-    """The value as a float, or None if it is absent, no number, or not finite."""
+    """Value as a float, or None if it is absent, not a number, or not finite."""
     if isinstance(value, bool) or value is None:
         return None
     try:
@@ -28,9 +28,9 @@ def finite(value: object) -> float | None:
 
 
 def number(value: object, digits: int = 3) -> str:
-    """`value` to `digits` significant digits, never dropping digits before the point.
+    """Value to `digits` significant digits, never dropping digits before the point.
 
-    Whole numbers given as int keep all their digits; below 1e-4 and from 1e7 powers of ten are used.
+    Integers keep all their digits; below 1e-4 and from 1e7 powers of ten are used.
     """
     found = finite(value)
     if found is None:
@@ -47,18 +47,18 @@ def number(value: object, digits: int = 3) -> str:
 
 
 def brief(value: object, digits: int = 3) -> str:
-    """`number` without the zeros at its end: for numbers that were chosen, not measured."""
+    """Number without trailing zeros: for numbers that were chosen, not measured."""
     text = number(value, digits)
     return re.sub(rf"(\.\d*?)0+(?=$| {TIMES})", r"\1", text).replace(". ", " ").rstrip(".")
 
 
 def ten_to(power: int) -> str:
-    """10 with a superscript, in plain characters."""
+    """Power of 10 with a superscript, in plain characters."""
     return "10" + str(power).translate(_SUPERSCRIPTS)
 
 
 def fixed(value: object, decimals: int, *, sign: bool = False) -> str:
-    """`value` with so many decimals; with `sign`, positive values carry a plus."""
+    """Value with this many decimals; with `sign`, positive values carry a plus."""
     found = finite(value)
     if found is None:
         return NONE
@@ -67,7 +67,7 @@ def fixed(value: object, decimals: int, *, sign: bool = False) -> str:
 
 
 def decimals_for(scale: object, digits: int = 3) -> int:
-    """Decimals that show `scale` to `digits` significant digits (between 0 and 8)."""
+    """Number of decimals that show `scale` to `digits` significant digits (between 0 and 8)."""
     found = finite(scale)
     if not found:
         return digits
@@ -75,14 +75,14 @@ def decimals_for(scale: object, digits: int = 3) -> int:
 
 
 def with_unit(text: str, unit: str) -> str:
-    """A formatted number and its unit; a blank stays without one."""
+    """Formatted number with its unit; a blank gets none."""
     return f"{text} {unit}" if unit and text != NONE else text
 
 
 def unit_name(unit: str) -> str:
-    """A unit as the field prints it: eV/A as eV/Å, cm^-1 as cm⁻¹, eV/A^3 as eV/Å³.
+    """Unit in the usual notation: eV/A as eV/Å, cm^-1 as cm⁻¹, eV/A^3 as eV/Å³.
 
-    An A is taken for an angstrom where it stands alone or below the line; A/m keeps its ampere.
+    An A counts as angstrom where it is alone or in the denominator; A/m keeps its ampere.
     """
     unit = re.sub(r"\bAng(strom)?s?\b", "Å", unit)
     unit = re.sub(r"(?<=/)A(?![\w/])|^A(?=$|\^[23]|\*\*[23])", "Å", unit)
@@ -90,7 +90,7 @@ def unit_name(unit: str) -> str:
 
 
 def measured(value: object, unit: str, digits: int = 3) -> tuple[str, str]:
-    """A number and its unit; errors of energies per atom below 0.1 eV are told in meV."""
+    """Number and its unit; errors of energies per atom below 0.1 eV are given in meV."""
     found = finite(value)
     if unit == "eV/atom" and found is not None and 0 < abs(found) < 0.1:
         return number(1000 * found, digits), "meV/atom"
@@ -98,7 +98,7 @@ def measured(value: object, unit: str, digits: int = 3) -> tuple[str, str]:
 
 
 def percent(share: object) -> str:
-    """A share (0 to 1) as a percentage."""
+    """Share (0 to 1) as a percentage."""
     found = finite(share)
     if found is None:
         return NONE
@@ -109,7 +109,7 @@ def percent(share: object) -> str:
 
 
 def duration(seconds: object) -> str:
-    """Seconds as ms, s, min, h or days."""
+    """Duration from seconds, in ms, s, min, h or days."""
     found = finite(seconds)
     if found is None:
         return NONE
@@ -127,7 +127,7 @@ def duration(seconds: object) -> str:
 
 
 def byte_size(count: object) -> str:
-    """Bytes as kB, MB, GB or TB (decimal)."""
+    """Size from bytes, in kB, MB, GB or TB (decimal)."""
     found = finite(count)
     if found is None:
         return NONE
@@ -139,7 +139,7 @@ def byte_size(count: object) -> str:
 
 
 def moment(iso: object) -> str:
-    """An ISO time as `2026-11-20 14:03 UTC`; text that is no ISO time stays as it is."""
+    """ISO time as `2026-11-20 14:03 UTC`; any other text is not changed."""
     if not isinstance(iso, str) or not iso:
         return NONE
     try:
@@ -151,5 +151,5 @@ def moment(iso: object) -> str:
 
 
 def plural(count: int, singular: str, many: str = "") -> str:
-    """`1 record`, `2 records`."""
+    """Count with its noun: `1 record`, `2 records`."""
     return f"{number(int(count))} {singular if count == 1 else many or singular + 's'}"

@@ -1,8 +1,8 @@
-"""Puts the report together: reads what there is, decides what to say, fills the page.
+"""Assembly of the report: reads the files, decides what to say, fills the page.
 
-The page is one file without scripts, and asks the network for nothing. What is absent is named where
-it would have stood. All text from files reaches the page through autoescape; markup is made only
-here (formulas) and in `figures` (drawings).
+The page is one file without scripts or network requests. Missing parts are named where they would
+be. All text from files reaches the page through autoescape; markup is made only here (formulas) and
+in `figures` (drawings).
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from atomloom.reports.tables import (
 from atomloom.store.files import write_atomically
 
 FIGURED_TARGETS = 6
-"""Targets with figures of their own; more would make a page nobody scrolls through."""
+"""Max number of targets with their own figures; more would make the page too long."""
 QUARANTINE_ROWS = 50
 WORST = 10
 FEW_TEST_STRUCTURES = 50
 MAE_TOLERANCE = 0.01
-"""Relative difference between the MAE of the metrics and of the predictions that is pointed out."""
+"""Min relative difference between the MAE of the metrics and of the predictions that is reported."""
 TIMES = ("data", "forward", "backward", "optimizer")
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One key number."""
+    """Key number of the page."""
 
     label: str
     value: str
@@ -60,7 +60,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure in the page."""
+    """Figure in the page."""
 
     svg: Markup
     caption: str
@@ -68,14 +68,14 @@ class Drawing:
 
 @dataclass(frozen=True)
 class ElementCell:
-    """An element in the periodic table; without `error` it is in no judged structure."""
+    """Element in the periodic table; without `error` it is in no structure of the split."""
 
     symbol: str
     row: int
     column: int
     error: ElementError | None
     heat: float
-    """0 (least MAE) to 1 (largest)."""
+    """Position of the error from 0 (smallest MAE) to 1 (largest)."""
     tip: str
 
 
@@ -93,7 +93,7 @@ class ElementTable:
 
 @dataclass(frozen=True)
 class TargetPart:
-    """Everything the page shows of one target's predictions."""
+    """Content of the page for one target's predictions."""
 
     target: str
     unit: str
@@ -102,20 +102,20 @@ class TargetPart:
     count: int
     mae: float
     noun: str
-    """What is counted: structures, or components."""
+    """Counted items: structures, or components."""
     parity: tuple[Drawing, ...]
     errors: Drawing
     holders: str
-    """What an element's error is the mean of."""
+    """Items over which an element's error is the mean."""
     named: bool
-    """Whether it is known which elements there are."""
+    """Whether the elements are known."""
     elements: ElementTable | None
     worst: tuple[WorstPrediction, ...]
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of the bar that shows where the records went."""
+    """Segment of the bar that shows the use of the records."""
 
     name: str
     label: str
@@ -129,8 +129,8 @@ def write_report(paths: ReportInputs, output: Path) -> Path:
     The same files give the same bytes.
 
     Raises:
-        AtomloomError: when the run card, the metrics or the predictions are missing, or any file
-            that is there is damaged.
+        AtomloomError: when the run card, the metrics or the predictions are missing, or any existing
+            file is damaged.
     """
     output = Path(output)
     page = render_report(paths, output.parent)
@@ -139,7 +139,7 @@ def write_report(paths: ReportInputs, output: Path) -> Path:
 
 
 def render_report(paths: ReportInputs, folder: Path) -> str:
-    """The report as text, with links that hold from `folder`."""
+    """Report as text, with links relative to `folder`."""
     card = replace(tables.read_run_card(paths.run), model=paths.model)
     scores = tables.read_scores(paths.metrics, card)
     frame = tables.read_frame(paths.predictions)
@@ -235,7 +235,7 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
 
 
 def _judged_scores(scores: tuple[Score, ...], targets: tuple[str, ...]) -> tuple[Score, ...]:
-    """One score a target: on test, or on the best substitute that has an MAE."""
+    """One score per target: on test, or on the best substitute that has an MAE."""
     found = []
     for target in targets:
         by_split = {s.split: s for s in scores if s.target == target and s.mae is not None}
@@ -248,7 +248,7 @@ def _judged_scores(scores: tuple[Score, ...], targets: tuple[str, ...]) -> tuple
 def _summary(
     card: RunCard, judged: tuple[Score, ...], predictions: Mapping[str, Predictions]
 ) -> str:
-    """One sentence: which model on which data reached what."""
+    """Sentence on the model, the data and the errors reached."""
     head = f"{card.model_name or 'a model'} on {_dataset_name(card)}"
     if not judged:
         return f"{head}: no errors are known, the metrics are empty"
@@ -341,7 +341,7 @@ def _remarks(
     quarantine: Quarantine | None,
     history: pd.DataFrame | None,
 ) -> list[str]:
-    """What a careful reader would want to be told before believing the numbers."""
+    """Remarks that a careful reader needs before trusting the numbers."""
     remarks = []
     if not any(score.split == "test" for score in scores):
         remarks.append(
@@ -355,7 +355,7 @@ def _remarks(
     if counts and max(counts) < FEW_TEST_STRUCTURES:
         remarks.append(
             f"The test split holds only {plural(max(counts), 'structure')}: "
-            "mind the standard error of the MAE."
+            "consider the standard error of the MAE."
         )
     remarks += [
         f"{score.split} MAE of {score.target} is no better than guessing the mean of the split."
@@ -368,7 +368,7 @@ def _remarks(
             continue
         if found.failed:
             remarks.append(
-                f"{plural(found.failed, 'prediction')} of {target} are no finite numbers: "
+                f"{plural(found.failed, 'prediction')} of {target} are not finite numbers: "
                 "left out of figures and tables."
             )
         if found.unlabelled:
@@ -387,7 +387,7 @@ def _remarks(
                 )
     if unknown := tables.strangers(frame):
         remarks.append(
-            f"{plural(unknown, 'row')} of the predictions belong to no split of train, val and test, "
+            f"{plural(unknown, 'row')} of the predictions belong to none of the splits train, val and test, "
             "and are not shown."
         )
     refused = formats.finite(card.value("dataset", "quarantined"))
@@ -406,12 +406,12 @@ def _remarks(
     if best is not None and run and run > 1 and best == last and (limit is None or run >= limit):
         remarks.append("The best epoch was the last one: training longer may still help.")
     if card.value("code", "dirty") is True:
-        remarks.append("The code had changes that were not committed: the commit alone is not it.")
+        remarks.append("The code had uncommitted changes: the commit alone does not identify it.")
     return remarks
 
 
 def _duplicate_remarks(card: RunCard) -> list[str]:
-    """What the leak guard found, and what became of it."""
+    """Remarks on the duplicates found by the leak guard, and their treatment."""
     found = formats.finite(card.value("dataset", "duplicates"))
     if not found:
         return []
@@ -419,7 +419,7 @@ def _duplicate_remarks(card: RunCard) -> list[str]:
     stand = "stands" if found == 1 else "stand"
     if formats.finite(card.value("dataset", "removed_as_duplicates")):
         gone = "was" if found == 1 else "were"
-        return [f"{rows}, which also {stand} in a split nearer to the test, {gone} taken out."]
+        return [f"{rows}, which also {stand} in a split nearer to the test, {gone} removed."]
     return [f"{rows} also {stand} in a split nearer to the test: errors may look too small."]
 
 
@@ -490,7 +490,7 @@ def _command(card: RunCard) -> str:
 
 
 def _segments(card: RunCard) -> list[Segment]:
-    """Where the records went: splits, quarantine, the leak guard, and what is in none of these."""
+    """Use of the records: splits, quarantine, the leak guard, and those in none of these."""
     dataset = card.section("dataset")
     names = (*SPLITS, "quarantined", "removed_as_duplicates")
     counts = {name: formats.finite(dataset.get(name)) for name in names}
@@ -503,7 +503,7 @@ def _segments(card: RunCard) -> list[Segment]:
     labels = {
         **SPLIT_NAMES,
         "quarantined": "in quarantine",
-        "removed_as_duplicates": "duplicates across splits, taken out",
+        "removed_as_duplicates": "duplicates across splits, removed",
         "unused": "not used",
     }
     return [Segment(n, labels[n], c, c / total) for n, c in known.items()]
@@ -520,13 +520,13 @@ def _graph_facts(graphs: tables.GraphStatistics | None) -> list[tuple[str, str]]
     ]
     if graphs.structures:
         if graphs.atoms is not None:
-            rows.append(("atoms a structure", number(graphs.atoms / graphs.structures)))
+            rows.append(("atoms per structure", number(graphs.atoms / graphs.structures)))
         if graphs.bytes is not None:
             rows.append(
-                ("on disk a structure", formats.byte_size(graphs.bytes / graphs.structures))
+                ("on disk per structure", formats.byte_size(graphs.bytes / graphs.structures))
             )
     if graphs.atoms and graphs.edges is not None:
-        rows.append(("edges an atom", number(graphs.edges / graphs.atoms)))
+        rows.append(("edges per atom", number(graphs.edges / graphs.atoms)))
     return [(name, value) for name, value in rows if value != NONE]
 
 
@@ -535,7 +535,7 @@ def _neighbors(graphs: tables.GraphStatistics | None) -> Drawing | None:
         return None
     figure = figures.neighbor_figure(graphs)
     least, most = graphs.neighbors[0][0], graphs.neighbors[-1][0]
-    caption = f"Neighbours an atom has in the graphs: {least} to {most}."
+    caption = f"Neighbours per atom in the graphs: {least} to {most}."
     return _drawing(figure, "neighbors", caption)
 
 
@@ -587,7 +587,7 @@ def _learning(
         least = ", ".join(
             f"{name} {_error(float(np.nanmin(values)), unit)}" for name, values in group.items()
         )
-        caption = f"Mean absolute error on the validation split. Least: {least}."
+        caption = f"Mean absolute error on the validation split. Lowest: {least}."
         figure = figures.validation_figure(course, group, unit)
         drawings.append(_drawing(figure, f"validation-{place}", caption))
     if (rate := tables.numeric(history, "learning_rate")) is not None:
@@ -611,7 +611,7 @@ def _epoch_times(history: pd.DataFrame | None, course: Course | None) -> Drawing
     if whole <= 0:
         return None
     shares = ", ".join(f"{part} {formats.percent(t / whole)}" for part, t in totals.items())
-    caption = f"Where the time of an epoch goes. Over all epochs: {shares}."
+    caption = f"Time per epoch by part. Over all epochs: {shares}."
     of_epochs = np.nan_to_num(np.sum(list(parts.values()), axis=0))
     if of_epochs.max() > figures.longest_shown(of_epochs):
         caption += f" The longest took {formats.duration(of_epochs.max())}, beyond the figure."
@@ -708,7 +708,7 @@ def _timing_figure(timings: tuple[tables.StageTiming, ...]) -> Drawing | None:
 
 
 def formula_markup(formula: str) -> Markup:
-    """A formula with its numbers as subscripts: Na2Cl becomes Na<sub>2</sub>Cl."""
+    """Formula with its numbers as subscripts: Na2Cl becomes Na<sub>2</sub>Cl."""
     parts = re.split(r"(?<=[A-Za-z)\]])(\d+(?:\.\d+)?)", formula)
     return Markup("").join(
         Markup("<sub>{}</sub>").format(part) if place % 2 else escape(part)
@@ -721,7 +721,7 @@ def _drawing(figure: Any, name: str, caption: str, tips: Any = None) -> Drawing:
 
 
 def _optional_frame(path: Path | None, what: str, file: str) -> tuple[pd.DataFrame | None, str]:
-    """A table that may be absent, and what to say if it is."""
+    """Table that may be absent, and the text to show in that case."""
     if path is None or not path.is_file():
         return None, f"no {what}: the run has no {file}"
     frame = tables.read_frame(path)
@@ -738,7 +738,7 @@ def _link(path: Path | None, folder: Path) -> str:
 
 
 def _error(value: object, unit: str) -> str:
-    """An error with its unit."""
+    """Error with its unit."""
     return with_unit(*formats.measured(value, unit))
 
 

@@ -1,7 +1,7 @@
-"""What the report says in numbers: reads the files of a run and reduces them to small records.
+"""Numbers of the report: reads the files of a run and reduces them to small records.
 
-Every file but the run card, the metrics and the predictions may be absent, and every field of the
-run card may be; absent values stay None, and what was left out of a table is counted. It knows
+Every file except the run card, the metrics and the predictions may be absent, and so may every field
+of the run card; absent values stay None, and rows left out of a table are counted. It knows
 nothing of figures, HTML, models or Snakemake. N is the number of structures of one target.
 """
 
@@ -29,7 +29,7 @@ SPLITS = ("train", "val", "test")
 STAGES = ("plan", "convert", "graphs", "index", "split", "train", "evaluate", "predict", "report")
 """Order of the stages in tables and figures; others follow by name."""
 RELIABLE = 5
-"""An element's error is ranked and coloured when at least this many structures contain it."""
+"""Min number of structures that contain an element for its error to be ranked and coloured."""
 PERIODIC_TABLE = """
 H  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  .  He
 Li Be .  .  .  .  .  .  .  .  .  .  B  C  N  O  F  Ne
@@ -48,20 +48,20 @@ POSITIONS = {
     for column, symbol in enumerate(line.split(), start=1)
     if symbol != "."
 }
-"""Element symbol to (row, column), both from 1, of the usual 18-column periodic table."""
+"""Element symbol -> (row, column), both from 1, of the usual 18-column periodic table."""
 
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """Files of a run that the report is made of."""
+    """Files of a run from which the report is made."""
 
     run: Path
     """Run card, JSON."""
     metrics: Path
     """JSON {target: {split: {mae, rmse, r2, max_error, mad, count}}}."""
     predictions: Path
-    """Parquet: id, split, TARGET, TARGET_predicted, formula, elements, n_atoms. Targets that are more
-    than a number a structure have a table of their own beside it, TARGET.parquet, a row a number."""
+    """Parquet: id, split, TARGET, TARGET_predicted, formula, elements, n_atoms. Targets with more
+    than one number per structure have their own table next to it, TARGET.parquet, one row per number."""
     history: Path | None = None
     """CSV: epoch, step, learning_rate, train_loss, val_loss, val_mae, seconds of each part."""
     quarantine: Path | None = None
@@ -78,7 +78,7 @@ class ReportInputs:
 
 @dataclass(frozen=True)
 class Score:
-    """Errors of one target on one split; None where the metrics do not say."""
+    """Errors of one target on one split; None where the metrics lack them."""
 
     target: str
     unit: str
@@ -93,13 +93,13 @@ class Score:
 
     @property
     def share_of_mad(self) -> float | None:
-        """MAE as a share of what guessing the mean would give."""
+        """MAE as a share of the error of guessing the mean."""
         return self.mae / self.mad if self.mae is not None and self.mad else None
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Reference and predicted values of one target, rows without both left out."""
+    """Reference and predicted values of one target, without rows that lack one of them."""
 
     target: str
     unit: str
@@ -118,27 +118,27 @@ class Predictions:
     predicted: np.ndarray
     """[N] float64, unit of the target."""
     unlabelled: int
-    """Rows left out because they have no finite reference."""
+    """Number of rows left out because they have no finite reference."""
     failed: int
-    """Rows left out because they have a reference, but no finite prediction."""
+    """Number of rows left out because they have a reference, but no finite prediction."""
     noun: str = "structure"
-    """What a row is: a structure, or a component of what a structure has several numbers of."""
+    """Meaning of a row: a structure, or a component of a property with several numbers per structure."""
     of_atoms: bool = False
-    """Whether a row belongs to one atom, whose element is all that `elements` holds."""
+    """Whether a row belongs to one atom, whose element is the only one in `elements`."""
     group: np.ndarray | None = None
-    """[N] what is independent of each other: the groups that the split kept together, or structures,
-    of which a row is a part; None where each row is by itself."""
+    """[N] independent units: the groups that the split kept together, or structures of which a row is a
+    part; None if each row is independent."""
 
     def __len__(self) -> int:
         return len(self.reference)
 
     @property
     def error(self) -> np.ndarray:
-        """[N] predicted minus reference."""
+        """[N] differences, predicted minus reference."""
         return self.predicted - self.reference
 
     def of(self, split: str) -> np.ndarray:
-        """[N] bool: rows of this split."""
+        """[N] bool, whether a row is of this split."""
         return self.split == split
 
     def mae(self, split: str) -> float | None:
@@ -149,8 +149,8 @@ class Predictions:
     def mae_uncertainty(self, split: str) -> float | None:
         """Standard error of the MAE on a split; None below two groups.
 
-        Rows of one group err together: what is drawn independently is the group, of which
-        sums of deviations count (the cluster-robust variance of a mean).
+        Errors within a group are correlated: groups are independent, so the sums of deviations over
+        each group count (the cluster-robust variance of a mean).
         """
         rows = self.of(split)
         errors = np.abs(self.error[rows])
@@ -165,7 +165,7 @@ class Predictions:
         return float(math.sqrt(count / (count - 1) * (sums**2).sum()) / len(errors))
 
     def independent(self, split: str) -> int:
-        """Number of groups on a split, or of rows where each is by itself."""
+        """Number of groups on a split, or of rows if each is independent."""
         rows = self.of(split)
         return int(rows.sum()) if self.group is None else len(np.unique(self.group[rows]))
 
@@ -179,7 +179,7 @@ class Predictions:
 
     @property
     def judged_split(self) -> str | None:
-        """The split errors are broken down on: test, or the best substitute that has rows."""
+        """Split on which errors are broken down: test, or the best substitute that has rows."""
         return next((split for split in reversed(SPLITS) if self.of(split).any()), None)
 
 
@@ -194,7 +194,7 @@ class ElementError:
 
 @dataclass(frozen=True)
 class WorstPrediction:
-    """One structure among those with the largest errors."""
+    """Structure among those with the largest errors."""
 
     id: str
     formula: str
@@ -211,16 +211,16 @@ class StageTiming:
     stage: str
     jobs: int
     seconds: float
-    """Of all jobs together."""
+    """Seconds of all jobs together."""
     longest: float
     """Seconds of the longest job."""
     max_memory: float | None
-    """MiB, of the job that took most."""
+    """Max memory of a job, MiB."""
 
 
 @dataclass(frozen=True)
 class QuarantinedRecord:
-    """One row of the quarantine table."""
+    """Row of the quarantine table."""
 
     id: str
     source: str
@@ -230,28 +230,28 @@ class QuarantinedRecord:
 
 @dataclass(frozen=True)
 class Quarantine:
-    """The quarantine table, with its reasons grouped."""
+    """Quarantine table, with its reasons grouped."""
 
     rows: tuple[QuarantinedRecord, ...]
     kinds: tuple[tuple[str, int], ...]
-    """(reason without its numbers and names, how many), most frequent first."""
+    """(reason without its numbers and names, count), most frequent first."""
 
 
 @dataclass(frozen=True)
 class GraphStatistics:
-    """What the graph index says; None where it does not."""
+    """Statistics of the graph index; None where missing."""
 
     structures: float | None
     atoms: float | None
     edges: float | None
     bytes: float | None
     neighbors: tuple[tuple[int, float], ...]
-    """(neighbours, atoms with so many), ascending; empty where the index has no histogram."""
+    """(neighbours, number of atoms with that many), ascending; empty if the index has no histogram."""
 
 
 @dataclass(frozen=True)
 class RunCard:
-    """The run card as read: any field may be absent, none is trusted to have the right type."""
+    """Run card as read: any field may be absent, and none is trusted to have the right type."""
 
     content: Mapping[str, Any]
     model: str = ""
@@ -264,31 +264,31 @@ class RunCard:
         return name and (self.model or name)
 
     def section(self, *path: str) -> Mapping[str, Any]:
-        """A mapping inside the card; empty if absent."""
+        """Mapping inside the card; empty if absent."""
         found = self.value(*path)
         return found if isinstance(found, Mapping) else {}
 
     def value(self, *path: str) -> Any:
-        """A value inside the card; None if absent."""
+        """Value inside the card; None if absent."""
         found: Any = self.content
         for part in path:
             found = found.get(part) if isinstance(found, Mapping) else None
         return found
 
     def text(self, *path: str) -> str:
-        """A value as text; empty if absent."""
+        """Value inside the card as text; empty if absent."""
         found = self.value(*path)
         return "" if found is None or isinstance(found, (Mapping, list)) else str(found)
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Names of the targets; a single name may stand bare."""
+        """Names of the targets; a single name needs no list."""
         found = self.value("target")
         names = [found] if isinstance(found, str) else found
         return tuple(str(name) for name in names) if isinstance(names, list) else ()
 
     def unit(self, target: str) -> str:
-        """Unit of a target: one for all, or one each by name or in the order of the targets."""
+        """Unit of a target: one for all, or one for each by name or in the order of the targets."""
         found = self.value("unit")
         if isinstance(found, Mapping):
             found = found.get(target)
@@ -301,16 +301,16 @@ def read_run_card(path: Path) -> RunCard:
     """Read `run.json`.
 
     Raises:
-        AtomloomError: when the file is missing, damaged or no JSON object.
+        AtomloomError: when the file is missing, damaged or not a JSON object.
     """
     return RunCard(_json_object(path))
 
 
 def read_scores(path: Path, card: RunCard) -> tuple[Score, ...]:
-    """Scores of `metrics.json` in the order of its targets, splits in the order of SPLITS.
+    """Read scores of `metrics.json`, in the order of its targets and of SPLITS.
 
     Raises:
-        AtomloomError: when the file is missing, damaged or no JSON object.
+        AtomloomError: when the file is missing, damaged or not a JSON object.
     """
     scores = []
     for target, splits in _json_object(path).items():
@@ -337,7 +337,7 @@ def read_scores(path: Path, card: RunCard) -> tuple[Score, ...]:
 
 
 def read_frame(path: Path, *, as_text: bool = False) -> pd.DataFrame:
-    """Read a parquet or CSV table; `as_text` keeps every cell of a CSV as it is written.
+    """Read a parquet or CSV table; `as_text` keeps every cell of a CSV as written.
 
     Raises:
         AtomloomError: when the file is missing or damaged.
@@ -361,7 +361,7 @@ def read_frame(path: Path, *, as_text: bool = False) -> pd.DataFrame:
 
 
 def frame_of(path: Path, frame: pd.DataFrame, target: str) -> pd.DataFrame:
-    """The table that holds a target: the predictions, or one of its own beside them.
+    """Table that holds a target: the predictions, or its own table next to them.
 
     Errors as `read_frame`.
     """
@@ -374,7 +374,7 @@ def frame_of(path: Path, frame: pd.DataFrame, target: str) -> pd.DataFrame:
 def predictions_of(
     frame: pd.DataFrame, target: str, unit: str = "", groups: Mapping[str, str] | None = None
 ) -> Predictions | None:
-    """The rows of one target, or None if the table has no such columns; `groups` by id, where the split
+    """Rows of one target, or None if the table has no such columns; `groups` by id, if the split
     kept some together.
 
     Rows whose split is not train, val or test are left out here; `strangers` counts them.
@@ -417,12 +417,12 @@ def predictions_of(
 
 
 def strangers(frame: pd.DataFrame) -> int:
-    """Rows of the predictions whose split is none of SPLITS."""
+    """Number of rows of the predictions whose split is not one of SPLITS."""
     return int((~frame["split"].isin(SPLITS)).sum()) if "split" in frame else 0
 
 
 def read_groups(path: Path, card: RunCard) -> dict[str, str]:
-    """Group of each id, of a data set whose split kept groups together; empty of others.
+    """Read the group of each id, if the split kept groups together; otherwise empty.
 
     Args:
         path: parquet of the divided data set.
@@ -440,9 +440,9 @@ def read_groups(path: Path, card: RunCard) -> dict[str, str]:
 
 
 def element_errors(predictions: Predictions, split: str) -> tuple[ElementError, ...]:
-    """Errors by element on a split: those with RELIABLE rows first, each by falling MAE.
+    """Errors by element on a split: those with RELIABLE rows first, each by decreasing MAE.
 
-    None where all rows have the same elements: the errors of all would be that of the whole.
+    Empty if all rows have the same elements: all errors would equal that of the split.
     """
     if (
         len({frozenset(predictions.elements[row]) for row in np.flatnonzero(predictions.of(split))})
@@ -463,7 +463,7 @@ def element_errors(predictions: Predictions, split: str) -> tuple[ElementError, 
 def worst_predictions(
     predictions: Predictions, split: str, count: int = 10
 ) -> tuple[WorstPrediction, ...]:
-    """The structures of a split with the largest absolute errors, largest first."""
+    """Structures of a split with the largest absolute errors, largest first."""
     rows = np.flatnonzero(predictions.of(split))
     order = np.argsort(-np.abs(predictions.error[rows]), kind="stable")[:count]
     return tuple(
@@ -493,7 +493,7 @@ def read_quarantine(path: Path) -> Quarantine:
 
 
 def read_timings(folder: Path) -> tuple[StageTiming, ...]:
-    """Aggregate STAGE/**/JOB.tsv benchmark tables; files that are none of these are passed over."""
+    """Aggregate STAGE/**/JOB.tsv benchmark tables; other files are skipped."""
     seconds: dict[str, list[float]] = defaultdict(list)
     memory: dict[str, list[float]] = defaultdict(list)
     for path in sorted(folder.rglob("*.tsv")):
@@ -502,7 +502,7 @@ def read_timings(folder: Path) -> tuple[StageTiming, ...]:
         try:
             table = pd.read_csv(path, sep="\t")
         except (OSError, ValueError):
-            continue  # a job that was killed while writing: its time is not known
+            continue  # a job killed while writing: its time is unknown
         if "s" not in table:
             continue
         seconds[stage] += [v for v in map(finite, table["s"]) if v is not None]
@@ -528,7 +528,7 @@ def read_graph_statistics(path: Path) -> GraphStatistics:
     """Read `index.json`.
 
     Raises:
-        AtomloomError: when the file is missing, damaged or no JSON object.
+        AtomloomError: when the file is missing, damaged or not a JSON object.
     """
     content = _json_object(path)
     histogram = content.get("neighbors_histogram")
@@ -549,7 +549,7 @@ def read_graph_statistics(path: Path) -> GraphStatistics:
 
 
 def numeric(frame: pd.DataFrame, column: str) -> np.ndarray | None:
-    """[rows] float64 of a column, NaN where it is no number; None if absent or without numbers."""
+    """[rows] float64 of a column, NaN where it is not a number; None if absent or without numbers."""
     if column not in frame:
         return None
     values = pd.to_numeric(frame[column], errors="coerce").to_numpy(np.float64)
@@ -593,5 +593,5 @@ def _texts(frame: pd.DataFrame, column: str) -> np.ndarray:
 def _json_object(path: Path) -> Mapping[str, Any]:
     content = read_json(path)
     if not isinstance(content, Mapping):
-        raise AtomloomError("is no JSON object", where=path, todo="remove it and run again")
+        raise AtomloomError("is not a JSON object", where=path, todo="remove it and run again")
     return content

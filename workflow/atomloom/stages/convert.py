@@ -1,8 +1,8 @@
-"""Stage `convert`: the raw records of one chunk become one shard of canonical structures.
+"""Stage `convert`: the raw records of one chunk to one shard of canonical structures.
 
 A record that cannot be read, or fails a check, becomes a row of the shard's quarantine. Names of
-records stay in the plan: the shard knows its records by their place in the chunk, so that renaming
-or moving files rebuilds nothing.
+records stay in the plan: the shard knows its records by their position in the chunk, so that
+renaming or moving files rebuilds nothing.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ RECORD_FORMS = {"hash": FORMS["hash"], "record": Form(("S",), ("int32",))}
 
 @dataclass(frozen=True)
 class ConvertedChunk:
-    """What a shard of structures holds."""
+    """Content of a shard of structures."""
 
     table: StructureTable
     record: np.ndarray
-    """[S] int32, place of each structure's record in the chunk."""
+    """[S] int32, index of each structure's record in the chunk."""
     quarantine: tuple[tuple[int, str], ...]
-    """(place of the record in the chunk, reason) of each record that was refused."""
+    """(index in the chunk, reason) of each refused record."""
 
 
 def convert_chunk(layout: Layout, plan: Plan, key: str, log: Callable[[str], None]) -> Path:
@@ -55,7 +55,7 @@ def convert_chunk(layout: Layout, plan: Plan, key: str, log: Callable[[str], Non
     members = _members_of(layout, plan, key)
     if chain_hash([canonical_json(layout.reader_spec), *members["fingerprint"]]) != key:
         raise AtomloomError(
-            f"does not hold the records that chunk {key} is named by",
+            f"does not hold the records of chunk {key}",
             where=layout.plan_folder / "members.parquet",
             todo=again("plan"),
         )
@@ -68,13 +68,13 @@ def convert_chunk(layout: Layout, plan: Plan, key: str, log: Callable[[str], Non
 
 @dataclass(frozen=True)
 class ReadRecords:
-    """Records parsed and checked, one by one."""
+    """Structures of parsed and checked records."""
 
     structures: list[Structure]
     places: list[int]
-    """Place of each structure's record among those read."""
+    """Index of each structure's record among those read."""
     quarantine: list[tuple[int, str]]
-    """(place, reason) of each record that was refused."""
+    """(index, reason) of each refused record."""
 
 
 def read_records(layout: Layout, members: pd.DataFrame) -> ReadRecords:
@@ -102,7 +102,7 @@ def write_structures(
 ) -> None:
     """Write structures, their properties and the quarantine as one shard.
 
-    With the key of its chunk, the shard says whose it is, so that no other can be put in its place.
+    With the key of its chunk, the shard identifies itself, so that another one in its place is noticed.
     """
     table = StructureTable.from_structures(read.structures)
     arrays = {
@@ -144,7 +144,7 @@ def read_chunk(path: Path) -> ConvertedChunk:
     for name, array in named.items():
         rows = len(fields["numbers" if name in per_atom else "hash"])
         if array.dtype != np.float64 or array.ndim == 0 or len(array) != rows:
-            raise _senseless(path, f"property `{name}` is no {rows} rows of numbers")
+            raise _senseless(path, f"property `{name}` is not {rows} rows of numbers")
     return ConvertedChunk(
         table=StructureTable(**fields, properties=named, per_atom=per_atom),
         record=arrays["record"],
@@ -154,28 +154,28 @@ def read_chunk(path: Path) -> ConvertedChunk:
 
 @dataclass(frozen=True)
 class ChunkRecords:
-    """What became of the records of a chunk."""
+    """Outcome of the records of a chunk."""
 
     record: np.ndarray
-    """[S] int32, place of each structure's record in the chunk."""
+    """[S] int32, index of each structure's record in the chunk."""
     hash: np.ndarray
     """[S, 32] uint8, structure hashes."""
     quarantine: tuple[tuple[int, str], ...]
-    """(place, reason) of each record that was refused."""
+    """(index, reason) of each refused record."""
 
     def __len__(self) -> int:
         return len(self.record) + len(self.quarantine)
 
 
 def read_chunk_records(path: Path) -> ChunkRecords:
-    """What became of the records of a chunk, without their structures; errors as `read_chunk`."""
+    """Read the outcome of the records of a chunk, without structures; errors as `read_chunk`."""
     arrays, attributes = read_shard(path, names=["record", "hash"])
     quarantine = _require_records(path, arrays, attributes)
     return ChunkRecords(arrays["record"], arrays["hash"], quarantine)
 
 
 def require_whole(chunk: Chunk, records: int, path: Path) -> None:
-    """Raise AtomloomError where a shard knows of other than all records of its chunk."""
+    """Raise AtomloomError if a shard does not account for all records of its chunk."""
     if records != chunk.count:
         raise AtomloomError(
             f"holds {records} records, the plan has {chunk.count} in this chunk",
@@ -187,7 +187,7 @@ def require_whole(chunk: Chunk, records: int, path: Path) -> None:
 def _require_records(
     path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]
 ) -> tuple[tuple[int, str], ...]:
-    """The quarantine of a shard of structures in which each record has its one place."""
+    """Quarantine of a shard of structures, checked to account for each record once."""
     if attributes.get("kind") != "structures" or not isinstance(attributes.get("per_atom"), list):
         raise AtomloomError("is a shard, but not of structures", where=path, todo=REPAIR)
     chunk = attributes.get("chunk", path.name.removesuffix(SUFFIX))
@@ -217,7 +217,7 @@ def _members_of(layout: Layout, plan: Plan, key: str) -> pd.DataFrame:
 
 
 def _payloads(layout: Layout, members: pd.DataFrame) -> Iterator[tuple[Any, bytes]]:
-    """Each member with its bytes, which are those that were planned; files are opened once where
+    """Iterate over members with their bytes, checked against the plan; files are opened once where
     records follow each other."""
     spool = layout.plan_folder / "records.spool"
     name: Path | None = None
@@ -244,7 +244,7 @@ def _payloads(layout: Layout, members: pd.DataFrame) -> Iterator[tuple[Any, byte
 
 
 def _file_of(source: str) -> Path:
-    """The file on disk of a record's source, `file` or `archive::member`; names may hold colons."""
+    """File on disk of a record's source, `file` or `archive::member`; names may contain colons."""
     parts = source.split("::")
     ends = range(len(parts), 1, -1)
     whole = (Path("::".join(parts[:end])) for end in ends)
@@ -252,7 +252,7 @@ def _file_of(source: str) -> Path:
 
 
 def _changed(path: Path, member: Any, spooled: bool) -> AtomloomError:
-    """What is said of bytes that are not those that were planned."""
+    """Error for bytes that are not those that were planned."""
     return AtomloomError(
         f"record {member.number} of {member.source} (`{member.id}`) is not what was planned: "
         + ("the spool is damaged" if spooled else "the file has changed since"),
@@ -267,17 +267,17 @@ def array_name(name: str) -> str:
 
 
 def property_of(name: str) -> str:
-    """The property that an array of the shard holds."""
+    """Property that an array of the shard holds."""
     return name.removeprefix(PROPERTY).replace("%2F", "/").replace("%25", "%")
 
 
 def collect_properties(
     structures: Sequence[Structure],
 ) -> tuple[dict[str, np.ndarray], set[str]]:
-    """Properties as arrays by name, and the names of those that have a row per atom.
+    """Collect properties as arrays by name, and the names of those that have one row per atom.
 
-    The others have a row per structure; NaN stands where a structure has no such value, or one of
-    another shape than most have.
+    The others have one row per structure; NaN where a structure has no such value, or one of another
+    shape than most.
     """
     found: dict[str, list[tuple[int, np.ndarray]]] = {}
     forms: dict[str, Counter[tuple[bool, tuple[int, ...]]]] = {}
@@ -303,11 +303,11 @@ def collect_properties(
 
 
 def _form(structure: Structure, name: str, value: np.ndarray) -> tuple[bool, tuple[int, ...]]:
-    """Whether a property has a row per atom, and the shape of what a row holds."""
+    """Whether a property has one row per atom, and the shape of a row."""
     of_atoms = name in structure.per_atom
     return of_atoms, value.shape[1:] if of_atoms else value.shape
 
 
 def without_properties(chunk: ConvertedChunk) -> StructureTable:
-    """The bare structures of a chunk."""
+    """Structures of a chunk, without properties."""
     return replace(chunk.table, properties={}, per_atom=frozenset())

@@ -1,4 +1,4 @@
-"""Stage `graphs`: the structures of one chunk become one shard of neighbour graphs.
+"""Stage `graphs`: the structures of one chunk to one shard of neighbour graphs.
 
 A structure already known under the same graph spec is copied from the shard that has it (its
 donor) instead of being searched again; the bytes are the same either way.
@@ -33,30 +33,28 @@ DONORS = "donors.parquet"
 
 @dataclass(frozen=True)
 class Donors:
-    """Graphs of one spec that exist already, by structure hash; shards are read when first needed."""
+    """Existing graphs of one spec, by structure hash; shards are read when first needed."""
 
     folder: Path
     place: dict[bytes, tuple[str, int]]
-    """Shard file name and row of each structure hash."""
+    """Structure hash -> shard file name and row."""
     opened: dict[str, GraphTable]
 
     @classmethod
     def of(cls, folder: Path) -> Donors:
-        """Donors of a graph folder; none where no index was written yet."""
+        """Load the donors of a graph folder; none if no index was written yet."""
         path = folder / DONORS
         if not path.exists():
             return cls(folder, {}, {})
         try:
             frame = read_table(path, ["hash", "shard", "row"], todo=again("index"))
         except AtomloomError:
-            return cls(
-                folder, {}, {}
-            )  # a shortcut that is damaged is none; the index makes it anew
+            return cls(folder, {}, {})  # a damaged shortcut is ignored; the index writes it again
         places = zip(frame["shard"], frame["row"], strict=True)
         return cls(folder, dict(zip(frame["hash"], places, strict=True)), {})
 
     def get(self, structure_hash: bytes) -> Graph | None:
-        """The graph of this structure, or None."""
+        """Graph of this structure, or None."""
         if structure_hash not in self.place:
             return None
         shard, row = self.place[structure_hash]
@@ -66,7 +64,7 @@ class Donors:
             table = self.opened[shard]
             return table[row] if table.hash[row].tobytes() == structure_hash else None
         except AtomloomError:
-            # A donor is only a shortcut: one that was removed or damaged is searched anew.
+            # A donor is only a shortcut: if it is missing or damaged, the graph is searched again.
             del self.place[structure_hash]
             return None
 
@@ -95,17 +93,17 @@ def build_chunk(layout: Layout, key: str, log: Callable[[str], None]) -> Path:
 
 @dataclass(frozen=True)
 class ChunkGraphs:
-    """The graphs of a chunk, and which of its structures have one."""
+    """Graphs of a chunk, and which of its structures have one."""
 
     table: GraphTable
     kept: np.ndarray
-    """[S] bool, which structures have a graph: the rows of the table, in order."""
+    """[S] bool, whether a structure has a graph: the rows of the table, in order."""
     skipped: tuple[tuple[int, str], ...]
     """(row of the structures, reason) of each of the others."""
 
 
 def read_chunk_graphs(records: ChunkRecords, graphs: Path) -> ChunkGraphs:
-    """Read the shard of graphs of a chunk, and see that they are those of its structures.
+    """Read the shard of graphs of a chunk, and check that they are those of its structures.
 
     Raises:
         AtomloomError: when the shard is missing or damaged, or holds graphs of other structures.
@@ -125,11 +123,11 @@ def read_chunk_graphs(records: ChunkRecords, graphs: Path) -> ChunkGraphs:
 def _build(
     structures: StructureTable, spec: GraphSpec, donors: Donors
 ) -> tuple[GraphTable, list[tuple[int, str]]]:
-    """Graphs of all structures that can have one, and the rows and reasons of the others."""
+    """Build graphs of all structures that can have one, with rows and reasons of the others."""
     try:
         return build_graphs(structures, spec, donors=donors), []
     except AtomloomError:
-        pass  # at least one cannot be built: find out which, one by one
+        pass  # at least one cannot be built: find it by trying one by one
     kept, skipped = [], []
     for row in range(len(structures)):
         try:

@@ -1,7 +1,7 @@
-"""Stage `index`: one table that says, for each record of the data set, where its graph is.
+"""Stage `index`: one table of the location of the graph of each record of the data set.
 
-It closes a data set's graphs: every chunk is built, every record is either in the index or in the
-quarantine table, with its source, number and reason.
+It completes the graphs of a data set: every chunk is built, and every record is either in the index
+or in the quarantine table, with its source, number and reason.
 """
 
 from __future__ import annotations
@@ -95,10 +95,8 @@ def write_index(places: RunPaths, log: Callable[[str], None]) -> Path:
     )
     try:
         _remember_donors(layout.graph_folder, frame)
-    except (
-        AtomloomError
-    ) as error:  # a shortcut for later builds, which a read-only store can do without
-        log(f"known graphs are not remembered: {error}")
+    except AtomloomError as error:  # a shortcut for later builds, optional in a read-only store
+        log(f"graphs are not recorded for reuse: {error}")
     log(
         f"{len(frame):,} graphs of {plan.records:,} records, {int(frame['n_edges'].sum()):,} edges, "
         f"{len(quarantine)} in quarantine"
@@ -107,7 +105,7 @@ def write_index(places: RunPaths, log: Callable[[str], None]) -> Path:
 
 
 def _neighbor_counts(dst: np.ndarray, edge_ptr: np.ndarray, node_ptr: np.ndarray) -> np.ndarray:
-    """[K] number of atoms with 0, 1, 2, ... edges."""
+    """[K] numbers of atoms with 0, 1, 2, ... edges."""
     atom = dst.astype(np.int64) + np.repeat(node_ptr[:-1], np.diff(edge_ptr))
     return np.bincount(np.bincount(atom, minlength=int(node_ptr[-1])))
 
@@ -120,13 +118,13 @@ def _add_counts(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _remember_donors(folder: Path, frame: pd.DataFrame) -> None:
-    """Let later chunks of this graph spec find these graphs by structure hash."""
+    """Record graphs by structure hash, for later chunks of this graph spec."""
     donors = frame[["hash", "shard", "row"]].drop_duplicates("hash")
     write_table(folder / DONORS, donors)
 
 
 def read_indexed_records(places: RunPaths) -> pd.DataFrame:
-    """Column `record` of the index: which records have a graph.
+    """Read column `record` of the index, the records that have a graph.
 
     Raises:
         AtomloomError: when the table is missing or damaged.

@@ -1,8 +1,8 @@
 """Stage `label`: a teacher computes energies, forces and stress of the structures of one chunk.
 
-Labels are addressed by teacher and chunk, and taken over by structure hash from any chunk of the same
-teacher that has them. A long chunk keeps what it has done every now and then, so that a killed job
-goes on where it was. Failures are rows of the shard, and of the quarantine later.
+Labels are addressed by teacher and chunk, and copied by structure hash from any chunk of the same
+teacher that has them. A long chunk saves its results regularly, so that a killed job resumes where it
+was. Failures are rows of the shard, and later of the quarantine.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ LABEL_FORMS = {
     "stress": Form(("S", 3, 3), ("float64",)),
     "seconds": Form(("S",), ("float64",)),
 }
-"""Arrays of labels, in a shard."""
+"""Expected arrays of a shard of labels."""
 PARTIAL = "partial"
-"""Folder of what unfinished chunks have, beside the finished ones."""
+"""Folder for the results of unfinished chunks, next to the finished ones."""
 KEEP_EVERY = 60.0
-"""Seconds between two savings of an unfinished chunk."""
+"""Seconds between two saves of an unfinished chunk."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledStructures:
-    """What a shard of labels holds; rows are those of the shard of structures, once it is finished."""
+    """Content of a shard of labels; in a finished one, rows are those of the shard of structures."""
 
     node_ptr: np.ndarray
     """[S+1] int64."""
@@ -54,13 +54,13 @@ class LabelledStructures:
     energy: np.ndarray
     """[S] eV, NaN where the teacher failed."""
     forces: np.ndarray
-    """[A, 3] eV/A, likewise."""
+    """[A, 3] eV/A, NaN where the teacher failed."""
     stress: np.ndarray
-    """[S, 3, 3] eV/A^3, NaN also where there is none."""
+    """[S, 3, 3] eV/A^3, NaN also where there is no stress."""
     seconds: np.ndarray
-    """[S], what each took."""
+    """[S], time of each label."""
     failures: dict[int, str]
-    """Reason by row."""
+    """Reason of each failure, by row."""
 
 
 def label_chunk(layout: Layout, key: str, log: Callable[[str], None]) -> Path:
@@ -100,7 +100,7 @@ def label_chunk(layout: Layout, key: str, log: Callable[[str], None]) -> Path:
 
 
 def read_labels_of(layout: Layout, key: str) -> LabelledStructures:
-    """The labels of a chunk.
+    """Read the labels of a chunk.
 
     Raises:
         AtomloomError: when its shard is missing or damaged, or holds labels of other structures.
@@ -109,7 +109,7 @@ def read_labels_of(layout: Layout, key: str) -> LabelledStructures:
 
 
 def read_labels(path: Path, hashes: np.ndarray | None = None) -> LabelledStructures:
-    """The labels of a shard, which is finished where the structure hashes of its chunk are given.
+    """Read the labels of a shard, which must be finished if the structure hashes of its chunk are given.
 
     Raises:
         AtomloomError: when it is missing or damaged, holds labels of other structures, something else,
@@ -117,11 +117,11 @@ def read_labels(path: Path, hashes: np.ndarray | None = None) -> LabelledStructu
     """
     arrays, attributes = read_shard(path)
     failures = dict(reasons_in(attributes, "failures", path))
-    wrong = "" if attributes.get("kind") == "labels" else "it is no shard of labels"
+    wrong = "" if attributes.get("kind") == "labels" else "it is not a shard of labels"
     wrong = wrong or misfit(arrays, LABEL_FORMS)
     wrong = wrong or misled(arrays["node_ptr"], len(arrays["forces"]), "node_ptr", least=1)
     if not wrong and failures and not 0 <= min(failures) <= max(failures) < len(arrays["hash"]):
-        wrong = "`failures` names rows that are not there"
+        wrong = "`failures` names rows that do not exist"
     if wrong:
         raise AtomloomError(f"makes no sense: {wrong}", where=path, todo=REPAIR)
     if hashes is not None and not np.array_equal(arrays["hash"], hashes):
@@ -130,7 +130,7 @@ def read_labels(path: Path, hashes: np.ndarray | None = None) -> LabelledStructu
 
 
 def labelled_chunk(layout: Layout, key: str) -> tuple[ConvertedChunk, dict[int, str]]:
-    """A chunk of structures with their labels as properties, and the reasons of those without.
+    """Read a chunk of structures with labels as properties, and the reasons of those without.
 
     Without a teacher, the labels are those of the records, and all reasons are known already.
     """
@@ -145,14 +145,14 @@ def labelled_chunk(layout: Layout, key: str) -> tuple[ConvertedChunk, dict[int, 
 
 
 def _known_labels(folder: Path, table: StructureTable, partial: Path) -> dict[int, Label]:
-    """Labels of rows whose structures the teacher has labelled before, failures left out."""
+    """Labels of rows whose structures the teacher has labelled before, without failures."""
     wanted = {table.hash[row].tobytes() for row in range(len(table))}
     known: dict[bytes, Label] = {}
     for path in [*sorted(folder.glob(f"*{SUFFIX}")), partial]:
         try:
             known |= _labels_in(path, wanted)
         except AtomloomError:
-            continue  # absent, or damaged: then it is computed again
+            continue  # absent or damaged: computed again
     return {
         row: known[table.hash[row].tobytes()]
         for row in range(len(table))
@@ -161,7 +161,7 @@ def _known_labels(folder: Path, table: StructureTable, partial: Path) -> dict[in
 
 
 def _labels_in(path: Path, wanted: Collection[bytes]) -> dict[bytes, Label]:
-    """Labels in a shard of those structures that are wanted, failures left out."""
+    """Labels in a shard for the wanted structures, without failures."""
     hashes = read_shard(path, names=["hash"])[0]["hash"]
     rows = [row for row in range(len(hashes)) if hashes[row].tobytes() in wanted]
     if not rows:
@@ -181,7 +181,7 @@ def _labels_in(path: Path, wanted: Collection[bytes]) -> dict[bytes, Label]:
 
 
 def _write(path: Path, table: StructureTable, done: dict[int, Label]) -> None:
-    """Write the labels of the rows that are done; of a finished chunk, of all."""
+    """Write the labels of the rows that are done; for a finished chunk, of all rows."""
     rows = np.array(sorted(done), dtype=np.int64)
     part = table.take(rows)
     labels = [done[int(row)] for row in rows]

@@ -1,8 +1,8 @@
 """Label tables: read CSV and parquet files, and join their rows to records by id.
 
-A record is found by its id, or by its file name where the file holds that record alone. Cells are kept
-as text, ids and all, so that a table says the same in every format; what is no number is no label, and
-says why. Nothing is guessed.
+A record is found by its id, or by its file name if the file holds only that record. All cells, including
+ids, are kept as text, so that a table means the same in every format; a cell that is not a number is not
+a label, and the reason is recorded. Nothing is guessed.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ from atomloom.readers.sources import MAX_TABLE_BYTES, read_table
 from atomloom.targets import TargetSpec
 
 OWN = "own:"
-"""Prefix of a column of labels that stand beside structures in their files, where others of the data set
-may hold theirs inside: the split, which sees those, puts both together."""
+"""Prefix of a column of labels alongside structures in their files, where other records may hold theirs
+inside: the split, which sees those, combines both."""
 TEXT = "text:"
 """Prefix of a column that the split's options name."""
 MISSING = frozenset(("", "nan", "-nan", "na", "n/a", "#n/a", "<na>", "none", "null"))
-"""What stands in a cell, in any case, to say that there is no value."""
+"""Texts of a cell, in lower case, that mean a missing value."""
 SHOWN = 40
-"""Characters of a cell that an error shows."""
+"""Max characters of a cell shown in an error."""
 
 _TRUTH = {"true": 1.0, "false": 0.0}
 _SEPARATORS = (",", ";", "\t")
-_SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n")  # spreadsheets write it
+_SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n")  # written by spreadsheets
 _UNNAMED = re.compile(r"__index_level_\d+__")
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """A label file: its columns as text, and the rows of its ids."""
+    """Label file: its columns as text, and the rows of its ids."""
 
     file: str
     names: tuple[str, ...]
-    """Names of the columns, in order; one may stand twice if nobody asks for it."""
+    """Names of the columns, in order; a name may occur twice if it is not used."""
     cells: tuple[Callable[[], list[Any]], ...]
-    """Values of each column, fetched when asked for."""
+    """Values of each column, fetched on demand."""
     ids: list[str | None]
-    """The id of each row; None where it has none."""
+    """Id of each row; None where it has none."""
     _columns: dict[str, list[str | None]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def row_of(self) -> dict[str, int]:
-        """Row of each id; the first where an id stands more than once."""
+        """Row of each id; the first if an id occurs more than once."""
         rows: dict[str, int] = {}
         for row, name in enumerate(self.ids):
             if name is not None:
@@ -84,7 +84,7 @@ class LabelTable:
         return self._columns[name]
 
     def contradictory(self, names: Sequence[str]) -> set[str]:
-        """Ids that stand more than once with different values in some of these columns."""
+        """Ids that occur more than once with different values in some of these columns."""
         return {
             name
             for row, name in enumerate(self.ids)
@@ -94,7 +94,7 @@ class LabelTable:
         }
 
     def agree(self, row: int, other: int, names: Sequence[str]) -> bool:
-        """Whether two rows say the same in those of some columns that there are."""
+        """Whether two rows agree in those of the given columns that exist."""
         columns = [self.column(name) for name in names if name in self.names]
         return all(_same(values[row], values[other]) for values in columns)
 
@@ -104,7 +104,7 @@ class Joined:
     """Labels of all records, one row per record."""
 
     frame: pd.DataFrame
-    """Targets and global features as numbers, columns for the split as text, and `problem`, which says
+    """Targets and global features as numbers, columns for the split as text, and `problem`, the reason
     why a record cannot be used."""
     unclaimed: int
     """Rows of the label tables that no record claimed."""
@@ -112,24 +112,24 @@ class Joined:
 
 @dataclass(frozen=True)
 class Named:
-    """What labels are joined to: the records, by what they are called."""
+    """Names of the records to which labels are joined."""
 
     ids: Sequence[str]
     names: Sequence[str]
-    """Names of the files they are in."""
+    """Names of their files."""
     sources: Sequence[str]
-    """Where they are, `file` or `archive::member`."""
+    """Their locations, `file` or `archive::member`."""
     own: Sequence[Mapping[str, float | str]]
-    """Values beside the structures in their files."""
+    """Values alongside the structures in their files."""
     inside: set[str] = field(default_factory=set)
-    """Names that some of the structures may hold themselves."""
+    """Names of values that some of the structures may hold themselves."""
 
 
 def read_labels(labels: Labels) -> LabelTable:
     """Read a label table that the config names.
 
     Raises:
-        AtomloomError: when the file is missing, empty or no table, or the id column is not there.
+        AtomloomError: when the file is missing, empty or not a table, or the id column is missing.
     """
     if labels.file is None:
         raise AtomloomError("no label file is configured", where="dataset.labels.file")
@@ -145,7 +145,7 @@ def read_labels(labels: Labels) -> LabelTable:
 
 
 def no_column(name: str, tables: Sequence[LabelTable]) -> AtomloomError:
-    """The error that no table has a column."""
+    """Error that no table has a column."""
     known = ", ".join(dict.fromkeys(name for table in tables for name in table.names))
     files = " or ".join(dict.fromkeys(table.file for table in tables))
     return AtomloomError(f"no column `{name}`", where=files, todo=f"columns are: {known}")
@@ -154,13 +154,13 @@ def no_column(name: str, tables: Sequence[LabelTable]) -> AtomloomError:
 def rows_of_records(
     table: LabelTable, ids: Sequence[str], names: Sequence[str]
 ) -> tuple[np.ndarray, int]:
-    """Row of the table for each record (-1 for none) and how many ids of the table stay unclaimed.
+    """Row of the table for each record (-1 for none) and the number of unclaimed ids of the table.
 
     Args:
         table: the label table.
         ids: record ids.
-        names: file names of the records, tried where the id is not in the table. Of a name that several
-            records have, nobody can say whose the row is.
+        names: file names of the records, tried where the id is not in the table. A name
+            of several records is ambiguous and not used.
     """
     counts, taken = Counter(names), set(ids)
     rows = np.array(
@@ -178,7 +178,7 @@ def rows_of_records(
 
 
 def to_number(value: str | float | None) -> float:
-    """A label as a number, true being 1 and false 0; NaN where it is missing or no finite number."""
+    """Label as a number, with true as 1 and false as 0; NaN if it is missing or not a finite number."""
     number = value
     if isinstance(value, str):
         number = label_number(value)
@@ -187,7 +187,7 @@ def to_number(value: str | float | None) -> float:
 
 
 def is_missing(value: str | float | None) -> bool:
-    """Whether a cell says that there is no value, rather than holding something that is none."""
+    """Whether a cell means a missing value, rather than holding an invalid one."""
     if isinstance(value, str):
         return value.strip().lower() in MISSING
     return value is None or value != value
@@ -199,7 +199,7 @@ def array_targets(config: Config) -> tuple[TargetSpec, ...]:
 
 
 def read_here(config: Config) -> list[str]:
-    """Targets and global features that are one number per structure and not a teacher's."""
+    """Targets and global features that are scalars per structure and not from a teacher."""
     dataset, arrays = config.dataset, {target.name for target in array_targets(config)}
     taught = () if config.teacher is None else TAUGHT
     wanted = [*dataset.target, *dataset.global_features]
@@ -207,10 +207,10 @@ def read_here(config: Config) -> list[str]:
 
 
 def join_labels(config: Config, tables: Sequence[LabelTable], records: Named) -> Joined:
-    """Label values of every record, row by row.
+    """Join label values to every record, row by row.
 
-    A column of a label table goes before what stands in the records. What neither the tables nor the rows
-    of the records' own files name is left out here: the split looks for it inside the structures.
+    A column of a label table takes precedence over the records. Names that are neither in the tables nor in
+    the rows of the records' own files are left out here: the split looks for them inside the structures.
 
     Raises:
         AtomloomError: when a column is missing, or no record has a value of a target.
@@ -247,12 +247,12 @@ class _Join:
             self._mark_repeats()
 
     def tables_with(self, name: str) -> list[tuple[LabelTable, np.ndarray]]:
-        """Tables that have a column, and the row of each record in them."""
+        """Tables that have a column, with the row of each record in them."""
         pairs = zip(self._tables, self._rows, strict=True)
         return [(table, rows) for table, rows in pairs if name in table.names]
 
     def values(self, name: str) -> list[Any] | None:
-        """[records] cells of a column, None where there is none; None where nothing has such a column."""
+        """[records] cells of a column, None where missing; None if no table or record has such a column."""
         found = self.tables_with(name)
         if not found:
             own = [labels.get(name) for labels in self._records.own]
@@ -275,7 +275,7 @@ class _Join:
         return merged
 
     def numbers(self, name: str, values: list[Any], mixed: bool) -> np.ndarray:
-        """[records] float64; NaN where there is none, for which the reason is kept."""
+        """[records] float64; NaN where missing, with the reason recorded."""
         numbers = np.array([to_number(value) for value in values], dtype=np.float64)
         reasons = self._reasons[name] = [""] * len(values)
         for place in np.flatnonzero(np.isnan(numbers)).tolist():
@@ -284,7 +284,7 @@ class _Join:
                 reasons[place] = f"no label: {name} is missing"
                 continue
             shown = value if len(str(value)) <= SHOWN else f"{str(value)[:SHOWN]}..."
-            reasons[place] = f"no label: {name} is {shown!r}, no finite number"
+            reasons[place] = f"no label: {name} is {shown!r}, not a finite number"
             if not is_missing(value):
                 self._note(place, reasons[place])
         if not mixed and np.isnan(numbers).all():
@@ -295,24 +295,24 @@ class _Join:
         """[records] cells of a column that the split's options name.
 
         Raises:
-            AtomloomError: when nothing has it.
+            AtomloomError: when no table or record has it.
         """
         if self._tables and not self.tables_with(name):
             raise no_column(name, self._tables)
         values = self.values(name)
         if values is None:
             raise AtomloomError(
-                f"no record has a column `{name}` beside it",
+                f"no record has a column `{name}` alongside it",
                 where="split",
                 todo="name a label table that has one",
             )
         return [None if value is None else str(value) for value in values]
 
     def mark_unlabelled(self, columns: Mapping[str, Any]) -> None:
-        """Note why records have no label at all, or not a global feature.
+        """Record why records have no label at all, or lack a global feature.
 
-        Of names that the structures may hold themselves, as they do forces and stress, only the split
-        can say it.
+        For names that the structures may hold themselves, such as forces and stress, only the split can
+        tell.
         """
         told = set(self._config.dataset.global_features)
         here = read_here(self._config)
@@ -331,7 +331,7 @@ class _Join:
         self.problem[place] = self.problem[place] or reason
 
     def _mark_rows(self) -> None:
-        """Note records that are in no table, or in one with several different rows."""
+        """Record which records are in no table, or in one with several different rows."""
         used = [*read_here(self._config), *self._config.split.columns]
         counts = Counter(self._records.sources)
         files_of = Counter(self._records.names)
@@ -355,12 +355,12 @@ class _Join:
                     self._note(place, f"`{name}` has several different labels in {table.file}")
 
     def _mark_repeats(self) -> None:
-        """Note later records of an id: a label that is joined by id belongs to one record."""
+        """Record later records of an id: a label joined by id belongs to one record."""
         first: dict[str, int] = {}
         for place, name in enumerate(self._records.ids):
             other = first.setdefault(name, place)
             if other != place:
-                self._note(place, f"id `{name}` stands before in {self._records.sources[other]}")
+                self._note(place, f"id `{name}` occurs before in {self._records.sources[other]}")
 
     def _refuse(self, name: str, reasons: Sequence[str]) -> None:
         first = next((p for p in self.problem if p), "") or reasons[0]
@@ -375,14 +375,14 @@ class _Join:
 
 
 def _text_of(value: Any) -> str | None:
-    """A cell as text; None where it is empty."""
+    """Cell as text; None if it is empty."""
     if value is None or (isinstance(value, float) and value != value):
         return None
     return (decode(value) if isinstance(value, bytes) else str(value)).strip() or None
 
 
 def _same(a: str | float | None, b: str | float | None) -> bool:
-    """Whether two cells say the same: as numbers where both are, else as text."""
+    """Whether two cells are equal: as numbers if both are, else as text."""
     if a == b or (is_missing(a) and is_missing(b)):
         return True
     first, second = to_number(a), to_number(b)
@@ -390,7 +390,7 @@ def _same(a: str | float | None, b: str | float | None) -> bool:
 
 
 def _ids(cells: Sequence[Any]) -> list[str | None]:
-    """Ids as text; whole numbers that missing ones made fractions of are whole numbers."""
+    """Ids as text; integers that became floats because of missing values are integers again."""
     whole = all(isinstance(v, float) and (v != v or v.is_integer()) for v in cells)
     return [_text_of(int(v) if whole and v == v else v) for v in cells]
 
@@ -422,9 +422,9 @@ def _several(name: str, file: str) -> AtomloomError:
 def _refuse_row_numbers(
     labels: Labels, names: Sequence[str], ids: Sequence[str | None], position: int
 ) -> None:
-    """Refuse to take row numbers that pandas wrote for ids where another column is named as ids are.
+    """Refuse row numbers written by pandas as ids if another column has a usual name of ids.
 
-    Of a table that was sorted or cut they are in another order, or with gaps.
+    In a table that was sorted or filtered they are in another order, or have gaps.
     """
     other = next((name for name in names if name.lower() in ID_KEYS), None)
     if (
@@ -434,7 +434,7 @@ def _refuse_row_numbers(
         and all(name is not None and name.isdecimal() for name in ids)
     ):
         raise AtomloomError(
-            f"its first column has no name and numbers the rows, beside a column `{other}`",
+            f"its first column has no name and numbers the rows, and there is a column `{other}`",
             where=labels.file,
             todo=f"set dataset.labels.id_column to {other}, or to `{names[position]}`",
         )
@@ -444,9 +444,9 @@ def _refuse_row_numbers(
 
 
 def _parquet_columns(payload: bytes, file: str) -> tuple[list[str], list[Callable[[], list[Any]]]]:
-    """Columns of a parquet table, an index that pandas wrote before the others, as in its CSV.
+    """Columns of a parquet table, with an index of pandas before the others, as in its CSV.
 
-    An index without a name that numbers the rows comes last: it is what filtering left behind.
+    An unnamed index that numbers the rows comes last: it is left over from filtering.
     """
     try:
         _refuse_endless(payload, file)
@@ -454,7 +454,7 @@ def _parquet_columns(payload: bytes, file: str) -> tuple[list[str], list[Callabl
         about = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise AtomloomError(f"is no table: {reason}", where=file) from None
+        raise AtomloomError(f"is not a table: {reason}", where=file) from None
     index = about.get("index_columns", [])
 
     def rank(place: int) -> int:
@@ -469,7 +469,7 @@ def _parquet_columns(payload: bytes, file: str) -> tuple[list[str], list[Callabl
 
 
 def _refuse_endless(payload: bytes, file: str) -> None:
-    """Stop before a parquet file of a few bytes that repeats a value fills the memory."""
+    """Refuse a small parquet file that repeats a value so often that it would fill the memory."""
     about = pq.ParquetFile(pa.BufferReader(payload)).metadata
     size = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
     if max(size, 8 * about.num_rows * about.num_columns) > MAX_TABLE_BYTES:
@@ -481,7 +481,7 @@ def _refuse_endless(payload: bytes, file: str) -> None:
 
 
 def _csv_columns(payload: bytes, labels: Labels) -> tuple[list[str], list[Callable[[], list[Any]]]]:
-    """Columns of a CSV, by the separator that fits all its rows."""
+    """Columns of a CSV, with the separator that fits all its rows."""
     file = str(labels.file)
     text = _decoded(payload, file)
     if text.lstrip()[:1] in ("{", "["):
@@ -510,7 +510,7 @@ def _decoded(payload: bytes, file: str) -> str:
         try:
             return payload.decode("utf-16")
         except UnicodeDecodeError as error:
-            raise AtomloomError(f"is no table: {error}", where=file) from None
+            raise AtomloomError(f"is not a table: {error}", where=file) from None
     if b"\0" in payload:
         raise AtomloomError("is neither text nor parquet", where=file, todo="save it as CSV")
     return decode(payload).removeprefix("\ufeff")
@@ -518,22 +518,22 @@ def _decoded(payload: bytes, file: str) -> str:
 
 @dataclass(frozen=True)
 class _Reading:
-    """A CSV read with one separator."""
+    """CSV read with one separator."""
 
     names: list[str]
     rows: list[list[str]]
     problem: str = ""
-    """Why it cannot be read so; empty where it can."""
+    """Reason why it cannot be read in this way; empty if it can."""
     todo: str = ""
 
     @property
     def fits(self) -> bool:
-        """Whether the separator is the table's."""
+        """Whether the separator fits the table."""
         return not self.problem and len(self.names) > 1
 
     @classmethod
     def of(cls, text: str, separator: str, given: list[str] | None) -> _Reading:
-        """Cut a text into rows; columns without a name are called as pandas does."""
+        """Cut a text into rows; columns without a name are named as by pandas."""
         csv.field_size_limit(MAX_RECORD_BYTES)
         reader = csv.reader(
             io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True
@@ -544,7 +544,7 @@ class _Reading:
             lines = _stripped(reader)
             names = list(given) if given else next(lines, (0, []))[1]
             if not names:
-                return cls([], [], "is no table: it is empty")
+                return cls([], [], "is not a table: it is empty")
             for number, row in lines:
                 if given and not rows and row != given and sorted(row) == sorted(given):
                     problem = f"its first row names the columns {', '.join(row)}"
@@ -553,17 +553,19 @@ class _Reading:
                 if any(row[len(names) :]) or any(names[len(row) :]):
                     said = "dataset.labels.columns names" if given else "the header names"
                     problem = f"line {number} has {len(row)} columns, {said} {len(names)}"
-                    return cls(names, [], problem, "give every row as many as there are names")
+                    return cls(
+                        names, [], problem, "give every row as many cells as there are names"
+                    )
                 rows.append(row[: len(names)] + [""] * (len(names) - len(row)))
         except csv.Error as error:
-            return cls(names, [], f"is no table: line {reader.line_num}: {error}")
+            return cls(names, [], f"is not a table: line {reader.line_num}: {error}")
         if not rows:
-            return cls(names, [], "is no table: it has no rows")
+            return cls(names, [], "is not a table: it has no rows")
         return cls([name or f"Unnamed: {place}" for place, name in enumerate(names)], rows)
 
 
 def _stripped(reader: Any) -> Iterator[tuple[int, list[str]]]:
-    """Lines that hold something, by number, without blanks around their cells."""
+    """Non-empty lines, by number, without blanks around their cells."""
     for row in reader:
         cells = [cell.strip() for cell in row]
         if any(cells):

@@ -1,6 +1,6 @@
 """Stage `plan`: enumerate the raw records, fingerprint them, join labels, cut chunks.
 
-Cheap: nothing is parsed where the format allows it. Records that cannot be reached again by a byte
+Cheap: nothing is parsed if the format allows it. Records that cannot be reached again by a byte
 range (members of compressed archives, entries of a JSON) are copied once, uncompressed, into
 `records.spool`, so that converting N chunks reads every byte once.
 """
@@ -39,17 +39,19 @@ from atomloom.store.keys import canonical_json, chain_hash, fingerprint_record
 from atomloom.store.parquet import read_table, write_table
 
 SPOOL = -1
-"""File number of a record whose bytes are in the spool."""
+"""File number of records whose bytes are in the spool."""
 ROW_GROUP = 4000
-"""Rows of `members.parquet` that are read together: a chunk's job looks at one or two such groups."""
+"""Rows per group of `members.parquet`: the job of a chunk reads one or two groups."""
 LOOKED_AT = 10_000
-"""Structures that are parsed, at most, in search of a target that no table names."""
-_NO_LABELS: dict[str, float | str] = {}  # one for all: of millions of records each byte counts
+"""Max number of structures parsed in search of a target that no table names."""
+_NO_LABELS: dict[
+    str, float | str
+] = {}  # one object for all: with millions of records each byte counts
 
 
 @dataclass
 class _Members:
-    """Columns of `members.parquet` while they grow."""
+    """Growing columns of `members.parquet`."""
 
     id: list[str] = field(default_factory=list)
     source: list[str] = field(default_factory=list)
@@ -141,7 +143,7 @@ def make_plan(layout: Layout, log: Callable[[str], None]) -> Plan:
 
 
 def read_members(layout: Layout, plan: Plan) -> pd.DataFrame:
-    """Columns id, source and number of the plan's records.
+    """Read the columns id, source and number of the plan's records.
 
     Raises:
         AtomloomError: when the table is missing or damaged, or of another plan.
@@ -154,7 +156,7 @@ def read_members(layout: Layout, plan: Plan) -> pd.DataFrame:
 
 
 def read_planned_labels(layout: Layout, plan: Plan) -> pd.DataFrame:
-    """What `labels.parquet` says of the plan's records; errors as `read_members`."""
+    """Read the labels of the plan's records from `labels.parquet`; errors as `read_members`."""
     path = layout.plan_folder / "labels.parquet"
     labels = read_table(path, todo=again("plan"))
     if len(labels) != plan.records or _labels_digest(labels) != plan.labels_digest:
@@ -172,7 +174,7 @@ def _labels_digest(labels: pd.DataFrame) -> str:
 
 
 def _add(members: _Members, record: RawRecord, files: list[Path], spool: BinaryIO) -> bytes:
-    """Note a record, and return its bytes."""
+    """Add a record, and return its bytes."""
     payload = record.payload
     if payload is None:
         with open(files[record.file], "rb") as file:
@@ -199,24 +201,24 @@ def _add(members: _Members, record: RawRecord, files: list[Path], spool: BinaryI
 
 @dataclass
 class _Search:
-    """The targets that no label table names, looked for in the records as they come.
+    """Search in the records for targets that no label table names.
 
-    So that a name nobody has is found before anything is converted. Structures are parsed only until all
-    names are found, and no more than `LOOKED_AT` of them: of a longer search, the split tells the end.
+    An unknown name is thus found before anything is converted. Structures are parsed only until all
+    names are found, and at most `LOOKED_AT` of them; beyond that, the split reports missing names.
     """
 
     wanted: list[str]
-    """Names that may stand beside structures or inside them."""
+    """Names that may be alongside structures or inside them."""
     sought: set[str]
-    """Those not found yet, and those of arrays, which stand inside only."""
+    """Names not found yet, and those of arrays, which are only inside."""
     options: dict[str, Any]
     inside: set[str] = field(default_factory=set)
-    """Names beside some structures that others may hold inside."""
+    """Names alongside some structures that others may hold inside."""
     found: set[str] = field(default_factory=set)
     """Names of numbers in the records."""
     parsed: int = 0
     unread: int = 0
-    """How many of those parsed could not be read."""
+    """Number of parsed records that could not be read."""
 
     @classmethod
     def of(cls, config: Config, tables: list[LabelTable]) -> _Search:
@@ -228,7 +230,7 @@ class _Search:
         return cls(wanted, {*wanted, *arrays}, options)
 
     def look(self, record: RawRecord, payload: bytes) -> None:
-        """Look at one record."""
+        """Search one record."""
         for name in self.wanted:
             if not record.labels or name.encode() in payload:
                 self.inside.add(name)
@@ -242,19 +244,19 @@ class _Search:
                 structure = parse_record(record.format, payload, record.id, self.options)
             except AtomloomError:
                 self.unread += 1
-                return  # its reason comes when it is converted
+                return  # the reason is reported by convert
             self.found.update(structure.properties)
             self.sought -= structure.properties.keys()
 
     def check(self, tables: list[LabelTable]) -> None:
-        """Refuse a config with a name that nobody has.
+        """Refuse a config with a name that no record has.
 
         Raises:
-            AtomloomError: naming it and the names there are.
+            AtomloomError: with the name and the existing names.
         """
         name = min(self.sought, default=None)
         if name is None or self.parsed == LOOKED_AT or (self.parsed and self.unread == self.parsed):
-            return  # known, or not known to be missing: where nothing can be read, that is the news
+            return  # known, or not known to be missing: if nothing can be read, that is reported instead
         if tables and name in self.wanted:
             raise no_column(name, tables)
         raise AtomloomError(

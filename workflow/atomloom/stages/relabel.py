@@ -1,7 +1,7 @@
-"""The unit in what a finished run says of itself: it is no part of the run's key, and may change.
+"""Update of the unit in the files of a finished run; it is not part of the run's key, and may change.
 
-A unit names numbers and changes none, so another one trains nothing: run card, model files and the
-parity figure are written again with it. Called by the report, which is what a new unit makes anew.
+A unit changes no number, so a new one trains nothing: run card, model files and the parity figure
+are written again with it. Called by the report, which a new unit makes again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from atomloom.store.parquet import read_table
 
 
 def relabel_run(places: RunPaths, log: Callable[[str], None]) -> None:
-    """Bring the unit in the cards of a run up to date; a run that has the config's is left alone.
+    """Update the unit in the cards of a run; a run that has the config's unit is left alone.
 
     Raises:
         AtomloomError: when the run card or a model file is missing or damaged.
@@ -28,7 +28,7 @@ def relabel_run(places: RunPaths, log: Callable[[str], None]) -> None:
     card = read_json(run / "run.json", "config", todo=again("train"))
     if card["config"]["dataset"].get("unit", "") == unit:
         return
-    # Most commands have no need of torch.
+    # Most commands do not need torch.
     from atomloom.inference.model_file import read_model, write_model
     from atomloom.stages.evaluate import PARITY, reported_units, write_parity
     from atomloom.stages.train import reported
@@ -40,7 +40,7 @@ def relabel_run(places: RunPaths, log: Callable[[str], None]) -> None:
     if (run / PARITY).exists():
         units = reported_units(places.config)
         write_parity(run, [_table_of(run, name) for name in units], units)
-    # The card comes last: as long as it has the old unit, all of this is done again.
+    # The card comes last: as long as it has the old unit, all of this is repeated.
     card["config"]["dataset"]["unit"] = unit
     write_sealed(run / "run.json", card | reported(places.config))
 

@@ -19,7 +19,7 @@ def report_run(places: RunPaths, log: Callable[[str], None]) -> Path:
     """Write the report of the run and return its path.
 
     Raises:
-        AtomloomError: when the run was not evaluated, or the history or the quarantine is cut.
+        AtomloomError: when the run was not evaluated, or the history or the quarantine is truncated.
     """
     output = places.layout.report
     relabel_run(places, log)

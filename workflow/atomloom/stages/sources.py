@@ -1,10 +1,10 @@
-"""What the raw files are right now: names and content digests, kept in `sources.json`.
+"""Current state of the raw files: names and content digests, kept in `sources.json`.
 
-The workflow compares time stamps; people touch, move and copy files. So the plan does not depend
+The workflow compares time stamps, but users touch, move and copy files. So the plan does not depend
 on the raw files themselves but on this list, which is rewritten only when a file's content, name
-or place in the order changed. It is refreshed whenever the workflow is parsed, at the cost of one
-stat call a file; what is read again is only what has another time stamp than last time. A source
-that is downloaded (`jarvis:dft_3d`) is fetched by the plan, never while the workflow is parsed.
+or position in the order changed. It is refreshed whenever the workflow is parsed, at the cost of one
+stat call per file; only files with a new time stamp are read again. A source that is downloaded
+(`jarvis:dft_3d`) is fetched by the plan, never while the workflow is parsed.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from atomloom.readers.sources import list_files
 from atomloom.store.files import file_digest, plain_stat, read_json, write_json
 
 HASHED_UP_TO = 64 << 20
-"""Bytes; a larger file is known by its size and time stamp instead of its content, so that looking
-at it stays cheap. Touching such a file repeats the plan, which finds the same records."""
+"""Max bytes of a file identified by its content; a larger one is identified by size and time stamp,
+which is cheaper. Touching such a file repeats the plan, which finds the same records."""
 
 
 def refresh_sources(layout: Layout, fetch: Callable[[str], None] | None = None) -> Path:
     """Bring `sources.json` up to date and return its path.
 
     Args:
-        layout: where things are.
-        fetch: download what is to be downloaded and not there yet, telling this function. Without,
-            such a file stands in the list without a digest, so that the plan is asked for.
+        layout: paths of the project.
+        fetch: log function; if given, missing downloads are fetched. Otherwise such a file is listed
+            without a digest, so that the plan is requested.
 
     Raises:
         AtomloomError: when a source is missing, holds no file or cannot be downloaded.
@@ -67,7 +67,7 @@ def refresh_sources(layout: Layout, fetch: Callable[[str], None] | None = None) 
 
 
 def _kept(path: Path) -> Any:
-    """What a file holds that is written anew where it is missing or damaged: then nothing."""
+    """Content of a file that is rewritten if it is missing or damaged; None in that case."""
     try:
         return read_json(path)
     except AtomloomError:
@@ -75,20 +75,20 @@ def _kept(path: Path) -> Any:
 
 
 def _known(cache: Path) -> dict[str, list[Any]]:
-    """What was seen of each file at the last look."""
+    """Cached size, time stamp and digest of each file."""
     kept = _kept(cache)
     rows = kept.items() if isinstance(kept, dict) else ()
     return {path: row for path, row in rows if isinstance(row, list) and len(row) == 3}
 
 
 def downloads_of(layout: Layout) -> list[Download]:
-    """The sources that are downloaded."""
+    """Sources that are downloaded."""
     sources = map(expand_variables, layout.config.dataset.source)
     return [Download(source, layout.downloads) for source in sources if is_download(source)]
 
 
 def source_files(layout: Layout) -> list[Path]:
-    """The raw files, in the order in which their records count; downloads may still be missing."""
+    """Raw files in the order of their records; downloads may still be missing."""
     dataset = layout.config.dataset
     given = None if dataset.format == "auto" else dataset.format
     tables = [path for path, member in _tables(layout) if not member]
@@ -98,7 +98,7 @@ def source_files(layout: Layout) -> list[Path]:
             files.append(Download(source, layout.downloads).path)
         else:
             found = list_files(source, dataset.pattern, given)
-            if Path(source).is_dir():  # where tables may lie beside the structures
+            if Path(source).is_dir():  # where tables may be next to the structures
                 found = [path for path in found if not _is_table(path, tables)]
             files += found
     if not files:
@@ -107,7 +107,7 @@ def source_files(layout: Layout) -> list[Path]:
 
 
 def table_files(layout: Layout) -> list[Path]:
-    """Files of labels and folds, if any (of `archive::member`, the archive)."""
+    """Files of labels and folds, if any (for `archive::member`, the archive)."""
     files = list(dict.fromkeys(path for path, _ in _tables(layout)))
     for file in files:
         if not file.exists():
@@ -124,7 +124,7 @@ def label_members(layout: Layout) -> set[tuple[str, str]]:
 
 
 def _tables(layout: Layout) -> list[tuple[Path, str]]:
-    """Files of labels and folds, each with the member of the archive it is, or an empty text."""
+    """Files of labels and folds, each with its member if it is an archive, else an empty text."""
     names = [*(table.file for table in layout.config.dataset.label_tables)]
     names += layout.config.split.files
     parts = [expand_variables(str(name)).partition("::") for name in names]
@@ -139,7 +139,7 @@ def _is_table(path: Path, tables: list[Path]) -> bool:
 
 
 def _look(path: str, known: list[Any] | None) -> list[Any]:
-    """[size, time stamp, digest] of a file, from memory where size and time stamp are as known."""
+    """[size, time stamp, digest] of a file, from the cache if size and time stamp have not changed."""
     try:
         stat = plain_stat(path)
         if known and known[:2] == [stat.st_size, stat.st_mtime_ns]:

@@ -1,6 +1,6 @@
 """Stage `split`: join labels to structures and divide them into training, validation and test.
 
-Depends on structures, labels and the split's options, not on graphs: a new cutoff leaves it alone.
+It depends on structures, labels and the split's options, not on graphs: a new cutoff does not affect it.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def write_split(places: RunPaths, log: Callable[[str], None]) -> Path:
 
     Columns of `dataset.parquet`: record (row of the plan), id, hash, split (train, val, test), one
     column per target and global feature, formula, elements (`Na,Cl`), n_atoms, and `text:NAME` where
-    `split.group` is a column NAME. A target that is more than a scalar per structure is no column:
-    its values go to a file of their own.
+    `split.group` is a column NAME. A target with more than a scalar per structure is not a column:
+    its values go to a separate file.
 
     Raises:
         AtomloomError: when a target or column is missing, too much is in quarantine, a split would
@@ -60,7 +60,7 @@ def write_split(places: RunPaths, log: Callable[[str], None]) -> Path:
     quarantine = Quarantine.of(members)
     records = _read_structures(places, members, quarantine)
     folder, max_fraction = places.split, config.dataset.checks.max_fraction
-    if len(quarantine) == plan.records:  # that is the news then, not that nothing has the target
+    if len(quarantine) == plan.records:  # reported first, rather than that no record has the target
         quarantine.close(folder, max_fraction)
     frame = _join_targets(config, records, labels, quarantine, log)
     quarantine.close(folder, max_fraction)
@@ -69,8 +69,8 @@ def write_split(places: RunPaths, log: Callable[[str], None]) -> Path:
     frame["split"] = divide(config.split, frame, columns, plan.records)
     if config.split.group and (torn := torn_groups(columns[config.split.group], frame["split"])):
         log(
-            f"warning: {len(torn):,} groups of `{config.split.group}` stand in the test set and outside "
-            f"it, as split.kind: {config.split.kind} says (first: {torn[0]})"
+            f"warning: {len(torn):,} groups of `{config.split.group}` are both in the test set and "
+            f"outside it, by split.kind: {config.split.kind} (first: {torn[0]})"
         )
     if config.split.group not in (None, "formula"):
         frame[f"{TEXT}{config.split.group}"] = columns[config.split.group].to_numpy()
@@ -82,7 +82,7 @@ def write_split(places: RunPaths, log: Callable[[str], None]) -> Path:
             f"{_told(duplicates, frame)} (first: {first['id']} in {first['split']} and "
             f"{first['other_id']} in {first['other_split']})",
             where=folder / "duplicates.csv",
-            todo="split.duplicates: remove takes them out of training and validation",
+            todo="split.duplicates: remove drops them from training and validation",
         )
     removed = duplicates if config.split.duplicates == "remove" else duplicates[:0]
     for row in removed.itertuples():
@@ -97,7 +97,7 @@ def write_split(places: RunPaths, log: Callable[[str], None]) -> Path:
     _require_rows(counts, removed, folder)
     known = _known_values(config, frame)
     _require_values(known)
-    frame = frame.drop(columns="source")  # where files lie is no part of the data set
+    frame = frame.drop(columns="source")  # the location of files is not part of the data set
     write_table(folder / "dataset.parquet", frame)
     arrays = array_targets(config)
     chunks = zip(plan.chunks, records.chunks, strict=True)
@@ -124,13 +124,13 @@ def write_split(places: RunPaths, log: Callable[[str], None]) -> Path:
             log(f"{some:,} of {len(frame):,} structures have a value of {target}")
     log(
         f"{counts['train']:,} train, {counts['val']:,} val, {counts['test']:,} test; "
-        f"{refused:,} in quarantine; {told}{', taken out' if len(removed) else ''}"
+        f"{refused:,} in quarantine; {told}{', removed' if len(removed) else ''}"
     )
     return folder
 
 
 def _told(duplicates: pd.DataFrame, frame: pd.DataFrame) -> str:
-    """How many rows of training and validation are duplicates, in words."""
+    """Number of training and validation rows that are duplicates, in words."""
     near = int((duplicates["kind"] == "near").sum())
     of = int((frame["split"] != "test").sum())
     return (
@@ -143,7 +143,7 @@ def _require_rows(counts: dict[str, int], removed: pd.DataFrame, folder: Path) -
     """Refuse a split without training or validation rows.
 
     Raises:
-        AtomloomError: saying whether the leak guard took them out.
+        AtomloomError: saying whether the leak guard removed them.
     """
     for split, name in (("train", "training"), ("val", "validation")):
         if counts[split]:
@@ -151,10 +151,10 @@ def _require_rows(counts: dict[str, int], removed: pd.DataFrame, folder: Path) -
         gone = int((removed["split"] == split).sum())
         if gone:
             raise AtomloomError(
-                f"no structure is left for {name}: all {gone:,} were taken out as duplicates of "
+                f"no structure is left for {name}: all {gone:,} were removed as duplicates of "
                 f"structures of {'a split nearer to the test' if split == 'train' else 'the test'}",
                 where=folder / "duplicates.csv",
-                todo="split.duplicates: report keeps them, split.group keeps alike ones together",
+                todo="split.duplicates: report keeps them, split.group keeps similar ones together",
             )
         raise AtomloomError(
             f"no structure is left for {name}",
@@ -164,7 +164,7 @@ def _require_rows(counts: dict[str, int], removed: pd.DataFrame, folder: Path) -
 
 
 def _known_values(config: Config, frame: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """How many structures of each split have a value of each target that is a number per structure."""
+    """Number of structures in each split with a value of each target that is a scalar per structure."""
     return {
         target: {name: int(frame.loc[frame["split"] == name, target].count()) for name in SPLITS}
         for target in config.dataset.target
@@ -183,12 +183,12 @@ def _require_values(known: dict[str, dict[str, int]]) -> None:
             raise AtomloomError(
                 f"no training structure has a value of {target}",
                 where="split",
-                todo="divide the records otherwise, or leave the target out",
+                todo="change the split, or leave the target out",
             )
 
 
 def read_split(places: RunPaths) -> dict[str, Any]:
-    """What `split.json` says.
+    """Read `split.json`.
 
     Raises:
         AtomloomError: when it is missing or damaged.
@@ -235,10 +235,10 @@ def _join_targets(
     quarantine: Quarantine,
     log: Callable[[str], None],
 ) -> pd.DataFrame:
-    """The structures that have one of their targets at least, and all global features, with them; the
-    others go to quarantine.
+    """Join targets and global features to the structures that have at least one target and all global
+    features; the others go to quarantine.
 
-    Forces and stress are no columns, and may be unknown.
+    Forces and stress are not columns, and may be unknown.
     """
     frame = records.frame
     specs = array_targets(config)
@@ -253,18 +253,22 @@ def _join_targets(
             frame[name] = own[name].to_numpy()
             inside = _from_properties(records, name, asked=False)
             if others := int((~_agree(frame[name].to_numpy(), inside)).sum()):
-                log(f"{others:,} structures hold another {name} than the labels say: labels count")
+                log(
+                    f"{others:,} structures have another {name} than the label table, which takes precedence"
+                )
         elif OWN + name in own:
             beside, inside = own[OWN + name].to_numpy(), _from_properties(records, name)
             for row in np.flatnonzero(~_agree(beside, inside)):
-                reason = f"{name} is {beside[row]:g} beside the structure and {inside[row]:g} in it"
+                reason = (
+                    f"{name} is {beside[row]:g} alongside the structure and {inside[row]:g} in it"
+                )
                 problem[row] = problem[row] or reason
             frame[name] = np.where(np.isnan(beside), inside, beside)
         else:
             _require_property(records, name)
             frame[name] = _from_properties(records, name)
         for row in np.flatnonzero(np.isinf(frame[name])):
-            reason = f"no label: {name} is {frame[name][row]}, no finite number"
+            reason = f"no label: {name} is {frame[name][row]}, not a finite number"
             problem[row] = problem[row] or reason
     unknown = np.all([frame[name].isna() for name in targets], axis=0)
     unknown &= ~_have_arrays(records, specs)
@@ -292,7 +296,7 @@ def _require_array(records: _Records, spec: TargetSpec) -> None:
     """Refuse a target that no record has in its shape.
 
     Raises:
-        AtomloomError: saying whether there is such a property at all.
+        AtomloomError: saying whether such a property exists at all.
     """
     _require_property(records, spec.name)
     if not any(holds(chunk.table, spec) for chunk in records.chunks):
@@ -303,15 +307,15 @@ def _require_array(records: _Records, spec: TargetSpec) -> None:
 
 
 def _agree(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """[S] bool, whether two columns say the same but for rounding, or one of them nothing."""
+    """[S] bool, whether two columns agree within rounding, or one of them has no value."""
     return np.isnan(a) | np.isnan(b) | np.isclose(a, b, rtol=1e-6, atol=1e-9)
 
 
 def _from_properties(records: _Records, target: str, asked: bool = True) -> np.ndarray:
-    """[S] a scalar property of the structures' own records, NaN where one has none.
+    """[S] scalar property of the structures' own records, NaN where missing.
 
     Raises:
-        AtomloomError: when it is asked for and no single number a structure.
+        AtomloomError: when it is requested and not a scalar per structure.
     """
     parts = []
     for chunk in records.chunks:
@@ -321,7 +325,7 @@ def _from_properties(records: _Records, target: str, asked: bool = True) -> np.n
             if not asked:
                 parts.append(none)
                 continue
-            raise AtomloomError(f"`{target}` is not one number a structure", where="dataset.target")
+            raise AtomloomError(f"`{target}` is not a scalar per structure", where="dataset.target")
         parts.append(values)
     return np.concatenate(parts)
 
@@ -337,14 +341,14 @@ def _require_property(records: _Records, target: str) -> None:
 
 
 def _columns_for_split(config: Config, frame: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
-    """The text columns that the split's options name, for the structures at hand."""
+    """Text columns that the split's options name, for these structures."""
     own = labels.iloc[frame["record"]].reset_index(drop=True)
     texts = {name.removeprefix(TEXT): own[name] for name in own if name.startswith(TEXT)}
     return pd.DataFrame({"formula": frame["formula"], **texts})
 
 
 def read_dataset(places: RunPaths) -> pd.DataFrame:
-    """The labelled and divided structures.
+    """Read the table of labelled and divided structures.
 
     Raises:
         AtomloomError: when the table is missing or damaged.

@@ -1,9 +1,9 @@
-"""Target arrays: values of targets that are no column of `dataset.parquet`, one file each alongside it.
+"""Target arrays: values of targets that are not columns of `dataset.parquet`, one file each alongside it.
 
-`split` takes them from the shards of structures, or of labels, once; whoever trains or evaluates reads
-these files alone. They have a row for every structure that was converted, in the order of the records,
-whether it is in the data set or not, and are joined by record. Where a file is missing, as in the
-results of a version before, it is made from the shards. This module knows nothing of splits and graphs.
+`split` takes them from the shards of structures, or of labels, once; training and evaluation read only
+these files. They have one row per converted structure, in the order of the records, whether it is in the
+data set or not, and are joined by record. A missing file, as in results of an earlier version, is made
+from the shards. This module knows nothing of splits or graphs.
 
 Legend: R structures, A atoms.
 """
@@ -29,7 +29,7 @@ from atomloom.targets import TargetSpec
 
 
 def labelled_chunks(places: RunPaths) -> Iterator[tuple[Chunk, ConvertedChunk, dict[int, str]]]:
-    """Every chunk with its labelled structures, and the reasons of those without labels.
+    """Iterate over chunks with their labelled structures, and the reasons of those without labels.
 
     Raises:
         AtomloomError: when a shard is missing, damaged, or of another chunk.
@@ -48,13 +48,13 @@ class ChunkArrays:
     record: np.ndarray
     """[R] int64, row of the plan."""
     atoms: np.ndarray
-    """[R] int64, atoms of each structure."""
+    """[R] int64, number of atoms of each structure."""
     values: Mapping[str, np.ndarray]
     """[R, ...] or [A, ...] float64 by target, NaN where unknown."""
 
     @classmethod
     def of(cls, first: int, converted: ConvertedChunk, specs: Sequence[TargetSpec]) -> ChunkArrays:
-        """The values of a chunk whose records begin with row `first` of the plan."""
+        """Take the values of a chunk whose records begin with row `first` of the plan."""
         table = converted.table
         return cls(
             record=first + converted.record.astype(np.int64),
@@ -64,7 +64,7 @@ class ChunkArrays:
 
 
 def holds(table: StructureTable, spec: TargetSpec) -> bool:
-    """Whether structures have the property that a target is, in the target's shape."""
+    """Whether structures have a target as a property, in the target's shape."""
     values = table.properties.get(spec.name)
     if values is None or (spec.name in table.per_atom) != (spec.per == "atom"):
         return False
@@ -72,7 +72,7 @@ def holds(table: StructureTable, spec: TargetSpec) -> bool:
 
 
 def values_in(table: StructureTable, spec: TargetSpec) -> np.ndarray:
-    """Values of a target, in the shape of the target, all NaN where the structures do not have it."""
+    """Values of a target, in the shape of the target; all NaN if the structures do not have it."""
     shape = spec.array_shape(len(table), len(table.numbers))
     if not holds(table, spec):
         return np.full(shape, np.nan)
@@ -99,30 +99,30 @@ class TargetArray:
     """Values of one target, by record."""
 
     path: Path
-    """Their file."""
+    """Path of their file."""
     record: np.ndarray
     """[R] int64, rows of the plan."""
     node_ptr: np.ndarray | None
-    """[R+1] int64, of a target per atom."""
+    """[R+1] int64, pointers, for a target per atom."""
     values: np.ndarray
     """[R, ...] or [A, ...] float64, NaN where unknown."""
 
     def of(self, records: np.ndarray, node_ptr: np.ndarray) -> np.ndarray:
-        """The values of some records, [R, ...] or [A, ...], in their order.
+        """Select the values of some records, [R, ...] or [A, ...], in their order.
 
         Args:
             records: rows of the plan.
-            node_ptr: where the atoms of each of these records begin.
+            node_ptr: first atom of each of these records.
 
         Raises:
-            AtomloomError: when a record is not here, or has another number of atoms.
+            AtomloomError: when a record is missing, or has another number of atoms.
         """
         order = np.argsort(self.record, kind="stable")
         found = np.searchsorted(self.record, records, sorter=order)
         rows = order[np.minimum(found, len(order) - 1)]
         if (strange := self.record[rows] != records).any():
-            raise _unusable(self.path, f"knows nothing of record {records[strange][0]}")
-        whole = np.array_equal(rows, np.arange(len(order)))  # then nothing need be copied
+            raise _unusable(self.path, f"has no record {records[strange][0]}")
+        whole = np.array_equal(rows, np.arange(len(order)))  # then nothing has to be copied
         if self.node_ptr is None:
             return self.values if whole else self.values[rows]
         counts, first = np.diff(node_ptr), self.node_ptr[rows]
@@ -134,7 +134,7 @@ class TargetArray:
 
 
 def read_target_array(places: RunPaths, spec: TargetSpec) -> TargetArray:
-    """The values of a target.
+    """Read the values of a target.
 
     Raises:
         AtomloomError: when its file is missing or damaged, or holds something else.
@@ -153,7 +153,7 @@ def read_target_array(places: RunPaths, spec: TargetSpec) -> TargetArray:
     forms |= {"values": Form(("A" if of_atoms else "R", *spec.shape), ("float64",))}
     wrong = misfit(arrays, forms)
     if not wrong and len(np.unique(arrays["record"])) != len(arrays["record"]):
-        wrong = "a record is there twice"
+        wrong = "a record occurs twice"
     if not wrong and of_atoms:
         wrong = misled(arrays["node_ptr"], len(arrays["values"]), "node_ptr", least=1)
     if wrong:
@@ -164,11 +164,11 @@ def read_target_array(places: RunPaths, spec: TargetSpec) -> TargetArray:
 def load_target_arrays(
     places: RunPaths, records: np.ndarray, node_ptr: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The values of all targets that have an array, by name; for the arguments see `TargetArray.of`.
+    """Load the values of all targets that have an array, by name; for the arguments see `TargetArray.of`.
 
     Raises:
-        AtomloomError: when a file is damaged or holds other structures, or is missing and so are the
-            shards it is made from.
+        AtomloomError: when a file is damaged or holds other structures, or is missing together with
+            the shards from which it is made.
     """
     specs = array_targets(places.config)
     if missing := [spec for spec in specs if not places.target_array(spec.name).exists()]:
@@ -178,7 +178,7 @@ def load_target_arrays(
 
 
 def _owner(places: RunPaths, spec: TargetSpec) -> dict[str, str]:
-    """Attributes by which a file says whose values it holds."""
+    """Attributes that identify the target and data set of a file."""
     return {"kind": "target", "dataset": places.dataset_key, "target": spec.name}
 
 

@@ -1,1 +1,1 @@
-"""How things are kept: content keys, whole files, shards of arrays, tables with digests."""
+"""Storage: content keys, atomic files, shards of arrays, tables with digests."""

@@ -1,6 +1,6 @@
-"""Small file habits used by every stage: atomic writes, spec files, streaming digests.
+"""File utilities of all stages: atomic writes, spec files, streaming digests.
 
-It knows nothing of what the files are about.
+It knows nothing of the content of the files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from atomloom.errors import AtomloomError
 from atomloom.store.keys import FINGERPRINT_BYTES, canonical
 
 TEMPORARY_SUFFIX = ".part"
-"""Ending of files still being written; after a killed job they may stay behind (`atomloom gc`)."""
+"""Ending of files still being written; a killed job may leave them behind (see `atomloom gc`)."""
 
 SEAL = "seal"
 """Key of a JSON object that holds a digest of the others."""
@@ -35,12 +35,12 @@ _SPECIAL = {
 
 
 def plain_stat(path: str | os.PathLike[str]) -> os.stat_result:
-    """Facts of a plain file, or of the one that a link leads to.
+    """Stat result of a plain file, or of the target of a link.
 
     Raises:
-        AtomloomError: when it is a FIFO, a device, a socket or a folder: reading may wait or go on for
-            ever.
-        OSError: when there is nothing.
+        AtomloomError: when it is a FIFO, a device, a socket or a folder: reading may block or never
+            end.
+        OSError: when it does not exist.
     """
     facts = os.stat(path)
     if not stat.S_ISREG(facts.st_mode):
@@ -50,19 +50,19 @@ def plain_stat(path: str | os.PathLike[str]) -> os.stat_result:
 
 
 def open_plain(path: str | os.PathLike[str]) -> BinaryIO:
-    """A plain file, opened for reading; one without a size is empty, whatever it would give.
+    """Open a plain file for reading; one of size 0 counts as empty, whatever it would yield.
 
-    Views of the system (`/proc`) have no size, and some of them no end. Errors as `plain_stat`.
+    Files of the system (`/proc`) have size 0, and some never end. Errors as `plain_stat`.
     """
     return open(path, "rb") if plain_stat(path).st_size else io.BytesIO()
 
 
 def read_plain(path: str | os.PathLike[str], limit: int) -> bytes:
-    """The bytes of a plain file.
+    """Read a plain file.
 
     Raises:
         AtomloomError: as `plain_stat`, and when the file is larger than `limit` bytes.
-        OSError: when it is not there, or cannot be read.
+        OSError: when it does not exist or cannot be read.
     """
     if plain_stat(path).st_size > limit:
         raise AtomloomError(f"is larger than {limit >> 20} MiB: refused", where=path)
@@ -71,10 +71,10 @@ def read_plain(path: str | os.PathLike[str], limit: int) -> bytes:
 
 
 def expand_home(path: str | os.PathLike[str]) -> str:
-    """A path with the home folder in place of a leading `~` or `~name`.
+    """Path with a leading `~` or `~name` replaced by the home folder.
 
     Raises:
-        AtomloomError: when nobody is known by this name, and no file either.
+        AtomloomError: when there is neither a user nor a file of this name.
     """
     expanded = os.path.expanduser(os.fspath(path))
     if expanded.startswith("~") and not os.path.lexists(expanded):
@@ -83,17 +83,17 @@ def expand_home(path: str | os.PathLike[str]) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one step.
+    """Let `write` fill a temporary file next to `path`, then rename it in one step.
 
-    A reader sees the old file or the whole new one, whatever happens in between, and what is in
-    place survives a power cut. Of two writers of one path the last one stands. Its mode is that of any
-    new file here, whatever `write` makes of it.
+    A reader sees either the old file or the complete new one, whatever happens in between, and a file
+    in place survives a power cut. Of two writers of one path the last one wins. The mode is that of
+    any new file in the folder, whatever mode `write` sets.
 
     Raises:
         AtomloomError: when the disk is full or the folder cannot be written to.
     """
-    if str(path).startswith("~"):  # nobody has put the home folder in its place
-        raise AtomloomError("is no place to write to", where=path, todo="give the whole path")
+    if str(path).startswith("~"):  # the home folder was not filled in
+        raise AtomloomError("is not a place to write to", where=path, todo="give the whole path")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-    # The rename itself is durable only once the folder is; some file systems refuse to be asked.
+    # The rename itself is durable only once the folder is synced, which some file systems refuse.
     with contextlib.suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -130,7 +130,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object atomically, with a digest of what it says: a digit that flips is seen."""
+    """Write a JSON object atomically, with a digest of its content, so that a flipped bit is noticed."""
     write_json(path, {**content, SEAL: _seal(content)})
 
 
@@ -140,12 +140,12 @@ def _seal(content: Mapping[str, Any]) -> str:
 
 
 def read_json(path: Path, *names: str, todo: str = "remove it and run again") -> Any:
-    """Read JSON; the seal of a sealed object is checked, and is no part of what comes back.
+    """Read JSON; the seal of a sealed object is checked and left out of the result.
 
     Args:
         path: the file.
-        names: of an object that has to have them.
-        todo: what makes the file anew, for the message.
+        names: keys that the object must have.
+        todo: how to make the file again, for the message.
 
     Raises:
         AtomloomError: when the file is missing or damaged.
@@ -158,24 +158,24 @@ def read_json(path: Path, *names: str, todo: str = "remove it and run again") ->
     except (ValueError, RecursionError) as error:
         raise AtomloomError(f"is not valid JSON: {error}", where=path, todo=todo) from None
     if names and not isinstance(content, Mapping):
-        raise AtomloomError("is no JSON object", where=path, todo=todo)
+        raise AtomloomError("is not a JSON object", where=path, todo=todo)
     if isinstance(content, dict) and SEAL in content and content.pop(SEAL) != _seal(content):
         raise AtomloomError("is damaged: it differs from its seal", where=path, todo=todo)
     if missing := [name for name in names if name not in content]:
-        raise AtomloomError(f"says nothing of {', '.join(missing)}", where=path, todo=todo)
+        raise AtomloomError(f"has no {', '.join(missing)}", where=path, todo=todo)
     return content
 
 
 def require_digest(path: Path, digest: str | None, todo: str) -> None:
-    """Raise AtomloomError where a file is missing, or not the one of this `file_digest`, if it is known."""
+    """Raise AtomloomError if a file is missing, or does not have this `file_digest` (if known)."""
     if not path.exists():
         raise AtomloomError("does not exist", where=path, todo=todo)
     if digest is not None and file_digest(path) != digest:
-        raise AtomloomError("is cut or damaged: its digest differs", where=path, todo=todo)
+        raise AtomloomError("is truncated or damaged: its digest differs", where=path, todo=todo)
 
 
 def write_spec(folder: Path, spec: Mapping[str, Any]) -> None:
-    """Put `spec.json`, the explanation of a keyed folder's name, into it, or check the one there.
+    """Write `spec.json`, which explains the name of a keyed folder, or check the existing one.
 
     Raises:
         AtomloomError: when the folder already holds another spec.

@@ -1,8 +1,8 @@
-"""Forms: which shapes and types the arrays of a shard must have, and where its pointers may point.
+"""Forms of the arrays of a shard: their shapes and types, and the ranges of its pointers.
 
-A shard whose digests are right can still be nonsense, made by other hands or by a defect, and compiled
-kernels follow its pointers without looking. Each function says what is wrong in one clause, or nothing;
-all of them look at each element once at most. This module knows numpy alone.
+A shard with correct digests can still be nonsense, made by another program or by a defect, and compiled
+kernels follow its pointers unchecked. Each function returns the fault in one clause, or an empty text;
+all of them read each element at most once. This module knows only numpy.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ class Form:
     """Shape and types of one array."""
 
     shape: tuple[int | str, ...]
-    """Extents: a number, or a letter for what is equal in all arrays (`S+1`: one more than that)."""
+    """Extents: a number, or a letter for an extent that is equal in all arrays (`S+1`: one more)."""
     types: tuple[str, ...]
     optional: bool = False
 
 
 def misfit(arrays: Mapping[str, np.ndarray], forms: Mapping[str, Form]) -> str:
-    """Which array is missing, of another type, or of a shape that does not go with the others."""
+    """Fault of an array that is missing, of another type, or of a shape that does not match the others."""
     extents: dict[str, int] = {}
     for name, form in forms.items():
         array = arrays.get(name)
@@ -41,14 +41,14 @@ def misfit(arrays: Mapping[str, np.ndarray], forms: Mapping[str, Form]) -> str:
                 more = 1 if wanted.endswith("+1") else 0
                 wanted = more + extents.setdefault(wanted.removesuffix("+1"), extent - more)
             if extent != wanted or min(extents.values(), default=0) < 0:
-                return f"`{name}` has shape {array.shape}, which does not go with the other arrays"
+                return f"`{name}` has shape {array.shape}, which does not match the other arrays"
     return ""
 
 
 def misled(pointer: np.ndarray, count: int, name: str, least: int = 0) -> str:
-    """Whether a pointer [S+1] does not cut `count` rows into S parts of at least `least` rows."""
+    """Fault of a pointer [S+1] that does not cut `count` rows into S parts of at least `least` rows."""
     ends = pointer[0] == 0 and pointer[-1] == count
-    # Compared before it is subtracted: differences of wild numbers wrap around.
+    # Compared before subtracting: differences of arbitrary numbers wrap around.
     if (
         ends
         and (pointer[1:] >= pointer[:-1]).all()
@@ -59,7 +59,7 @@ def misled(pointer: np.ndarray, count: int, name: str, least: int = 0) -> str:
 
 
 def beyond(index: np.ndarray, pointer: np.ndarray, counts: np.ndarray, name: str) -> str:
-    """Whether an index [E] without signs, whose parts `pointer` [S+1] cuts, leaves its `counts` [S]."""
+    """Fault of an unsigned index [E], cut into parts by `pointer` [S+1], that exceeds its `counts` [S]."""
     filled = np.flatnonzero(pointer[1:] > pointer[:-1])
     if len(filled):
         most = np.maximum.reduceat(index, pointer[filled])
@@ -71,7 +71,7 @@ def beyond(index: np.ndarray, pointer: np.ndarray, counts: np.ndarray, name: str
 
 
 def unsorted(index: np.ndarray, pointer: np.ndarray, name: str) -> str:
-    """Whether an index [E] falls within one of the parts that `pointer` [S+1] cuts."""
+    """Fault of an index [E] that decreases within one of the parts cut by `pointer` [S+1]."""
     falls = np.flatnonzero(index[1:] < index[:-1]) + 1
     starts = np.zeros(len(index) + 1, dtype=bool)
     starts[pointer] = True
@@ -79,10 +79,10 @@ def unsorted(index: np.ndarray, pointer: np.ndarray, name: str) -> str:
 
 
 def unbounded(array: np.ndarray, limit: float, name: str) -> str:
-    """Whether a value is NaN, or `limit` or more from zero."""
-    # NaN is passed on by both, and passes no comparison.
+    """Fault of an array with a value that is NaN, or `limit` or more from zero."""
+    # NaN is propagated by both, and fails every comparison.
     inside = not array.size or (array.min() > -limit and array.max() < limit)
-    return "" if inside else f"`{name}` holds numbers that are not finite, or beyond reason"
+    return "" if inside else f"`{name}` holds numbers that are not finite, or too large"
 
 
 def _written(form: Form) -> str:

@@ -1,4 +1,4 @@
-"""Content hashes: what an artefact is called is a hash of exactly what determines it.
+"""Content hashes: the name of an artefact is a hash of exactly what determines it.
 
 This module turns specs (plain JSON values) and structures (arrays) into keys, and holds the version
 integers that stand for code: raise `CONVERTER` when a converted structure's arrays change, `BUILDER`
@@ -31,7 +31,7 @@ FINGERPRINT_BYTES = 16
 
 
 def canonical(value: Any) -> Any:
-    """Reduce a spec to one form: sorted string keys, lists, and integers wherever a float is whole.
+    """Reduce a spec to one form: sorted string keys, lists, and integers for all whole floats.
 
     `8` and `8.0`, a tuple and a list, and any order of keys become the same value.
 
@@ -61,22 +61,22 @@ def canonical_json(value: Any) -> str:
 
 
 def short_hash(value: Any) -> str:
-    """16 hexadecimal characters naming a spec (blake2b, 8 bytes, of its canonical JSON)."""
+    """Key of a spec: 16 hexadecimal characters (blake2b, 8 bytes, of its canonical JSON)."""
     return hashlib.blake2b(canonical_json(value).encode(), digest_size=8).hexdigest()
 
 
 def fingerprint(payload: bytes | memoryview) -> bytes:
-    """16 bytes naming a raw record by its bytes alone."""
+    """Fingerprint of a raw record: 16 bytes that depend only on its bytes."""
     return hashlib.blake2b(payload, digest_size=FINGERPRINT_BYTES).digest()
 
 
 def fingerprint_record(format: str, payload: bytes) -> bytes:
-    """16 bytes naming what a reader of this format is given."""
+    """Fingerprint of a record as given to the reader of its format: 16 bytes."""
     return fingerprint(format.encode() + b"\0" + payload)
 
 
 def chain_hash(parts: Iterable[bytes | str]) -> str:
-    """16 hexadecimal characters naming an ordered sequence of byte strings or texts."""
+    """Hash of an ordered sequence of byte strings or texts: 16 hexadecimal characters."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -88,10 +88,10 @@ def chain_hash(parts: Iterable[bytes | str]) -> str:
 def structure_digest(
     numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
 ) -> bytes:
-    """32 bytes naming a structure: elements, geometry and periodicity, nothing else.
+    """Content hash of a structure: 32 bytes for elements, geometry and periodicity, nothing else.
 
     Positions and cell are rounded to 1e-8 A, so that text formats and -0.0 do not matter; file
-    name, order of files and labels are no part of it.
+    name, order of files and labels are not part of it.
 
     Args:
         numbers: [N] atomic numbers.
@@ -110,7 +110,7 @@ def structure_digest(
 
 
 def array_digest(array: np.ndarray) -> str:
-    """Digest of an array's type, shape and bytes, as shards record it for `verify`."""
+    """Digest of an array's type, shape and bytes, as recorded in shards for `verify`."""
     data = np.ascontiguousarray(array)
     return parts_digest(data.dtype, data.shape, [data])
 

@@ -1,8 +1,8 @@
-"""Parquet tables that are whole or an error: page checksums, and a digest of every column.
+"""Parquet tables that are either intact or an error: page checksums, and a digest of every column.
 
-Checksums of pages say nothing of the file's own description of itself, which is what a flipped bit in
-its end changes; so the digests of the values stand in the metadata, and are compared where a column is
-read as a whole. Tables of other hands have neither, and are read as they are.
+Page checksums do not cover the footer, which a flipped bit near the end of the file changes; so digests
+of the values are stored in the metadata, and compared when a column is read as a whole. Tables of other
+programs have neither, and are read as they are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DIGESTS = b"atomloom.digests"
-"""Of the columns, in the metadata of the schema, as JSON by name."""
+"""Key of the digests of columns in the metadata of the schema, as JSON by name."""
 
 
 Filter = tuple[str, str, object]
@@ -29,7 +29,7 @@ Filter = tuple[str, str, object]
 
 
 def write_table(path: Path, table: pd.DataFrame | pa.Table, **options: Any) -> None:
-    """Write a table atomically; `options` as of `pyarrow.parquet.write_table`.
+    """Write a table atomically; `options` are those of `pyarrow.parquet.write_table`.
 
     Raises:
         AtomloomError: when the disk is full or the folder cannot be written to.
@@ -55,22 +55,23 @@ def read_table(
     todo: str,
     filters: Sequence[Filter] | None = None,
 ) -> pd.DataFrame:
-    """The table at `path`.
+    """Read the table at `path`.
 
     Args:
-        path: where it is.
-        columns: which columns; all if None.
-        todo: what makes the file anew, for the message.
-        filters: which rows, as of `pyarrow.parquet.read_table`.
+        path: of the file.
+        columns: to read; all if None.
+        todo: how to make the file again, for the message.
+        filters: of rows, as in `pyarrow.parquet.read_table`.
 
     Raises:
-        AtomloomError: when it is missing, cut, altered, no parquet file, or lacks one of `columns`.
+        AtomloomError: when it is missing, truncated, altered, not a parquet file, or lacks one of
+            `columns`.
     """
     return _read(path, columns, todo, filters)[1]
 
 
 def read_arrow(path: Path, *, todo: str) -> pa.Table:
-    """The whole table as Arrow has it; errors as `read_table`."""
+    """Read the whole table as an Arrow table; errors as `read_table`."""
     return _read(path, None, todo, None)[0]
 
 
@@ -86,7 +87,7 @@ def _read(
         table = pq.read_table(path, columns=wanted, filters=filters, **options)
         digests = json.loads((table.schema.metadata or {}).get(DIGESTS, b"{}"))
         table.validate(full=True)
-        # What pandas has written for itself into the metadata is not needed, and may be damaged too.
+        # The metadata of pandas are not needed, and may be damaged too.
         frame = table.to_pandas(ignore_metadata=True)
     except FileNotFoundError:
         raise AtomloomError("no such table", where=path, todo=todo) from None
@@ -99,14 +100,14 @@ def _read(
 
 
 def _agree(table: pa.Table, frame: pd.DataFrame, digests: Any, whole: bool) -> bool:
-    """Whether the columns are those that were written; all of them, where all were asked for."""
+    """Whether the columns are those that were written, and all of them if all were requested."""
     if not isinstance(digests, Mapping) or (whole and set(digests) != set(frame)):
         return False
     return all(digests.get(n) == _digest(frame[n], table.schema.field(n).type) for n in frame)
 
 
 def _digest(values: pd.Series, kind: pa.DataType) -> str:
-    """Digest of a column's values, however they are laid out in the file."""
+    """Digest of a column's values, independent of their layout in the file."""
     import pandas as pd
 
     rows = pd.util.hash_array(values.to_numpy(dtype=object if values.dtype == "str" else None))

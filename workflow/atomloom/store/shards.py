@@ -1,9 +1,9 @@
-"""Shards: named arrays in one file, Zarr format 3 in a zip, that can be checked and never half-read.
+"""Shards: named arrays in one file, Zarr format 3 in a zip, verifiable and never partly read.
 
 `write_shard` lays out what zarr-python's ZipStore would (group `zarr.json`, `NAME/zarr.json`, chunks
 under `NAME/c/`), but writes it directly: zarr-python needs some 60 ms of event loop for a file that
-takes 10. One chunk an array unless the array is over 64 MiB, Blosc zstd with bit shuffle, little
-endian. Group attributes hold what the caller says, the digest of every array and the versions of the
+takes 10. Each array is one chunk unless it is over 64 MiB, Blosc zstd with bit shuffle, little
+endian. Group attributes hold those of the caller, the digest of every array and the versions of the
 libraries; digests, not versions, decide whether two shards are equal. This module knows nothing of
 structures, graphs or torch.
 """
@@ -39,11 +39,11 @@ CHUNK_BYTES = 64 * 2**20
 REPAIR = "run `atomloom repair`"
 
 MAX_EXPANSION = 1000
-"""An array that takes more than this times the bytes of its shard, and more than one chunk, is refused."""
+"""Max ratio of an array's bytes to those of its shard; larger arrays of several chunks are refused."""
 SLACK = 1 << 16
-"""Bytes that a packed chunk may have more than what it holds, and that a description of an array has."""
+"""Max bytes of a packed chunk beyond its content, and of the description of an array."""
 MAX_CHUNKS = 1 << 16
-"""Chunks of one array."""
+"""Max number of chunks of one array."""
 
 LIBRARIES = ("atomloom", "numba", "numcodecs", "numpy", "spglib")
 RESERVED = ("digests", "libraries")
@@ -88,14 +88,14 @@ def write_shard(
     arrays: Mapping[str, np.ndarray | Blocks],
     attributes: Mapping[str, Any],
 ) -> None:
-    """Write arrays and attributes as one shard, whole or not at all.
+    """Write arrays and attributes as one shard, completely or not at all.
 
     The file appears under a temporary name in the same folder, is flushed to disk and then renamed,
-    so a killed writer leaves no shard and of two writers the last one stands. The same arrays and
-    attributes give the same bytes with the same libraries, in whatever order they are named.
+    so a killed writer leaves no shard and of two writers the last one wins. The same arrays and
+    attributes give the same bytes with the same libraries, in any order of names.
 
     Args:
-        path: where to; its folder is made if need be.
+        path: of the shard; its folder is created if needed.
         arrays: numeric or boolean arrays of any shape, by name.
         attributes: JSON values; `digests` and `libraries` are always set anew.
 
@@ -133,17 +133,17 @@ def write_shard(
 def read_shard(
     path: str | os.PathLike[str], names: Iterable[str] | None = None, *, verify: bool = True
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and attributes of a shard.
+    """Read arrays and attributes of a shard.
 
     Args:
         path: the shard.
-        names: which arrays to read; all of them if None.
-        verify: recompute each array's digest (some 1 ms a MB). Checksums of the zip are always
+        names: of the arrays to read; all if None.
+        verify: recompute each array's digest (about 1 ms per MB). Checksums of the zip are always
             checked.
 
     Raises:
-        AtomloomError: if the file is absent, cut short, altered, no shard at all, or lacks one of
-            `names`. Nothing is returned of a damaged file.
+        AtomloomError: if the file is absent, truncated, altered, not a shard, or lacks one of
+            `names`. Nothing of a damaged file is returned.
     """
     shard = _Shard(Path(path))
     wanted = shard.names if names is None else list(names)
@@ -156,7 +156,7 @@ def read_shard(
 
 
 def read_attributes(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Attributes of a shard, without its arrays.
+    """Read attributes of a shard, without its arrays.
 
     Raises:
         AtomloomError: as `read_shard`.
@@ -167,10 +167,10 @@ def read_attributes(path: str | os.PathLike[str]) -> dict[str, Any]:
 def reasons_in(
     attributes: Mapping[str, Any], name: str, path: str | os.PathLike[str]
 ) -> list[tuple[int, str]]:
-    """The attribute of a shard that says which rows were refused: (row, reason) of each.
+    """Read the attribute of a shard that lists refused rows: (row, reason) of each.
 
     Raises:
-        AtomloomError: when it is not there, or is nothing of the kind.
+        AtomloomError: when it is missing, or not such a list.
     """
     rows = attributes.get(name)
     if not isinstance(rows, list) or not all(
@@ -181,7 +181,7 @@ def reasons_in(
 
 
 def verify_shard(path: str | os.PathLike[str]) -> list[str]:
-    """What is damaged in a shard, one sentence an item; an empty list if it is sound."""
+    """List the damage of a shard, one sentence per item; empty if it is intact."""
     try:
         shard = _Shard(Path(path))
     except AtomloomError as error:
@@ -197,7 +197,7 @@ def verify_shard(path: str | os.PathLike[str]) -> list[str]:
 
 @cache
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that can have a part in a shard's bytes."""
+    """Versions of the libraries that can affect a shard's bytes."""
     versions = {}
     for name in LIBRARIES:
         try:
@@ -208,7 +208,7 @@ def library_versions() -> dict[str, str]:
 
 
 class _Shard:
-    """An opened shard: the whole file in memory, its attributes and the names of its arrays."""
+    """Opened shard: the whole file in memory, its attributes and the names of its arrays."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -221,12 +221,12 @@ class _Shard:
             raise AtomloomError(f"cannot be read: {error.strerror}", where=path) from error
         self.limit = max(CHUNK_BYTES, MAX_EXPANSION * len(content))
         self.archive, group = self._guard(
-            "is no complete shard", lambda: _open_group(content, max(CHUNK_BYTES, len(content)))
+            "is not a complete shard", lambda: _open_group(content, max(CHUNK_BYTES, len(content)))
         )
         self.attributes: dict[str, Any] = group.get("attributes", {})
         digests = self.attributes.get("digests")
         if group.get("node_type") != "group" or not isinstance(digests, dict):
-            raise self._damage("is no shard of atomloom: it records no digests")
+            raise self._damage("is not a shard of atomloom: it has no digests")
         self.digests = digests
         stored = {
             key.removesuffix("/zarr.json")
@@ -242,7 +242,7 @@ class _Shard:
         array, complete = self._guard(
             f"array `{name}` is damaged", lambda: _read_array(self.archive, name, self.limit)
         )
-        # A missing chunk means fill value to Zarr; only the digest tells that from a lost one.
+        # To Zarr a missing chunk means fill value; only the digest distinguishes it from a lost one.
         if (verify or not complete) and array_digest(array) != self.digests[name]:
             raise self._damage(f"array `{name}` is damaged: its digest differs")
         return array
@@ -251,7 +251,7 @@ class _Shard:
         try:
             return work()
         except Exception as error:
-            # Broken bytes surface as almost any exception of zipfile, json, numcodecs or numpy.
+            # Damaged bytes raise almost any exception of zipfile, json, numcodecs or numpy.
             raise self._damage(f"{what} ({_first_line(error)})") from error
 
     def _damage(self, what: str) -> AtomloomError:
@@ -267,14 +267,14 @@ def _open_group(content: bytes, limit: int) -> tuple[zipfile.ZipFile, dict[str, 
 
 
 def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    """A file of the zip, unless it unpacks to more than `limit` bytes."""
+    """Read a file of the zip, unless it unpacks to more than `limit` bytes."""
     if archive.getinfo(name).file_size > limit:
         raise ValueError(f"{name} unpacks to more than {limit >> 20} MiB")
     return archive.read(name)
 
 
 def _read_array(archive: zipfile.ZipFile, name: str, limit: int) -> tuple[np.ndarray, bool]:
-    """The array, and whether every chunk of it was there."""
+    """Read an array, and whether every chunk of it was there."""
     info = json.loads(_member(archive, f"{name}/zarr.json", SLACK))
     shape = tuple(info["shape"])
     dtype = np.dtype(info["data_type"]).newbyteorder("<")
@@ -305,16 +305,16 @@ def _read_array(archive: zipfile.ZipFile, name: str, limit: int) -> tuple[np.nda
         data = decode(_member(archive, f"{name}/{key}", size + SLACK), size)
         chunk = np.frombuffer(data, dtype).reshape(chunk_shape)
         if chunk_shape == shape:
-            # The decoder's buffer is ours alone; only bytes objects would be read-only.
+            # The decoder's buffer is not shared; only bytes objects would be read-only.
             return (chunk if chunk.flags.writeable else chunk.copy()), True
-        # Chunks at the far border are stored full size.
+        # Chunks at the far border are stored in full size.
         part = array[where]
         array[where] = chunk[tuple(slice(0, extent) for extent in part.shape)]
     return array, complete
 
 
 def _decoder(codecs: list[dict[str, Any]]) -> Callable[[bytes, int], Any]:
-    """Function that undoes the codecs of an array: of packed bytes and the size of what they hold."""
+    """Function that decodes chunks of an array, from packed bytes and the size of their content."""
     first, *rest = codecs
     if first["name"] != "bytes" or first.get("configuration", {}).get("endian", "little") != (
         "little"
@@ -334,8 +334,8 @@ def _decoder(codecs: list[dict[str, Any]]) -> Callable[[bytes, int], Any]:
 
 
 def _blosc_decompress(data: bytes, size: int) -> np.ndarray:
-    # The header's bytes 4 to 8 hold the decompressed size; decoding into our own buffer saves the
-    # copy that a bytes object would need to become writeable.
+    # The header's bytes 4 to 8 hold the decompressed size; decoding into a separate buffer saves
+    # the copy that a bytes object would need to become writeable.
     if int.from_bytes(data[4:8], "little") != size:
         raise ValueError(f"a chunk that is not of {size} bytes")
     out = np.empty(size, np.uint8)
@@ -365,7 +365,7 @@ def _portable(name: str, array: np.ndarray | Blocks) -> np.ndarray | Blocks:
 def _chunk_shape(array: np.ndarray | Blocks) -> tuple[int, ...]:
     shape, size = array.shape, math.prod(array.shape) * array.dtype.itemsize
     if not shape or size <= CHUNK_BYTES:
-        # Zarr wants chunks of at least one element even where the array has none.
+        # Zarr requires chunks of at least one element even where the array has none.
         return tuple(max(extent, 1) for extent in shape)
     rows = max(CHUNK_BYTES // (size // shape[0]), 1)
     return (rows, *shape[1:])
@@ -374,7 +374,7 @@ def _chunk_shape(array: np.ndarray | Blocks) -> tuple[int, ...]:
 def _chunks(
     array: np.ndarray | Blocks, chunk_shape: tuple[int, ...]
 ) -> Iterable[tuple[str, np.ndarray]]:
-    """Pairs of a chunk's key and its full-size content; none for an array without elements."""
+    """Iterate over a chunk's key and its full-size content; none for an array without elements."""
     if 0 in array.shape:
         return
     if isinstance(array, np.ndarray) and array.ndim == 0:

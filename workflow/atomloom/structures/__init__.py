@@ -1,6 +1,6 @@
-"""Structures: the record that travels the pipeline, and the objects of other libraries as records.
+"""Structures: the record that travels the pipeline, and conversion from and to other libraries.
 
-Importing this loads numpy and nothing heavier; chemistry libraries are imported by the adapter that
+Importing this loads nothing heavier than numpy; chemistry libraries are imported by the adapter that
 needs one, when it does.
 """
 
@@ -25,10 +25,10 @@ __all__ = [
 
 
 def structure_hash(structure: Any) -> bytes:
-    """32 bytes that name elements, geometry and periodicity of a structure, of any library.
+    """Content hash (32 bytes) of elements, geometry and periodicity of a structure of any library.
 
     Raises:
-        AtomloomError: when it is no structure.
+        AtomloomError: when it is not a structure.
     """
     return to_structure(structure).hash
 

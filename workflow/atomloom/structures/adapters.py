@@ -1,7 +1,7 @@
-"""Structures from and to the objects of pymatgen, ASE and JARVIS.
+"""Conversion of structures from and to the objects of pymatgen, ASE and jarvis-tools.
 
-An object is recognised by the library its class comes from, so none of them is imported unless it
-is already in use, or asked for.
+An object is recognised by the library its class comes from, so that no library is imported unless
+it is already in use or asked for.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FULL_OCCUPANCY = 1e-3
 
 
 def to_structure(obj: Any) -> Structure:
-    """A Structure from one, or from a pymatgen Structure or Molecule, ASE Atoms or jarvis Atoms.
+    """Convert a pymatgen Structure or Molecule, ASE Atoms or jarvis Atoms to a Structure.
 
     Results of an ASE calculator, numbers in `info` and numeric arrays become properties; so do
     numeric site properties of pymatgen.
@@ -44,14 +44,14 @@ def to_structure(obj: Any) -> Structure:
     if "jarvis" in origins and hasattr(obj, "lattice_mat"):
         return _from_jarvis(obj)
     raise AtomloomError(
-        f"a {type(obj).__module__}.{type(obj).__name__} is no structure",
+        f"a {type(obj).__module__}.{type(obj).__name__} is not a structure",
         todo="give a pymatgen Structure or Molecule, ASE Atoms or jarvis Atoms",
     )
 
 
 def to_ase(structure: Structure) -> ase.Atoms:
-    """ASE Atoms; energy, forces and stress are results of a SinglePointCalculator, other numbers
-    stand in `info`, other arrays of one row an atom in `arrays`."""
+    """Convert to ASE Atoms; energy, forces and stress become results of a SinglePointCalculator, other
+    numbers go to `info`, other arrays of one row per atom to `arrays`."""
     from ase import Atoms
     from ase.calculators.singlepoint import SinglePointCalculator
 
@@ -80,7 +80,7 @@ def to_ase(structure: Structure) -> ase.Atoms:
 
 
 def to_pymatgen(structure: Structure) -> pymatgen.core.Structure | pymatgen.core.Molecule:
-    """A pymatgen Structure, or a Molecule where no direction is periodic. Sites are not wrapped."""
+    """Convert to a pymatgen Structure, or a Molecule where no direction is periodic. Sites are not wrapped."""
     from pymatgen.core import Lattice, Molecule
     from pymatgen.core import Structure as Crystal
 
@@ -120,7 +120,7 @@ def _from_ase(atoms: Any) -> Structure:
 
 
 def _result(atoms: Any, name: str) -> Any:
-    """What the calculator has already found for these very atoms; it is never started."""
+    """Result that the calculator already has for these atoms; it is never started."""
     calculator = atoms.calc
     if name not in (getattr(calculator, "results", None) or {}):
         return None

@@ -1,7 +1,7 @@
 """Checks that send a structure to quarantine: overlapping atoms and empty cells.
 
-Knows thresholds and geometry, nothing of files. The search is compiled, and exact for cells shorter
-than the distance looked for, and for skewed ones.
+It knows thresholds and geometry, nothing of files. The search is compiled, and exact also for skewed
+cells and for cells shorter than the distance looked for.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from atomloom.errors import AtomloomError
 from atomloom.structures.structure import Structure
 
 _THIN = 20
-"""A cell thinner than the distance looked for by this factor is made compact first."""
+"""Ratio of the distance looked for to the thickness of a cell above which the cell is reduced first."""
 
 
 def check_structure(structure: Structure, checks: Checks) -> None:
-    """Refuse what is no sensible structure.
+    """Refuse a structure with overlapping atoms or an almost empty cell.
 
     Args:
         structure: N atoms, in A.
@@ -36,7 +36,7 @@ def check_structure(structure: Structure, checks: Checks) -> None:
         per_atom = structure.volume / len(structure)
         if not per_atom <= checks.max_volume_per_atom:
             raise AtomloomError(
-                f"a volume of {per_atom:.6g} A^3 an atom, more than {checks.max_volume_per_atom:g}",
+                f"a volume of {per_atom:.6g} A^3 per atom, more than {checks.max_volume_per_atom:g}",
                 todo="a molecule in a box? set the option `box: molecule`",
             )
     if checks.min_distance > 0:
@@ -49,11 +49,11 @@ def check_structure(structure: Structure, checks: Checks) -> None:
 
 
 def closest_pair(structure: Structure, within: float) -> tuple[int, int, float]:
-    """The closest two atoms, periodic images included, if they are nearer than `within` (A).
+    """Closest pair of atoms, periodic images included, if nearer than `within` (A).
 
     Returns:
         (i, j, distance) with i <= j, i == j for an atom and its own image; (-1, -1, inf) if no pair
-        is that close. Where a cell is so thin that its images would be too many to look at, and the
+        is that close. Where a cell is so thin that it has too many images to examine, and the
         lattice has a vector shorter than `within`, atom 0 and that image stand for all pairs.
     """
     pbc = structure.pbc
@@ -94,14 +94,14 @@ def closest_pair(structure: Structure, within: float) -> tuple[int, int, float]:
 
 
 def _shortest(cell: np.ndarray, pbc: np.ndarray) -> float:
-    """Length of the shortest periodic vector of a cell, as it is given; infinite where there is none."""
+    """Length of the shortest periodic vector of a cell as given; infinite without one."""
     lengths = [math.hypot(*row) for row, p in zip(cell.tolist(), pbc.tolist(), strict=True) if p]
     return min(lengths, default=math.inf)
 
 
 def _frame(structure: Structure) -> tuple[np.ndarray, np.ndarray, list[float]]:
-    """A box whose directions without periodicity are normal to the others and 1 A long, [N, 3]
-    coordinates in it (wrapped where periodic), and its three heights."""
+    """Box whose non-periodic directions are normal to the others and 1 A long, [N, 3] coordinates in it
+    (wrapped where periodic), and its three heights."""
     box = structure.cell.tolist()
     pbc = structure.pbc.tolist()
     periodic = [axis for axis in range(3) if pbc[axis]]
@@ -149,8 +149,8 @@ def _closest(
     """Closest pair below the squared distance `best`; (-1, -1, best) where there is none.
 
     `order` sorts the atoms along `axis`, so that a slice of thickness `thick` (a fraction) holds
-    all that can be near an atom. `reach` and `own` are how many images either way can come near:
-    of another atom, whose nearest image is at most half a cell away, and of the atom itself.
+    all atoms that can be near one. `reach` and `own` are the numbers of images in either direction that
+    can come near: of another atom, whose nearest image is at most half a cell away, and of the atom itself.
     """
     count = len(fractional)
     first, second = -1, -1

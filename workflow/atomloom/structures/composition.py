@@ -1,4 +1,4 @@
-"""What a structure is made of, as text: reduced formulas and element lists."""
+"""Composition of a structure as text: reduced formulas and element lists."""
 
 from __future__ import annotations
 

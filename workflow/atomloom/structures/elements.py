@@ -18,7 +18,7 @@ SYMBOLS = (  # noqa: SIM905 - a list would take 120 lines
     "Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf "
     "Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og"
 ).split()
-"""Symbol by atomic number; 0 is a place holder and no element."""
+"""Symbol by atomic number; 0 is a placeholder, not an element."""
 
 NUMBERS = {symbol: number for number, symbol in enumerate(SYMBOLS) if number}
 NUMBERS |= {"D": 1, "T": 1}  # isotopes of hydrogen, the same element to every model here
@@ -41,7 +41,7 @@ def atomic_numbers(symbols: Iterable[str]) -> np.ndarray:
     """[N] uint8 atomic numbers of symbols, or of atomic numbers written as text.
 
     Raises:
-        AtomloomError: when one of them is no element.
+        AtomloomError: when one of them is not an element.
     """
     symbols = list(symbols)
     try:
@@ -51,10 +51,10 @@ def atomic_numbers(symbols: Iterable[str]) -> np.ndarray:
 
 
 def species_number(species: str) -> int:
-    """Atomic number of a species that may be told from others of its element: Fe, Fe1, Fe_up.
+    """Atomic number of a species that may have a label after its element: Fe, Fe1, Fe_up.
 
     Raises:
-        AtomloomError: when there is no such element; of what else stands behind it nobody knows.
+        AtomloomError: when there is no such element, or the label after it is of no known form.
     """
     found = _SPECIES.fullmatch(species)
     if found is None or found[1] not in NUMBERS:

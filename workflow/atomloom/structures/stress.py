@@ -1,4 +1,4 @@
-"""Stress as a matrix, in eV/A^3 and ASE's sign, from the forms in which files give it."""
+"""Stress as a matrix, in eV/A^3 and ASE's sign, from the forms used in files."""
 
 from __future__ import annotations
 

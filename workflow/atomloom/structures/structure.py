@@ -1,4 +1,4 @@
-"""The Structure record: atoms in a cell, with named properties; what every reader hands over.
+"""The Structure record: atoms in a cell, with named properties; the result of every reader.
 
 It is the canonical form: float64 A, rows of `cell` are vectors, zero rows where a direction is not
 periodic. It knows nothing of files, graphs or torch.
@@ -17,14 +17,14 @@ from atomloom.store.keys import structure_digest
 
 MAX_ATOMIC_NUMBER = 118
 MAX_LENGTH = 1e9
-"""A; beyond it positions in units of 1e-8 A, in which they are hashed, leave the range of integers."""
+"""Max coordinate in A; beyond it, positions in units of 1e-8 A (as hashed) leave the range of integers."""
 LEAST_SPAN = 1e-6
-"""Periodic vectors that span less than this share of the product of their lengths are dependent."""
+"""Min volume of periodic vectors as a share of the product of their lengths; below, they are dependent."""
 PER_ATOM = frozenset((
     "forces", "charges", "magmoms", "energies", "stresses", "momenta", "velocities", "masses", "tags",
     "initial_charges", "initial_magmoms",
 ))  # fmt: skip
-"""Properties that have a row per atom whoever gives them; of others, whoever reads them says so."""
+"""Properties that always have one row per atom; for others, the reader says whether they do."""
 _RENAMED = {"energy": "energies", "free_energy": "free_energies", "stress": "stresses"}
 
 
@@ -46,12 +46,12 @@ class Structure:
     pbc: np.ndarray
     """[3] bool."""
     properties: Mapping[str, float | np.ndarray] = field(default_factory=dict)
-    """Labels found in the record: `energy` (eV), `forces` ([N, 3], eV/A), `stress` ([3, 3],
+    """Labels in the record: `energy` (eV), `forces` ([N, 3], eV/A), `stress` ([3, 3],
     eV/A^3, dE/dstrain/volume), and any other by its name in the file."""
     id: str = ""
     """Name of the record within its data set."""
     per_atom: frozenset[str] = frozenset()
-    """Names of the properties that have a row per atom; those in `PER_ATOM` need not be named."""
+    """Names of the properties that have one row per atom; those in `PER_ATOM` need not be named."""
 
     def __post_init__(self) -> None:
         numbers = np.asarray(self.numbers)
@@ -86,7 +86,7 @@ class Structure:
         return len(self.numbers)
 
     def named(self, id: str) -> Structure:
-        """The same structure under another id; its arrays are shared and not checked again."""
+        """Copy of the structure under another id; its arrays are shared and not checked again."""
         twin = object.__new__(Structure)
         twin.__dict__.update(self.__dict__, id=id)
         return twin
@@ -103,8 +103,8 @@ class Structure:
 
 
 def property_name(name: str, per_atom: bool) -> str:
-    """The name under which a value of a file is kept: a column of atoms that is called `energy` is not
-    the structure's energy, nor is a number that is called `forces` a vector per atom."""
+    """Name under which a value of a file is kept: a column of atoms called `energy` is not the structure's
+    energy, and a single number called `forces` is not a vector per atom."""
     if per_atom:
         return _RENAMED.get(name, name)
     return f"{name}_in_file" if name in ("forces", "stress") else name
@@ -113,7 +113,7 @@ def property_name(name: str, per_atom: bool) -> str:
 def _names_per_atom(
     properties: Mapping[str, float | np.ndarray], declared: frozenset[str], count: int
 ) -> frozenset[str]:
-    """The properties with a row per atom; shapes only confirm what names and readers say."""
+    """Names of properties with one row per atom; shapes only confirm what names and readers say."""
     shapes = {name: np.shape(value) for name, value in properties.items()}
     usual = {n for n in PER_ATOM & shapes.keys() if shapes[n][:1] == (count,)}
     per_atom = usual | (declared & shapes.keys())
@@ -135,10 +135,10 @@ def _check_cell(cell: list[list[float]], pbc: list[bool]) -> None:
     """Refuse a cell that is not finite, or whose periodic vectors do not span a volume.
 
     Plain arithmetic: on nine numbers it is several times faster than array functions, and this is
-    run once a record.
+    run once per record.
     """
     (a, b, c), (d, e, f), (g, h, i) = cell
-    # a NaN makes the sum one, and passes no comparison; max() alone would lose it
+    # a NaN makes the sum NaN, which fails every comparison; max() alone would lose it
     if (
         not abs(a) + abs(b) + abs(c) + abs(d) + abs(e) + abs(f) + abs(g) + abs(h) + abs(i)
         < MAX_LENGTH

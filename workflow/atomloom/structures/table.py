@@ -1,7 +1,7 @@
 """Many structures as a few concatenated arrays, the form in which stages pass and store them.
 
-Ragged data are pointed into: atoms of structure s are rows node_ptr[s] to node_ptr[s+1]. S is the
-number of structures, A the number of atoms in all.
+Ragged data have pointers: atoms of structure s are rows node_ptr[s] to node_ptr[s+1]. S is the
+number of structures, A the total number of atoms.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ FORMS = {
     "cell": Form(("S", 3, 3), ("float64",)),
     "pbc": Form(("S", 3), ("bool",)),
 }
-"""Arrays of structures, in a shard and in a table."""
+"""Expected arrays of structures, in a shard and in a table."""
 
 
 @dataclass(frozen=True, eq=False)
 class StructureTable:
-    """S structures with A atoms in all."""
+    """Table of S structures with A atoms in total."""
 
     hash: np.ndarray
     """[S, 32] uint8, structure hashes."""
@@ -43,9 +43,9 @@ class StructureTable:
     pbc: np.ndarray
     """[S, 3] bool."""
     properties: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Per structure [S, ...] or per atom [A, ...] float64; NaN where a record has no such value."""
+    """Properties per structure [S, ...] or per atom [A, ...], float64; NaN where a record has no such value."""
     per_atom: frozenset[str] = frozenset()
-    """Names of the properties that have a row per atom."""
+    """Names of the properties that have one row per atom."""
 
     def __len__(self) -> int:
         return len(self.node_ptr) - 1
@@ -63,7 +63,7 @@ class StructureTable:
         )
 
     def take(self, rows: np.ndarray) -> StructureTable:
-        """The structures of these rows, in this order, without properties."""
+        """Select the structures of these rows, in this order, without properties."""
         counts = np.diff(self.node_ptr)[rows]
         node_ptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         atoms = np.repeat(self.node_ptr[rows] - node_ptr[:-1], counts) + np.arange(node_ptr[-1])
@@ -97,14 +97,14 @@ def _stack(arrays: list[np.ndarray], empty: tuple[int, ...], dtype: type) -> np.
 
 
 def no_structures(arrays: Mapping[str, np.ndarray]) -> str:
-    """Why arrays of these names are no structures, in one clause; empty where they are some."""
+    """Reason why arrays of these names are not structures, in one clause; empty where they are."""
     if wrong := misfit(arrays, FORMS):
         return wrong
     numbers, pbc = arrays["numbers"], arrays["pbc"].view(np.uint8)
     if numbers.size and not 1 <= numbers.min() <= numbers.max() <= MAX_ATOMIC_NUMBER:
-        return "`numbers` holds what is no atomic number"
+        return "`numbers` holds values that are not atomic numbers"
     if pbc.max(initial=0) > 1:
-        return "`pbc` holds what is neither true nor false"
+        return "`pbc` holds values that are neither true nor false"
     return (
         misled(arrays["node_ptr"], len(numbers), "node_ptr", least=1)
         or unbounded(arrays["positions"], MAX_LENGTH, "positions")

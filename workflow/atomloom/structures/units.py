@@ -1,6 +1,6 @@
-"""Units that files name, in eV and A. Constants are those of CODATA 2018.
+"""Units named in files, in eV and A. Constants are those of CODATA 2018.
 
-Knows words and numbers, nothing of files.
+It knows words and numbers, nothing of files.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _ENERGY, _LENGTH, _PRESSURE = map(_by_word, (_ENERGIES, _LENGTHS, _PRESSURES))
 
 @lru_cache(maxsize=256)
 def unit_factor(text: str, energy: int, length: int) -> float | None:
-    """What a number in a unit is multiplied by, to be in eV^energy A^length.
+    """Factor from a unit to eV^energy A^length.
 
     Args:
         text: such as `Hartree/Bohr`, `eV/Å**3`, `kcal/mol/A` or `GPa`, in any case.
@@ -57,7 +57,7 @@ def unit_factor(text: str, energy: int, length: int) -> float | None:
         length: 1 for lengths, 0 for energies, -1 for forces, -3 for stresses.
 
     Returns:
-        The factor, or None where the unit is not known, or is none of such a quantity.
+        The factor, or None where the unit is unknown or not one of this quantity.
     """
     word = re.sub(r"[\s{}()\[\]]", "", text).lower()
     for old, new in (

@@ -1,4 +1,4 @@
-"""Telling a molecule in a made-up box from a crystal, and taking the box away."""
+"""Detection of molecules in artificial boxes, and removal of the box."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from atomloom.structures.structure import Structure
 
 VACUUM = 10.0
-"""A of empty space around the atoms, along the normal of each face, that make a box a fake one."""
+"""Min empty space in A around the atoms, along the normal of each face, in an artificial box."""
 
 
 def without_fake_box(structure: Structure) -> Structure:
-    """The structure as a molecule (pbc off, cell zero, no stress) where its box is a fake one.
+    """Structure as a molecule (pbc off, cell zero, no stress) where its box is artificial.
 
-    A molecule that lies across a face of the box is put together again. A cell with less than
+    A molecule that lies across a face of the box is made whole again. A cell with less than
     `VACUUM` along any periodic direction is left as it is, and so is a cell without volume.
     """
     if not structure.cell.any():
@@ -36,7 +36,7 @@ def without_fake_box(structure: Structure) -> Structure:
         widest = int(np.argmax(gaps))
         if gaps[widest] * height <= VACUUM:
             return structure
-        # the molecule begins behind the widest gap: bring its atoms into one piece there
+        # the molecule begins after the widest gap: bring its atoms together there
         start = ordered[(widest + 1) % len(ordered)]
         whole = start + (wrapped - start) % 1.0
         shift[:, axis] = np.rint(whole - fractional[:, axis])

@@ -1,9 +1,9 @@
-"""Batch norms start from the statistics of their first batch.
+"""Initialisation of batch norms from the statistics of their first batch.
 
-Left to themselves, running statistics start from mean 0 and variance 1, and forget that by a factor
-1 - momentum a step. Where true variances are small (1e-5 in the attention of ComFormer), a network
-is evaluated by figures that mean nothing for its first 200 steps or so, which is all of a short
-training. What a network learns does not depend on them. Knows nothing of the loop.
+By default, running statistics start from mean 0 and variance 1, and forget that by a factor
+1 - momentum per step. Where true variances are small (1e-5 in the attention of ComFormer), a network
+is evaluated with meaningless statistics for its first 200 steps or so, which is all of a short
+training. Training itself does not depend on them. It knows nothing of the loop.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def statistics_of_this_batch(model: nn.Module) -> Iterator[None]:
-    """Let running statistics be those of the one batch that is seen inside the block."""
+    """Set running statistics to those of the single batch seen inside the block."""
     buffers: list[tuple[float, Tensor]] = []
     for module in model.modules():
         names = ("momentum", "running_mean", "running_var")

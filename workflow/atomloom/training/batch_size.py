@@ -1,8 +1,8 @@
 """The largest batch that fits into memory, found by real training steps on the heaviest batches.
 
-A trial process takes larger and larger batches until one does not fit, or it is ended for what it
-takes; another one then looks between the last that fitted and the first that did not. On a GPU the
-memory is the GPU's, else that of the whole process. It knows nothing of how trial processes are
+A trial process takes larger and larger batches until one does not fit, or it is killed for its
+memory; another one then searches between the last that fitted and the first that did not. On a GPU
+the memory is the GPU's, else that of the whole process. It knows nothing of how trial processes are
 started.
 """
 
@@ -29,23 +29,23 @@ from atomloom.training.trainer import Trainer, rows_with_targets
 STEPS = 2
 """The first makes the optimiser's state, the second is one beside it."""
 CAUTION = 0.9
-"""Of the limit, that a trial may take: what a long run adds is not seen in a few steps."""
+"""Share of the limit for a trial, since a few steps do not show what a long run adds."""
 FINENESS = 16
-"""The search ends when it is about one part in so many exact."""
+"""Relative precision of the search, as one part in this many."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Training steps on the heaviest batches of so many structures."""
+    """Training steps on the heaviest batches of a number of structures."""
 
     structures: int
     atoms: int
-    """Of the batch with most atoms."""
+    """Number of atoms of the batch with most atoms."""
     edges: int
-    """Of the batch with most edges."""
+    """Number of edges of the batch with most edges."""
     triplets: int
     peak: int
-    """Bytes, the most that was taken so far."""
+    """Peak memory so far in bytes."""
 
     def content(self) -> dict[str, int]:
         """For JSON."""
@@ -54,27 +54,27 @@ class Trial:
 
 @dataclass(frozen=True)
 class Found:
-    """What the search ended with."""
+    """Result of the search."""
 
     best: Trial | None
-    """The largest that fits; None where not even one structure does."""
+    """Largest batch that fits; None if not even one structure does."""
     tried: tuple[Trial, ...]
     whole: bool
-    """Whether it is all structures at once."""
+    """Whether it holds all structures at once."""
 
 
 def find_batch(attempt: Callable[[list[int]], Iterable[Trial]], most: int, limit: int) -> Found:
-    """The largest number of structures whose steps stay below the limit.
+    """Find the largest number of structures whose steps stay below the limit.
 
     Args:
-        attempt: makes trials of the sizes given, in ascending order, as far as they fit.
+        attempt: makes trials of the given sizes, in ascending order, as far as they fit.
         most: structures that there are.
         limit: bytes.
     """
     tried: list[Trial] = []
 
     def run(sizes: list[int]) -> tuple[Trial | None, int | None]:
-        """The last that fits, and the next size, which does not."""
+        """Return the last trial that fits, and the next size, which does not."""
         last = None
         for trial in attempt(sizes):
             tried.append(trial)
@@ -97,7 +97,7 @@ def find_batch(attempt: Callable[[list[int]], Iterable[Trial]], most: int, limit
 
 
 def make_trials(data: LabelledGraphs, config: Config, sizes: Iterable[int]) -> Iterator[Trial]:
-    """Trials of ascending sizes in this process.
+    """Run trials of ascending sizes in this process.
 
     Steps are those of training, with the optimiser's state, the moving average, a copy of the best
     weights, and as many batches at once as a loader prepares ahead. On a GPU, a size that does not fit
@@ -139,11 +139,11 @@ def make_trials(data: LabelledGraphs, config: Config, sizes: Iterable[int]) -> I
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes, the most that this process has taken of the GPU's memory, or of the machine's."""
+    """Peak memory of this process in bytes, of the GPU or of the machine."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     status = Path("/proc/self/status")
-    if status.exists():  # what `getrusage` says may be of the process that started this one
+    if status.exists():  # `getrusage` may report the process that started this one
         line = next(w for w in status.read_text().splitlines() if w.startswith("VmHWM"))
         return 1024 * int(line.split()[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
@@ -176,4 +176,4 @@ def _steps(trainer: Trainer, loader: Loader, batches: list[Any]) -> None:
 
 
 def _say_nothing(_: str) -> None:
-    """Trials have nothing to tell."""
+    """Ignore a message of a trial."""

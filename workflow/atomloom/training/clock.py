@@ -1,6 +1,6 @@
-"""Clock: where the time of an epoch goes, without making the device wait.
+"""Clock: time spent in each part of an epoch, measured without synchronising the device.
 
-On a GPU the marks are events in its own stream, read when the epoch is over.
+On a GPU the marks are events in its stream, read when the epoch is over.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ PARTS = ("data", "forward", "backward", "optimizer")
 
 
 class Clock:
-    """Sums up the time between marks by name."""
+    """Clock that sums the time between marks by name."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
         self.start()
 
     def start(self) -> None:
-        """Forget everything and begin to measure."""
+        """Reset and start measuring."""
         self._sums = dict.fromkeys(PARTS, 0.0)
         self._events = [("", self._event())] if self._cuda else []
         self._last = time.perf_counter()
 
     def mark(self, part: str) -> None:
-        """The time since the last mark was spent on this part."""
+        """Attribute the time since the last mark to this part."""
         if self._cuda:
             self._events.append((part, self._event()))
             return

@@ -1,9 +1,9 @@
 """Recorded training steps: forward and backward as one CUDA graph, replayed for each batch.
 
 A step of a graph network is some thousand small kernels, and on a fast GPU launching them takes far
-longer than computing them. Recorded once for each of few shapes (`atomloom.data.padding`), they are
-launched together. What a replay does is what was recorded, with other numbers in the same memory;
-gradients come out as those of the step itself. It knows nothing of the loop.
+longer than computing them. Recorded once for each of a few shapes (`atomloom.data.padding`), they are
+launched together. A replay repeats the recorded kernels with other numbers in the same memory;
+gradients are those of the step itself. It knows nothing of the loop.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ MicroStep = Callable[[GraphBatch, Tensor, Mark], Tensor]
 """Forward and backward of a batch, as `Trainer.micro_step` has them."""
 
 WARM_UP = 3
-"""Steps before a recording, in which libraries set themselves up."""
+"""Number of steps before a recording, in which libraries initialise themselves."""
 MOST_SHAPES = 48
-"""Recordings that are kept; batches of further shapes are taken as they come."""
+"""Max number of recordings; batches of further shapes are not recorded."""
 WORTH = 1.1
-"""Times as fast a replay must be for `auto` to go on recording."""
+"""Min speed-up by a replay for `auto` to keep recording."""
 
 
 def records_steps(settings: Training, cuda: bool, ranks: int) -> bool:
@@ -50,7 +50,7 @@ def records_steps(settings: Training, cuda: bool, ranks: int) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Recording:
-    """A recorded step and the memory that it works in."""
+    """Recorded step and the memory it works in."""
 
     graph: torch.cuda.CUDAGraph
     padded: PaddedBatch
@@ -60,12 +60,12 @@ class _Recording:
 
 
 class RecordedSteps:
-    """A micro step that is recorded for each shape of batches, and replayed.
+    """Micro step that is recorded for each shape of batches, and replayed.
 
     Args:
         step: the micro step as it is.
         model: whose weights and buffers it changes.
-        always: record even where that is not seen to be faster.
+        always: record even if that is not faster.
         log: takes one line at a time.
     """
 
@@ -80,9 +80,9 @@ class RecordedSteps:
         self._on = True
 
     def __call__(self, batch: GraphBatch, share: Tensor, mark: Mark = None) -> Tensor:
-        """The micro step, from weights without gradients; what it returns is good until the next call.
+        """Run the micro step, from weights without gradients; the result is valid until the next call.
 
-        `mark` hears of a replay as `backward` alone.
+        `mark` is told of a replay only as `backward`.
         """
         recording = self._recording_for(batch, share) if self._on else None
         if recording is None:
@@ -97,7 +97,7 @@ class RecordedSteps:
         return recording.sums
 
     def _recording_for(self, batch: GraphBatch, share: Tensor) -> _Recording | None:
-        """That of the smallest shape that the batch fits, made if there is none; None without."""
+        """Recording of the smallest shape that the batch fits, made if needed; None without."""
         shape = padded_shape(batch)
         if shape is None:
             return None
@@ -109,7 +109,7 @@ class RecordedSteps:
         return self._record(shape, batch, share)
 
     def _record(self, shape: Shape, batch: GraphBatch, share: Tensor) -> _Recording | None:
-        """A recording of the step; None, and no more attempts, where that fails or does not pay."""
+        """Record the step; None, and no more attempts, if that fails or does not pay."""
         kept = [buffer.clone() for buffer in self._buffers]
         padded, share = PaddedBatch(batch, shape), share.clone()
         filled = padded.fill(batch)
@@ -137,7 +137,7 @@ class RecordedSteps:
         return recording
 
     def _warm_up(self, batch: GraphBatch, share: Tensor) -> float:
-        """Take the step a few times beside the main stream; the seconds of one."""
+        """Run the step a few times outside the main stream; returns the seconds of one."""
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
@@ -151,7 +151,7 @@ class RecordedSteps:
 
     def _recorded(self, padded: PaddedBatch, share: Tensor) -> _Recording:
         graph = torch.cuda.CUDAGraph()
-        # Loaders work in other threads meanwhile: what these ask of the driver is none of the recording.
+        # Loaders work in other threads meanwhile: their driver calls are not part of the recording.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             sums = self._step(padded.batch, share, None)
         self._pool = self._pool or graph.pool()
@@ -164,7 +164,7 @@ class RecordedSteps:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Of two runs, each; the device is waited for."""
+    """Seconds of each of two runs, with the device synchronised."""
     torch.cuda.synchronize()
     begun = time.perf_counter()
     work()

@@ -1,12 +1,12 @@
 """Compiled passes of the Chebyshev descriptor on a CPU: features, and products with their
 Jacobian.
 
-An angular sum over pairs of neighbours is one over single neighbours in disguise. T_n(cos) is a
+An angular sum over pairs of neighbours can be written as one over single neighbours. T_n(cos) is a
 combination of Legendre polynomials, and by the addition theorem P_l(r_j . r_k) is a product of
 spherical harmonics, so that sum_jk f_j f_k P_l = sum_m |A_lm|^2 with A_lm = sum_j f_j Y_lm(r_j):
-the cost is linear in the neighbours. Neighbours of one element go together: they share their
-weight, and each loop over them is a loop over plain arrays, which compilers turn into vector
-instructions. It knows nothing of torch.
+the cost is linear in the neighbours. Neighbours of one element are processed together: they share their
+weight, and each loop over them is a loop over plain arrays, which compilers vectorise. It knows
+nothing of torch.
 
 Legend: N atoms, E edges, S elements, R+1 radial and L+1 angular orders, F features; W = 1 or 2
 sets of weights; K = (L+1)(L+2)/2 pairs (l, m) with 0 <= m <= l, grouped by m; P neighbours,
@@ -24,15 +24,15 @@ import numpy as np
 from atomloom.compiled import Options, njit
 
 LANES = 8
-"""Groups of neighbours are padded to a multiple of this, so that no loop has a remainder."""
+"""Multiple to which groups of neighbours are padded, so that no loop has a remainder."""
 PLAIN: Options = {"nogil": True, "cache": True, "error_model": "numpy"}
 FAST: Options = {**PLAIN, "fastmath": {"reassoc", "nsz", "contract", "arcp"}}
-"""Sums may be reordered; NaN and infinity keep their meaning."""
+"""Fast-math flags: sums may be reordered; NaN and infinity keep their meaning."""
 
 
 @dataclass(frozen=True)
 class Basis:
-    """The numbers a descriptor is made of."""
+    """Parameters of a descriptor."""
 
     radial_order: int
     radial_cutoff: float
@@ -43,7 +43,7 @@ class Basis:
 
     @property
     def sets(self) -> int:
-        """W: with one element the weighted set would be a copy of the first."""
+        """W, 1 with one element, where the weighted set would be a copy of the first."""
         return 1 if len(self.weights) == 1 else 2
 
     @property
@@ -53,7 +53,7 @@ class Basis:
 
     @property
     def cutoff(self) -> float:
-        """A, the larger of both."""
+        """Larger of both cutoffs, A."""
         return max(self.radial_cutoff, self.angular_cutoff)
 
     @cached_property
@@ -73,13 +73,13 @@ class Basis:
 
     @cached_property
     def first(self) -> np.ndarray:
-        """[L+2], place of (m, m) among the K."""
+        """[L+2], index of (m, m) among the K."""
         m = np.arange(self.angular_order + 2)
         return m * (self.angular_order + 1) - m * (m - 1) // 2
 
     @cached_property
     def harmonics(self) -> np.ndarray:
-        """[4, K]: Q_mm (in the first place of each m); factors a, b of the recursion
+        """[4, K]: Q_mm (in the first position of each m); factors a, b of the recursion
         Q_(l+1)m = a z Q_lm - b Q_(l-1)m; d of dQ_lm/dz = d Q_l(m+1).
 
         Q_lm(z) (x + iy)^m are real and imaginary parts of spherical harmonics, normalised so that
@@ -105,7 +105,7 @@ class Basis:
         return table
 
     def constants(self, dtype: np.dtype) -> tuple[Any, ...]:
-        """What every pass takes: cutoffs, orders, set weights, Legendre, places and recursions."""
+        """Arguments of every pass: cutoffs, orders, set weights, Legendre, indices and recursions."""
         return (
             (float(self.radial_cutoff), float(self.angular_cutoff)),
             (self.radial_order, self.angular_order),
@@ -134,7 +134,7 @@ def _capacity(dst_ptr):
 
 @njit(**PLAIN)
 def _collect(vectors, element, wanted, start, stop, cutoff, edges, r, u):
-    """Neighbours of element `wanted` within `cutoff`: their edges, distances r and directions u."""
+    """Collect neighbours of element `wanted` within `cutoff`: edges, distances r and directions u."""
     count = 0
     for edge in range(start, stop):
         if element[edge] != wanted:
@@ -153,7 +153,7 @@ def _collect(vectors, element, wanted, start, stop, cutoff, edges, r, u):
 
 @njit(**PLAIN)
 def _within(collected, cutoff, edges, r, u, to_edges, to_r, to_u):
-    """Those of the collected neighbours that are within a smaller cutoff; maybe in their place."""
+    """Select the collected neighbours within a smaller cutoff; possibly in place."""
     count = 0
     for j in range(collected):
         if r[j] <= cutoff:
@@ -169,7 +169,7 @@ def _within(collected, cutoff, edges, r, u, to_edges, to_r, to_u):
 
 @njit(**PLAIN)
 def _collect_both(vectors, element, wanted, start, stop, cutoffs, edges, r, u, edges_a, r_a, u_a):
-    """Neighbours of element `wanted` within the radial and within the angular cutoff."""
+    """Collect neighbours of element `wanted` within the radial and within the angular cutoff."""
     reach = max(cutoffs[0], cutoffs[1])
     count = _collect(vectors, element, wanted, start, stop, reach, edges, r, u)
     count_a = _within(count, cutoffs[1], edges, r, u, edges_a, r_a, u_a)
@@ -180,7 +180,7 @@ def _collect_both(vectors, element, wanted, start, stop, cutoffs, edges, r, u, e
 
 @njit(**FAST)
 def _cutoff_function(count, cutoff, r, f, slope):
-    """f = (cos(pi r/R) + 1)/2 and its derivative, by series exact to float64 for r <= R."""
+    """Compute f = (cos(pi r/R) + 1)/2 and its derivative, by series exact to float64 for r <= R."""
     half_turn = np.pi / cutoff
     for j in range(_padded(count)):
         h = 0.5 * half_turn * r[j]
@@ -217,7 +217,7 @@ def _cutoff_function(count, cutoff, r, f, slope):
 
 @njit(**FAST)
 def _argument(count, cutoff, r, x, x2):
-    """x = 2r/R - 1 and twice that."""
+    """Compute x = 2r/R - 1 and 2x."""
     for j in range(_padded(count)):
         value = 2.0 * (r[j] / cutoff) - 1.0
         x[j] = value
@@ -235,7 +235,7 @@ def _next_power(count, u, c, s, c_next, s_next):
 
 @njit(**FAST)
 def _table(count, order, first, harmonics, u, q, c, s):
-    """Q [K, P] and the powers c, s [L+1, P]."""
+    """Fill Q [K, P] and the powers c, s [L+1, P]."""
     size = _padded(count)
     for j in range(size):
         c[0, j] = 1.0
@@ -262,7 +262,7 @@ def _table(count, order, first, harmonics, u, q, c, s):
 
 @njit(**FAST)
 def _radial_sums(count, order, x, x2, f, t0, t1, sums):
-    """sums[n] = sum_j f_j T_n(x_j); sums has an even length."""
+    """Compute sums[n] = sum_j f_j T_n(x_j); sums has an even length."""
     size = _padded(count)
     for j in range(size):
         t0[j] = f[j]
@@ -283,7 +283,7 @@ def _radial_sums(count, order, x, x2, f, t0, t1, sums):
 
 @njit(**FAST)
 def _harmonic_sums(count, order, first, harmonics, u, f, q0, q1, c, s, c_next, s_next, sums):
-    """sums[0 or 1, k] = sum_j f_j Q_k Re or Im (x + iy)^m."""
+    """Compute sums[0 or 1, k] = sum_j f_j Q_k Re or Im (x + iy)^m."""
     size = _padded(count)
     for j in range(size):
         c[j] = f[j]
@@ -315,11 +315,11 @@ def _harmonic_sums(count, order, first, harmonics, u, f, q0, q1, c, s, c_next, s
 def features(vectors, element, dst_ptr, basis, out, sums):
     """Fill features `out` [N, F] and moments `sums` [N, W, 2, K], zeros on entry.
 
-    Returns the least distance of neighbours, infinite where there are none.
+    Returns the min distance of neighbours, infinite where there are none.
 
     Args:
         vectors: [E, 3], A, sorted by central atom.
-        element: [E], place of the neighbour's element.
+        element: [E], index of the neighbour's element.
         dst_ptr: [N+1].
         basis: `Basis.constants`.
     """
@@ -381,7 +381,7 @@ def features(vectors, element, dst_ptr, basis, out, sums):
                 s_next,
                 harmonic_sums,
             )
-            own = f_a.dtype.type(0)  # what the squares below hold of j = k
+            own = f_a.dtype.type(0)  # the terms j = k in the squares below
             for j in range(_padded(count_a)):
                 own += f_a[j] * f_a[j]
             for which in range(sets):
@@ -410,7 +410,7 @@ def features(vectors, element, dst_ptr, basis, out, sums):
 
 @njit(**FAST)
 def _series(count, x, x2, even, value, slope_value, coefficients, derivative, t0, t1):
-    """value = sum_n a_n T_n(x), slope_value likewise, for an even number of coefficients."""
+    """Compute value = sum_n a_n T_n(x), and slope_value likewise, for an even number of coefficients."""
     size = _padded(count)
     one = t0.dtype.type(1)
     for j in range(size):
@@ -443,7 +443,7 @@ def _derivative(coefficients, derivative):
 
 @njit(**FAST)
 def _harmonic_gradient(count, order, first, harmonics, b, q, c, s, parts, total):
-    """total[0] = sum_k b_k Y_k and its derivatives by x, y, z in total[1:4]."""
+    """Compute total[0] = sum_k b_k Y_k and its derivatives by x, y, z in total[1:4]."""
     size = _padded(count)
     real, imaginary, real_z, imaginary_z = parts[0], parts[1], parts[2], parts[3]
     for j in range(size):
@@ -489,7 +489,7 @@ def gradient(vectors, element, dst_ptr, basis, slopes, sums, out):
         slopes: [N, F].
         sums: [N, W, 2, K], the moments found by `features`.
         out: zeros on entry.
-        the others: as for `features`.
+        other arguments: as for `features`.
     """
     cutoffs, (radial, angular), set_weights, legendre, first, harmonics = basis
     width = radial + angular + 2
@@ -584,7 +584,7 @@ def gradient(vectors, element, dst_ptr, basis, slopes, sums, out):
 
 @njit(**FAST)
 def _turn(count, changes, edges, r, u, slope, f_change, u_change):
-    """How cutoff functions and directions change with the edge vectors."""
+    """Compute changes of cutoff functions and directions with the edge vectors."""
     for j in range(count):
         edge = edges[j]
         vx, vy, vz = changes[edge, 0], changes[edge, 1], changes[edge, 2]
@@ -602,7 +602,7 @@ def _turn(count, changes, edges, r, u, slope, f_change, u_change):
 
 @njit(**FAST)
 def _radial_tangent(count, order, x, x2, p, d, t0, t1, u0, u1, sums):
-    """sums[n] = sum_j p_j T_n(x_j) + d_j T'_n(x_j), of even length; T'_n = n U_(n-1)."""
+    """Compute sums[n] = sum_j p_j T_n(x_j) + d_j T'_n(x_j), of even length; T'_n = n U_(n-1)."""
     size = _padded(count)
     for j in range(size):
         t0[j] = p[j]
@@ -629,7 +629,7 @@ def _radial_tangent(count, order, x, x2, p, d, t0, t1, u0, u1, sums):
 
 @njit(**FAST)
 def _harmonic_tangent(count, order, first, harmonics, q, c, s, f, f_change, u_change, parts, sums):
-    """sums[0 or 1, k]: change of sum_j f_j Y_k where f and the directions change."""
+    """Compute sums[0 or 1, k], the change of sum_j f_j Y_k where f and the directions change."""
     size = _padded(count)
     real, imaginary, real_z, imaginary_z = parts[0], parts[1], parts[2], parts[3]
     for m in range(order + 1):
@@ -664,7 +664,7 @@ def _harmonic_tangent(count, order, first, harmonics, q, c, s, f, f_change, u_ch
 def tangent(vectors, element, dst_ptr, basis, changes, sums, out):
     """Fill `out` [N, F] with the change of features where edge vectors change by `changes` [E, 3].
 
-    It is the transposed of `gradient`, whose arguments it takes; `out` is zeros on entry.
+    It is the transpose of `gradient`, with the same arguments; `out` is zeros on entry.
     """
     cutoffs, (radial, angular), set_weights, legendre, first, harmonics = basis
     width = radial + angular + 2
@@ -768,7 +768,7 @@ def tangent(vectors, element, dst_ptr, basis, changes, sums, out):
 def _harmonic_curvature(
     count, order, first, harmonics, b, b_change, q, c, s, u_change, parts, total, changed
 ):
-    """As `_harmonic_gradient`, and in `changed` how all of it changes with b and directions."""
+    """Compute what `_harmonic_gradient` does, and in `changed` its change with b and directions."""
     size = _padded(count)
     for k in range(4):
         for j in range(size):

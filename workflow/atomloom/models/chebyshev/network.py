@@ -1,9 +1,9 @@
-"""The Chebyshev (aenet) potential: a fixed description of atoms, one small network an element.
+"""The Chebyshev (aenet) potential: fixed descriptors of atoms, one small network per element.
 
 Descriptor: Artrith, Urban and Ceder, PRB 96, 014112 (2017). On a CPU compiled passes compute it
-and its products with the Jacobian (`chebyshev_kernels`), on other devices, and for derivatives of
-third order, plain operations of torch do. Forces are linear in dE/dG with factors that depend on
-positions alone, so training on them costs two such products. It knows nothing of training.
+and its products with the Jacobian (`chebyshev.kernels`); on other devices, and for derivatives of
+third order, plain torch operations do. Forces are linear in dE/dG with factors that depend only on
+positions, so training on them costs two such products. It knows nothing of training.
 
 Legend: N atoms, E edges, S elements, F features, R+1 radial and L+1 angular orders; H hidden
 nodes.
@@ -37,15 +37,15 @@ from atomloom.structures.elements import SYMBOLS, atomic_number
 T = TypeVar("T")
 
 LEAST_SPREAD = 1e-3
-"""Share of the largest variance that every direction of decorrelated features is taken to have."""
+"""Min variance of every direction of decorrelated features, as a share of the largest."""
 NO_VARIATION = 1e-5
-"""A feature whose standard deviation is below this share of its size may be rounding of float32."""
+"""Share of a feature's size below which its standard deviation may be rounding of float32."""
 TOGETHER = 2e7
-"""Multiplications above which networks of several elements are not run on all atoms on a CPU."""
+"""Max multiplications for running the networks of several elements on all atoms on a CPU."""
 
 
 class Chebyshev(nn.Module):
-    """Energies of atoms from Chebyshev features of their neighbourhoods."""
+    """Atomic energies from Chebyshev features of the neighbourhoods."""
 
     place: Tensor
     """[numbers], place of each atomic number among the elements."""
@@ -101,10 +101,10 @@ class Chebyshev(nn.Module):
         self.register_buffer("feature_atoms", torch.zeros(shape[0], dtype=torch.int64))
 
     def forward(self, batch: GraphBatch) -> Tensor:
-        """[N] energies of atoms.
+        """[N] atomic energies.
 
         Where `batch.extras` holds `features` [N, F], only the atoms of `computed` [N] have edges, or
-        none where there is no such entry.
+        none if there is no such entry.
 
         Raises:
             AtomloomError: on a CPU, for atoms closer than `least_distance`.
@@ -117,7 +117,7 @@ class Chebyshev(nn.Module):
         if not _has_kernels(batch.src):
             fresh = self._describe(batch, wait=False)
             return self.energies(torch.where(computed.unsqueeze(1), fresh, cached), batch.numbers)
-        # Only what belongs to atoms with edges is differentiated twice.
+        # Only atoms with edges are differentiated twice.
         moving, still = (torch.nonzero(mask).squeeze(1) for mask in (computed, ~computed))
         others = self.energies(cached.index_select(0, still), batch.numbers.index_select(0, still))
         starts = torch.cat((batch.dst_ptr.index_select(0, moving), batch.dst_ptr[-1:]))
@@ -135,9 +135,9 @@ class Chebyshev(nn.Module):
         return self._describe(batch, wait=True)
 
     def energies(self, features: Tensor, numbers: Tensor) -> Tensor:
-        """[N] energies of atoms with these features [N, F] and atomic numbers [N].
+        """[N] atomic energies for features [N, F] and atomic numbers [N].
 
-        Models with equal descriptors, as those of a committee, can share the features.
+        Models with equal descriptors, such as those of a committee, can share the features.
         """
         with full_precision(features):
             element = self.place.index_select(0, numbers)
@@ -149,7 +149,7 @@ class Chebyshev(nn.Module):
     def fit_features(self, features: Tensor, numbers: Tensor) -> None:
         """Standardise features by those of the training atoms, element by element.
 
-        What does not vary among the atoms of an element is left out of its network.
+        Features that do not vary among the atoms of an element are left out of its network.
 
         Args:
             features: [N, F].
@@ -183,8 +183,8 @@ class Chebyshev(nn.Module):
             )
 
     def _describe(self, batch: GraphBatch, wait: bool, starts: Tensor | None = None) -> Tensor:
-        """Features of all atoms; compiled passes can be told `starts`, the `dst_ptr` of those that
-        have edges, to compute these alone."""
+        """Features of all atoms; compiled passes take `starts`, the `dst_ptr` of those that have edges,
+        to compute only these."""
         vectors = at_least_single(batch.edge_vectors())
         with full_precision(vectors):
             neighbour = self.place.index_select(0, batch.numbers.index_select(0, batch.src))
@@ -200,9 +200,9 @@ class Chebyshev(nn.Module):
             return torch_features(vectors, neighbour, batch.dst, atoms, self.basis, tables)
 
     def _tables(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Those of the basis, sent to a device once, since it is waited for; no buffers, which would
+        """Tables of the basis, sent to a device once, since that synchronises; not buffers, which would
         be rounded with the weights."""
-        if torch.compiler.is_compiling():  # which makes constants of them
+        if torch.compiler.is_compiling():  # which turns them into constants
             return _tables(self.basis)
         if device not in self._tables_on:
             weights, recursions, legendre = _tables(self.basis)
@@ -219,12 +219,12 @@ class Chebyshev(nn.Module):
 
 
 def _has_kernels(tensor: Tensor) -> bool:
-    """Whether compiled passes work where this tensor is."""
+    """Whether compiled passes work on the device of this tensor."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def species_weights(count: int) -> tuple[float, ...]:
-    """Weights of the second set of features: integers around 0, without it for an even number."""
+    """Weights of the second set of features: integers around 0, without 0 for an even number."""
     if count % 2:
         return tuple(float(w) for w in range(-(count // 2), count // 2 + 1))
     return tuple(float(w) for w in range(-(count // 2), count // 2 + 1) if w)
@@ -238,7 +238,7 @@ def _atomic_numbers(species: Sequence[str]) -> tuple[int, ...]:
 
 
 def _of_species(setting: T | Mapping[str, T], species: Sequence[str], key: str) -> list[T]:
-    """A setting for each element: its own where a mapping says so, otherwise the one for all."""
+    """Setting of each element: its own where there is a mapping, otherwise the common one."""
     if not isinstance(setting, Mapping):
         return [setting] * len(species)
     if set(setting) != set(species):
@@ -254,9 +254,9 @@ def _of_species(setting: T | Mapping[str, T], species: Sequence[str], key: str) 
 
 
 def _decorrelation(z: Tensor) -> Tensor:
-    """[F, F] symmetric: what makes the covariance of rows [N, F] about that of independent numbers.
+    """[F, F] symmetric matrix that makes rows [N, F] about uncorrelated.
 
-    Directions in which they hardly vary are not blown up to noise.
+    Directions in which they hardly vary are not amplified to noise.
     """
     values, vectors = torch.linalg.eigh(z.T @ z / len(z))
     scale = (values.clamp(min=0.0) + LEAST_SPREAD * values[-1]).rsqrt()
@@ -276,13 +276,13 @@ ACTIVATIONS: dict[ActivationName, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "relu": F.relu,
 }
-"""By aenet's names, as far as it has them; `mtanh` and `twist` are those of LeCun's tricks."""
+"""Activations by aenet's names, where it has them; `mtanh` and `twist` are LeCun's."""
 
 
 class ElementNetworks(nn.Module):
-    """Feed-forward networks from F features to one number, one an element.
+    """Feed-forward networks from F features to one number, one per element.
 
-    Networks of one shape lie in common tensors, so that a step on small ones is a few operations.
+    Networks of one shape share tensors, so that a step on small ones is a few operations.
     """
 
     mixing: Tensor | None
@@ -299,7 +299,7 @@ class ElementNetworks(nn.Module):
         features: F.
         hidden: sizes of the hidden layers of each element.
         activations: names of their activations, likewise.
-        decorrelate: whether features are mixed by `mixing` first.
+        decorrelate: whether features are first mixed by `mixing`.
         """
         super().__init__()
         eye = torch.eye(features).repeat(len(hidden), 1, 1) if decorrelate else None
@@ -317,8 +317,8 @@ class ElementNetworks(nn.Module):
                 self.biases.append(nn.Parameter(torch.zeros(*stack, out)))
 
     def layers(self, element: int) -> list[tuple[Tensor, Tensor]]:
-        """Weight [out, in] and bias [out] of each layer of an element's network, the mixing of
-        features taken into the first."""
+        """Weight [out, in] and bias [out] of each layer of an element's network, with the mixing of
+        features included in the first."""
         depth = len(self.sizes[element]) - 1
         if self.alike:
             pairs = zip(self.weights, self.biases, strict=True)
@@ -350,11 +350,11 @@ class ElementNetworks(nn.Module):
         return features.shape[0] * of_one * (len(self.sizes) - 1)
 
     def _all_on_all(self, features: Tensor, element: Tensor) -> Tensor:
-        """Every network on every atom, [S, N, H] at a time; then each atom takes its own."""
+        """[N] outputs by running every network on every atom, [S, N, H] at a time, and selecting."""
         values = features.unsqueeze(0).expand(len(self.sizes), -1, -1)
         names = (*self.activations[0], "linear")
         weights = list(self.weights)
-        if self.mixing is not None:  # once a network, not once an atom
+        if self.mixing is not None:  # once per network, not once per atom
             weights[0] = weights[0] @ self.mixing
         for weight, bias, name in zip(weights, self.biases, names, strict=True):
             product = torch.baddbmm(bias.unsqueeze(1), values, weight.transpose(1, 2))
@@ -366,7 +366,7 @@ class ElementNetworks(nn.Module):
 
 
 class _Features(torch.autograd.Function):
-    """[N, F] features, and the least distance, by the compiled pass."""
+    """[N, F] features, and the min distance, by the compiled pass."""
 
     @staticmethod
     def forward(
@@ -447,15 +447,15 @@ class _Gradient(torch.autograd.Function):
 
 
 def _asked_for(tensor: Tensor) -> bool:
-    """Whether the backward pass that is running goes on to the gradient of `tensor`.
+    """Whether the running backward pass continues to the gradient of `tensor`.
 
-    Where it is asked for the gradients of some weights only, it does not.
+    Where only the gradients of some weights are requested, it does not.
     """
     with torch.enable_grad():
         node = torch.autograd.graph.get_gradient_edge(tensor).node
     try:
         return torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # so it says where the gradient of a leaf is to be returned
+    except RuntimeError:  # raised where the gradient of a leaf is to be returned
         return True
 
 
@@ -469,10 +469,10 @@ def _second_derivatives(
     by_slopes: bool,
     by_vectors: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What _Gradient passes on, by torch, so that it can be differentiated again."""
+    """Gradients for `_Gradient` by torch, so that they can be differentiated again."""
     with torch.enable_grad():
-        # Without these views a tensor that is both an input here and part of the graph above would
-        # be asked for its derivative along both ways.
+        # Without these views, a tensor that is both an input here and part of the graph above would
+        # be differentiated along both paths.
         slopes, vectors = slopes.view_as(slopes), vectors.view_as(vectors)
         if not slopes.requires_grad:
             slopes = slopes.detach().requires_grad_()
@@ -494,8 +494,8 @@ def _arrays(
 
 
 def _tables(basis: Basis) -> tuple[Tensor, Tensor, Tensor]:
-    """What `torch_features` takes of a basis, float64: set weights [S, W], recursions [4, K], and
-    [L+1, (L+1)^2] what each harmonic adds to each angular feature."""
+    """Tables of a basis for `torch_features`, float64: set weights [S, W], recursions [4, K], and
+    [L+1, (L+1)^2] the contribution of each harmonic to each angular feature."""
     orders = [el for m, el in _harmonic_orders(basis) for _ in range(2 if m else 1)]
     arrays = (basis.set_weights.T, basis.harmonics, basis.legendre[:, orders])
     weights, recursions, legendre = (torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)
@@ -510,15 +510,15 @@ def torch_features(
     basis: Basis,
     tables: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """[N, F] features by operations of torch, on any device, differentiable at will.
+    """[N, F] features by torch operations, on any device, differentiable to any order.
 
     Args:
         vectors: [E, 3], A.
-        neighbour: [E], place of the neighbour's element.
+        neighbour: [E], index of the neighbour's element.
         dst: [E], central atom.
         atoms: N.
         basis: orders, cutoffs and species weights.
-        tables: those of `_tables`, where they are on the device already.
+        tables: those of `_tables`, if they are on the device already.
     """
     set_weights, recursions, legendre = (
         table.to(vectors.device, vectors.dtype) for table in tables or _tables(basis)
@@ -539,7 +539,7 @@ def torch_features(
     harmonics = _harmonics(directions, recursions, basis)
     weighted = weights * f.unsqueeze(1)
     moments = segment_sum(weighted.unsqueeze(2) * harmonics.unsqueeze(1), dst, atoms)
-    own = segment_sum(weighted.square(), dst, atoms)  # what the squares hold of j = k
+    own = segment_sum(weighted.square(), dst, atoms)  # the terms j = k in the squares
     angular = 0.5 * (moments.square() @ legendre.T - own.unsqueeze(2))
     return torch.cat((radial, angular), dim=2).flatten(1)
 
@@ -550,7 +550,7 @@ def _cutoff(distance: Tensor, cutoff: float) -> Tensor:
 
 
 def _harmonic_orders(basis: Basis) -> Iterator[tuple[int, int]]:
-    """m and l, in the order of `_harmonics`, which has real and imaginary parts where m > 0."""
+    """Iterate over m and l in the order of `_harmonics`, which has real and imaginary parts where m > 0."""
     for m in range(basis.angular_order + 1):
         for el in range(m, basis.angular_order + 1):
             yield m, el

@@ -1,1 +1,1 @@
-"""Parts that several models are built of."""
+"""Parts shared by several models."""

@@ -1,6 +1,6 @@
 """Element features: the 92 of CGCNN, looked up by atomic number.
 
-It knows elements only, nothing of networks and nothing of graphs.
+It knows only elements, nothing of networks or graphs.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import numpy as np
 from atomloom.errors import AtomloomError
 
 ELEMENTS = 119
-"""Rows of the table: atomic numbers 0 (no element) to 118."""
+"""Number of rows of the table: atomic numbers 0 (no element) to 118."""
 CGCNN_FEATURES = 92
-"""Columns of the table."""
+"""Number of columns of the table."""
 
 
 @lru_cache(maxsize=1)
 def cgcnn_features() -> np.ndarray:
-    """[119, 92] float64: the CGCNN features of each atomic number, as jarvis-tools ships them.
+    """[119, 92] float64 CGCNN features of each atomic number, as shipped with jarvis-tools.
 
     One-hot group, period, electronegativity, radius, valence, ionisation energy, affinity, block and
     volume (Xie and Grossman, PRL 120, 145301 (2018)). Rows of elements without features (0 and
-    those beyond fermium) are NaN: a structure that slipped past `require_cgcnn_features` must not
+    those beyond fermium) are NaN: a structure that escaped `require_cgcnn_features` must not
     get a plausible number.
     """
     table = np.full((ELEMENTS, CGCNN_FEATURES), np.nan)

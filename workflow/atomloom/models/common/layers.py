@@ -1,7 +1,7 @@
 """Building blocks shared by the models: sums over edges, weighted batch norm, radial bases, tables.
 
 Everything here works on plain tensors, on any device, under autograd, autocast and torch.compile,
-and never waits for the device. It knows nothing of particular models and of training.
+and never synchronises with the device. It knows nothing of particular models or of training.
 
 Legend: B structures, N atoms, E edges, D features.
 """
@@ -49,21 +49,21 @@ def linear(layers: nn.Sequential, place: int) -> nn.Linear:
 
 
 def full_precision(reference: Tensor) -> AbstractContextManager[object]:
-    """A context without autocast on the device of `reference`.
+    """Context without autocast on the device of `reference`.
 
     Statistics, sums over many terms and products of two weights belong in it: in bf16 they lose
-    what the rest of the step cannot win back.
+    digits that the rest of the step cannot recover.
     """
-    if reference.device.type == "meta":  # shapes alone, of which there is no precision
+    if reference.device.type == "meta":  # shapes only, without any precision
         return nullcontext()
     return torch.autocast(device_type=reference.device.type, enabled=False)
 
 
 def product_dtype(reference: Tensor) -> torch.dtype | None:
-    """The type in which autocast, where it is on, wants large products; None where it is off.
+    """Type of large products under autocast; None where autocast is off.
 
     A model that asks once and then works in `full_precision` decides itself which products are
-    rounded: those over edges, which cost the time, and not those over atoms and structures, which
+    rounded: those over edges, which take the time, and not those over atoms and structures, which
     cost little and whose rounding errors every edge would share.
     """
     kind = reference.device.type
@@ -73,14 +73,14 @@ def product_dtype(reference: Tensor) -> torch.dtype | None:
 
 
 def rounded(value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """`value` in `dtype`; as it is where that is None."""
+    """Value in `dtype`; unchanged if that is None."""
     return value if dtype is None else value.to(dtype)
 
 
 def product(
     values: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None
 ) -> Tensor:
-    """values @ weight^T + bias, computed in `dtype` where that is not None."""
+    """Product values @ weight^T + bias, computed in `dtype` unless that is None."""
     bias = None if bias is None else rounded(bias, dtype)
     return F.linear(rounded(values, dtype), rounded(weight, dtype), bias)
 
@@ -88,10 +88,10 @@ def product(
 def centred_product(
     values: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype | None
 ) -> Tensor:
-    """`product`, with the mean row taken out and put back in full precision.
+    """Product as by `product`, with the mean row subtracted and added back in full precision.
 
-    For what a batch norm follows: it subtracts the mean, so that rounding in proportion to the
-    mean would weigh heavily where rows differ little.
+    For inputs of a batch norm, which subtracts the mean: rounding in proportion to the mean would
+    matter much where rows differ little.
     """
     if dtype is None:
         return F.linear(values, weight, bias)
@@ -100,7 +100,7 @@ def centred_product(
 
 
 def at_least_single(value: Tensor) -> Tensor:
-    """`value`, in float32 if it came in half precision."""
+    """Value, converted to float32 if it is in half precision."""
     return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
 
 
@@ -115,7 +115,7 @@ def segment_sum(values: Tensor, index: Tensor, size: int) -> Tensor:
 
 
 def gather(values: Tensor, index: Tensor) -> Tensor:
-    """Rows of `values` by `index`; unlike `values[index]`, whose backward is slow on a CPU."""
+    """Rows of `values` by `index`; its backward is faster on a CPU than that of `values[index]`."""
     return values.index_select(0, index)
 
 
@@ -127,7 +127,7 @@ def mean_over_structures(values: Tensor, node_graph: Tensor, node_ptr: Tensor) -
 
 
 def pool(values: Tensor, node_graph: Tensor, node_ptr: Tensor, how: str) -> Tensor:
-    """`mean` or `sum` of the atoms' features [N, D] for each structure: [B, D]."""
+    """Mean or sum (`how`) of the atoms' features [N, D] for each structure: [B, D]."""
     if how == "mean":
         return mean_over_structures(values, node_graph, node_ptr)
     with full_precision(values):
@@ -142,7 +142,7 @@ def read_out(
     head: Callable[[Tensor], Tensor],
     given: Tensor | None = None,
 ) -> Tensor:
-    """Predictions [B, outputs] of atoms' features [N, D].
+    """Predictions [B, outputs] from atoms' features [N, D].
 
     `mean`: the head of the mean over atoms. `sum`: the sum over atoms of the head of each, so that a
     structure twice as large has exactly twice the value.
@@ -153,7 +153,7 @@ def read_out(
         node_ptr: [B+1], the first atom of each structure.
         how: `mean` or `sum`.
         head: from [R, D + G] to [R, outputs].
-        given: [B, G], global features, joined to what the head is given.
+        given: [B, G], global features, concatenated to the input of the head.
     """
     if how == "mean":
         pooled = pool(nodes, node_graph, node_ptr, "mean")
@@ -181,11 +181,11 @@ def _second_time() -> Iterator[None]:
 
 
 def recomputed(function: Callable[..., Any], *inputs: Any) -> Any:
-    """function(*inputs), of which only the inputs are kept, and which is computed again on the way
-    back (gradient checkpointing, Chen et al., arXiv:1604.06174).
+    """Call function(*inputs) with gradient checkpointing: only the inputs are kept, and the rest is
+    recomputed in the backward pass (Chen et al., arXiv:1604.06174).
 
-    The numbers are those of the plain call: `WeightedBatchNorm` sees a batch once only, and random
-    numbers are drawn again.
+    The numbers are those of the plain call: `WeightedBatchNorm` tracks a batch only once, and the same
+    random numbers are drawn again.
     """
     return checkpoint(
         function, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _second_time())
@@ -193,18 +193,18 @@ def recomputed(function: Callable[..., Any], *inputs: Any) -> Any:
 
 
 class Recomputing(nn.Module):
-    """A model whose parts can be computed again on the way back."""
+    """Model whose parts can be recomputed in the backward pass."""
 
     gradient_checkpointing = False
-    """Compute what happens over edges again on the way back, instead of keeping it."""
+    """Whether layers over edges are recomputed in the backward pass instead of kept."""
 
     @property
     def recomputes(self) -> bool:
-        """Whether this pass keeps no more than it must."""
+        """Whether this pass uses gradient checkpointing."""
         return self.gradient_checkpointing and self.training and torch.is_grad_enabled()
 
     def over_edges(self, function: Callable[..., Any], *inputs: Any) -> Any:
-        """function(*inputs), a part of the network that holds much more than it is given."""
+        """Call function(*inputs), a part of the network whose intermediates are much larger than its inputs."""
         return recomputed(function, *inputs) if self.recomputes else function(*inputs)
 
 
@@ -223,7 +223,7 @@ class _Normalised(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         mean = (weights @ values) / total
         centred = values - mean
-        # A second pass: squares of what is not centred would cancel where the mean is large.
+        # A second pass: squares of uncentred values would cancel where the mean is large.
         variance = (weights @ centred.square()) / total
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, variance)
@@ -236,7 +236,7 @@ class _Normalised(torch.autograd.Function):
         if grad is None:
             return (None,) * 6
         values, weights, total, scale, variance, centred = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted: of these, too
+        if torch.is_grad_enabled():  # a second derivative is wanted, including these
             mean = (weights @ values) / total
             centred = values - mean
             variance = (weights @ centred.square()) / total
@@ -249,7 +249,7 @@ class _Normalised(torch.autograd.Function):
 
 
 class WeightedBatchNorm(nn.BatchNorm1d):
-    """Batch norm over rows that stand for several equal ones: that of the repeated rows, unrepeated.
+    """Batch norm over weighted rows: that of rows repeated by their weights, without repeating them.
 
     Names of weights and buffers, running statistics (with the unbiased variance by the total count)
     and evaluation are those of nn.BatchNorm1d. Statistics are always taken outside autocast. One row
@@ -267,7 +267,7 @@ class WeightedBatchNorm(nn.BatchNorm1d):
 
         Args:
             values: [R, D], the rows.
-            weights: [R], how often each row counts; once, where not given.
+            weights: [R], multiplicity of each row; 1 by default.
         """
         with full_precision(values):
             values = at_least_single(values)
@@ -294,7 +294,7 @@ class WeightedBatchNorm(nn.BatchNorm1d):
 
     @torch.no_grad()
     def track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """Take the statistics of a batch of `count` values into the running ones."""
+        """Update the running statistics by those of a batch of `count` values."""
         if not torch.compiler.is_compiling() and _recomputing.get():
             return
         seen = (count > 0).to(mean.dtype)
@@ -306,7 +306,7 @@ class WeightedBatchNorm(nn.BatchNorm1d):
 
 
 class GaussianBasis(nn.Module):
-    """exp(-(x - c)^2 / spacing) for equally spaced centres c; [..., centers].
+    """Gaussian basis exp(-(x - c)^2 / spacing) for equally spaced centres c; [..., centers].
 
     The factor is one over the spacing, not over its square: the Gaussians overlap widely.
     """
@@ -322,7 +322,7 @@ class GaussianBasis(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., centers] of `x` [...]."""
+        """[..., centers] values at `x` [...]."""
         return torch.exp((x.unsqueeze(-1) - self.centers).square() * -self.gamma)
 
     @property
@@ -332,23 +332,23 @@ class GaussianBasis(nn.Module):
 
 
 class BasisTable:
-    """A smooth function of one number, tabulated for cubic interpolation.
+    """Table of a smooth function of one number, for cubic interpolation.
 
     A stack of layers on top of a Gaussian basis is a function of one number. Where there are many
-    more edges than a table needs rows, it is cheaper to put the rows through those layers and to
-    interpolate between them; gradients reach the layers through the table. With 32 rows for each
-    standard deviation of the Gaussians cubic interpolation is as exact as float32.
+    more edges than rows in a table, it is cheaper to put the rows through those layers and to
+    interpolate between them; gradients reach the layers through the table. With 32 rows per standard
+    deviation of the Gaussians, cubic interpolation is as exact as float32.
 
     Legend: T rows, D features.
     """
 
     ROWS_PER_WIDTH = 32
     REACH = 6.0
-    """Standard deviations beyond the outermost centres, past which every Gaussian has vanished."""
+    """Standard deviations beyond the outermost centres at which every Gaussian has vanished."""
 
     def __init__(self, basis: GaussianBasis, low: float, high: float) -> None:
         self.step = basis.width / self.ROWS_PER_WIDTH
-        # The grid passes through zero: positions in it are then as exact as x is where x is small.
+        # The grid includes zero: positions in it are then as exact as x where x is small.
         self.first = math.floor(low / self.step)
         self.last = math.ceil(high / self.step) - 1
         # A cubic reaches one point beyond its cell on either side.
@@ -359,14 +359,14 @@ class BasisTable:
         return count > 2 * self.rows
 
     def grid(self, reference: Tensor) -> Tensor:
-        """[T] where to evaluate the function; dtype and device of `reference`."""
+        """[T] points at which to evaluate the function, with dtype and device of `reference`."""
         points = torch.arange(
             self.first - 1, self.last + 3, device=reference.device, dtype=torch.float64
         )
         return (points * self.step).to(reference.dtype)
 
     def interpolate(self, table: Tensor, x: Tensor) -> Tensor:
-        """[R, D] of the tabulated function [T, D] at `x` [R], clamped to the table's range."""
+        """[R, D] values of the tabulated function [T, D] at `x` [R], clamped to the table's range."""
         position = (x / self.step).clamp(float(self.first), float(self.last + 1))
         cell = position.floor().clamp(max=float(self.last))
         t = position - cell
@@ -387,9 +387,9 @@ class BasisTable:
 
 
 def tabulated(function: Callable[[Tensor], Tensor], table: BasisTable | None, x: Tensor) -> Tensor:
-    """`function` [R] -> [R, D] at `x` [R]: interpolated where that is allowed and pays.
+    """Values of `function` [R] -> [R, D] at `x` [R]: interpolated where that is allowed and pays.
 
-    In float64, and where `x` itself must be differentiated, it is evaluated as it stands.
+    In float64, and where `x` itself must be differentiated, it is evaluated directly.
     """
     if not tabulates(table, x):
         return function(x)
@@ -409,15 +409,14 @@ def tabulated_parts(
     widths: Sequence[int],
     keep: bool = True,
 ) -> list[Callable[[], Tensor]]:
-    """`tabulated` in parts of so many columns, each to be called for.
+    """Functions that return parts of `tabulated`, of given numbers of columns.
 
     Args:
         function: [R] -> [R, sum of widths].
         table: see `tabulated`.
         x: [R].
         widths: columns of each part.
-        keep: False: a part that is interpolated is so each time that it is called for, inside what is
-            `recomputed`.
+        keep: False: a part is interpolated at each call, for use inside `recomputed`.
     """
 
     def kept(part: Tensor) -> Callable[[], Tensor]:
@@ -433,11 +432,11 @@ def tabulated_parts(
 
 
 class EdgeBlocks:
-    """Edges gathered by one of their atoms into blocks of fixed length, for batched products.
+    """Edges grouped by one of their atoms into blocks of fixed length, for batched products.
 
     An atom takes as many blocks as its edges need; the last is padded with zeros. The number of
-    blocks is bounded by shapes alone, so that nothing waits for the device; blocks beyond those in
-    use belong to a dummy atom N.
+    blocks is bounded by shapes alone, so that nothing synchronises with the device; unused blocks
+    belong to a dummy atom N.
 
     Legend: K blocks of P edges.
     """
@@ -462,14 +461,14 @@ class EdgeBlocks:
         first = (block_end - needed).index_select(0, owner)
         slot_of_sorted = first * self.LENGTH + rank
         self.slot = torch.empty_like(index).index_copy(0, order, slot_of_sorted)
-        """[E], the place of each edge among the K P."""
+        """[E], position of each edge among the K P."""
         self.owner = torch.searchsorted(
             block_end, torch.arange(self.blocks, device=index.device), right=True
         )
-        """[K], the atom of each block; N for blocks not in use."""
+        """[K], atom of each block; N for unused blocks."""
 
     def pack(self, values: Tensor) -> Tensor:
-        """[K, P, D] from edge values [E, D]."""
+        """Blocks [K, P, D] from edge values [E, D]."""
         packed = values.new_zeros((self.blocks * self.LENGTH, values.shape[1]))
         packed = packed.index_copy(0, self.slot, values)
         return packed.view(self.blocks, self.LENGTH, -1)
@@ -479,7 +478,7 @@ class EdgeBlocks:
         return packed.reshape(self.blocks * self.LENGTH, -1).index_select(0, self.slot)
 
     def spread(self, values: Tensor) -> Tensor:
-        """[K, ...] of each block's atom, from atoms' values [N, ...]."""
+        """[K, ...] values of each block's atom, from atoms' values [N, ...]."""
         return values.index_select(0, self.owner.clamp(max=self.size - 1))
 
     def collect(self, values: Tensor) -> Tensor:

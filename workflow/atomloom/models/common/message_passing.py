@@ -1,9 +1,8 @@
-"""Values carried along edges: sums at their ends, in one interface with two backends.
+"""Message passing: sums over edges at their ends, in one interface with two backends.
 
-`torch` works on every device, under torch.compile and wherever torch does. `dgl` uses the fused
-kernels of DGL (g-SpMM and g-SDDMM), which never write what an edge carries to memory and are faster
-on a CPU; they cannot be traced, so a model that is being compiled gets `torch` whatever was asked
-for. Both agree to rounding, in values and in first and second derivatives. It knows nothing of
+`torch` works on every device and under torch.compile. `dgl` uses the fused kernels of DGL (g-SpMM and
+g-SDDMM), which never write messages to memory and are faster on a CPU; they cannot be traced, so a
+model that is being compiled gets `torch` whatever was requested. Both agree to rounding, in values and in first and second derivatives. It knows nothing of
 particular models.
 
 Legend: N nodes, E edges; features of a node or an edge may have any shape.
@@ -25,7 +24,7 @@ Backend = Literal["auto", "dgl", "torch"]
 
 
 class Messages(Protocol):
-    """The edges of a graph, ready to carry values from their sources to their destinations."""
+    """Edges of a graph, ready to carry values from sources to destinations."""
 
     def sum(self, edges: Tensor) -> Tensor:
         """Sum of edge values [E, ...] at the destinations: [N, ...], in at least float32."""
@@ -34,7 +33,7 @@ class Messages(Protocol):
     def weighted_sum(self, nodes: Tensor, weights: Tensor) -> Tensor:
         """Sum of source values [N, ...] times edge weights [E, ...], at the destinations.
 
-        The shapes behind N and E are broadcast. [N, ...], in at least float32.
+        The shapes after N and E are broadcast. [N, ...], in at least float32.
         """
         ...
 
@@ -51,7 +50,7 @@ def messages(
     dst_ptr: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Messages:
-    """The edges src -> dst by the wanted backend.
+    """Edges src -> dst, by the chosen backend.
 
     Args:
         src: [E] int64.
@@ -61,7 +60,7 @@ def messages(
         backend: `auto` takes `dgl` on a CPU where it can be imported, otherwise `torch`.
 
     Raises:
-        AtomloomError: if `dgl` is asked for and cannot be imported, or has no kernels for the device.
+        AtomloomError: if `dgl` is requested and cannot be imported, or has no kernels for the device.
     """
     if choose_backend(backend, src.device) == "dgl":
         return _DGLMessages(src, dst, nodes, dst_ptr)
@@ -69,7 +68,7 @@ def messages(
 
 
 def choose_backend(wanted: Backend, device: torch.device) -> str:
-    """`dgl` or `torch`; AtomloomError where the wanted one is not there."""
+    """Backend to use, `dgl` or `torch`; AtomloomError where the requested one is missing."""
     if wanted == "torch" or torch.compiler.is_compiling():
         return "torch"
     if wanted == "auto":
@@ -82,7 +81,7 @@ def choose_backend(wanted: Backend, device: torch.device) -> str:
         )
     if device.type != "cpu":
         raise AtomloomError(
-            "the DGL that loads beside this torch has kernels for the CPU alone",
+            "the DGL that loads with this torch has kernels only for the CPU",
             where="backend dgl",
             todo="choose auto or torch",
         )
@@ -92,7 +91,7 @@ def choose_backend(wanted: Backend, device: torch.device) -> str:
 @lru_cache(maxsize=1)
 def dgl_imports() -> bool:
     """Whether DGL is installed and loads."""
-    # Unless it is told, it notes its backend in a file in the home folder, and fails where there is none.
+    # By default it writes its backend to a file in the home folder, and fails without a home folder.
     os.environ.setdefault("DGLBACKEND", "pytorch")
     try:
         import dgl  # noqa: F401
@@ -126,7 +125,7 @@ class _DGLMessages:
         if dst_ptr is None:
             self.graph = dgl.graph((src, dst), num_nodes=nodes)
         else:
-            # Edges are numbered as they stand; without their numbers kernels for float32 refuse.
+            # Edges are numbered in order; without numbers, kernels for float32 refuse.
             ids = torch.arange(len(src))
             self.graph = dgl.graph(("csc", (dst_ptr, src, ids)), num_nodes=nodes)
 

@@ -5,13 +5,12 @@ distance, scalars x and vectors y:
 
     m0_i += W0 x0_j        m_i += W1 x1_j u + W2 y_j
 
-With an arbitrary g for each m, S = sum g m is linear in g, W, x, y and u each. So the sum is dS/dg,
+With an arbitrary g for each m, S = sum g m is linear in each of g, W, x, y and u. So the sum is dS/dg,
 the first derivative (`push_back`) is dS by the others, and the second (`push_back_twice`) sums S with
-one factor after another replaced. An edge and its reverse share distance and filters: they go
-together, as a pair. Nothing of the size [E, D] is made besides the filters and what belongs to them. The update block, from
-v, w and a, b, c of each atom, is elementwise: a pass each for |v| and for a + c (v . w) and b w. Inner
-loops run over features alone, so that compilers turn them into vector instructions. It knows
-nothing of torch.
+one factor after another replaced. An edge and its reverse share distance and filters and are processed
+together, as a pair. Only the filters and their derivatives have size [E, D]. The update block, from
+v, w and a, b, c of each atom, is elementwise: one pass for |v| and one for a + c (v . w) and b w. Inner
+loops run over features only, so that compilers vectorise them. It knows nothing of torch.
 
 Legend: N atoms, E edges, P pairs, D features; F = 3 filters, or 2 where there are no vectors y.
 Arrays of atoms: x [N, 2, D], y [N, 3, D], g and m [N, 4, D].
@@ -25,9 +24,9 @@ from atomloom.compiled import Options, njit
 
 PLAIN: Options = {"nogil": True, "cache": True, "error_model": "numpy"}
 FAST: Options = {**PLAIN, "fastmath": {"reassoc", "nsz", "contract", "arcp"}}
-"""Sums may be reordered; NaN and infinity keep their meaning."""
+"""Fast-math flags: sums may be reordered; NaN and infinity keep their meaning."""
 FLOOR = 1e-8
-"""What SchNetPack adds to the square of a vector's norm, where its derivative would be infinite."""
+"""Term that SchNetPack adds to a vector's squared norm, since the derivative at 0 would be infinite."""
 
 
 @njit(**PLAIN)
@@ -38,10 +37,10 @@ def find_pairs(src, dst, dst_ptr, shift):
         src: [E] int64.
         dst: [E] int64, ascending.
         dst_ptr: [N+1] int64.
-        shift: [E, 3], whole numbers.
+        shift: [E, 3], integers.
 
     Returns:
-        edges [P] int64, ascending, and mutual [P] int64: 1 where the reverse is an edge, too.
+        edges [P] int64, ascending, and mutual [P] int64: 1 where the reverse is an edge too.
     """
     edges = np.empty(len(src), dtype=np.int64)
     mutual = np.empty(len(src), dtype=np.int64)
@@ -119,10 +118,10 @@ def push_back(
     of_scalars,
     of_vectors,
 ):
-    """Derivatives of sum(grad * messages) by all that the messages are made of.
+    """Derivatives of sum(grad * messages) by all arguments of the messages.
 
-    Arguments as of `push`; grad: [N, 4, D]; those by atoms' values are added in place, those by
-    pairs' values written.
+    Arguments are those of `push`; grad: [N, 4, D]; derivatives by atoms' values are added in place,
+    those by pairs' values written.
     """
     features = grad.shape[2]
     with_vectors = len(vectors) > 0
@@ -188,10 +187,10 @@ def push_back_twice(
     of_vectors,
     of_grad,
 ):
-    """Derivatives of sum(by_X * what `push_back` gives for X), over all X, by its arguments.
+    """Derivatives of sum(by_X * result of `push_back` for X), over all X, by its arguments.
 
-    Arguments as of `push_back`; `by_` are shaped as what they weigh; those by atoms' values are
-    added in place, those by pairs' values written.
+    Arguments are those of `push_back`; each `by_` has the shape of what it weights; derivatives by
+    atoms' values are added in place, those by pairs' values written.
     """
     features = grad.shape[2]
     with_vectors = len(vectors) > 0
@@ -249,7 +248,7 @@ def push_back_twice(
 
 @njit(**FAST)
 def norms(mixed, found):
-    """|v| [N, D] of mixed = (v, w) [N, 3, 2, D]; nowhere less than sqrt(FLOOR)."""
+    """|v| [N, D] of mixed = (v, w) [N, 3, 2, D]; at least sqrt(FLOOR)."""
     features, floor = found.shape[1], found.dtype.type(FLOOR)
     for n in range(len(found)):
         for d in range(features):
@@ -271,7 +270,7 @@ def norms_back(mixed, found, grad, of_mixed):
 
 @njit(**FAST)
 def norms_back_twice(mixed, found, grad, by_mixed, of_mixed, of_grad):
-    """Derivatives of sum(by_mixed * what `norms_back` gives) by `mixed` and `grad`."""
+    """Derivatives of sum(by_mixed * result of `norms_back`) by `mixed` and `grad`."""
     features, one = found.shape[1], found.dtype.type(1)
     for n in range(len(found)):
         for d in range(features):
@@ -292,7 +291,7 @@ def norms_back_twice(mixed, found, grad, by_mixed, of_mixed, of_grad):
 
 @njit(**FAST)
 def update(context, mixed, changes):
-    """What the update block adds: a + c (v . w) and b w, [N, 4, D].
+    """Changes by the update block: a + c (v . w) and b w, [N, 4, D].
 
     Args:
         context: a, b, c, [N, 3, D].
@@ -332,7 +331,7 @@ def update_back(context, mixed, grad, of_context, of_mixed):
 
 @njit(**FAST)
 def update_back_twice(context, mixed, grad, by_context, by_mixed, of_context, of_mixed, of_grad):
-    """Derivatives of sum(by_X * what `update_back` gives for X) by `context`, `mixed`, `grad`."""
+    """Derivatives of sum(by_X * result of `update_back` for X) by `context`, `mixed`, `grad`."""
     features = grad.shape[2]
     for n in range(len(grad)):
         for d in range(features):

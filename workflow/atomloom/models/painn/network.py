@@ -3,7 +3,7 @@ arXiv:2102.03150), under the weight names of SchNetPack.
 
 Rotating a structure rotates the vectors and leaves scalars, and so energies, as they are. Everything
 can be differentiated twice, as training on forces does. On a CPU messages and updates are compiled
-passes (`painn_kernels`) with derivatives written by hand, messages over pairs of edges; elsewhere, and
+passes (`painn.kernels`) with derivatives written by hand, messages over pairs of edges; elsewhere, and
 under torch.compile, they are plain operations. It knows nothing of training.
 
 Legend: N atoms, E edges, P pairs (edges without reverses), D features; F = 3 filters of an edge, for
@@ -43,21 +43,21 @@ from atomloom.models.painn import kernels
 
 ELEMENTS = 118
 SHORTEST = 1e-6
-"""A; shorter edges, between atoms in one place, count as so long: their gradients are never NaN."""
+"""Min length in A; shorter edges, of coinciding atoms, count as this long: gradients are never NaN."""
 WORTH_A_THREAD = 1 << 17
-"""Numbers in a filter from which a thread of its own pays for them."""
+"""Min numbers of a filter per thread for which another thread pays."""
 
 
 @dataclass(frozen=True, eq=False)
 class Edges:
-    """The edges that messages go along: on a CPU pairs, elsewhere all of them, one by one."""
+    """Edges along which messages are sent: pairs on a CPU, all single edges elsewhere."""
 
     src: Tensor
     """[P] int64, neighbour."""
     dst: Tensor
     """[P] int64, central atom, ascending."""
     mutual: Tensor | None
-    """[P] int64, 1 where the edge stands for its reverse, too; None for plain operations."""
+    """[P] int64, 1 where the edge stands for its reverse too; None for plain operations."""
     directions: Tensor
     """[P, 3], unit vectors from dst to src's image."""
     lengths: Tensor
@@ -65,7 +65,7 @@ class Edges:
 
     @classmethod
     def of(cls, batch: GraphBatch) -> Edges:
-        """Those of a batch, differentiable in its vectors."""
+        """Edges of a batch, differentiable in its vectors."""
         vectors = batch.edge_vectors()
         if not by_passes(vectors):
             src, dst, mutual = batch.src, batch.dst, None
@@ -79,12 +79,12 @@ class Edges:
 
 
 def by_passes(values: Tensor) -> bool:
-    """Whether to use compiled passes, rather than plain operations, for numbers like these."""
+    """Whether to use compiled passes, rather than plain operations, for tensors like this."""
     return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def messages(filters: Tensor, scalars: Tensor, vectors: Tensor | None, edges: Edges) -> Tensor:
-    """What atoms receive, summed over their neighbours: scalars and vectors, [N, 4, D].
+    """Messages summed over the neighbours of each atom: scalars and vectors, [N, 4, D].
 
     Equations 7 and 8 of the paper: m0_i = sum W0 x0_j and m_i = sum (W1 x1_j u + W2 y_j).
 
@@ -131,7 +131,7 @@ class _Messages(torch.autograd.Function):
 
 
 class _MessagesBack(torch.autograd.Function):
-    """The first derivative of `_Messages`, which can be differentiated once more."""
+    """First derivative of `_Messages`, which can be differentiated once more."""
 
     @staticmethod
     def forward(
@@ -167,10 +167,10 @@ def _run(
     of_pairs: tuple[Tensor, ...],
     of_atoms: tuple[Tensor, ...],
 ) -> None:
-    """One compiled pass, in as many threads as it is worth; writes `of_pairs` and `of_atoms`.
+    """Run one compiled pass, in as many threads as pay; writes `of_pairs` and `of_atoms`.
 
-    Threads share the pairs. Each has sums over atoms of its own, which are added in order: results
-    depend on their number in rounding alone.
+    Threads share the pairs. Each has its own sums over atoms, which are added in order: results
+    depend on the number of threads only by rounding.
     """
     assert edges.mutual is not None  # passes go over pairs
     fixed = [array.detach().contiguous().numpy() for array in (edges.src, edges.dst, edges.mutual)]
@@ -196,14 +196,14 @@ def _run(
 
 
 def norms(mixed: Tensor) -> Tensor:
-    """|v| [N, D] of mixed = (v, w) [N, 3, 2, D], a little more than zero where v is zero."""
+    """|v| [N, D] of mixed = (v, w) [N, 3, 2, D], slightly more than zero where v is zero."""
     if by_passes(mixed):
         return _Norms.apply(mixed)
     return torch.sqrt(mixed[:, :, 0].square().sum(dim=1) + kernels.FLOOR)
 
 
 def updates(context: Tensor, mixed: Tensor) -> Tensor:
-    """What an update adds to scalars and vectors, a + c (v . w) and b w: [N, 4, D].
+    """Changes of scalars and vectors by an update, a + c (v . w) and b w: [N, 4, D].
 
     Equations 9 and 10 of the paper.
 
@@ -225,7 +225,7 @@ def silu(values: Tensor) -> Tensor:
 
 
 class _SiLU(torch.autograd.Function):
-    """`silu`; torch takes its derivative apart where that is to be differentiated again."""
+    """`silu` with its own derivative; torch decomposes the derivative if that is differentiated again."""
 
     @staticmethod
     def forward(ctx: FunctionContext, values: Tensor) -> Tensor:
@@ -238,7 +238,7 @@ class _SiLU(torch.autograd.Function):
 
 
 class _SiLUBack(torch.autograd.Function):
-    """The first derivative of `_SiLU`, which can be differentiated once more."""
+    """First derivative of `_SiLU`, which can be differentiated once more."""
 
     @staticmethod
     def forward(ctx: FunctionContext, grad: Tensor, values: Tensor) -> Tensor:
@@ -272,7 +272,7 @@ class _Norms(torch.autograd.Function):
 
 
 class _NormsBack(torch.autograd.Function):
-    """The first derivative of `_Norms`, which can be differentiated once more."""
+    """First derivative of `_Norms`, which can be differentiated once more."""
 
     @staticmethod
     def forward(ctx: FunctionContext, grad: Tensor, mixed: Tensor, found: Tensor) -> Tensor:
@@ -308,7 +308,7 @@ class _Updates(torch.autograd.Function):
 
 
 class _UpdatesBack(torch.autograd.Function):
-    """The first derivative of `_Updates`, which can be differentiated once more."""
+    """First derivative of `_Updates`, which can be differentiated once more."""
 
     @staticmethod
     def forward(
@@ -329,7 +329,7 @@ class _UpdatesBack(torch.autograd.Function):
 
 
 def _pass(kernel: Callable[..., None], *arrays: Tensor) -> None:
-    """One compiled pass over atoms; what it writes is contiguous."""
+    """Run one compiled pass over atoms; it writes contiguous arrays."""
     kernel(*(array.detach().contiguous().numpy() for array in arrays))
 
 
@@ -343,7 +343,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 class _Cutoff(nn.Module):
-    """(cos(pi d / cutoff) + 1) / 2 up to the cutoff, 0 beyond."""
+    """Cutoff function (cos(pi d / cutoff) + 1) / 2 up to the cutoff, 0 beyond."""
 
     cutoff: Tensor
 
@@ -352,7 +352,7 @@ class _Cutoff(nn.Module):
         self.register_buffer("cutoff", torch.tensor([cutoff]))
 
     def forward(self, lengths: Tensor) -> Tensor:
-        """[P, 1] of lengths [P, 1]."""
+        """[P, 1] values at lengths [P, 1]."""
         inside = lengths.minimum(self.cutoff)
         return 0.5 * (torch.cos(inside * (math.pi / self.cutoff)) + 1.0)
 
@@ -370,7 +370,7 @@ class _RadialBasis(nn.Module):
         self.register_buffer("offsets", centres.float())
 
     def forward(self, lengths: Tensor) -> Tensor:
-        """[P, R] of lengths [P, 1]."""
+        """[P, R] values at lengths [P, 1]."""
         return torch.exp((lengths - self.offsets).square() * (-0.5 / self.widths.square()))
 
 
@@ -383,7 +383,7 @@ def _two_layers(inputs: int, hidden: int, outputs: int) -> Layers[nn.Linear]:
 
 
 def _apply(layers: Layers[nn.Linear], values: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Linear, SiLU, Linear; products in `dtype`, see `product_dtype`."""
+    """Apply Linear, SiLU, Linear; products in `dtype`, see `product_dtype`."""
     first, second = layers
     hidden = silu(at_least_single(product(values, first.weight, first.bias, dtype)))
     return at_least_single(product(hidden, second.weight, second.bias, dtype))
@@ -408,7 +408,7 @@ class _Mixing(nn.Module):
 
 
 class _Embedding(nn.Embedding):
-    """A row an atomic number; takes tables that end with an earlier element."""
+    """Embedding with one row per atomic number; loads tables that end with an earlier element."""
 
     def _load_from_state_dict(
         self, state_dict: MutableMapping[str, Tensor], prefix: str, *rest: Any
@@ -439,7 +439,7 @@ class _Representation(nn.Module):
         self.mixing = Layers(_Mixing(width) for _ in range(layers))
 
     def forward(self, batch: GraphBatch, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
-        """[N, D] and [N, 3, D]; products of atoms' features in `dtype`."""
+        """Scalars [N, D] and vectors [N, 3, D]; products of atoms' features in `dtype`."""
         edges = Edges.of(batch)
         lengths = edges.lengths.unsqueeze(1)
         cutoff = self.cutoff_fn(lengths)
@@ -471,7 +471,7 @@ class _Representation(nn.Module):
         edges: Edges,
         dtype: torch.dtype | None,
     ) -> tuple[Tensor, Tensor]:
-        """The message block. Before the first there are no vectors, and no filters for them."""
+        """Apply the message block. Before the first there are no vectors, and no filters for them."""
         sent = _apply(interaction.interatomic_context_net, scalars, dtype)
         sent, factors = sent.view(-1, 3, self.width).split((2, 1), dim=1)
         moved = None if vectors is None else factors * vectors
@@ -484,7 +484,7 @@ class _Representation(nn.Module):
     def _mix(
         self, mixing: _Mixing, scalars: Tensor, vectors: Tensor, dtype: torch.dtype | None
     ) -> tuple[Tensor, Tensor]:
-        """The update block."""
+        """Apply the update block."""
         mixed = at_least_single(product(vectors, mixing.mu_channel_mix.weight, None, dtype))
         mixed = mixed.unflatten(2, (2, self.width))
         context = torch.cat((scalars, norms(mixed)), dim=1)
@@ -501,9 +501,9 @@ class _Output(nn.Module):
 
 
 class PaiNN(nn.Module):
-    """Energies of atoms; forces and stress by `evaluate_potential`. Heads for scalars and vectors of atoms.
+    """PaiNN potential: atomic energies; forces and stress by `evaluate_potential`. Heads for scalars and vectors of atoms.
 
-    Under autocast, products of atoms' features run in the lower precision and nothing else does.
+    Under autocast, only products of atoms' features run in the lower precision.
 
     Args:
         config: hyper-parameters.
@@ -514,7 +514,7 @@ class PaiNN(nn.Module):
     def __init__(self, config: PaiNNConfig, outputs: int = 1, heads: Sequence[Head] = ()) -> None:
         super().__init__()
         if outputs not in (0, 1):
-            raise AtomloomError(f"a potential predicts one number an atom, not {outputs}")
+            raise AtomloomError(f"a potential predicts one number per atom, not {outputs}")
         self.representation = _Representation(config)
         self.output = _Output(config.width) if outputs else None
         self.heads = Heads(heads, config.width, config.width)
@@ -526,7 +526,7 @@ class PaiNN(nn.Module):
             return self.representation(batch, dtype)
 
     def forward(self, batch: GraphBatch) -> Tensor | Outputs:
-        """Energies of atoms [N], in the network's unit; with heads these and what they give."""
+        """Atomic energies [N], in the network's unit; with heads these and what they give."""
         dtype = product_dtype(batch.positions)
         with full_precision(batch.positions):
             scalars, vectors = self.representation(batch, dtype)

@@ -1,7 +1,7 @@
 """FHI-aims' geometry.in: lattice vectors and atoms, in A or in fractions of the cell.
 
-Without lattice vectors it is a molecule. What the calculation does with the atoms (constraints, moments,
-velocities) is left behind, and so are sites of basis functions without a nucleus (`empty`).
+Without lattice vectors it is a molecule. Settings for the calculation (constraints, moments, velocities)
+are skipped, and so are sites of basis functions without a nucleus (`empty`).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _OTHERS = (
     "hessian_", "homogeneous_field", "initial_", "isotope", "magnetic_", "nuclear_", "rrs_pbc_",
     "rt_tddft_", "set_vacuum_level", "symmetry_", "trust_radius", "velocity", "verbatim_writeout",
 )  # fmt: skip
-"""How keywords begin that change neither which atoms there are nor where."""
+"""Beginnings of keywords that change neither the atoms nor their positions."""
 
 _GIVEN = ("lattice_vector", "atom", "atom_frac")
 
 
 def sniff(head: bytes) -> bool:
-    """A lattice vector or an atom, behind nothing but comments and keywords of the same file."""
+    """Whether a lattice vector or an atom comes first, apart from comments and keywords of the format."""
     for line in decode(head).splitlines():
         words = line.partition("#")[0].split()
         if not words or words[0].lower().startswith(_OTHERS):
@@ -46,7 +46,7 @@ def sniff(head: bytes) -> bool:
 
 
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
-    """A crystal, or a molecule where there are no lattice vectors."""
+    """Crystal of one record, or a molecule where there are no lattice vectors."""
     vectors: list[list[str]] = []
     atoms: list[list[str]] = []
     fractional: list[bool] = []
@@ -58,7 +58,7 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
         where = f"line {number}: "
         keyword = words[0].lower()
         if keyword not in _GIVEN:
-            raise AtomloomError(f"{where}`{words[0][:20]}` is no keyword that is read")
+            raise AtomloomError(f"{where}`{words[0][:20]}` is not a known keyword")
         is_vector = keyword == "lattice_vector"
         if len(words) < (4 if is_vector else 5):
             wanted = "three numbers" if is_vector else "three numbers and a species"

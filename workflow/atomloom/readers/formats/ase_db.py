@@ -1,8 +1,8 @@
-"""ASE databases (SQLite, or LMDB with the package ase-db-backends): one record a row.
+"""ASE databases (SQLite, or LMDB with the package ase-db-backends): one record per row.
 
 The structure with energy, forces and stress is rewritten as atomloom's plain JSON; the key-value
-pairs of the row are its labels. ASE itself opens a database to write: it would put its tables into any
-SQLite file. So SQLite is read here, from a file that is opened as one that nobody may change.
+pairs of the row are its labels. ASE itself opens a database for writing: it would create its tables in any
+SQLite file. So SQLite is read here, from a file opened as immutable.
 """
 
 from __future__ import annotations
@@ -34,38 +34,38 @@ HINTS: tuple[str, ...] = ()
 OPTIONS: dict[str, str] = {}
 
 VERSIONS = range(5, 10)
-"""Versions of ASE's tables that are read; arrays stand in them as bytes of one layout."""
+"""Versions of ASE's tables that are read; they store arrays as bytes of one layout."""
 
 _NEEDED = ("id", "numbers", "positions", "cell", "pbc", "key_value_pairs")
 _WANTED = (*_NEEDED, *CALCULATED, "stress")
 _SCALARS = ("energy", "free_energy", "magmom")
 _UNSAVED = ("-wal", "-journal")
-"""Files that SQLite puts beside a database while it is written, and leaves there when it is killed."""
+"""Endings of files that SQLite creates next to a database while writing, and leaves when it is killed."""
 _BESIDE = (*_UNSAVED, "-shm")
 
 
 def sniff(head: bytes) -> bool:
-    """SQLite's magic bytes."""
+    """Whether SQLite's magic bytes come first."""
     return head.startswith(b"SQLite format 3\0")
 
 
 def companions(path: Path) -> list[Path]:
-    """Files beside a database that hold changes which are not in it yet."""
+    """Files next to a database with changes that are not in it yet."""
     beside = [path.with_name(path.name + ending) for ending in _UNSAVED]
     return [file for file in beside if file.is_file() and file.stat().st_size]
 
 
 def is_companion(path: Path) -> bool:
-    """Whether a file belongs to a database beside it."""
+    """Whether a file belongs to a database next to it."""
     ending = next((ending for ending in _BESIDE if path.name.endswith(ending)), None)
     return ending is not None and path.with_name(path.name.removesuffix(ending)).is_file()
 
 
 def split_path(path: Path, options: Mapping[str, Any]) -> Iterator[Piece]:
-    """One record a row, in order of their ids.
+    """One record per row, in order of the ids.
 
     Raises:
-        AtomloomError: when the file is no database of ASE, or is damaged.
+        AtomloomError: when the file is not an ASE database, or is damaged.
     """
     with open(path, "rb") as file:
         is_sqlite = sniff(file.read(16))
@@ -73,7 +73,7 @@ def split_path(path: Path, options: Mapping[str, Any]) -> Iterator[Piece]:
         yield from _lmdb(path)
         return
     if not is_sqlite:
-        raise AtomloomError("is no SQLite file, and so no ASE database")
+        raise AtomloomError("is not an SQLite file, and so not an ASE database")
     try:
         with _undisturbed(path) as address, closing(sqlite3.connect(address, uri=True)) as database:
             yield from _sqlite(database)
@@ -83,10 +83,10 @@ def split_path(path: Path, options: Mapping[str, Any]) -> Iterator[Piece]:
 
 @contextmanager
 def _undisturbed(path: Path) -> Iterator[str]:
-    """The address under which SQLite opens a database without leaving a trace beside it.
+    """Address under which SQLite opens a database without creating files next to it.
 
-    An `immutable` file is neither locked nor recovered. Where a writer has left changes beside it, the
-    database is read from a copy, in which SQLite may put them in place.
+    An `immutable` file is neither locked nor recovered. Where a writer has left changes next to it, the
+    database is read from a copy, in which SQLite may apply them.
 
     Raises:
         AtomloomError: when it changes meanwhile.
@@ -116,21 +116,21 @@ def _sqlite(database: sqlite3.Connection) -> Iterator[Piece]:
     database.execute("PRAGMA trusted_schema = OFF")
     kinds = "SELECT name, type, sql FROM sqlite_master WHERE name IN ('systems', 'information')"
     made = {name: (kind, str(sql)) for name, kind, sql in database.execute(kinds)}
-    # A view, or a table that a program makes up, may have rows without end.
+    # A view or a virtual table may have endless rows.
     if any(
         kind != "table" or not re.match(r"\s*CREATE\s+TABLE\b", sql, re.IGNORECASE)
         for kind, sql in made.values()
     ):
-        raise AtomloomError("is an SQLite file whose tables are views: no ASE database")
+        raise AtomloomError("is an SQLite file whose tables are views: not an ASE database")
     columns = {row[1] for row in database.execute("PRAGMA table_info(systems)")}
     if not columns.issuperset(_NEEDED):
-        raise AtomloomError("is an SQLite file, but no ASE database")
+        raise AtomloomError("is an SQLite file, but not an ASE database")
     _check_version(database, "information" in made)
     wanted = [name for name in _WANTED if name in columns]
     last = None
     for values in database.execute(f"SELECT {', '.join(wanted)} FROM systems"):
         row = dict(zip(wanted, values, strict=True))
-        # Pages that point to each other would give the same rows again and again.
+        # Pages that point to each other would give the same rows endlessly.
         if not isinstance(row["id"], int) or (last is not None and row["id"] <= last):
             raise AtomloomError(f"damaged: row {row['id']} comes after row {last}")
         last = row["id"]
@@ -188,13 +188,13 @@ def _floats(value: Any) -> np.ndarray:
 
 
 def _pairs(text: Any) -> dict[str, Any]:
-    """Key-value pairs, as JSON has them: no object of ASE is made of what a file says."""
+    """Key-value pairs as plain JSON values: no ASE object is created from the content of a file."""
     try:
         pairs = json.loads(text or "{}")
     except RecursionError:
         raise AtomloomError("key-value pairs nested too deeply") from None
     if not isinstance(pairs, dict):
-        raise AtomloomError("key-value pairs that are no JSON object")
+        raise AtomloomError("key-value pairs that are not a JSON object")
     return pairs
 
 
@@ -229,10 +229,10 @@ def _lmdb_piece(row: Any) -> Piece:
 
 
 def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
-    """A database can only be opened by its path."""
+    """Refuse: a database can only be opened by its path."""
     raise AtomloomError("a database must be opened by its path")
 
 
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
-    """A database is no single record."""
-    raise AtomloomError("a database is no structure: its rows are")
+    """Refuse: a database is not a single record."""
+    raise AtomloomError("a database is not a structure: its rows are")

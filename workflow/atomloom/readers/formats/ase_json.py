@@ -1,6 +1,6 @@
-"""Rows of an ASE database that is a JSON file, whose arrays are written as `__ndarray__`.
+"""Rows of an ASE database in a JSON file, with arrays written as `__ndarray__`.
 
-`ase_db` reads SQLite and LMDB through ASE; a JSON is streamed like any other, and its rows come here.
+`ase_db` reads SQLite and LMDB through ASE; a JSON file is streamed like any other, and its rows come here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CALCULATED = ("energy", "free_energy", "forces", "charges", "magmoms", "magmom",
 """Results of a row that become properties of the structure."""
 
 METADATA = "metadata"
-"""Key, behind the rows, of what is said of the database as a whole."""
+"""Keys, after the rows, of data on the database as a whole."""
 
 
 def is_row(value: Mapping[str, Any]) -> bool:
@@ -28,12 +28,12 @@ def is_row(value: Mapping[str, Any]) -> bool:
 
 
 def require_all(rows: Sequence[str], others: Iterable[str], listed: Any) -> None:
-    """Raise AtomloomError where the rows of a database are not those that its key `ids` lists.
+    """Raise AtomloomError where the rows of a database are not those listed under its key `ids`.
 
     Args:
         rows: keys of its rows.
-        others: keys of what should be rows, but cannot be read.
-        listed: what stands under `ids`; what is no list says nothing.
+        others: keys of rows that cannot be read.
+        listed: the value of `ids`; ignored if it is not a list.
     """
     if not isinstance(listed, list):
         return
@@ -45,7 +45,7 @@ def require_all(rows: Sequence[str], others: Iterable[str], listed: Any) -> None
 
 
 def row(value: Mapping[str, Any], id: str) -> Piece:
-    """The record of a row: the structure as atomloom's plain JSON, the key-value pairs as labels."""
+    """Record of a row: the structure as atomloom's plain JSON, the key-value pairs as labels."""
     name = f"-{int(id):06d}" if id.isdecimal() else id
     try:
         properties = {key: _array(value[key]) for key in CALCULATED if value.get(key) is not None}
@@ -66,7 +66,7 @@ def row(value: Mapping[str, Any], id: str) -> Piece:
 
 
 def _array(value: Any) -> np.ndarray:
-    """A number, a list, `{"__ndarray__": [shape, type, values]}`, or a cell, which wraps one."""
+    """Array from a number, a list, `{"__ndarray__": [shape, type, values]}`, or a cell that wraps one."""
     if isinstance(value, dict) and "array" in value:
         value = value["array"]
     if isinstance(value, dict):

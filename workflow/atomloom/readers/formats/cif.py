@@ -1,10 +1,10 @@
-"""CIF: cell, sites and symmetry, read by gemmi and expanded here; pymatgen where gemmi gives up.
+"""CIF: cell, sites and symmetry, read by gemmi and expanded here; read by pymatgen where gemmi fails.
 
 Files in P1 take a short path. Otherwise each site is moved onto its special position (the mean of
 the images that its stabiliser maps onto it) and every image is kept once, so that coordinates
-rounded to a few decimals never double an atom. Coordinates keep all the digits of the file. What
-was read is held against the file's formula, Z and multiplicities (`cif_content`), which also choose
-where the symmetry (`cif_symmetry`) is named in a way that leaves a choice.
+rounded to a few decimals never double an atom. Coordinates keep all the digits of the file. The
+result is compared with the file's formula, Z and multiplicities (`cif_content`), which also decide
+where the name of the symmetry (`cif_symmetry`) leaves a choice.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PATTERNS = ("*.cif",)
 HINTS = ("*.mcif",)
 OPTIONS = {
     **ORDERING,
-    "site_tolerance": "images of a site closer than this (A) are one atom, 0.05 unless given",
+    "site_tolerance": "images of a site closer than this (A) are one atom; default 0.05",
 }
 
 SITE_TOLERANCE = 0.05  # A; far above the rounding of three decimals, far below any bond
@@ -63,8 +63,8 @@ _PERIODIC = np.ones(3, dtype=bool)
 _FRACT = tuple(f"_atom_site_fract_{axis}" for axis in "xyz")
 _HEAD = re.compile(rb"\A(?:\xef\xbb\xbf)?(?:\s*#[^\n]*\n)*\s*data_", re.IGNORECASE)
 _EVALUATED = re.compile(rb"transform_\w*_pp", re.IGNORECASE)
-"""A tag whose value pymatgen evaluates as a formula, however long that takes."""
-# what may hold `data_` without beginning a block, and the beginning of a block
+"""Tag whose value pymatgen evaluates as a formula, however long that takes."""
+# what may contain `data_` without starting a block, and the start of a block
 _TOKEN = re.compile(
     rb"""^;.*?(?:^;|\Z) | (?<!\S)(?: \#[^\n]* | '[^\n]*?'(?!\S) | "[^\n]*?"(?!\S) | (data_\S+) )""",
     re.MULTILINE | re.DOTALL | re.IGNORECASE | re.VERBOSE,
@@ -73,12 +73,12 @@ _SITES = re.compile(rb"^\s*(?:loop_\s+)?_atom_site[_.](?!aniso|type)", re.MULTIL
 
 
 def sniff(head: bytes) -> bool:
-    """A `data_` block first, but for comments."""
+    """Whether a `data_` block comes first, apart from comments."""
     return _HEAD.match(head) is not None
 
 
 def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
-    """One record a data block with atom sites; the whole file where there is one block or none."""
+    """One record per data block with atom sites; the whole file where there is one block or none."""
     payload = read_limited(stream)
     if payload.count(b"data_") < 2 and b"DATA_" not in payload and b"Data_" not in payload:
         yield Piece(payload, 0)
@@ -98,7 +98,7 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
 
 
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
-    """The crystal of the first data block that has atom sites."""
+    """Crystal of the first data block that has atom sites."""
     payload = _plain(payload)
     try:
         return _read(payload, options)
@@ -132,27 +132,27 @@ def _has_sites(blocks: list[Any]) -> bool:
 
 
 def _plain(payload: bytes) -> bytes:
-    """The text in ASCII, which is all that CIF knows; names and dashes of authors become `?`."""
+    """Text in ASCII, the only encoding of CIF; other characters (names, dashes) become `?`."""
     if payload.isascii():
         return payload
     return decode(payload.removeprefix(BYTE_ORDER_MARK)).encode("ascii", "replace")
 
 
 class _Sites(NamedTuple):
-    """N sites as a file lists them, and what it says of all of them."""
+    """N sites as listed in a file, and data common to all of them."""
 
     numbers: np.ndarray
     """[N] atomic numbers."""
     fractional: np.ndarray
-    """[N, 3]"""
+    """[N, 3] fractional coordinates."""
     names: list[str]
     """Labels, or numbers where there are none."""
     multiplicities: list[int] | None
-    """Where the file gives them."""
+    """Multiplicities, where the file gives them."""
     formula: Formula | None
-    """Of the file."""
+    """Formula of the file."""
     doubt: str
-    """What makes them incomplete, unless the formula says otherwise."""
+    """Reason to consider the sites incomplete, unless the formula says otherwise."""
 
 
 class _Atoms(NamedTuple):
@@ -182,7 +182,7 @@ def _of_block(tags: Tags, columns: Mapping[str, list[str]], tolerance: float) ->
 
 
 def _fitting(sites: _Sites, cell: np.ndarray, ranks: Ranks, tolerance: float) -> _Atoms:
-    """The atoms by the one setting that the cell and the counts of the file allow.
+    """Atoms by the one setting that the cell and the counts of the file allow.
 
     Raises:
         AtomloomError: when they allow none, or several that give other crystals.
@@ -220,7 +220,7 @@ def _overlap(atoms: _Atoms, cell: np.ndarray) -> bool:
 
 
 def _same(one: _Atoms, other: _Atoms, cell: np.ndarray, tolerance: float) -> bool:
-    """Whether both are the same atoms at the same places, in any order."""
+    """Whether both are the same atoms at the same positions, in any order."""
     if len(one.numbers) != len(other.numbers):
         return False
     for number, site in zip(one.numbers, one.fractional, strict=True):
@@ -232,7 +232,7 @@ def _same(one: _Atoms, other: _Atoms, cell: np.ndarray, tolerance: float) -> boo
 
 
 def _atoms(sites: _Sites, cell: np.ndarray, setting: Setting, tolerance: float) -> _Atoms:
-    """All atoms by one setting.
+    """Atoms of the cell by one setting.
 
     Raises:
         AtomloomError: when the cell, or what the file says of its content, contradicts it.
@@ -261,7 +261,7 @@ def _atoms(sites: _Sites, cell: np.ndarray, setting: Setting, tolerance: float) 
 def _expand(
     fractional: np.ndarray, cell: np.ndarray, setting: Setting, tolerance: float
 ) -> tuple[np.ndarray, list[int]]:
-    """([K, 3] images of all sites, each once and on its special position; how many of each site)."""
+    """[K, 3] images of all sites, each once and on its special position, and their number per site."""
     found = []
     for site in fractional:
         moved = setting.rotations @ site + setting.translations - site
@@ -275,12 +275,12 @@ def _expand(
 
 
 def _distinct(images: np.ndarray, cell: np.ndarray, tolerance: float) -> np.ndarray:
-    """The images that are apart from every one before them."""
+    """Images that do not coincide with an earlier one."""
     apart = images[:, None] - images[None]
     apart -= np.rint(apart)
     same = np.einsum("ijk,kl->ijl", apart, cell, optimize=True)
     close = np.einsum("ijk,ijk->ij", same, same) < tolerance * tolerance
-    first = np.argmax(close, axis=1)  # of each image, the earliest one in the same place
+    first = np.argmax(close, axis=1)  # for each image, the earliest one at the same position
     return images[first == np.arange(len(images))]
 
 
@@ -292,7 +292,7 @@ def _first_of_repeated(
     cell: np.ndarray,
     tolerance: float,
 ) -> np.ndarray:
-    """[K] bool: the images of the sites that are not images of a site before them.
+    """[K] bool, whether an image belongs to a site that is not an image of an earlier site.
 
     Raises:
         AtomloomError: when such a site is of another element.
@@ -310,7 +310,7 @@ def _first_of_repeated(
         if numbers[place] != numbers[start]:
             before = int(np.searchsorted(ends, place, side="right"))
             raise AtomloomError(
-                f"sites {sites.names[before]} and {sites.names[site]} are at one place"
+                f"sites {sites.names[before]} and {sites.names[site]} are at the same position"
             )
         kept[start:end] = False
     return kept
@@ -325,7 +325,7 @@ def _sites(columns: Mapping[str, list[str]], formula: Formula | None) -> _Sites:
             for tag, values in columns.items()
             if len(values) == len(dummies)
         }
-        doubt = "a dummy site (_atom_site_calc_flag dum), whose atom has no place"
+        doubt = "a dummy site (_atom_site_calc_flag dum), whose atom has no position"
     fractional = _fractional(columns)
     count = len(fractional)
     if not count:
@@ -354,7 +354,7 @@ def _refuse_partial(columns: Mapping[str, list[str]], names: list[str]) -> None:
 def _attached_hydrogens(columns: Mapping[str, list[str]], names: list[str]) -> str:
     for site, text in enumerate(columns.get("_atom_site_attached_hydrogens", [])):
         if text not in UNKNOWN and _number(text, f"attached hydrogens of site {site}") > 0:
-            return f"hydrogens attached to site {names[site]} have no places of their own"
+            return f"hydrogens attached to site {names[site]} have no coordinates"
     return ""
 
 
@@ -436,7 +436,7 @@ def _fractional(columns: Mapping[str, list[str]]) -> np.ndarray:
 
 
 def _where_gemmi_gives_up(payload: bytes, error: Exception) -> Structure:
-    """pymatgen's more lenient reading, taken only where the formula in the file confirms it."""
+    """Structure by pymatgen's more lenient reading, used only where the formula in the file confirms it."""
     message = str(error).replace("data:", "line ", 1)
     lenient = None
     if len(payload) <= MAX_PYMATGEN_BYTES and b"_atom_site_fract_x" in payload:
@@ -461,7 +461,7 @@ def _confirms(payload: bytes, numbers: np.ndarray) -> bool:
 
 
 def _formula_by_tags(payload: bytes) -> Formula | None:
-    """Formula and Z, found by their tags alone, in a file that need not be a CIF otherwise."""
+    """Formula and Z, found by their tags alone, in a file that need not be valid CIF."""
     text, units = (
         re.search(rf"^\s*{tag}\s+(?:'([^'\n]*)'|\"([^\"\n]*)\"|(\S+))", decode(payload), re.M)
         for tag in ("_chemical_formula_sum", "_cell_formula_units_Z")
@@ -483,7 +483,9 @@ def _by_pymatgen(payload: bytes, options: Mapping[str, Any]) -> Structure:
             warnings.simplefilter("ignore")
             parser = CifParser.from_str(decode(payload), frac_tolerance=0)
             (structure, *_) = parser.parse_structures(primitive=False)
-    except Exception as error:  # pymatgen raises a dozen kinds for files it cannot make sense of
+    except (
+        Exception
+    ) as error:  # pymatgen raises a dozen kinds of exceptions for files it cannot read
         raise AtomloomError(f"pymatgen cannot read it: {error or type(error).__name__}") from None
     if not options.get("order"):
         return to_structure(structure)

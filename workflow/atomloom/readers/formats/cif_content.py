@@ -1,7 +1,7 @@
-"""The elements of a CIF's sites, and its own word on what the cell holds: formula, Z, multiplicities.
+"""Elements of a CIF's sites, and the stated content of its cell: formula, Z, multiplicities.
 
-The formula is what tells a misread file: hydrogens without coordinates, symmetry not applied, a
-label taken for another element. It knows nothing of operations and coordinates.
+The formula reveals a misread file: hydrogens without coordinates, symmetry not applied, a label
+taken for another element. It knows nothing of operations or coordinates.
 """
 
 from __future__ import annotations
@@ -46,40 +46,38 @@ _SITE_OF_TWO = re.compile(r"([A-GI-Z][a-z]?)[0-9]+([A-Z][a-z])[0-9]")
 _SHARE = re.compile(r"[A-Z][a-z]?0?\.[0-9]+")
 _WATER = re.compile(r"H[23]O[0-9]*[+-]?")
 _GROUPS = frozenset(("H", "AT", "AC"))  # OH, NH and CH; WAT and VAC
-_IONS = frozenset(
-    ("NH", "NO", "CN")
-)  # NH4+, NO3- and CN- are none of nihonium, nobelium, copernicium
+_IONS = frozenset(("NH", "NO", "CN"))  # NH4+, NO3- and CN- are not nihonium, nobelium, copernicium
 _SURE = {symbol: number for symbol, number in NUMBERS.items() if symbol not in ("D", "T")}
 _RATIO_TOLERANCE = 1e-3
 _UNITS_TOLERANCE = 0.02
 _ROUNDED = 0.05
-"""Share of an atom, or of atoms, that rounded occupancies may be off."""
+"""Max error, as a share of an atom or of atoms, due to rounded occupancies."""
 
 
 class Formula(NamedTuple):
-    """What a file says it is made of."""
+    """Formula stated in a file."""
 
     text: str
-    """As the file has it."""
+    """Text in the file."""
     counts: Mapping[int, float]
-    """Atoms of each atomic number."""
+    """Number of atoms by atomic number."""
     errors: Mapping[int, float]
-    """By how much a count may be off, where it is rounded."""
+    """Max error of rounded counts."""
     units: float | None
-    """Formula units in the cell, where they are given."""
+    """Formula units in the cell, where given."""
 
 
 class Evidence(NamedTuple):
-    """How far a file confirms what was read."""
+    """Extent to which a file confirms what was read."""
 
     composition: bool
-    """Its formula has the same elements in the same proportions."""
+    """Whether its formula has the same elements in the same proportions."""
     counted: bool
-    """The number of atoms in the cell is the one it says."""
+    """Whether the number of atoms in the cell is the stated one."""
 
 
 def formula_of(tags: Tags) -> Formula | None:
-    """The formula of a file, if there is one that can be read for sure."""
+    """Formula of a file, if there is one that can be read with certainty."""
     for tag in (_SUM, *_OTHER_FORMULAS):
         text = tags.text(tag)
         if text is not None:
@@ -90,14 +88,14 @@ def formula_of(tags: Tags) -> Formula | None:
 
 
 def parse_formula(text: str, units: str | None = None) -> Formula | None:
-    """A formula such as `C4 H4 O`, `NaCl`, `(Mg0.9 Fe0.1)2 Si O4` or `C2 H4, 2(H2 O)`.
+    """Parse a formula such as `C4 H4 O`, `NaCl`, `(Mg0.9 Fe0.1)2 Si O4` or `C2 H4, 2(H2 O)`.
 
     Args:
         text: value of a `_chemical_formula_` tag, without quotes.
         units: value of `_cell_formula_units_Z`.
 
     Returns:
-        None where it cannot be read for sure.
+        None where it cannot be read with certainty.
     """
     counts: dict[int, float] = {}
     errors: dict[int, float] = {}
@@ -116,7 +114,7 @@ def parse_formula(text: str, units: str | None = None) -> Formula | None:
 
 
 def _plain_parts(text: str) -> list[tuple[str, float, float]] | None:
-    """Parts of a formula such as `C4 H4 O`, which nearly all are; None for any other."""
+    """Parts of a formula such as `C4 H4 O`, the usual form; None for any other."""
     found = [_plain_part(part) for part in text.split()]
     known = [part for part in found if part is not None]
     return known if len(known) == len(found) else None
@@ -151,7 +149,7 @@ def _parts(text: str, factor: float = 1.0) -> list[tuple[str, float, float]] | N
         if shouted and len(symbol) > 1:
             letters = all(letter in NUMBERS for letter in symbol)
             if letters and symbol.capitalize() in NUMBERS:
-                return None  # CO may be either
+                return None  # CO is ambiguous
             if letters:
                 found += [(letter, factor, 0.0) for letter in symbol[:-1]]
             symbol = symbol[-1] if letters else symbol.capitalize()
@@ -164,7 +162,8 @@ def elements_of(sites: Mapping[str, list[str]], count: int, formula: Formula | N
     """[N] uint8 atomic numbers, by type symbol, else by label.
 
     Raises:
-        AtomloomError: for what is no single element, or none of the formula where only that tells.
+        AtomloomError: for a site that is not a single element, or not one of the formula where only
+            that decides.
     """
     made_of = frozenset(formula.counts) if formula else None
     symbols = sites.get("_atom_site_type_symbol", [])
@@ -178,7 +177,7 @@ def elements_of(sites: Mapping[str, list[str]], count: int, formula: Formula | N
                 symbol: _SURE.get(symbol) or _of_type(symbol, made_of)
                 for symbol in dict.fromkeys(symbols)
             }
-            # much quicker than an array of a list
+            # much faster than an array from a list
             return np.frombuffer(bytearray(map(kinds.__getitem__, symbols)), dtype=np.uint8)
         except AtomloomError:
             if UNKNOWN.isdisjoint(symbols):
@@ -196,7 +195,7 @@ def _of_type(symbol: str, made_of: frozenset[int] | None) -> int:
     if found is None:
         _refuse_mixture(text, made_of)
         if re.fullmatch(r"[A-Za-z]{1,2}[0-9]+[A-Za-z]?'*", text) and not _WATER.fullmatch(text):
-            return _of_label(text, made_of)  # labels stand in the column of types
+            return _of_label(text, made_of)  # labels are in the column of types
         raise AtomloomError(f"unknown element `{text[:20]}`")
     name = found.group(1)
     number = NUMBERS.get(name) or NUMBERS.get(name.capitalize())
@@ -230,7 +229,7 @@ def _of_label(label: str, made_of: frozenset[int] | None) -> int:
         long = None
         if letters in ("D", "T") and not _hydrogen(letters, made_of):
             short = None
-    elif letters[:2].istitle():  # Fe1; Ow is oxygen if the formula has no word against it
+    elif letters[:2].istitle():  # Fe1; Ow is oxygen unless the formula contradicts
         short = short if long is None and made_of is not None else None
     if made_of is None:
         if letters[1:].upper() in _GROUPS or len(letters) > 2:
@@ -244,13 +243,13 @@ def _of_label(label: str, made_of: frozenset[int] | None) -> int:
         names = " or ".join(SYMBOLS[number] for number in sorted(possible))
         if possible:
             raise AtomloomError(f"site label `{text[:20]}` may be {names}: no type symbols")
-        known = "" if made_of is None else f": none of the formula's ({_names(made_of)})"
+        known = "" if made_of is None else f": not one of the formula's ({_names(made_of)})"
         raise AtomloomError(f"unknown element in site label `{text[:20]}`{known}")
     return possible.pop()
 
 
 def _refuse_mixture(text: str, made_of: frozenset[int] | None, *more: re.Pattern[str]) -> None:
-    """Two elements on one site, as in Nb,Zr or Fe/Mn or Nb0.8Zr0.2."""
+    """Refuse two elements on one site, as in Nb,Zr or Fe/Mn or Nb0.8Zr0.2."""
     for pattern in (_MIXED, _SHARES, _TOGETHER, *more):
         found = pattern.match(text.strip("'\""))
         if found is None:
@@ -267,17 +266,17 @@ def check_content(
     read: Sequence[int] = (),
     operations: int = 1,
 ) -> Evidence:
-    """Compare what was read with the file's own word.
+    """Compare the atoms read with the content that the file states.
 
     Args:
         numbers: [N] atomic numbers of all atoms of the cell.
         formula: of the file.
-        listed: multiplicity of each site listed, as the file has it.
-        read: atoms each of them gave.
-        operations: how many symmetry operations there are.
+        listed: multiplicity of each site, as stated in the file.
+        read: number of atoms read for each site.
+        operations: number of symmetry operations.
 
     Raises:
-        AtomloomError: where they contradict.
+        AtomloomError: where they disagree.
     """
     telling = operations > 1 and listed is not None and list(listed) == list(read)
     counted = False
@@ -292,14 +291,14 @@ def check_content(
 
 
 def check_amounts(amounts: Mapping[int, float], formula: Formula) -> None:
-    """Compare the content of a cell of partially occupied sites with the file's own word.
+    """Compare the content of a cell of partially occupied sites with that stated in the file.
 
     Args:
-        amounts: atoms of each atomic number, fractions included.
+        amounts: number of atoms by atomic number, fractions included.
         formula: of the file.
 
     Raises:
-        AtomloomError: where they contradict, beyond what rounded occupancies do.
+        AtomloomError: where they disagree beyond the rounding of occupancies.
     """
     whole = sum(amounts.values()) / sum(formula.counts.values())
     candidates = [whole] if formula.units is None else [formula.units, 1.0]
@@ -313,7 +312,7 @@ def check_amounts(amounts: Mapping[int, float], formula: Formula) -> None:
 
 
 def _holds(amounts: Mapping[int, float], formula: Formula, units: float) -> bool:
-    """Whether a cell holds so many formula units, as far as rounded occupancies tell."""
+    """Whether a cell holds this many formula units, within rounding of occupancies."""
     return all(
         abs(amounts.get(z, 0.0) / units - count)
         <= _ROUNDED * max(count, 1.0) + formula.errors.get(z, 0.0)
@@ -324,10 +323,10 @@ def _holds(amounts: Mapping[int, float], formula: Formula, units: float) -> bool
 def _check_units(ratio: float, numbers: np.ndarray, formula: Formula, operations: int) -> None:
     units = formula.units
     whole = abs(ratio - max(1, round(ratio))) < _UNITS_TOLERANCE * ratio
-    stale = (
-        units is None or abs(units - len(numbers) / len(formula.counts)) < 1e-3
-    )  # as OQMD has it
-    larger = operations == 1 and units is not None and ratio > units  # a supercell of what it was
+    stale = units is None or abs(units - len(numbers) / len(formula.counts)) < 1e-3  # as in OQMD
+    larger = (
+        operations == 1 and units is not None and ratio > units
+    )  # a supercell of the stated cell
     if not whole or not (stale or larger):
         z = "" if units is None else f" with Z = {units:g}"
         raise AtomloomError(
@@ -338,7 +337,7 @@ def _check_units(ratio: float, numbers: np.ndarray, formula: Formula, operations
 def _check_multiplicities(listed: Sequence[int], read: Sequence[int], operations: int) -> None:
     pairs = list(zip(listed, read, strict=True))
     if all(m * n == operations for m, n in pairs):
-        return  # some write the order of the symmetry of the site instead
+        return  # some files give the order of the site symmetry instead
     for site, (m, n) in enumerate(pairs):
         if m != n:
             raise AtomloomError(
@@ -347,10 +346,10 @@ def _check_multiplicities(listed: Sequence[int], read: Sequence[int], operations
 
 
 def _formula_units(numbers: np.ndarray, formula: Formula) -> float:
-    """How many formula units were read.
+    """Number of formula units read.
 
     Raises:
-        AtomloomError: when the composition is another one.
+        AtomloomError: when the composition differs.
     """
     given, errors = formula.counts, formula.errors
     content = numbers.tobytes()
@@ -368,7 +367,7 @@ def _formula_units(numbers: np.ndarray, formula: Formula) -> float:
 
 
 def _is_count(ratio: float, formula: Formula) -> bool:
-    """Whether the formula counts the cell: Z times it, or all of it where Z divides it."""
+    """Whether the formula accounts for the cell: times Z, or as the whole cell where Z divides it."""
     units = formula.units
     if units is None:
         return False
@@ -380,7 +379,7 @@ def _is_count(ratio: float, formula: Formula) -> bool:
 
 
 def multiplicities_of(sites: Mapping[str, list[str]], count: int) -> list[int] | None:
-    """Multiplicity of each site, where the file has all of them."""
+    """Multiplicity of each site, where the file gives all of them."""
     for tag in _MULTIPLICITIES:
         texts = sites.get(tag, [])
         if len(texts) != count:

@@ -1,8 +1,8 @@
-"""The symmetry a CIF states, as operations: those it lists, or those of the group it names.
+"""Symmetry of a CIF as operations: those it lists, or those of the group it names.
 
-A name may leave the origin, the axes or the unique axis open. All settings that fit the words are
-given then; the cell and the counts of the file decide among them (`cif`), never a default alone.
-It knows nothing of sites and elements.
+A name may leave the origin, the axes or the unique axis open. All settings that fit the name are
+then returned; the cell and the counts of the file decide among them (`cif`), never a default alone.
+It knows nothing of sites or elements.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy as np
 from atomloom.errors import AtomloomError
 from atomloom.readers.formats.cif_tags import UNKNOWN, Tags, unquoted
 
-MAX_OPERATIONS = 192  # of the groups with the most, in their conventional cells
-MAX_MAGNETIC = 4096  # a magnetic cell may hold many others, each a centring
-METRIC_TOLERANCE = 0.02  # of the products of cell vectors, by their lengths
+MAX_OPERATIONS = 192  # max of all groups, in their conventional cells
+MAX_MAGNETIC = 4096  # a magnetic cell may hold many centrings
+METRIC_TOLERANCE = 0.02  # of the products of cell vectors, relative to their lengths
 ROUNDED = 5e-3  # 0.33 in an operation is 1/3
-_GRID = 40320  # 2^7 3^2 5 7: translations are compared in these parts of a cell
+_GRID = 40320  # 2^7 3^2 5 7: translations are compared in these fractions of a cell
 
 _TODO = "list the operations (_space_group_symop_operation_xyz)"
 
@@ -74,15 +74,15 @@ class Setting(NamedTuple):
     """M symmetry operations, x' = rotation x + translation, in fractional coordinates."""
 
     name: str
-    """How the file, or the table of settings, calls it."""
+    """Name in the file, or in the table of settings."""
     rotations: np.ndarray
-    """[M, 3, 3]"""
+    """[M, 3, 3] rotations."""
     translations: np.ndarray
-    """[M, 3]"""
+    """[M, 3] translations."""
     number: int = 0
-    """Of the group in International Tables, where it is known."""
+    """Number of the group in International Tables, where known."""
     doubt: str = ""
-    """Why it is believed only where the counts of the file confirm it."""
+    """Reason to accept it only where the counts of the file confirm it."""
 
     @property
     def key(self) -> bytes:
@@ -96,8 +96,8 @@ Ranks = tuple[tuple[Setting, ...], ...]
 
 
 def settings(tags: Tags) -> Ranks:
-    """The settings that fit what a file states, in ranks: a later rank counts only where the file
-    contradicts those before, and within one the file must tell them apart.
+    """Settings that fit the symmetry of a file, in ranks: a later rank counts only where the file
+    contradicts the earlier ones, and within a rank the file must tell them apart.
 
     Raises:
         AtomloomError: when symmetry is stated in a way that cannot be used.
@@ -119,8 +119,8 @@ def settings(tags: Tags) -> Ranks:
 
 
 def larger_settings(tags: Tags, listed: Setting) -> tuple[Setting, ...]:
-    """Settings of the group a file names that hold more than all the operations it lists: centrings may
-    have been left out of the list, or it may be one of generators."""
+    """Settings of the named group that include all listed operations and more: the list may lack centrings
+    or hold only generators."""
     names = _names(tags) if len(listed.rotations) > 1 and not tags.column(_MAGNETIC[0]) else ()
     if not names:
         return ()
@@ -144,7 +144,7 @@ def _names(tags: Tags) -> tuple[tuple[str, str], ...]:
 
 
 def check_metric(setting: Setting, cell: np.ndarray) -> None:
-    """Refuse operations that do not keep lengths and angles of a cell.
+    """Refuse operations that do not preserve lengths and angles of a cell.
 
     Args:
         cell: [3, 3] rows a, b, c in A.
@@ -157,12 +157,12 @@ def check_metric(setting: Setting, cell: np.ndarray) -> None:
     moved = np.einsum("mji,jk,mkl->mil", setting.rotations, metric, setting.rotations)
     if (np.abs(moved - metric) > METRIC_TOLERANCE * np.outer(lengths, lengths)).any():
         raise AtomloomError(
-            f"the operations of {setting.name} do not keep the lengths and angles of the cell"
+            f"the operations of {setting.name} do not preserve the lengths and angles of the cell"
         )
 
 
 def _listed(tags: Tags) -> Setting | None:
-    """What the file lists; None where it lists nothing."""
+    """Setting of the operations listed in the file; None without a list."""
     for tag in _MODULATED:
         if tags.first(tag) is not None:
             raise AtomloomError(f"a modulated structure ({tag}), which no single cell holds")
@@ -177,7 +177,7 @@ def _listed(tags: Tags) -> Setting | None:
 
 
 def _refuse_unread(values: Mapping[str, list[str]]) -> None:
-    """Neither a list of operations nor a name is known: symmetry that stands elsewhere is no P1."""
+    """Refuse symmetry given by tags that are not read, which must not be taken for P1."""
     for tag, column in values.items():
         if not _SYMMETRY.match(tag) or _NO_GROUP.search(tag):
             continue
@@ -197,7 +197,7 @@ def _of_texts(texts: tuple[str, ...]) -> Setting:
 
 @lru_cache(maxsize=64)
 def _of_magnetic(texts: tuple[str, ...], centrings: tuple[str, ...]) -> Setting:
-    """Where atoms go: all products of a centring and an operation, without time reversal."""
+    """Setting of all products of a centring and an operation, without time reversal."""
     moves = [
         [_operation(unquoted(text).rpartition(",")[0]) for text in column]
         for column in (texts, centrings)
@@ -213,10 +213,10 @@ def _of_magnetic(texts: tuple[str, ...], centrings: tuple[str, ...]) -> Setting:
 
 
 def _operation(text: str) -> tuple[Any, Any]:
-    """([3, 3], [3]) of an operation such as `-x,1/2+y,z` or `x-y,x,z+0.333`.
+    """Rotation [3, 3] and translation [3] of an operation such as `-x,1/2+y,z` or `x-y,x,z+0.333`.
 
     Raises:
-        AtomloomError: when it cannot be read, or has no inverse that keeps volumes.
+        AtomloomError: when it cannot be read, or does not preserve volumes.
     """
     import gemmi
 
@@ -234,7 +234,7 @@ def _operation(text: str) -> tuple[Any, Any]:
 
 
 def _algebra(plain: str, text: str) -> tuple[np.ndarray, np.ndarray]:
-    """The rarer ways to write an operation: fifths, 1/2*x, rounded decimals."""
+    """Operation in a rarer notation: fifths, 1/2*x, rounded decimals."""
     parts = plain.split(",")
     rotation, translation = np.zeros((3, 3)), np.zeros(3)
     term = r"([+-]?)(\d+/\d+|\d*\.?\d*)\*?([xyz]?)"
@@ -257,10 +257,10 @@ def _algebra(plain: str, text: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _group(name: str, pairs: list[tuple[Any, Any]]) -> Setting:
-    """A setting, once its operations are seen to be a group.
+    """Setting, after checking that its operations form a group.
 
     Raises:
-        AtomloomError: when they are none: the identity or products of two are missing.
+        AtomloomError: when they do not: the identity or products of two are missing.
     """
     rotations = np.array([rotation for rotation, _ in pairs])
     translations = np.array([translation for _, translation in pairs])
@@ -276,13 +276,13 @@ def _group(name: str, pairs: list[tuple[Any, Any]]) -> Setting:
         place = np.minimum(np.searchsorted(known, products), len(known) - 1)
         if (known[place] != products).any():
             raise AtomloomError(
-                f"{len(kept)} symmetry operations that are no group: products of two are missing"
+                f"{len(kept)} symmetry operations that do not form a group: products of two are missing"
             )
     return Setting(name, rotations, translations)
 
 
 def _grid(rotations: np.ndarray, translations: np.ndarray) -> np.ndarray:
-    """[M, 12] whole numbers that are equal for equal operations."""
+    """[M, 12] integers that are equal for equal operations."""
     turned = np.rint(rotations.reshape(-1, 9) * _GRID)
     return np.hstack([turned, np.rint(translations * _GRID) % _GRID]).astype(np.int64)
 
@@ -292,11 +292,11 @@ def _grid(rotations: np.ndarray, translations: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=512)
 def _named_beside_identity(names: tuple[tuple[str, str], ...]) -> Ranks:
-    """x,y,z is listed alone: all atoms may be there, or the operations were left out."""
+    """Settings where only x,y,z is listed: all atoms may be there, or the operations were left out."""
     try:
         first, *others = _named(names)
     except AtomloomError as error:
-        return ((P1._replace(doubt=f"x,y,z alone is listed, and {error.what}"),),)
+        return ((P1._replace(doubt=f"only x,y,z is listed, and {error.what}"),),)
     if any(len(setting.rotations) == 1 for setting in first):
         return ((P1,),)
     return ((P1, *first), *others)
@@ -304,11 +304,11 @@ def _named_beside_identity(names: tuple[tuple[str, str], ...]) -> Ranks:
 
 @lru_cache(maxsize=512)
 def _named(names: tuple[tuple[str, str], ...]) -> Ranks:
-    """Settings that fit all the names given; where these contradict each other, those of either.
+    """Settings that fit all given names; where these contradict each other, those of either.
 
     Raises:
-        AtomloomError: when no name can be read, or only the number of the group, which is silent on
-            the setting that the others may have named.
+        AtomloomError: when no name can be read, or only the number of the group, which does not
+            tell the setting that the others may have named.
     """
     stated = dict(names)
     code = stated.get(_CODE, "").lower()
@@ -341,7 +341,7 @@ def _filled(ranks: Iterable[tuple[Setting, ...]]) -> Ranks:
 
 
 def _of_symbol(tag: str, text: str, code: str, stated: Mapping[str, str]) -> Ranks | None:
-    """The settings that a symbol allows; None where it cannot be read."""
+    """Settings that a symbol allows; None where it cannot be read."""
     if tag in _HALL:
         return _of_hall(text)
     if tag == _REFERENCE:
@@ -354,14 +354,14 @@ def _of_symbol(tag: str, text: str, code: str, stated: Mapping[str, str]) -> Ran
 
 
 def _number_of(tag: str, text: str) -> int:
-    """The number of a group type, by number or by the name of its reference setting; 0 if unread."""
+    """Number of a group type, from its number or the name of its reference setting; 0 if unreadable."""
     if tag == _TYPE:
         return next((row.number for row in _rows_by_name(text)), 0)
     return int(text) if re.fullmatch(r"0*[1-9][0-9]{0,2}", text) and int(text) <= 230 else 0
 
 
 def _of_number(number: int, code: str) -> Ranks:
-    """The standard setting of a group, of which the origin or the axes may be open.
+    """Standard setting of a group, in which the origin or the axes may be open.
 
     Raises:
         AtomloomError: when the group has no coordinate system of this code.
@@ -377,7 +377,7 @@ def _of_number(number: int, code: str) -> Ranks:
 
 
 def _by_unique_axis(rows: Iterable[Any]) -> Ranks:
-    """Ranks: unique axis b is meant where nothing else is said or must be."""
+    """Ranks of settings: unique axis b is assumed where the file does not exclude it."""
     ranks = [[row for row in rows if row.monoclinic_unique_axis() == axis] for axis in "bca\0"]
     return tuple(tuple(map(_of_row, rank)) for rank in ranks if rank)
 
@@ -410,7 +410,7 @@ def _of_operations(name: str, operations: Any) -> Setting:
 
 def _in_coordinate_system(rows: list[Any], code: str) -> list[Any]:
     """Settings with a code such as 1, 2, h, r, b1, cab or 2cab; the code of a group with a single
-    setting says nothing."""
+    setting is ignored."""
     if (
         not code
         or len({row.number for row in rows}) != 1
@@ -438,7 +438,7 @@ def _rows_by_number(number: int) -> list[Any]:
 
 
 def _rows_by_name(text: str) -> list[Any]:
-    """Settings that a Hermann-Mauguin name may mean, its origin or axes being said or not."""
+    """Settings that a Hermann-Mauguin name may mean, with or without its origin or axes."""
     import gemmi
 
     name = _SCREW.sub(r"\1", _MARKUP.sub("", text)).strip()
@@ -501,7 +501,7 @@ def _by_full_name(short: str) -> list[Any]:
 
 
 def _quietly(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The answer of spglib, without its notice that it will report errors in another way one day."""
+    """Result of spglib, without its notice of a future change in error reporting."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return function(*arguments)

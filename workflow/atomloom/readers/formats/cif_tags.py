@@ -1,4 +1,4 @@
-"""Values of a CIF data block by tag, the spellings of all dictionaries taken as one.
+"""Values of a CIF data block by tag, with the spellings of all dictionaries unified.
 
 It knows nothing of what the values mean.
 """
@@ -14,7 +14,7 @@ _CATEGORIES = ("_atom_site_", "_space_group", "_symmetry", "_symetry", "_magneti
 
 
 class Tags:
-    """Values of one block; tags are asked for in lower case, and with the dots of newer dictionaries
+    """Values of one block; tags are given in lower case, with the dots of newer dictionaries
     (_space_group.IT_number) as underscores.
 
     Tags are looked up one by one: a structure needs few of the hundreds that a file may have.
@@ -25,7 +25,7 @@ class Tags:
         self._dotted = bool(block.get_mmcif_category_names())
 
     def first(self, tag: str) -> str | None:
-        """The value as it is written, of a loop the first one; None if it is unknown or not there."""
+        """Value as written, the first one of a loop; None if it is unknown or missing."""
         if self._dotted:
             value = self.every.get(tag, "?")[0]
         else:
@@ -33,17 +33,17 @@ class Tags:
         return None if value in UNKNOWN else value
 
     def text(self, tag: str) -> str | None:
-        """The value without quotes."""
+        """Value without quotes."""
         value = self.first(tag)
         return None if value is None else unquoted(value)
 
     def column(self, tag: str) -> list[str]:
-        """All values, without those that are unknown all together."""
+        """All values; empty where all of them are unknown."""
         if self._dotted:
             values = self.every.get(tag, [])
         else:
             found = self._block.find_values(tag)
-            # to run through few of them is slow
+            # iterating over a few of them is slow
             values = [found[0]] if len(found) == 1 else list(found) if found else []
         return [] if UNKNOWN.issuperset(values) else values
 
@@ -59,7 +59,7 @@ class Tags:
 
     @cached_property
     def every(self) -> dict[str, list[str]]:
-        """All values, but for loops that say nothing of cell, symmetry and sites."""
+        """All values, except loops that do not concern cell, symmetry or sites."""
         found: dict[str, list[str]] = {}
         for item in self._block:
             if (pair := item.pair) is not None:
@@ -70,7 +70,7 @@ class Tags:
 
 
 def _columns(loop: Any) -> dict[str, list[str]]:
-    # all values at once, then every n-th: much quicker than asking for column after column
+    # all values at once, then every n-th: much faster than asking for each column
     values, tags = loop.values, _all_plain(*loop.tags)
     width = len(tags)
     return {tag: values[place::width] for place, tag in enumerate(tags)} if values else {}
@@ -87,7 +87,7 @@ def _plain(name: str) -> str:
 
 
 def unquoted(value: str) -> str:
-    """The text of a value as it is written."""
+    """Text of a value as written."""
     if value[0] in "'\"":
         return value[1:-1].strip()
     return value.strip(";\r\n ") if value[0] == ";" else value

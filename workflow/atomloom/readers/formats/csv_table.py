@@ -29,17 +29,17 @@ HINTS = ("*.csv",)
 OPTIONS = entries.OPTIONS
 
 LOOKED_AT = 20
-"""Rows that tell whether a column named as structures are holds some."""
+"""Number of rows examined to see whether a column with the usual name holds structures."""
 
 
 LATIN_1 = "atomloom.latin-1"
-"""Way of decoding bytes that are not UTF-8, so that different names stay different."""
+"""Error handler for bytes that are not UTF-8, so that different names stay different."""
 
 
 def sniff(head: bytes) -> bool:
-    """A first line that names a column of structures, and structures in it.
+    """Whether the first line names a column of structures, and structures are in it.
 
-    A table of labels may have such a column as well, with `cubic` or names of files in it.
+    A label table may have such a column as well, holding `cubic` or names of files.
     """
     text = head.decode("utf-8", "replace").lstrip("\ufeff")
     first = text.split("\n", 1)[0].strip()
@@ -62,7 +62,7 @@ def sniff(head: bytes) -> bool:
 
 
 def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
-    """One record a row.
+    """One record per row.
 
     Raises:
         AtomloomError: when no column holds structures, or the table is damaged.
@@ -96,8 +96,8 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
 
 
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
-    """A table is no single record."""
-    raise AtomloomError("a table is no structure: its rows are")
+    """Refuse: a table is not a single record."""
+    raise AtomloomError("a table is not a structure: its rows are")
 
 
 def _lines(text: io.TextIOWrapper) -> Iterator[str]:

@@ -1,10 +1,10 @@
 """DeePMD-kit's folders of arrays: type.raw, type_map.raw and set.*/{coord,box,energy,force,virial}.npy,
-or, where there are no sets, the same arrays as text: coord.raw, box.raw, energy.raw and so on.
+or, without sets, the same arrays as text: coord.raw, box.raw, energy.raw and so on.
 
-One record a frame, rewritten as atomloom's plain JSON. Lengths in A, energies in eV; DeePMD's virial
+One record per frame, rewritten as atomloom's plain JSON. Lengths in A, energies in eV; DeePMD's virial
 is -dE/dstrain, so stress = -virial / volume. Frames of mixed types (real_atom_types.npy) are read.
-Where an array has more or fewer frames than the coordinates nobody knows what belongs to which frame:
-all of them are refused.
+Where an array has more or fewer frames than the coordinates, it is unknown what belongs to which
+frame: all of them are refused.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ NEEDS_FOLDER = True
 
 
 def sniff(head: bytes) -> bool:
-    """Never: it is the name type.raw that tells."""
+    """Always false: the format is recognised by the name type.raw."""
     return False
 
 
 def companions(path: Path) -> list[Path]:
-    """The other files that belong to the system of this type.raw."""
+    """Other files that belong to the system of this type.raw."""
     folder = path.parent
     files = [*folder.glob("*.raw"), folder / "nopbc", *folder.glob("set.*/*.npy")]
     return sorted(file for file in files if is_companion(file) and file.is_file())
@@ -54,7 +54,7 @@ def is_companion(path: Path) -> bool:
 
 
 def split_path(path: Path, options: Mapping[str, Any]) -> Iterator[Piece]:
-    """One record a frame, set after set.
+    """One record per frame, set by set.
 
     Raises:
         AtomloomError: when the system has no atoms or no names of elements, or neither sets nor
@@ -63,7 +63,7 @@ def split_path(path: Path, options: Mapping[str, Any]) -> Iterator[Piece]:
     system = _System(path.parent)
     sets = sorted(path.parent.glob("set.*"), key=_place)
     if not sets and not (path.parent / "coord.raw").is_file():
-        raise AtomloomError("neither set.* nor coord.raw beside it")
+        raise AtomloomError("neither set.* nor coord.raw next to it")
     number = 0
     for part in sets or [path.parent]:
         for piece in system.pieces(part, f"{part.name}: " if sets else ""):
@@ -72,17 +72,17 @@ def split_path(path: Path, options: Mapping[str, Any]) -> Iterator[Piece]:
 
 
 def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
-    """The arrays can only be found by the folder's path."""
+    """Refuse: the arrays can only be found by the folder's path."""
     raise AtomloomError("a DeePMD folder cannot be read inside an archive", todo="unpack it first")
 
 
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
-    """A folder is no single record."""
-    raise AtomloomError("a DeePMD folder is no structure: its frames are")
+    """Refuse: a folder is not a single record."""
+    raise AtomloomError("a DeePMD folder is not a structure: its frames are")
 
 
 class _Binary:
-    """Frames of one quantity, `width` numbers each, in an .npy."""
+    """Frames of one quantity, `width` numbers each, in an .npy file."""
 
     def __init__(self, path: Path, width: int) -> None:
         self.name = path.name
@@ -90,7 +90,7 @@ class _Binary:
         own = int(np.prod(values.shape[1:])) if values.ndim > 1 else width
         if values.dtype.kind not in "fiu" or own != width or values.size % width:
             shape = f"shape {values.shape} of {values.dtype}"
-            raise AtomloomError(f"{shape}, not {width} numbers a frame")
+            raise AtomloomError(f"{shape}, not {width} numbers per frame")
         self._values = values.reshape(-1, width)
 
     def __len__(self) -> int:
@@ -104,7 +104,7 @@ _MAX_TEXT = 4 << 30
 
 
 class _Text:
-    """Frames of one quantity, a line of `width` numbers each, in a .raw."""
+    """Frames of one quantity, one line of `width` numbers each, in a .raw file."""
 
     def __init__(self, path: Path, width: int) -> None:
         self.name, self._width = path.name, width
@@ -129,7 +129,7 @@ _Arrays = Mapping[str, _Binary | _Text]
 
 
 class _System:
-    """What all frames of a folder share."""
+    """Common data of all frames of a folder."""
 
     def __init__(self, folder: Path) -> None:
         words = _words(folder / "type.raw")
@@ -138,13 +138,13 @@ class _System:
             raise AtomloomError("no atoms")
         if not (folder / "type_map.raw").is_file():
             raise AtomloomError(
-                "no type_map.raw beside it: elements are unknown; write one, a symbol per type"
+                "no type_map.raw next to it: elements are unknown; write one, with a symbol per type"
             )
         self.names = _words(folder / "type_map.raw")
         self.periodic = not (folder / "nopbc").exists()
 
     def pieces(self, folder: Path, where: str) -> Iterator[Piece]:
-        """The frames of a set, or of a folder of texts; where these do not fit together each is refused."""
+        """Frames of a set, or of a folder of texts; where the arrays do not fit together each is refused."""
         arrays, reason = self._arrays(folder)
         count = len(arrays["coord"]) if "coord" in arrays else 0
         if not reason:
@@ -163,7 +163,7 @@ class _System:
             yield Piece(payload, format=plain_json.NAME)
 
     def _arrays(self, folder: Path) -> tuple[_Arrays, str]:
-        """The arrays that are there by name, the coordinates first, and why one cannot be read."""
+        """Existing arrays by name, the coordinates first, and the reason why one cannot be read."""
         atoms = len(self.types)
         widths = {"coord": 3 * atoms, "box": 9, "energy": 1, "force": 3 * atoms, "virial": 9,
                   "real_atom_types": atoms}  # fmt: skip
@@ -186,7 +186,7 @@ class _System:
         types = self.types
         if "real_atom_types" in arrays:
             types = arrays["real_atom_types"][frame].astype(np.int64)
-        real = types != -1  # mixed systems of one padded size mark absent atoms so
+        real = types != -1  # mixed systems, padded to one size, mark absent atoms in this way
         numbers = [self._element(kind) for kind in types[real].tolist()]
         cell = np.zeros((3, 3))
         if self.periodic:

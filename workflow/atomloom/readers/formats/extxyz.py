@@ -1,4 +1,4 @@
-"""Extended XYZ and plain XYZ, one record a frame, by a parser of its own.
+"""Extended XYZ and plain XYZ, one record per frame, with its own parser.
 
 A comment line `key=value key="several values"` holds the cell, the meaning of the columns and
 numbers such as the energy. Energies are in eV, forces in eV/A, stresses in eV/A^3 with ASE's sign,
@@ -29,16 +29,16 @@ ABOUT = "extended and plain XYZ, any number of frames"
 PATTERNS = ("*.xyz", "*.extxyz", "*.exyz")
 HINTS: tuple[str, ...] = ()
 OPTIONS = {
-    "energy_key": "name of the energy on the comment line, where it is none of the usual ones",
-    "forces_key": "name of the column of forces, where it is none of the usual ones",
-    "stress_key": "name of the stress on the comment line, where it is none of the usual ones",
+    "energy_key": "name of the energy on the comment line, where it is not one of the usual names",
+    "forces_key": "name of the column of forces, where it is not one of the usual names",
+    "stress_key": "name of the stress on the comment line, where it is not one of the usual names",
 }
 
 ELEMENT = ("species", "element", "elements", "symbol", "symbols")
 POSITION = ("pos", "positions", "position")
 
-# possessive, and only where a word begins: a comment of a megabyte must not take a minute; what
-# stands behind a blank and goes on with `=` is the next key, not the value of an empty one
+# possessive, and only at the start of a word: a comment of a megabyte must not take a minute; a word
+# after a blank that is followed by `=` is the next key, not the value of an empty one
 _PAIR = re.compile(
     r"""(?<![^\s="'])([^\s="']++)["']?+\s*+=\s*+(?!(?<=\s)[^\s="']++\s*+=)"""
     r"""("(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'|\[[^"'=]*\]|\{[^}"'=]*+\}|[^\s"']++)"""
@@ -58,21 +58,21 @@ _OTHER_UNITS = re.compile(
 _TRUE = frozenset(("T", "t", "1", "true", "True", "TRUE"))
 _FLAGS = _TRUE | {"F", "f", "0", "false", "False", "FALSE"}
 _POWERS = {"energy": 0, "force": -1, "stress": -3, "virial": 0}
-"""Quantities with an energy in their unit, and the power of a length that goes with it."""
+"""Quantity with an energy in its unit -> the power of a length in it."""
 _QUANTITIES = (
     ("virial", "virial"), ("stress", "stress"), ("pressure", "stress"), ("force", "force"),
     ("energ", "energy"), ("length", "length"), ("distance", "length"), ("pos", "length"),
     ("coord", "length"), ("cell", "length"), ("lattice", "length"), ("box", "length"),
 )  # fmt: skip
-"""What a unit is of, by what stands in its name."""
+"""Quantity of a unit, by a part of its key."""
 _NEUTRAL = frozenset((
     "metal", "ase", "ev", "a", "å", "ang", "angstrom", "ev/a", "ev/å", "ev/ang", "ev/angstrom", "ev/a^3", "ev/å^3",
 ))  # fmt: skip
-"""Units that are ours, whatever they are of."""
+"""Units that need no conversion, whatever their quantity."""
 _BLOCK = 1 << 16
 _LINE = 16 << 20
 _LINES = 64
-"""Lines that are read before anybody looks how long they are."""
+"""Number of lines read before their length is checked."""
 _HEAD = re.compile(
     rb"\A\s*\d{1,9}[ \t]*\r?\n(?:[^\n]*\bproperties[ \t]*=|[^\n]*\r?\n[ \t]*[A-Za-z0-9]{1,3}[ \t]+[-+]?[\d.])",
     re.IGNORECASE,
@@ -80,13 +80,13 @@ _HEAD = re.compile(
 
 
 def sniff(head: bytes) -> bool:
-    """A count, a comment, an atom."""
+    """Whether there are a count, a comment and an atom."""
     return _HEAD.match(head) is not None
 
 
 def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
-    """One record a frame. Where the count of a frame is wrong, what stands before the next line
-    that is a count becomes a record of its own, which then fails to parse."""
+    """One record per frame. Where the count of a frame is wrong, the lines before the next count
+    become a separate record, which then fails to parse."""
     offset = 0
     rows = iter(partial(stream.readline, _LINE), b"")
     line = stream.readline(_BLOCK)
@@ -122,7 +122,7 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
 
 
 def _until_count(stream: BinaryIO, line: bytes, offset: int) -> tuple[Piece, bytes]:
-    """The lines up to the next one that is a count, as one record, and that line."""
+    """Lines up to the next count, as one record, and that line."""
     lines, size = [line], len(line)
     for line in iter(lambda: stream.readline(_BLOCK), b""):
         if line.strip().isdigit():
@@ -135,7 +135,7 @@ def _until_count(stream: BinaryIO, line: bytes, offset: int) -> tuple[Piece, byt
 
 
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
-    """One frame, with the energy, forces and stress it has."""
+    """Structure of one frame, with its energy, forces and stress."""
     head, _, rest = decode(payload).partition("\n")
     comment, _, body = rest.partition("\n")
     count = integer(head.strip(), "line 1: number of atoms", least=1)
@@ -176,7 +176,9 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
             name = "forces_in_file"
         else:
             name = property_name(name, per_atom=True)
-        if name in properties:  # a column and a number of one name, such as charges and the charge
+        if (
+            name in properties
+        ):  # a column and a number of the same name, such as charges and the charge
             properties[f"{name}_in_comment"] = properties.pop(name)
         of_atoms[name] = values
     return Structure(
@@ -185,7 +187,7 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
 
 
 class _Layout:
-    """Where each quantity stands in a row of `Properties`."""
+    """Columns of each quantity, from `Properties`."""
 
     __slots__ = (
         "by_number", "columns", "element", "position", "usual", "vectors", "width"
@@ -194,7 +196,7 @@ class _Layout:
     def __init__(self, text: str) -> None:
         parts = text.split(":")
         if len(parts) % 3:
-            raise AtomloomError(f"Properties `{text[:80]}` is no list of name:type:columns")
+            raise AtomloomError(f"Properties `{text[:80]}` is not a list of name:type:columns")
         self.width, self.element, self.position = 0, -1, -1
         self.columns: list[tuple[str, int, int]] = []
         kinds = []
@@ -226,7 +228,7 @@ class _Layout:
             twice = next(name for name in names if names.count(name) > 1)
             raise AtomloomError(f"two columns `{twice[:40]}` in Properties")
         self.vectors = tuple(name for name, _, size in self.columns if size == 3)
-        # the element first and nothing but numbers behind: all of them are read at once
+        # the element first and only numbers after it: all of them are read at once
         self.usual = self.element == 0 and all(kind in ("R", "I") for kind in kinds[1:])
 
 
@@ -236,10 +238,10 @@ def _layout(text: str) -> _Layout | None:
 
 
 def _elements(words: list[str], comment: str, by_number: bool = False) -> np.ndarray:
-    """[N] atomic numbers, by symbols, or by numbers that may not be types of LAMMPS and OVITO.
+    """[N] atomic numbers, from symbols, or from numbers that cannot be types of LAMMPS or OVITO.
 
     Raises:
-        AtomloomError: when they may, or one is no element.
+        AtomloomError: when they can, or one is not an element.
     """
     if words[0].isdigit() and not by_number:
         kinds = set(words)
@@ -247,8 +249,8 @@ def _elements(words: list[str], comment: str, by_number: bool = False) -> np.nda
             "Atoms. Timestep"
         ):
             raise AtomloomError(
-                f"`{min(kinds)}` for an element: numbers of types, which may be any elements",
-                todo="write symbols there (in LAMMPS, dump_modify element)",
+                f"`{min(kinds)}` for an element: type numbers, which may be any elements",
+                todo="write symbols instead (in LAMMPS, dump_modify element)",
             )
     return atomic_numbers(words)
 
@@ -259,7 +261,7 @@ def _column(tokens: list[str], first: int, size: int, width: int, count: int) ->
 
 
 def _explain(count: int, width: int, body: str) -> None:
-    """Say which line is wrong."""
+    """Raise an error that names the wrong line."""
     rows = body.splitlines()
     for place, row in enumerate(rows[:count]):
         if len(row.split()) != width:
@@ -270,7 +272,7 @@ def _explain(count: int, width: int, body: str) -> None:
 def _plain(
     count: int, comment: str, keys: dict[str, str], body: str, options: Mapping[str, Any]
 ) -> Structure:
-    """A frame without `Properties`: element and position, other columns have no meaning."""
+    """Parse a frame without `Properties`: element and position; other columns have no meaning."""
     if "forces_key" in options:
         raise AtomloomError(f"no Properties, so no column `{options['forces_key']}`")
     if _OTHER_UNITS.search(comment):
@@ -296,22 +298,22 @@ def _plain(
 
 
 def _keys(comment: str) -> dict[str, str]:
-    """Values of the comment line by their names.
+    """Values of the comment line by name.
 
     Raises:
-        AtomloomError: when two values have one name.
+        AtomloomError: when two values have the same name.
     """
     pairs = _PAIR.findall(comment)
     keys = dict(pairs)
     if len(keys) < len(pairs):
         for name, text in pairs:
             if keys[name] != text:
-                raise AtomloomError(f"`{name[:40]}` stands twice on the comment line")
+                raise AtomloomError(f"`{name[:40]}` occurs twice on the comment line")
     return keys
 
 
 def _pop(keys: dict[str, str], name: str) -> str | None:
-    """The value of a name in any case, which is taken out."""
+    """Remove and return the value of a name, ignoring case."""
     if name in keys:
         return keys.pop(name)
     lower = name.lower()
@@ -320,7 +322,7 @@ def _pop(keys: dict[str, str], name: str) -> str | None:
 
 
 def _cell(keys: dict[str, str], comment: str) -> tuple[np.ndarray, np.ndarray]:
-    """[3, 3] cell and [3] pbc; takes their keys out."""
+    """[3, 3] cell and [3] pbc; removes their keys."""
     lattice, flags = _pop(keys, "Lattice"), _pop(keys, "pbc")
     if lattice is None:
         cell = np.zeros((3, 3))
@@ -345,7 +347,7 @@ def _cell(keys: dict[str, str], comment: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _values(text: str) -> list[str]:
-    """The words of a quoted, bracketed or bare value."""
+    """Words of a quoted, bracketed or bare value."""
     if text[:1] in "\"'":
         text = text[1:-1].removeprefix("_JSON")  # ASE's mark of a nested list
     if "[" in text or "{" in text or "," in text:
@@ -354,7 +356,7 @@ def _values(text: str) -> list[str]:
 
 
 class _Units:
-    """Factors to eV and A by the units that a comment line names; takes their keys out.
+    """Factors to eV and A from the units that a comment line names; removes their keys.
 
     Raises:
         AtomloomError: when a unit is not known.
@@ -376,7 +378,7 @@ class _Units:
             if quantity == "any":
                 if not all(word.lower() in _NEUTRAL for word in re.split(r"[\s,;]+", unit.strip())):
                     raise AtomloomError(
-                        f"`{key}` is {unit[:40]}: it is not known of what",
+                        f"`{key}` is {unit[:40]}: its quantity is not known",
                         todo="name it energy-unit, force-unit",
                     )
             elif quantity:
@@ -391,12 +393,12 @@ class _Units:
             self.of(name, name, 1, power) != (self._count if _PER_ATOM.search(unit) else 1)
             for name, power in _POWERS.items()
             for _, unit in [self._named.get(name, ("", ""))]
-            # a stress in GPa says nothing of energies
+            # a stress in GPa says nothing about energies
             if unit and (name != "stress" or "/" in unit)
         )
 
     def with_energy(self, key: str, unit: str, count: int) -> _Units:
-        """These units and that of the energy."""
+        """Units with that of the energy added."""
         known = self._named.get("energy")
         if known is not None and known[1] != unit:
             raise AtomloomError(f"`{key}` is in {unit}, but `{known[0]}` is {known[1][:40]}")
@@ -406,15 +408,15 @@ class _Units:
         return units
 
     def of(self, what: str, quantity: str, energy: int, length: int) -> float:
-        """The factor of a quantity that is there.
+        """Factor of a quantity of the frame.
 
         Raises:
-            AtomloomError: when its unit is not known, or not said where those of others are foreign.
+            AtomloomError: when its unit is unknown, or missing where others are named.
         """
         if quantity == "virial" and quantity not in self._named:
             _, unit = self._named.get("energy", ("", ""))
             if unit and not _PER_ATOM.search(unit):
-                quantity = "energy"  # a virial is one
+                quantity = "energy"  # a virial is an energy
         if quantity not in self._named:
             if quantity != "length" and self._foreign:
                 raise AtomloomError(
@@ -426,7 +428,7 @@ class _Units:
         bare = _PER_ATOM.sub("", unit)
         factor = unit_factor(bare if energy and not length else unit, energy, length)
         if factor is None:
-            raise AtomloomError(f"`{key}` is {unit[:40]}, which is no known unit of {quantity}")
+            raise AtomloomError(f"`{key}` is {unit[:40]}, which is not a known unit of {quantity}")
         return factor * (self._count if bare != unit else 1)
 
 
@@ -434,10 +436,10 @@ _NO_UNITS = _Units({}, 1)
 
 
 def _units(keys: dict[str, str], comment: str, count: int) -> _Units:
-    """The units that a comment line names; takes their keys out.
+    """Units that a comment line names; removes their keys.
 
     Raises:
-        AtomloomError: when they stand in a table, or one is not known.
+        AtomloomError: when they are in a table, or one is unknown.
     """
     if "nit" not in comment and "NIT" not in comment:
         return _NO_UNITS
@@ -451,7 +453,7 @@ def _units(keys: dict[str, str], comment: str, count: int) -> _Units:
 
 
 def _quantity(name: str) -> str:
-    """What a unit is of; `any` where its name does not say, empty where no value here has such a one."""
+    """Quantity of a unit; `any` where its name does not say, empty where no value of the frame has it."""
     lower = name.lower()
     if not lower:
         return "any"
@@ -507,14 +509,14 @@ def _numbers(
             given, stress, rtol=0.01, atol=0.01 * float(np.abs(stress).max()) + 1e-6
         ):
             raise AtomloomError(
-                f"`{choice.stress}` is not -`{choice.virial}` / volume, so a sign or a unit is another",
+                f"`{choice.stress}` is not -`{choice.virial}` / volume, so a sign or a unit differs",
                 todo="name one of them by the option stress_key",
             )
     return properties
 
 
 def _energy(name: str, keys: dict[str, str], units: _Units) -> float:
-    """An energy in eV."""
+    """Energy in eV."""
     words = _values(keys[name])
     if len(words) == 2 and _is_energy_unit(words[1]):
         words = words[:1]
@@ -527,7 +529,7 @@ def _energy(name: str, keys: dict[str, str], units: _Units) -> float:
 def _with_unit_behind(
     units: _Units, name: str | None, keys: dict[str, str], comment: str, count: int
 ) -> _Units:
-    """Units, and that of the energy where it stands behind the number."""
+    """Units, with that of the energy where it follows the number."""
     if name is None:
         return units
     text = keys[name]
@@ -544,7 +546,7 @@ def _is_energy_unit(word: str) -> bool:
 
 
 def _behind(name: str, comment: str) -> str:
-    """The bare word behind the bare value of a name."""
+    """Bare word after the bare value of a name."""
     at = comment.find(name)
     while at >= 0:
         match = _WORD_BEHIND.match(comment, at + len(name))
@@ -560,7 +562,7 @@ def _refuse_doubt(
     units: _Units,
     properties: Mapping[str, float | np.ndarray],
 ) -> None:
-    """Refuse an energy beside which another one stands, so that it is not known which is meant."""
+    """Refuse an energy where there is another one, so that it is unknown which is meant."""
     energy = float(properties["energy"])
     for name in choice.same:
         other = _energy(name, keys, units)
@@ -570,6 +572,6 @@ def _refuse_doubt(
             )
     if choice.kinetic is not None and properties.get(choice.kinetic, 0.0) != 0.0:
         raise AtomloomError(
-            f"`{choice.energy}` may hold `{choice.kinetic}`, and no potential energy is there",
+            f"`{choice.energy}` may include `{choice.kinetic}`, and there is no potential energy",
             todo=TODO,
         )

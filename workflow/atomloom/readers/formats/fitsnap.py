@@ -1,8 +1,8 @@
 """FitSNAP's JSON: a comment line, then `{"Dataset": {"Data": [...], "EnergyStyle": ..., ...}}`.
 
-One record an entry of `Data`, in most files the only one, rewritten as atomloom's plain JSON. Units are
+One record per entry of `Data` (most files have one), rewritten as atomloom's plain JSON. Units are
 those that the `Style` keys name. Stress has the sign of a pressure, positive when the cell is compressed,
-which is the opposite of ours; rows of `Lattice` are vectors, `Positions` are Cartesian.
+which is the opposite of atomloom's; rows of `Lattice` are vectors, `Positions` are Cartesian.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ _UNITS: dict[str, dict[str, float]] = {
 
 
 def sniff(head: bytes) -> bool:
-    """Comment lines, if any, and an object whose first key is `Dataset`."""
+    """Whether there is an object whose first key is `Dataset`, after comment lines if any."""
     return _HEAD.match(head) is not None
 
 
 def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
-    """One record an entry of `Data`.
+    """One record per entry of `Data`.
 
     Raises:
-        AtomloomError: when it is no JSON, or has no `Data`.
+        AtomloomError: when it is not JSON, or has no `Data`.
     """
     text = decode(read_limited(stream))
     try:
@@ -86,8 +86,8 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
 
 
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
-    """A document is no single record."""
-    raise AtomloomError("a document of FitSNAP is no structure: its entries are")
+    """Refuse: a document is not a single record."""
+    raise AtomloomError("a document of FitSNAP is not a structure: its entries are")
 
 
 def _rewritten(entry: Mapping[str, Any], styles: Mapping[str, Any]) -> bytes:
@@ -125,14 +125,14 @@ def _array(
     try:
         values = np.array(entry[name], dtype=np.float64)
     except (TypeError, ValueError):
-        raise AtomloomError(f"{name} is no table of numbers") from None
+        raise AtomloomError(f"{name} is not a table of numbers") from None
     if values.shape != shape:
         raise AtomloomError(f"{name} of shape {values.shape}, not {shape}")
     return values * _unit(name, styles)
 
 
 def _unit(name: str, styles: Mapping[str, Any]) -> float:
-    """A, eV, eV/A or eV/A^3 per unit of the file; where it names none, those of FitSNAP's examples."""
+    """Factor from the unit of the file to A, eV, eV/A or eV/A^3; the default is that of FitSNAP's examples."""
     style = styles[name]
     if style is None and name != "Stress":
         return 1.0

@@ -1,4 +1,4 @@
-"""One JARVIS atoms dict (`jarvis.core.atoms.Atoms.to_dict()`); jarvis-tools itself is not needed."""
+"""JARVIS atoms dict (`jarvis.core.atoms.Atoms.to_dict()`); jarvis-tools itself is not needed."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ OPTIONS: dict[str, str] = {}
 
 
 def sniff(head: bytes) -> bool:
-    """Never: files are recognised as `json`, which hands entries on to here."""
+    """Always false: files are recognised as `json`, which passes entries on to this reader."""
     return False
 
 
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
-    """A crystal, periodic in three directions; all digits of the lattice are kept."""
+    """Crystal of one record, periodic in three directions; all digits of the lattice are kept."""
     content = load(payload)
     for key in ("lattice_mat", "coords", "elements"):
         if key not in content:

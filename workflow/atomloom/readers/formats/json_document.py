@@ -1,10 +1,10 @@
-"""JSON documents of structures, whoever wrote them: one record an entry, read as a stream.
+"""JSON documents of structures, from various programs: one record per entry, read as a stream.
 
-Understood are a list of entries, a dict of entries by name, a single entry, one entry a line,
+Supported are a list of entries, a dict of entries by name, a single entry, one entry per line,
 pandas' orientations `split` (Matbench), `records`, `index`, `table` and `columns` (its default, which
 is read whole), ASE's JSON databases, and groups of entries (`{"train": {...}}`).
 An entry is a pymatgen Structure or Molecule, a JARVIS atoms dict, the text of a CIF or POSCAR, or a
-row that holds one of them beside labels.
+row that holds one of them alongside labels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SINGLE = frozenset((
     "@module", "@class", "@version", "sites", "lattice", "lattice_mat", "coords", "elements", "numbers",
     "positions", *entries.STRUCTURE_KEYS,
 ))  # fmt: skip
-"""Keys that tell a single entry from a dict of entries by name."""
+"""Keys that distinguish a single entry from a dict of entries by name."""
 
 _HEAD = re.compile(rb"\A(?:\xef\xbb\xbf)?\s*[\[{]")
 _SIGNS = (
@@ -41,12 +41,12 @@ _FIRST_READ = 1 << 20
 
 
 def sniff(head: bytes) -> bool:
-    """A list or object with a key that structures have."""
+    """Whether there is a list or object with a key that structures have."""
     return _HEAD.match(head) is not None and any(sign in head for sign in _SIGNS)
 
 
 def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
-    """One record an entry; only one entry is held at a time."""
+    """One record per entry; only one entry is held at a time."""
     scanner = _Scanner(stream)
     while scanner.peek():
         if scanner.peek() == "[":
@@ -59,7 +59,7 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
 
 
 def parse(payload: bytes, options: Mapping[str, Any]) -> Piece:
-    """The record of the only entry, when a document is given whole."""
+    """Record of the only entry of a document."""
     pieces = list(split(io.BytesIO(payload), options))
     if len(pieces) != 1:
         raise AtomloomError(f"{len(pieces)} entries, not one")
@@ -67,7 +67,7 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Piece:
 
 
 def _object(scanner: _Scanner, options: Mapping[str, Any]) -> Iterator[Piece]:
-    """A top-level object: a single entry, entries by name, or a table in pandas' form `split`."""
+    """Records of a top-level object: a single entry, entries by name, or a table in pandas' form `split`."""
     others: dict[str, Any] = {}
     single = found = False
     rows: list[str] = []  # of an ASE database
@@ -91,7 +91,7 @@ def _object(scanner: _Scanner, options: Mapping[str, Any]) -> Iterator[Piece]:
                 yield from entries.entry(value, options, key)
                 found = True
             else:
-                others[key] = value  # a column beside that of structures, or an entry without one
+                others[key] = value  # a column next to that of structures, or an entry without one
     if single:
         yield from entries.columns(others, options) or entries.entry(others, options)
         return
@@ -100,12 +100,12 @@ def _object(scanner: _Scanner, options: Mapping[str, Any]) -> Iterator[Piece]:
     if rows:
         strange.pop(ase_json.METADATA, None)
         ase_json.require_all(rows, strange, others.get("ids"))
-    if found and "columns" not in others:  # an entry by name that has been lost
+    if found and "columns" not in others:  # an entry by name that would be lost
         strange |= {key: value for key, value in others.items() if value is None}
     if found or (strange and not lists):
         for key, value in strange.items():
             yield from entries.entry(value, options, key)
-    elif "data" in others and "columns" in others:  # the columns stood behind the data
+    elif "data" in others and "columns" in others:  # the columns came after the data
         yield from _rows(others["data"], others["columns"], others.get("index"), options)
     elif lists:
         for value in lists:
@@ -129,7 +129,7 @@ def _table(
 
 def _rows(rows: Any, columns: Any, index: Any, options: Mapping[str, Any]) -> Iterator[Piece]:
     if not isinstance(columns, list):
-        raise AtomloomError("`columns` is no list")
+        raise AtomloomError("`columns` is not a list")
     names = [str(column) for column in columns]
     column = entries.find_column(names, options.get("structure_column"), entries.STRUCTURE_KEYS)
     if column is None:
@@ -147,7 +147,7 @@ def _rows(rows: Any, columns: Any, index: Any, options: Mapping[str, Any]) -> It
 
 
 class _Scanner:
-    """Values of a JSON text one after the other, from a buffer that is never larger than needed."""
+    """Scanner of the values of a JSON text, one by one, with a buffer no larger than needed."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._text = io.TextIOWrapper(borrowed(stream), encoding="utf-8-sig", errors="strict")
@@ -155,7 +155,7 @@ class _Scanner:
         self._buffer, self._at, self._ended = "", 0, False
 
     def peek(self) -> str:
-        """The next character that is no space; empty at the end."""
+        """Next character that is not a space; empty at the end."""
         while True:
             while self._at < len(self._buffer):
                 if self._buffer[self._at] not in " \t\r\n":
@@ -165,7 +165,7 @@ class _Scanner:
                 return ""
 
     def value(self) -> Any:
-        """The next value, decoded."""
+        """Next value, decoded."""
         if not self.peek():
             raise AtomloomError("the JSON ends too early")
         size = _FIRST_READ
@@ -181,14 +181,14 @@ class _Scanner:
                     raise AtomloomError(f"not valid JSON: {error.msg}") from None  # type: ignore[attr-defined] # the only ValueError of the decoder
                 size *= 2
                 continue
-            # a number may go on in what has not been read yet
+            # a number may continue in what has not been read yet
             if end == len(self._buffer) and self._more(size):
                 continue
             self._at = end
             return value
 
     def items(self) -> Iterator[Any]:
-        """The members of the list that starts here."""
+        """Iterate over the list that starts here."""
         self._expect("[")
         if self.peek() == "]":
             self._at += 1
@@ -199,7 +199,7 @@ class _Scanner:
                 return
 
     def object_keys(self) -> Iterator[str]:
-        """The keys of the object that starts here; the caller takes each value before the next."""
+        """Iterate over the keys of the object that starts here; the caller takes each value before the next key."""
         self._expect("{")
         if self.peek() == "}":
             self._at += 1
@@ -207,7 +207,7 @@ class _Scanner:
         while True:
             key = self.value()
             if not isinstance(key, str):
-                raise AtomloomError("not valid JSON: a key that is no text")
+                raise AtomloomError("not valid JSON: a key that is not text")
             self._expect(":")
             yield key
             if self._expect(",}") == "}":
@@ -235,10 +235,10 @@ class _Scanner:
 
 
 def load(payload: bytes) -> dict[str, Any]:
-    """The object that a record's payload is.
+    """Decode the object in a record's payload.
 
     Raises:
-        AtomloomError: when it is none.
+        AtomloomError: when it is not an object.
     """
     try:
         value = json.loads(decode(payload))

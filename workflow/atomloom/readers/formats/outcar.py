@@ -1,8 +1,8 @@
-"""OUTCAR of VASP: every ionic step a record, with energy, forces and stress.
+"""OUTCAR of VASP: one record per ionic step, with energy, forces and stress.
 
-The energy is that for sigma -> 0, as in `vasprun`; `free_energy` is TOTEN, which the forces belong to.
-VASP's stress is in kB with the opposite sign of ours. What a machine-learned force field says in the
-same file is left behind. One record a step, rewritten as atomloom's plain JSON.
+The energy is that for sigma -> 0, as in `vasprun`; `free_energy` is TOTEN, whose derivatives the
+forces are. VASP's stress is in kB with the opposite sign of atomloom's. Results of a machine-learned
+force field in the same file are skipped. Records are rewritten as atomloom's plain JSON.
 """
 
 from __future__ import annotations
@@ -37,45 +37,45 @@ HINTS: tuple[str, ...] = ()
 
 _HEAD = re.compile(rb"\A\s*vasp\.\d")
 _GLUED = re.compile(r"(?<=\d)-(?=\d)")
-"""Columns of Fortran that run into each other: 1.5-10.25 are two numbers."""
+"""Fortran columns that run into each other: 1.5-10.25 are two numbers."""
 _ELEMENT = re.compile("[A-Z][a-z]?")
 _LINE = 1 << 16
 
 
 def sniff(head: bytes) -> bool:
-    """VASP's version in the first line."""
+    """Whether the first line gives VASP's version."""
     return _HEAD.match(head) is not None
 
 
 def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
-    """One record an ionic step.
+    """One record per ionic step.
 
     Raises:
-        AtomloomError: when there is no whole step.
+        AtomloomError: when there is no complete step.
     """
     yield from whole_steps(_steps(stream, options), options)
 
 
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
-    """A file is no single record."""
-    raise AtomloomError("an OUTCAR is no structure: its ionic steps are")
+    """Refuse: a file is not a single record."""
+    raise AtomloomError("an OUTCAR is not a structure: its ionic steps are")
 
 
 @dataclass
 class _Run:
-    """What the head of the file says of all steps."""
+    """Data common to all steps, from the head of the file."""
 
     titles: list[str] = field(default_factory=list)
-    """Elements, from a line TITEL a POTCAR."""
+    """Elements, from one TITEL line per POTCAR."""
     potentials: list[str] = field(default_factory=list)
-    """Elements, from lines POTCAR, which VASP writes twice."""
+    """Elements, from the POTCAR lines, which VASP writes twice."""
     counts: list[int] = field(default_factory=list)
     """Atoms per element."""
     limit: int = 0
-    """NELM; 0 where it is not known, or the loop is one exact diagonalisation."""
+    """NELM; 0 where it is unknown or the loop is one exact diagonalisation."""
 
     def note(self, line: str) -> None:
-        """Take what a line says."""
+        """Take note of a line of the head."""
         words = line.split()
         if "TITEL" in line and len(words) > 3:
             self.titles.append(words[3])
@@ -114,13 +114,13 @@ class _Run:
 
 @dataclass
 class _Step:
-    """What has been read of an ionic step."""
+    """Lines read of an ionic step."""
 
     cell: list[str] = field(default_factory=list)
     rows: list[str] = field(default_factory=list)
     """Lines of positions and forces."""
     surplus: str = ""
-    """What stands where a line of hyphens should end these."""
+    """Line found where a line of hyphens should end these."""
     stress: str = ""
     free_energy: str = ""
     energy: str = ""
@@ -137,7 +137,7 @@ def _steps(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
         if not step.iterations and not step.rows:
             run.note(line)
         if "Iteration" in line and "(" in line and line.lstrip().startswith("-"):
-            step.iterations += not step.verdict  # those behind are of the linear response
+            step.iterations += not step.verdict  # the later ones are of the linear response
         elif "aborting loop" in line:
             step.verdict = step.verdict or line.strip()
         elif "direct lattice vectors" in line:
@@ -199,10 +199,10 @@ def _payload(run: _Run, step: _Step, options: Mapping[str, Any]) -> bytes:
 
 
 def _numbers(line: str, count: int, where: str) -> np.ndarray:
-    """The first numbers of a line.
+    """First numbers of a line.
 
     Raises:
-        AtomloomError: when there are fewer, or one is none.
+        AtomloomError: when there are fewer, or one is not a number.
     """
     words = _GLUED.sub(" -", line).split()[:count]
     if len(words) < count:

@@ -1,8 +1,8 @@
-"""atomloom's own JSON of one structure: what binary and database formats are rewritten to.
+"""atomloom's own JSON of one structure, to which binary and database formats are rewritten.
 
 Keys: `numbers`, `positions`, and optionally `cell`, `pbc`, `properties` and `per_atom`, which names the
-properties that have a row per atom where that does not go without saying, as of `forces`. Floats are
-written with all their digits, so nothing is lost on the way.
+properties that have one row per atom, except those that always do, such as `forces`. Floats are
+written with all their digits, so nothing is lost.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ OPTIONS: dict[str, str] = {}
 
 
 def sniff(head: bytes) -> bool:
-    """Never: files are recognised as `json`, which hands entries on to here."""
+    """Always false: files are recognised as `json`, which passes entries on to this reader."""
     return False
 
 
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
-    """The structure, with its properties."""
+    """Structure of one record, with its properties."""
     content = load(payload)
     for key in ("numbers", "positions"):
         if key not in content:

@@ -1,8 +1,8 @@
 """POSCAR, CONTCAR and XDATCAR of VASP, versions 4 to 6, direct and Cartesian coordinates.
 
-A file may hold several structures: the frames of an XDATCAR, with one cell or a cell each, or files
-put behind one another. Velocities, the predictor-corrector and grids behind the coordinates are
-passed over; more coordinates than atoms, or a text that goes on with numbers, are refused.
+A file may hold several structures: the frames of an XDATCAR, with one common cell or a cell each, or
+concatenated files. Velocities, the predictor-corrector and grids after the coordinates are
+skipped; more coordinates than atoms, or a text followed by numbers, are refused.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ MAX_ATOMS = 10_000_000
 _BLOCK = 1 << 16
 _LONGEST = 8 << 20
 _AHEAD = 40
-"""Lines within which elements and numbers of atoms end."""
+"""Number of lines within which elements and numbers of atoms must end."""
 _FRAME = re.compile(rb"\s*(?:[a-z]+\s+configuration|konfig)\s*=", re.IGNORECASE)
 _BEHIND = re.compile(
     r"(?:c|k|d|cart\w*|kart\w*|direct|fractional|lattice velocities.*|velocities|augmentation.*)\s*",
     re.IGNORECASE,
 )
-"""What VASP says between the numbers behind the coordinates."""
+"""Lines that VASP writes between the numbers after the coordinates."""
 _FLAGS = frozenset(("T", "F", "t", "f", ".T.", ".F.", ".TRUE.", ".FALSE."))
 _FORTRAN = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[dD][-+]?\d+")
 _ELEMENT = re.compile(r"([A-Z][a-z]?)(\d*)")
 
 
 def sniff(head: bytes) -> bool:
-    """A comment, a number, three lines of three numbers."""
+    """Whether there are a comment, a number and three lines of three numbers."""
     lines = _unescaped(head).split(b"\n", 6)[1:5]
     rows = [line[:400].split() for line in lines]
     if list(map(len, rows)) not in ([1, 3, 3, 3], [3, 3, 3, 3]):
@@ -57,7 +57,7 @@ def sniff(head: bytes) -> bool:
 
 
 def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
-    """One record a structure; a frame of an XDATCAR that has no cell of its own gets the last one."""
+    """One record per structure; a frame of an XDATCAR without its own cell gets the last one."""
     lines = _Lines(stream)
     header: list[bytes] = []
     count = 0
@@ -84,11 +84,11 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
 
 
 def _is_frame(ahead: Sequence[bytes], unnamed: bool) -> bool:
-    """Whether a frame of an XDATCAR that has no cell of its own begins here.
+    """Whether a frame of an XDATCAR without its own cell begins here.
 
     Args:
         ahead: the next lines.
-        unnamed: whether a blank line stood where frames of VASP 5.2.12 and later have a name.
+        unnamed: whether a blank line came where frames of VASP 5.2.12 and later have a name.
     """
     if _FRAME.match(ahead[0]):
         return True
@@ -103,7 +103,7 @@ def _begins(lines: _Lines, unnamed: bool) -> bool:
     ahead = lines.peek(6)
     if _is_frame(ahead, unnamed):
         return True
-    # for most lines, which are those of grids and velocities, that is all there is to do
+    # most lines are those of grids and velocities and end here
     if len(ahead) < 6 or not (ahead[5].split() or [b"."])[0].isalnum():
         return False
     if not sniff(b"".join(ahead)):
@@ -119,7 +119,7 @@ def _begins(lines: _Lines, unnamed: bool) -> bool:
 
 
 class _Lines:
-    """The lines of a stream, some of them looked at before they are taken."""
+    """Lines of a stream, with look-ahead."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -128,13 +128,13 @@ class _Lines:
         self._tail = b""
         self._ended = False
         self.offset = 0
-        """Where the next line starts."""
+        """Offset of the next line."""
 
     def peek(self, count: int) -> list[bytes]:
-        """The next lines, fewer where the file ends.
+        """Next lines, fewer where the file ends, without consuming them.
 
         Raises:
-            AtomloomError: when a line is too long for one.
+            AtomloomError: when a line is too long.
         """
         while len(self._lines) < self._at + count and not self._ended:
             block = self._stream.read(_BLOCK)
@@ -148,10 +148,10 @@ class _Lines:
         return self._lines[self._at : self._at + count]
 
     def take(self, count: int) -> list[bytes]:
-        """The next lines, which are gone then.
+        """Next lines, consumed.
 
         Raises:
-            AtomloomError: when they are too many for a record.
+            AtomloomError: when they are too long for a record.
         """
         taken: list[bytes] = []
         size = 0
@@ -167,7 +167,7 @@ class _Lines:
 
 
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
-    """The crystal, periodic in three directions."""
+    """Crystal of one record, periodic in three directions."""
     lines = decode(_unescaped(payload)).splitlines()
     if len(lines) < 8:
         raise AtomloomError(f"ends after {len(lines)} lines")
@@ -201,9 +201,9 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
 
 
 def _composition(lines: Sequence[str]) -> tuple[list[str], list[int], int]:
-    """Elements (none in version 4), their numbers of atoms, and the place of the line behind them.
+    """Elements (none in version 4), their numbers of atoms, and the index of the line after them.
 
-    Both go on over several lines where there are many.
+    Both continue over several lines where there are many.
     """
     at = 5
     symbols: list[str] = []
@@ -226,14 +226,14 @@ def _composition(lines: Sequence[str]) -> tuple[list[str], list[int], int]:
 
 
 def _check_remainder(lines: list[str], first: int, atoms: int) -> None:
-    """Refuse what stands behind the coordinates and may be atoms: of velocities, of the
-    predictor-corrector and of grids nothing is read, and remarks do no harm."""
+    """Refuse anything after the coordinates that may be atoms; velocities, the predictor-corrector, grids
+    and remarks are skipped."""
     following = lines[first].split()[:3] if first < len(lines) else []
     if len(following) == 3 and all(map(_is_number, following)):
         raise AtomloomError(f"line {first + 1}: more coordinates than atoms")
     text = -1
     vectors = blocks = (
-        0  # rows of three numbers since the last other line; runs of one for each atom
+        0  # rows of three numbers since the last other line; complete runs of one per atom
     )
     for number in range(first, len(lines)):
         start = lines[number].lstrip()[:1]
@@ -244,21 +244,21 @@ def _check_remainder(lines: list[str], first: int, atoms: int) -> None:
             text = -1 if _BEHIND.fullmatch(lines[number].strip()) else number
         elif text >= 0 and start and start not in "#!":
             raise AtomloomError(
-                f"line {text + 1}: `{lines[text].strip()[:40]}`, and numbers behind it, are no velocities"
+                f"line {text + 1}: `{lines[text].strip()[:40]}`, and the numbers after it, are not velocities"
             )
         elif start:
             vectors += 1 if len(lines[number].split()) == 3 else -len(lines)
     if blocks + (vectors == atoms) > 1:
         raise AtomloomError(
-            f"several times {atoms} rows behind the coordinates: more than velocities"
+            f"several times {atoms} rows after the coordinates: more than velocities"
         )
 
 
 def _numbers(comment: str, symbols: list[str], counts: list[int], behind: list[str]) -> np.ndarray:
-    """[N] atomic numbers, by the line of elements, the words behind the coordinates or the comment.
+    """[N] atomic numbers, from the line of elements, the words after the coordinates or the comment.
 
     Raises:
-        AtomloomError: when there is no element, or two of these say something else.
+        AtomloomError: when there is no element, or two of these disagree.
     """
     by_atom = _elements_behind(behind, counts)
     where = "line 6"
@@ -267,20 +267,20 @@ def _numbers(comment: str, symbols: list[str], counts: list[int], behind: list[s
     if not symbols:
         if by_atom is None:
             raise AtomloomError(
-                "no element symbols: neither a line of them, nor words behind the coordinates, and the "
-                "comment is no list of them",
+                "no element symbols: neither a line of them, nor words after the coordinates, and the "
+                "comment is not a list of them",
                 todo="put one above the numbers of atoms",
             )
         return by_atom
     numbers = np.repeat(atomic_numbers(symbols), counts)
     if by_atom is not None and not np.array_equal(numbers, by_atom):
-        raise AtomloomError(f"{where} has other elements than the words behind the coordinates")
+        raise AtomloomError(f"{where} has other elements than the words after the coordinates")
     return numbers
 
 
 def _elements_behind(behind: list[str], counts: list[int]) -> np.ndarray | None:
-    """[N] atomic numbers by the symbols behind the coordinates, of all atoms or of the first of each
-    kind; None where there are none."""
+    """[N] atomic numbers from the symbols after the coordinates, of all atoms or of the first of each
+    kind; None without symbols."""
     if not any(behind):
         return None
     words = [_word_behind(text) for text in behind]
@@ -292,7 +292,7 @@ def _elements_behind(behind: list[str], counts: list[int]) -> np.ndarray | None:
 
 
 def _word_behind(text: str) -> str:
-    """The first word behind three coordinates that is no flag of the selective dynamics."""
+    """First word after three coordinates that is not a flag of the selective dynamics."""
     words = text.split(None, 4)
     if len(words) >= 3 and _FLAGS.issuperset(words[:3]):
         words = words[3:]
@@ -300,8 +300,8 @@ def _word_behind(text: str) -> str:
 
 
 def _elements_of_comment(comment: str, counts: list[int]) -> list[str]:
-    """The elements of a comment that is a list of them and nothing else, as VASP 4 wants it; numbers
-    in it must be those of the atoms, or in proportion to them."""
+    """Elements of a comment that is nothing but a list of them, as in VASP 4; numbers in it must be those
+    of the atoms, or in proportion to them."""
     found = [_ELEMENT.fullmatch(word) for word in _words(comment)]
     symbols = [match[1] for match in found if match and match[1] in NUMBERS]
     if len(symbols) != len(found) or len(found) != len(counts):
@@ -314,7 +314,7 @@ def _elements_of_comment(comment: str, counts: list[int]) -> list[str]:
 
 
 def _unescaped(payload: bytes) -> bytes:
-    """Text that went through JSON once too often has a backslash and an n for every line end."""
+    """Text with line ends restored, where JSON-encoding it twice left a backslash and an n for each."""
     if b"\\n" in payload and b"\n" not in payload.strip() and payload.lstrip()[:1] not in b"{[":
         return payload.replace(b"\\n", b"\n")
     return payload

@@ -1,4 +1,4 @@
-"""One pymatgen Structure or Molecule as the dict of its `as_dict()`; pymatgen itself is not needed."""
+"""pymatgen Structure or Molecule as the dict of its `as_dict()`; pymatgen itself is not needed."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ FULL_OCCUPANCY = 1e-3
 
 
 def sniff(head: bytes) -> bool:
-    """Never: files are recognised as `json`, which hands entries on to here."""
+    """Always false: files are recognised as `json`, which passes entries on to this reader."""
     return False
 
 
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
-    """A crystal, or a molecule where there is no lattice."""
+    """Crystal of one record, or a molecule where there is no lattice."""
     content = load(payload)
     sites = content.get("sites")
     if not isinstance(sites, list):
@@ -66,7 +66,7 @@ def _structure(
     cell: np.ndarray,
     pbc: np.ndarray,
 ) -> Structure:
-    """The structure with its numbers, and with the numbers or vectors that its sites have."""
+    """Structure with its scalar properties, and with the numbers or vectors of its sites."""
     columns = _columns(content["sites"])
     properties: dict[str, float | np.ndarray] = {
         property_name(str(name), per_atom=False): float(value)
@@ -78,9 +78,9 @@ def _structure(
 
 
 def _disordered(lattice: Mapping[str, Any], sites: list[Any]) -> Any:
-    """A pymatgen Structure of lattice, species and coordinates.
+    """pymatgen Structure of lattice, species and coordinates only.
 
-    Its own `from_dict` would import whatever module a site's properties name, and run what is there.
+    pymatgen's `from_dict` would import any module that a site's properties name, and run its code.
     """
     from pymatgen.core import Lattice
     from pymatgen.core import Structure as Crystal
@@ -113,7 +113,7 @@ def _number_of(symbol: str) -> int:
 
 
 def _columns(sites: list[Any]) -> dict[str, np.ndarray]:
-    """Numbers or vectors that every site has."""
+    """Properties of all sites that are numbers or vectors."""
     found: dict[str, np.ndarray] = {}
     first = sites[0].get("properties") if sites else None
     for name in first or ():

@@ -22,14 +22,14 @@ OPTIONS = {"runner_units": "`metal`: lengths in A and energies in eV, not in boh
 
 
 def sniff(head: bytes) -> bool:
-    """`begin` alone on the first line."""
+    """Whether `begin` is alone on the first line."""
     lines = [line.strip() for line in head.splitlines() if line.strip()]
     return bool(lines) and lines[0] == b"begin"
 
 
 def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
-    """One record from each `begin` to its `end`; what stands between frames is a record as well,
-    and then fails to parse."""
+    """One record from each `begin` to its `end`; anything between frames is a record as well,
+    which then fails to parse."""
     lines: list[bytes] = []
     offset = size = 0
     for line in iter(partial(stream.readline, MAX_RECORD_BYTES + 1), b""):
@@ -49,7 +49,7 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
 
 
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
-    """One frame: `atom x y z element charge energy fx fy fz`, lattice, energy and charge."""
+    """Structure of one frame: `atom x y z element charge energy fx fy fz`, lattice, energy and charge."""
     metal = options.get("runner_units") == "metal"
     length, unit = (1.0, 1.0) if metal else (BOHR, HARTREE)
     lines = decode(payload).split("\n")

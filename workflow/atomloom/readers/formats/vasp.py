@@ -1,4 +1,4 @@
-"""What the readers of VASP's outputs share: options, units, and what becomes of a run that was killed."""
+"""Common parts of the readers of VASP's outputs: options, units, and the handling of killed runs."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from atomloom.errors import AtomloomError
 from atomloom.readers.base import Piece, unreadable
 
 OPTIONS = {
-    "unconverged": "true: take ionic steps whose electronic loop did not converge",
-    "truncated": "true: take the whole ionic steps of a file that breaks off, of a job that was killed",
+    "unconverged": "true: accept ionic steps whose electronic loop did not converge",
+    "truncated": "true: accept the complete ionic steps of a file that breaks off (a killed job)",
 }
 
 _HELD = 64 << 20
-"""Bytes of a file's steps that are held in memory until its end is seen; what is more is on disk."""
+"""Max bytes of a file's steps held in memory until its end is seen; the rest is on disk."""
 
 
 def refuse_unconverged(reason: str, options: Mapping[str, Any]) -> None:
     """Refuse an ionic step whose electronic loop did not converge.
 
     Raises:
-        AtomloomError: unless the option `unconverged` takes such steps.
+        AtomloomError: unless the option `unconverged` accepts such steps.
     """
     if not options.get("unconverged"):
         raise AtomloomError(
             f"the electronic loop did not converge: {reason}",
-            todo="set the option `unconverged: true` to take such steps",
+            todo="set the option `unconverged: true` to accept such steps",
         )
 
 
 def at_limit(steps: int) -> str:
-    """Why a loop that took all its steps counts as not converged."""
+    """Reason why a loop that took all its steps counts as not converged."""
     return f"it took all NELM = {steps} steps"
 
 
 def whole_steps(steps: Iterator[Piece], options: Mapping[str, Any]) -> Iterator[Piece]:
     """Records of the ionic steps of a file, held back until its end is seen.
 
-    The file of a job that was killed breaks off: all its steps are refused, unless the option
-    `truncated` takes the whole ones.
+    The file of a killed job breaks off: all its steps are refused, unless the option `truncated`
+    accepts the complete ones.
 
     Args:
-        steps: whole steps, without ids; an AtomloomError says where the file breaks off.
+        steps: complete steps, without ids; an AtomloomError says where the file breaks off.
         options: options of the readers.
 
     Raises:
@@ -60,8 +60,8 @@ def whole_steps(steps: Iterator[Piece], options: Mapping[str, Any]) -> Iterator[
         if count == 0:
             raise AtomloomError(reason or "no ionic step")
         if reason and not options.get("truncated"):
-            text = f"breaks off after {count} whole ionic step{'s' * (count > 1)}: {reason}"
-            todo = "set the option `truncated: true` to take the whole ones"
+            text = f"breaks off after {count} complete ionic step{'s' * (count > 1)}: {reason}"
+            todo = "set the option `truncated: true` to accept the complete ones"
             for _ in range(count):
                 yield unreadable(f"{text}; {todo}")
             return

@@ -1,8 +1,8 @@
-"""vasprun.xml of VASP: every ionic step a record, with energy, forces and stress.
+"""vasprun.xml of VASP: one record per ionic step, with energy, forces and stress.
 
-The energy is that for sigma -> 0, as ASE and pymatgen give it; `free_energy` is the one the forces
-belong to. VASP's stress is in kB with the opposite sign of ours. A step whose electronic loop took all
-the steps it was allowed (NELM) is refused, as pymatgen leaves it out.
+The energy is that for sigma -> 0, as in ASE and pymatgen; `free_energy` is the one whose derivatives
+the forces are. VASP's stress is in kB with the opposite sign of atomloom's. A step whose electronic
+loop took all the steps it was allowed (NELM) is refused, as pymatgen leaves it out.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ PATTERNS = ("vasprun*.xml", "*vasprun.xml", "vasprun.xml*")
 HINTS = ("*.xml",)
 
 _SHORTENED = {"X": "Xe", "r": "Zr"}
-"""Symbols as VASP misspells them."""
+"""Symbols that VASP misspells."""
 _ENERGIES = {"e_fr_energy", "e_wo_entrp", "e_0_energy"}
 
 
 def sniff(head: bytes) -> bool:
-    """The root element of a vasprun.xml."""
+    """Whether the root element of a vasprun.xml is there."""
     return b"<modeling>" in head
 
 
 def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
-    """One record a <calculation>: the list of atoms and what the step says of structure, energy,
-    forces and stress, as XML; electronic structure is left behind.
+    """One record per <calculation>: the list of atoms and the structure, energy, forces and stress of
+    the step, as XML; the electronic structure is left out.
 
     Raises:
-        AtomloomError: when there is no whole step.
+        AtomloomError: when there is no complete step.
     """
     yield from whole_steps(_steps(stream), options)
 
@@ -70,7 +70,7 @@ def _steps(stream: BinaryIO) -> Iterator[Piece]:
                 kept = [e for e in element if e.get("name") in ("atoms", "atomtypes")]
                 atoms = b"".join(ElementTree.tostring(e) for e in kept)
             elif element.tag in ("incar", "parameters"):
-                # what VASP made of the former is the latter, whose first NELM counts: that of the
+                # the latter holds the values VASP used, and its first NELM counts: that of the
                 # response functions has the same name
                 named = [(str(e.get("name")), (e.text or "").strip()) for e in element.iter("i")]
                 settings |= dict(reversed(named))
@@ -85,8 +85,8 @@ def _steps(stream: BinaryIO) -> Iterator[Piece]:
 
 
 def _essence(calculation: ElementTree.Element, settings: Mapping[str, str]) -> bytes:
-    """What parse needs of a step: of the electronic steps, the last one's energy; the limit of their
-    number, where they reached it; and an external pressure, where one is set."""
+    """Parts of a step that `parse` needs: the energy of the last electronic step, the limit of their
+    number where they reached it, and an external pressure where one is set."""
     parts = [e for e in calculation if e.tag in ("structure", "energy")]
     parts += [e for e in calculation if e.tag == "varray" and e.get("name") in ("forces", "stress")]
     essence = b"".join(ElementTree.tostring(part) for part in parts)
@@ -106,8 +106,8 @@ def _essence(calculation: ElementTree.Element, settings: Mapping[str, str]) -> b
 def _electronic_loop(
     energies: list[ElementTree.Element], settings: Mapping[str, str]
 ) -> list[ElementTree.Element]:
-    """The electronic steps without those of a linear response, which follow them: steps of the loop
-    have the usual energies alone, but for the first and the last one."""
+    """Electronic steps without those of a linear response, which follow them: steps of the loop
+    have only the usual energies, except the first and the last one."""
     responds = "T" in (settings.get(name, "F")[:1] for name in ("LEPSILON", "LCALCEPS"))
     if responds or settings.get("IBRION") in ("7", "8"):
         names = [{energy.get("name") for energy in step} for step in energies]
@@ -118,7 +118,7 @@ def _electronic_loop(
 
 
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
-    """One ionic step; a crystal."""
+    """Crystal of one ionic step."""
     if payload.lstrip()[:6] != b"<step>":
         raise AtomloomError("no ionic step of a vasprun.xml")
     try:
@@ -156,7 +156,7 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
 
 
 def _symbols(step: ElementTree.Element) -> list[str]:
-    """Symbols of the atoms; one that VASP cut short is that of the pseudopotential."""
+    """Symbols of the atoms; one that VASP truncates is taken from the pseudopotential."""
     rows = [[c.text or "" for c in row] for row in step.iterfind("array[@name='atoms']/set/rc")]
     if not rows:
         raise AtomloomError("no list of atoms (<atominfo>)")
@@ -189,7 +189,7 @@ def _work_of_pressure(step: ElementTree.Element, cell: np.ndarray) -> float:
 
 
 def _towards_zero_smearing(step: ElementTree.Element) -> float:
-    """E(sigma -> 0) - F. The last electronic step has it; the e_0_energy of the ionic step is wrong
+    """E(sigma -> 0) - F, from the last electronic step; the e_0_energy of the ionic step is wrong
     in some versions of VASP, while its e_fr_energy alone holds classical van der Waals terms."""
     for path in ("last/energy", "energy"):
         free, zero = (

@@ -1,8 +1,8 @@
-"""XSF of XCrySDen, with the energies and forces that aenet puts there (eV, eV/A).
+"""XSF of XCrySDen, with energies and forces as aenet adds them (eV, eV/A).
 
 A comment `# total energy = -123.4 eV` gives the energy, in eV unless it names another unit; columns
-behind the coordinates are the forces: aenet's beside such an energy, and those of XCrySDen (hartree/A),
-which ASE and Quantum ESPRESSO write, where there is none. Animations (ANIMSTEPS) are one record a step.
+after the coordinates are the forces: aenet's where there is such an energy, else those of XCrySDen
+(hartree/A), which ASE and Quantum ESPRESSO write. Animations (ANIMSTEPS) are one record per step.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ ABOUT = "XSF of XCrySDen and aenet, with energies and forces"
 PATTERNS = ("*.xsf", "*.axsf")
 HINTS: tuple[str, ...] = ()
 OPTIONS = {
-    "xsf_forces": "unit of the forces: `ev`, `rydberg` or `hartree` per A; unless given, `ev` beside an "
-    "energy in eV, and `hartree`, as XCrySDen has them, where there is no energy"
+    "xsf_forces": "unit of the forces: `ev`, `rydberg` or `hartree` per A; by default `ev` with an "
+    "energy in eV, and `hartree`, as in XCrySDen, without an energy"
 }
 
 _PERIODIC = {
@@ -57,12 +57,12 @@ _SECTION = re.compile(r"^\s*[A-Za-z_-]{3,}")
 
 
 def sniff(head: bytes) -> bool:
-    """One of the keywords alone on the first line that is no comment."""
+    """Whether one of the keywords is alone on the first line that is not a comment."""
     return _HEAD.match(head) is not None
 
 
 def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
-    """The file, or its steps where it is an animation."""
+    """One record: the file; of an animation, one record per step."""
     payload = read_limited(stream)
     told = re.search(rb"^\s*ANIMSTEPS\s+(\d+)", payload[: 1 << 16], re.MULTILINE)
     if told is None:
@@ -103,7 +103,7 @@ def split(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:
 
 
 def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
-    """One structure; without PRIMVEC it is a molecule."""
+    """Structure of one record; without PRIMVEC it is a molecule."""
     lines = decode(payload).splitlines()
     cell = np.zeros((3, 3))
     named = ""
@@ -131,7 +131,9 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
                 word = _OF_DIMENSION.get(dimension, "")
                 at += 1
                 if not word:
-                    raise AtomloomError(f"line {at}: `{dimension[:20]}` is no number of directions")
+                    raise AtomloomError(
+                        f"line {at}: `{dimension[:20]}` is not a number of directions"
+                    )
             if named not in ("", word):
                 raise AtomloomError(f"line {at}: {word}, but {named} before")
             named = word
@@ -196,10 +198,10 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
 
 
 def _energy(found: re.Match[str], where: str) -> tuple[float, bool]:
-    """An energy in eV, and whether the file has it in another unit."""
+    """Energy in eV, and whether the file has it in another unit."""
     before, number, behind, per_atom = found.groups()
     unit = (before or behind or "eV") + (per_atom or "")
     factor = unit_factor(unit, 1, 0) or unit_factor(unit.rstrip("."), 1, 0)
     if factor is None:
-        raise AtomloomError(f"{where}`{unit[:40]}` is no known unit of energy")
+        raise AtomloomError(f"{where}`{unit[:40]}` is not a known unit of energy")
     return float(floats([number], where)[0]) * factor, factor != 1.0

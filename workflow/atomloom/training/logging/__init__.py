@@ -1,1 +1,1 @@
-"""The history of a run, and where it goes."""
+"""History of a run, and its loggers."""

@@ -1,4 +1,4 @@
-"""History of a run: one row an epoch, as a CSV for figures and as a line for people."""
+"""History of a run: one row per epoch, as a CSV and as lines of the log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class History:
     """Rows of history.csv.
 
     Columns: epoch (from 1), step, learning_rate (of the last step), train_loss and val_loss (of
-    standardised targets; the former while the weights change), val_mae in real units (val_mae_NAME
+    standardised targets; train_loss while the weights change), val_mae in real units (val_mae_NAME
     where there are several targets), seconds, and of these data_, forward_, backward_, optimizer_
     and validation_seconds.
     """

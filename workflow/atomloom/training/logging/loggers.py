@@ -1,6 +1,6 @@
-"""Where the history of a run goes besides history.csv: TensorBoard, MLflow, Weights & Biases.
+"""Loggers of the history of a run besides history.csv: TensorBoard, MLflow, Weights & Biases.
 
-Each is a package of its own that is imported when it is asked for. It knows nothing of the loop.
+Each is a separate package that is imported on demand. It knows nothing of the loop.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from atomloom.errors import AtomloomError
 from atomloom.training.logging.history import is_time
 
 GROUPS = {"train": "loss/train", "val_loss": "loss/val", "val_mae": "error/val_mae"}
-"""Beginning of a column of the history -> where it stands; all else is under its own name."""
+"""Prefix of a column of the history -> its group; other columns are logged under their own names."""
 
 
 class Logger(Protocol):
-    """What the loop asks."""
+    """Interface of a logger."""
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Take a row of the history."""
+        """Log a row of the history."""
 
     def close(self) -> None:
-        """The run is over, or stops."""
+        """Close at the end or stop of the run."""
 
 
 class TensorBoard:
-    """Event files in the run's folder `tensorboard/`, one scalar a column, by epoch."""
+    """Event files in the run's folder `tensorboard/`, one scalar per column, by epoch."""
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any], epoch: int) -> None:
         writer = _package("torch.utils.tensorboard", "tensorboard").SummaryWriter
-        # What a killed call wrote of epochs that are now done again is struck out.
+        # Entries of a killed call for epochs that are now repeated are purged.
         self._writer = writer(str(run_dir / "tensorboard"), purge_step=epoch + 1 if epoch else None)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Scalars of an epoch."""
+        """Log scalars of an epoch."""
         for name, value in _numbers(row).items():
             self._writer.add_scalar(name, value, row["epoch"])
         self._writer.flush()
@@ -47,7 +47,7 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run of MLflow, where its environment variables say; gone on with by its id."""
+    """Run of MLflow, located by its environment variables; resumed by its id."""
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any], epoch: int) -> None:
         self._mlflow = _package("mlflow", "mlflow")
@@ -61,7 +61,7 @@ class MLflow:
         self._mlflow.log_params(_flat(config))
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Metrics of an epoch."""
+        """Log metrics of an epoch."""
         self._mlflow.log_metrics(_numbers(row), step=row["epoch"])
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class MLflow:
 
 
 class WandB:
-    """A run of Weights & Biases, called after the run's folder, by which it is gone on with."""
+    """Run of Weights & Biases, named after the run's folder, by which it is resumed."""
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any], epoch: int) -> None:
         wandb = _package("wandb", "wandb")
@@ -79,7 +79,7 @@ class WandB:
         )
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Metrics of an epoch."""
+        """Log metrics of an epoch."""
         self._run.log(_numbers(row), step=row["epoch"])
 
     def close(self) -> None:
@@ -93,13 +93,13 @@ LOGGERS: dict[str, type] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb
 def open_loggers(
     names: Sequence[str], run_dir: Path, config: Mapping[str, Any], epoch: int
 ) -> list[Logger]:
-    """The loggers of these names.
+    """Open the loggers of these names.
 
     Args:
-        names: of `training.loggers`.
+        names: as in `training.loggers`.
         run_dir: the run's folder.
-        config: nested settings, for those who keep them.
-        epoch: epochs that are done already.
+        config: nested settings, for loggers that record them.
+        epoch: number of epochs already done.
 
     Raises:
         AtomloomError: when a package is not installed.
@@ -114,7 +114,7 @@ def _package(module: str, package: str) -> Any:
         raise AtomloomError(
             f"the package {package} is not installed",
             where="training.loggers",
-            todo=f"install it, or take {package} out of training.loggers",
+            todo=f"install it, or remove {package} from training.loggers",
         ) from None
 
 

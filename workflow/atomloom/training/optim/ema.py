@@ -33,7 +33,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Move towards the present weights; `step` counts optimiser steps from 1."""
+        """Move towards the current weights; `step` counts optimiser steps from 1."""
         decay = min(self.decay, (1.0 + step) / (10.0 + step))
         torch._foreach_lerp_(
             [self._average[i] for i in self._float], [self._live[i] for i in self._float], 1 - decay
@@ -43,7 +43,7 @@ class MovingAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Let the model have the averaged weights inside the block."""
+        """Give the model the averaged weights inside the block."""
         kept = [tensor.clone() for tensor in self._live]
         self._copy(self._average, self._live)
         try:

@@ -2,9 +2,10 @@
 
 A potential of some hundred weights is learnt far better by second-order steps on all structures than by
 first-order ones on a few. Batches are cut once and kept; several threads share them, and sums are
-taken in their order, so that the bits do not depend on how many threads there are. Each has the
+taken in order, so that results do not depend on the number of threads. Each has the
 gradient of its batch to itself, where `Trainer.micro_step` adds to one that all batches share. It
-knows nothing of epochs and files.
+knows nothing of epochs or
+files.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from atomloom.data.batch import GraphBatch
 from atomloom.training.objectives.base import Objective
 
 ITERATIONS = 20
-"""Of L-BFGS in one epoch."""
+"""Number of L-BFGS steps per epoch."""
 MEMORY = 50
-"""Pairs of steps and gradients that it keeps (Liu and Nocedal, Math. Program. 45, 503 (1989))."""
+"""Number of pairs of steps and gradients kept (Liu and Nocedal, Math. Program. 45, 503 (1989))."""
 
 
 def build_lbfgs(parameters: Sequence[nn.Parameter]) -> LBFGS:
-    """L-BFGS with a line search that meets the strong Wolfe conditions."""
+    """Build L-BFGS with a line search that satisfies the strong Wolfe conditions."""
     return LBFGS(
         parameters,
         max_iter=ITERATIONS,
@@ -39,11 +40,11 @@ def build_lbfgs(parameters: Sequence[nn.Parameter]) -> LBFGS:
 
 
 class FullBatch:
-    """The loss of all batches together, and its gradient.
+    """Loss of all batches together, and its gradient.
 
     Args:
-        network: gives a batch's output, with derivatives where the objective needs them.
-        objective: what is minimised; begun already.
+        network: returns the output for a batch, with derivatives if the objective needs them.
+        objective: the minimised objective, already begun.
         batches: all batches of the training set.
         shares: [batches, L], one over the counts of the whole set.
     """
@@ -60,7 +61,7 @@ class FullBatch:
         self._parameters = [p for p in network.parameters() if p.requires_grad]
 
     def step(self, optimizer: LBFGS) -> Tensor:
-        """One call of the optimiser; [batches, L] sums of the loss where it began."""
+        """Call the optimiser once; returns [batches, L] sums of the loss at its start."""
         first: list[Tensor] = []
         threads = torch.get_num_threads()
         on_cpu = self._shares.device.type == "cpu"

@@ -15,11 +15,11 @@ MOMENTUM = 0.9
 
 
 def build_optimizer(model: nn.Module, settings: Training, fused: bool = True) -> Optimizer:
-    """The optimiser of the config; but for L-BFGS, one group with weight decay and one without.
+    """Build the optimiser of the config, with one group with weight decay and one without (except L-BFGS).
 
     Args:
         model: the model.
-        settings: names optimiser, rate and decay.
+        settings: optimiser, rate and decay.
         fused: one kernel for all weights; not to be combined with a gradient scaler and clipping.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -1,7 +1,7 @@
-"""Courses of the learning rate, as functions of how much of the training is done.
+"""Schedules of the learning rate, as functions of the fraction of training done.
 
-A course has no state of its own and holds its last value beyond its end, so it cannot rise again,
-and a resumed run cannot differ; only the plateau rule remembers (`Plateau`). It knows nothing of
+A schedule has no state and keeps its last value beyond its end, so it cannot rise again, and a
+resumed run cannot differ; only the plateau rule has a state (`Plateau`). It knows nothing of
 torch.
 """
 
@@ -19,7 +19,7 @@ MOMENTUM = (0.95, 0.85)  # one-cycle, at the lowest and at the peak rate
 
 @dataclass
 class Plateau:
-    """Multiplies the rate by `factor` when the validation error stops falling."""
+    """Factor of the rate, reduced by `factor` when the validation error stops falling."""
 
     factor: float
     patience: int
@@ -28,7 +28,7 @@ class Plateau:
     waited: int = 0
 
     def see(self, error: float) -> None:
-        """Take note of an epoch's validation error."""
+        """Record the validation error of an epoch."""
         if error < self.best:
             self.best, self.waited = error, 0
             return
