@@ -205,10 +205,10 @@ def rewritten(change):
         (lambda p, path: path.write_bytes(p.target_array("stress").read_bytes()), "`target` is stress, not forces"),
         (rewritten(lambda a, own: own.update(dataset="0" * 16)), "`dataset` is 0000000000000000, not"),
         (lambda p, path: path.write_bytes(p.layout.structures(p.plan.chunks[0].key).read_bytes()), "`kind` is structures"),
-        (rewritten(lambda a, own: a.update(record=a["record"] // 2)), "a record is there twice"),
+        (rewritten(lambda a, own: a.update(record=a["record"] // 2)), "a record occurs twice"),
         (rewritten(lambda a, own: a.update(values=a["values"].astype(np.float32))), "`values` has type float32"),
         (rewritten(lambda a, own: a.update(values=a["values"][:-1])), "`node_ptr` does not cut"),
-        (rewritten(lambda a, own: a.update(record=a["record"] + 1)), "knows nothing of record 0"),
+        (rewritten(lambda a, own: a.update(record=a["record"] + 1)), "has no record 0"),
         (rewritten(lambda a, own: a.update(record=a["record"][::-1].copy())), "other numbers of atoms than the graphs"),
     ],
 )  # fmt: skip
