@@ -24,6 +24,7 @@ from atomloom.graphs.build import build_graph
 from atomloom.pipeline.plan import Plan
 from atomloom.potentials.calculator import AtomloomCalculator
 from atomloom.store import shards
+from atomloom.store.keys import canonical, short_hash
 from atomloom.structures.adapters import to_structure
 from atomloom.structures.structure import Structure
 
@@ -255,3 +256,18 @@ def test_errors_are_counted_by_target_and_split(run):
             }
             known = len(there.drop(name(NO_ENERGY), errors="ignore"))
             assert values["count"] == expected.get(target, known)
+
+
+def test_every_keyed_folder_says_what_its_name_stands_for(run):
+    places, layout = run.places, run.places.layout
+    folders = {
+        layout.plan_folder: layout.plan_spec,
+        layout.graph_folder: layout.graph_spec,
+        places.index: places.index_spec,
+        places.split: places.dataset_spec,
+        places.run: places.run_spec,
+    }
+    for folder, spec in folders.items():
+        kept = json.loads((folder / "spec.json").read_text())
+        assert kept == canonical(spec), folder
+        assert short_hash(kept) == folder.name

@@ -12,6 +12,7 @@ from pymatgen.core import Structure as Crystal
 
 from atomloom.errors import AtomloomError
 from atomloom.structures import Structure, to_ase, to_pymatgen, to_structure
+from atomloom.structures.elements import atomic_numbers
 from tests.unit.structures.crystals import (
     assert_same_arrays,
     atoms_with_results,
@@ -57,6 +58,7 @@ def test_ase_atoms_come_and_go_with_their_results(periodic):
     ours = to_structure(atoms)
     assert_same_arrays(ours, atoms, 0)
     assert ours.properties["energy"] == atoms.get_potential_energy()
+    assert isinstance(ours.properties["energy"], float)
     assert ours.properties["weight"] == 2.0
     back = to_ase(ours)
     assert back.get_potential_energy() == atoms.get_potential_energy()
@@ -106,6 +108,18 @@ def test_jarvis_atoms_keep_the_digits_of_their_lattice(cartesian):
     np.testing.assert_array_equal(ours.positions, exact if cartesian else exact @ np.array(lattice))
     np.testing.assert_array_equal(ours.cell, lattice)
     assert ours.numbers.tolist() == [22, 8]
+
+
+@pytest.mark.parametrize("symbol", ["0", "119", "-1", "1.5", "X", "", "Xx"])
+def test_what_is_no_element_is_refused(symbol):
+    with pytest.raises(AtomloomError, match=f"unknown element `{symbol}`"):
+        atomic_numbers(["H", symbol])
+
+
+def test_symbols_in_any_case_isotopes_and_numbers_as_text_are_elements():
+    assert atomic_numbers(["FE", "cl", " o ", "D", "T", "1", "118"]).tolist() == [
+        *(26, 17, 8, 1, 1, 1, 118)
+    ]
 
 
 def test_anything_else_is_an_error():

@@ -54,6 +54,23 @@ def test_sites_of_pymatgen_and_arrays_of_ase_have_a_row_per_atom():
     assert structure.properties["energy"] == -1.0
 
 
+def test_sites_without_any_number_have_no_property():
+    crystal = Crystal(
+        Lattice.cubic(4),
+        ["Na", "Cl"],
+        [[0, 0, 0], [0.5] * 3],
+        site_properties={
+            "unknown": [None, None],
+            "magmom": [1.0, None],
+            "label": ["a", "b"],
+            "field_gradient": [[[1.0]], [[2.0]]],
+        },
+    )
+    structure = to_structure(crystal)
+    assert structure.per_atom == {"magmom"}
+    np.testing.assert_array_equal(structure.properties["magmom"], [1.0, np.nan])
+
+
 def test_three_numbers_of_three_atoms_stay_a_vector_of_the_structure():
     structure = water(dipole=np.array([1.0, 2.0, 3.0]), charges=np.array([-0.8, 0.4, 0.4]))
     assert structure.per_atom == {"charges"}
