@@ -207,7 +207,7 @@ def test_ctrl_c_in_training_saves_and_the_next_call_goes_on(project, capsys):
     assert "Traceback" not in said
     assert (places.run / "state" / "last.ckpt").exists()
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        going_on = any("going on at epoch" in line for line in process.stderr)
+        going_on = any("resuming at epoch" in line for line in process.stderr)
         process.kill()
     assert going_on
 

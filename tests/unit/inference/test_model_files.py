@@ -132,7 +132,7 @@ def scaled(**scale):
 
 
 CARDS = {
-    "no JSON": lambda card: "{",
+    "not a JSON": lambda card: "{",
     "a list": lambda card: [1, 2],
     "a number": lambda card: 7,
     "nothing": lambda card: {},

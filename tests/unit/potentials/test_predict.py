@@ -145,7 +145,7 @@ def test_what_is_refused_is_said_without_hashes_or_keys_that_nobody_can_set_here
     assert call("--model", model, "--source", source, "--output", output) == 0
     molecule, other = refusals(output)
     assert (
-        molecule == "is periodic in 0 directions; the model takes crystals alone, periodic in three"
+        molecule == "is periodic in 0 directions; the model takes only crystals, periodic in three"
     )
     assert other == "atom 0 is more than 1e+06 A from the origin; wrap the atoms into the cell"
     with pytest.raises(

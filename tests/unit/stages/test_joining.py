@@ -181,7 +181,7 @@ def test_truth_is_1_and_untruth_0_in_every_format(kind):
 def test_an_infinite_number_in_a_structure_is_no_label():
     Path("a.xyz").write_text("".join(frame(i, f"gap={'inf' if i == 4 else i}") for i in range(12)))
     used, refused, _ = divided(config("a.xyz", labels=None))
-    assert refused == {"a-000004": "no label: gap is inf, no finite number"}
+    assert refused == {"a-000004": "no label: gap is inf, not a finite number"}
     assert len(used) == 11
 
 

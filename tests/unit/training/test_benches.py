@@ -193,7 +193,7 @@ def test_precisions_that_are_not_there_are_named(monkeypatch):
         assert reason in modes[name].note
         assert modes[name].losses == []
     assert not modes["bf16-mixed"].used
-    assert "not in use: gives the bits of 32" in modes["bf16-mixed"].note
+    assert "not in use: same results as 32" in modes["bf16-mixed"].note
     assert modes["bf16-mixed"].losses
 
 
@@ -203,7 +203,9 @@ def test_an_optimizer_that_takes_no_steps_on_batches_is_named():
         lambda: compare_precisions(data, config, 2, quiet),
         lambda: list(make_trials(data, config, [2])),
     ):
-        with pytest.raises(AtomloomError, match="lbfgs takes no steps on single batches"):
+        with pytest.raises(
+            AtomloomError, match="steps on single batches are measured, which lbfgs does not take"
+        ):
             measure()
 
 

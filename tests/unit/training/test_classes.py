@@ -109,9 +109,9 @@ def test_classes_that_are_not_there_have_no_part_in_the_metrics():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([0.0, 1.0, 0.5], "a of row 2 is 0.5, no number of a class"),
-        ([0.0, -1.0, 1.0], "a of row 1 is -1, no number of a class"),
-        ([0.0, np.inf, 1.0], "a of row 1 is inf, no number of a class"),
+        ([0.0, 1.0, 0.5], "a of row 2 is 0.5, not the index of a class"),
+        ([0.0, -1.0, 1.0], "a of row 1 is -1, not the index of a class"),
+        ([0.0, np.inf, 1.0], "a of row 1 is inf, not the index of a class"),
         ([0.0, 1.0, 2.0], "no training structure is of class 2 of a"),
         ([0.0, 1.0, 1e18], "no training structure is of class 2, 3, 4, 5, 6, 7, 8, 9 of a"),
         ([0.0, 2.0, 0.0], "no training structure is of class 1 of a"),

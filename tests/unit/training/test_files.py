@@ -59,7 +59,7 @@ def test_gradient_checkpointing_changes_no_bit_of_a_run(tmp_path):
 
 def test_a_model_that_cannot_be_computed_again_is_named(tmp_path, monkeypatch):
     use_sum_model(monkeypatch)
-    with pytest.raises(AtomloomError, match="no layers that are computed again"):
+    with pytest.raises(AtomloomError, match="no layers that can be recomputed"):
         train(small_data(), small_config(gradient_checkpointing=True), tmp_path, quiet)
 
 

@@ -85,7 +85,7 @@ def test_two_processes_resume_to_the_same_bits(tmp_path, strategy):
     assert launch(parts, options, kill_at=4).returncode != 0
     done = launch(parts, options)
     assert done.returncode == 0, done.stderr
-    assert "going on at epoch 1, batch 3" in done.stdout
+    assert "resuming at epoch 1, batch 3" in done.stdout
     assert history(whole / "run") == history(parts / "run")
     one, other = (load_file(folder / "run" / "model.safetensors") for folder in (whole, parts))
     assert all(torch.equal(one[name], other[name]) for name in one)

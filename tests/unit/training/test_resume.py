@@ -90,7 +90,7 @@ def test_resume_equals_the_uninterrupted_run(tmp_path, monkeypatch, variant):
                 train(data, config, tmp_path / "parts", quiet)
     lines = []
     train(data, config, tmp_path / "parts", lines.append)
-    assert lines[0].startswith("going on at epoch ")
+    assert lines[0].startswith("resuming at epoch ")
     assert not lines[0].endswith("batch 1"), "the last stop was in the middle of an epoch"
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
 
@@ -163,7 +163,7 @@ def test_states_at_ends_of_epochs_suffice(tmp_path, monkeypatch):
             train(data, config, tmp_path / "parts", quiet)
     lines = []
     train(data, config, tmp_path / "parts", lines.append)
-    assert lines[0] == "going on at epoch 2, batch 1"
+    assert lines[0] == "resuming at epoch 2, batch 1"
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -230,7 +230,7 @@ def test_a_termination_signal_saves_the_state_first(tmp_path, monkeypatch, call,
     assert signal.getsignal(signal.SIGTERM) == before
     lines = []
     train(data, config, tmp_path / "parts", lines.append)
-    assert lines[0] == f"going on at {place}"
+    assert lines[0] == f"resuming at {place}"
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
 
 

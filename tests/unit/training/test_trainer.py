@@ -335,7 +335,7 @@ def test_compile_that_fails_falls_back_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", broken)
     data, lines = small_data(), []
     train(data, small_config(compile=True), tmp_path / "one", lines.append)
-    assert "warning: torch.compile failed, going on without: no compiler here" in lines
+    assert "warning: torch.compile failed, continuing without it: no compiler here" in lines
     train(data, small_config(), tmp_path / "other", quiet)
     assert history(tmp_path / "one") == history(tmp_path / "other")
 

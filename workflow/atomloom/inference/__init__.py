@@ -1,1 +1,1 @@
-"""What a trained model needs to be used: its file, its scalers, devices, predictions and their errors."""
+"""Use of a trained model: its file, its scalers, devices, predictions and their errors."""

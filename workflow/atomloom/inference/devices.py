@@ -121,7 +121,7 @@ def open_fabric(settings: Training, log: Callable[[str], None]) -> Fabric:
             accelerator=device,
             devices=settings.devices,
             strategy=_strategy(settings),
-            # Fabric's words for weights that stay as they are: they are of 64 bits when they are sharded.
+            # Fabric's names for weights that keep their precision; sharded ones are of 64 bits.
             precision="32-true" if shared_64 else FABRIC_PRECISION[settings.precision],
             # The environment of a single process is given, so that inside a Slurm allocation it is
             # not taken for part of a distributed job.
@@ -136,8 +136,8 @@ def _strategy(settings: Training) -> Strategy | str:
         return "auto"
     if settings.strategy != "fsdp":
         return "ddp"
-    # Which weights are sharded is said where the network is made (`shard_model`): before its
-    # optimiser, and under the module that Fabric is given.
+    # Which weights are sharded is decided where the network is created (`shard_model`): before its
+    # optimiser, and inside the module passed to Fabric.
     return ModelParallelStrategy(
         parallelize_fn=lambda module, _: module,
         data_parallel_size=settings.devices,

@@ -1,4 +1,4 @@
-"""GlobalFeatures: numbers that belong to a structure as a whole, as a model is given them.
+"""GlobalFeatures: numbers per structure that a model gets as input.
 
 Temperature, pressure and the like, standardised by mean and deviation of the training rows. It knows
 nothing of torch.
@@ -17,7 +17,7 @@ import numpy as np
 from atomloom.errors import AtomloomError
 
 GLOBALS = "globals"
-"""Their name in `batch.extras`."""
+"""Key of global features in `batch.extras`."""
 WHERE = "dataset.global_features"
 
 
@@ -27,9 +27,9 @@ class GlobalFeatures:
 
     names: tuple[str, ...]
     mean: np.ndarray
-    """[G] float64."""
+    """[G] float64 means."""
     std: np.ndarray
-    """[G] float64; 1 where all training values are equal."""
+    """[G] float64 deviations; 1 where all training values are equal."""
 
     @classmethod
     def fit(cls, values: np.ndarray, rows: np.ndarray, names: Sequence[str]) -> GlobalFeatures:
@@ -45,11 +45,11 @@ class GlobalFeatures:
                 f"{names[column]} of row {rows[row]} is {known[row, column]:g}", where=WHERE
             )
         mean, std = known.mean(axis=0), known.std(axis=0)
-        std[std <= 1e-12 * np.abs(known).max(axis=0)] = 1.0  # equal but for rounding
+        std[std <= 1e-12 * np.abs(known).max(axis=0)] = 1.0  # equal within rounding
         return cls(tuple(names), mean, std)
 
     def standardize(self, values: np.ndarray) -> np.ndarray:
-        """[S, G] in deviations from the mean."""
+        """Standardise [S, G]."""
         return (values - self.mean) / self.std
 
     def read(
@@ -58,13 +58,13 @@ class GlobalFeatures:
         count: int,
         rows: np.ndarray | slice = slice(None),
     ) -> np.ndarray:
-        """[count, G] standardised, of what a user gives for `count` structures.
+        """Standardised [count, G] from the user's input for `count` structures.
 
         Args:
-            given: for each name one number, or one for each structure; or an array [count, G] in the
+            given: for each name one number, or one per structure; or an array [count, G] in the
                 order of `names`.
             count: number of structures.
-            rows: those that matter; of others it may be unknown.
+            rows: rows that are used; others may be unknown.
 
         Raises:
             AtomloomError: when something is missing, too much or not finite.
@@ -72,7 +72,7 @@ class GlobalFeatures:
         wanted = ", ".join(self.names)
         todo = f"give global_features={{...}} with {wanted}"
         if given is None:
-            raise AtomloomError(f"the model needs {wanted} of every structure", todo=todo)
+            raise AtomloomError(f"the model needs {wanted} for every structure", todo=todo)
         if isinstance(given, Mapping):
             if set(given) != set(self.names):
                 raise AtomloomError(
@@ -96,19 +96,19 @@ class GlobalFeatures:
         return self.standardize(values)
 
     def numbers(self) -> list[Any]:
-        """All that must be finite numbers."""
+        """Numbers that must be finite."""
         return [self.mean, self.std]
 
     def divisors(self) -> list[Any]:
-        """Those that must be above zero."""
+        """Numbers that must be above zero."""
         return [self.std]
 
     def to_dict(self) -> dict[str, Any]:
-        """What a model file holds of them."""
+        """Content for a model file."""
         return {"names": list(self.names), "mean": self.mean.tolist(), "std": self.std.tolist()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> GlobalFeatures:
-        """The inverse of `to_dict`."""
+        """Inverse of `to_dict`."""
         mean, std = np.array(content["mean"]), np.array(content["std"])
         return cls(tuple(content["names"]), mean, std)

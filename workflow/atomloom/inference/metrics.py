@@ -1,4 +1,4 @@
-"""Errors of predictions in real units: MAE, RMSE, R2, greatest error, and what to compare them with;
+"""Errors of predictions in real units: MAE, RMSE, R2, max error, and a reference for comparison;
 for classes also accuracy, F1, the area under the ROC curve and the calibration of probabilities.
 
 It knows nothing of models; unknown targets (NaN) are left out.
@@ -14,14 +14,14 @@ CALIBRATION_BINS = 15
 
 
 def error_metrics(targets: np.ndarray, predictions: np.ndarray) -> dict[str, float | int | None]:
-    """Errors of one target; None where they are not defined (no rows, or equal targets for r2).
+    """Errors of one target; None where they are undefined (no rows, or equal targets for r2).
 
     `mad` is the mean absolute deviation of the targets from their mean: the MAE of always
     predicting the mean, to be compared with `mae`.
 
     Args:
         targets: [R] in real units, NaN where unknown.
-        predictions: [R], likewise.
+        predictions: [R] in real units.
     """
     known = np.isfinite(targets)
     truth, predicted = targets[known], predictions[known]
@@ -44,9 +44,9 @@ def error_metrics(targets: np.ndarray, predictions: np.ndarray) -> dict[str, flo
 
 
 def class_metrics(targets: np.ndarray, predictions: np.ndarray) -> dict[str, float | int | None]:
-    """How well classes are told apart; None where that is not defined.
+    """Metrics of two classes; None where undefined.
 
-    Accuracy and F1 are those of deciding at a probability of 0.5. `auc` is the probability that a
+    Accuracy and F1 are for a threshold of 0.5. `auc` is the probability that a
     structure of class 1 gets the higher prediction of two of different classes (ties count half).
     `calibration` is the expected calibration error, see `calibration_error`.
 
@@ -71,15 +71,15 @@ def class_metrics(targets: np.ndarray, predictions: np.ndarray) -> dict[str, flo
 def many_class_metrics(
     targets: np.ndarray, probabilities: np.ndarray
 ) -> dict[str, float | int | None]:
-    """How well one of C classes is told; None where that is not defined.
+    """Metrics of C classes; None where undefined.
 
     `mae`, `rmse` and `max_error` are of one minus the probability of the true class; for two classes
-    that is the error of the probability of class 1. `f1` is the mean over classes that stand in the
-    truth or among the predictions; `auc` the mean, over classes that are there and not alone, of that
-    class against all others.
+    that is the error of the probability of class 1. `f1` is the mean over classes that occur in the
+    truth or among the predictions; `auc` is the mean, over classes that occur and are not the only one, of
+    that class against all others.
 
     Args:
-        targets: [R], numbers of classes, NaN where unknown.
+        targets: [R], indices of classes, NaN where unknown.
         probabilities: [R, C].
     """
     known = np.isfinite(targets)
@@ -106,12 +106,12 @@ def many_class_metrics(
 
 
 def calibration_error(right: np.ndarray, confidence: np.ndarray) -> float | None:
-    """Expected calibration error (Guo et al., ICML 2017): the mean difference between the confidence in
-    a decision and how often it is right, over 15 equal intervals of confidence; None without rows.
+    """Expected calibration error (Guo et al., ICML 2017): the mean difference between the confidence of
+    decisions and their accuracy, over 15 equal intervals of confidence; None without rows.
 
     Args:
         right: [R] bool, whether each decision was right.
-        confidence: [R], the probability given to what was decided.
+        confidence: [R], the predicted probability of the decision.
     """
     if not len(right):
         return None
@@ -123,7 +123,7 @@ def calibration_error(right: np.ndarray, confidence: np.ndarray) -> float | None
 def _area(own: np.ndarray, predicted: np.ndarray) -> float:
     """Area under the ROC curve of rows that are of a class (`own`) against the others."""
     ones, zeros = int(own.sum()), int((~own).sum())
-    # Mann and Whitney: the sum of the ranks of the class, less what it would be at the very least.
+    # Mann and Whitney: the sum of the ranks of the class minus its min.
     ranks = rankdata(predicted)[own].sum()
     return float((ranks - ones * (ones + 1) / 2) / (ones * zeros))
 
@@ -131,11 +131,11 @@ def _area(own: np.ndarray, predicted: np.ndarray) -> float:
 def split_metrics(
     table: pd.DataFrame, target: str, classes: bool = False
 ) -> dict[str, dict[str, float | int | None]]:
-    """`error_metrics` of each split, and `class_metrics` with them where wanted.
+    """Metrics of each split: `error_metrics`, and `class_metrics` for classes.
 
     Args:
-        table: columns `split`, the target's name, and that with `_predicted` behind; for several
-            classes, those with `_p0`, `_p1`, ... behind: their probabilities.
+        table: columns `split`, the target's name, and that with suffix `_predicted`; for several
+            classes, those with suffixes `_p0`, `_p1`, ...: their probabilities.
         target: name of the target.
         classes: whether targets are classes; 0 and 1, with predictions the probabilities of 1, unless
             there are probabilities of several.

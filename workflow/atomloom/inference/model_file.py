@@ -1,7 +1,7 @@
 """`model.safetensors`: a trained model as one file that is read without pickles.
 
-The tensors are those of the model's state dict, by name; the metadata hold, as JSON, all that is
-needed to build the model and to use it. It knows nothing of the loop.
+The tensors are those of the model's state dict, by name; the metadata hold, as JSON, everything
+needed to build and use the model. It knows nothing of the loop.
 """
 
 from __future__ import annotations
@@ -43,36 +43,36 @@ DIGEST = "digest"
 
 @dataclass(frozen=True, eq=False)
 class ModelCard:
-    """What a model file says of its model."""
+    """Card of a model file."""
 
     model: Any
     """The model's section of the config (a class of `atomloom.config.model`)."""
     graph: GraphSpec
-    """The graphs the model expects."""
+    """Graphs that the model expects."""
     targets: tuple[str, ...]
-    """What is predicted, by name."""
+    """Names of the targets."""
     unit: str | Mapping[str, str]
-    """Their unit, or that of each by name."""
+    """Unit of the targets, or of each by name."""
     scaler: TargetScaler | AtomicEnergies | None
-    """Outputs to real units; of a potential, its atomic energies and scale. None of a network that has
-    only heads."""
+    """Scaler of outputs to real units; for a potential, its atomic energies and scale. None for a network
+    with only heads."""
     facts: Mapping[str, Any]
-    """Where the model comes from: epoch, step, validation error, version of atomloom."""
+    """Origin of the model: epoch, step, validation error, version of atomloom."""
     global_features: GlobalFeatures | None = None
-    """What the model must be told of a structure besides its atoms."""
+    """Inputs of the model besides the graph."""
     checks: Checks = field(default_factory=Checks)
-    """What the structures it was trained on had to pass."""
+    """Checks that the training structures passed."""
     elements: tuple[str, ...] | None = None
-    """Elements of the training structures; None where the file does not say."""
+    """Elements of the training structures; None if not recorded."""
 
     kinds: Mapping[str, str] = field(default_factory=dict)
     """Kinds of the targets by name, where they are not the usual ones of the model."""
     head_scalers: Mapping[str, DirectScaler] = field(default_factory=dict)
-    """Numbers of heads to real units, by name of the target."""
+    """Scalers of heads to real units, by name of the target."""
 
     @property
     def specs(self) -> tuple[TargetSpec, ...]:
-        """What is predicted."""
+        """Specs of the targets."""
         unit, usual = self.unit, self.model.usual_kind
         units = unit if isinstance(unit, Mapping) else dict.fromkeys(self.targets, unit)
         return tuple(
@@ -82,12 +82,12 @@ class ModelCard:
 
     @property
     def direct(self) -> tuple[TargetSpec, ...]:
-        """Targets with a head of their own."""
+        """Targets with their own heads."""
         return tuple(spec for spec in self.specs if spec.direct)
 
     @property
     def is_potential(self) -> bool:
-        """Whether it gives energies, and with them forces and stress."""
+        """Whether it predicts energies, and with them forces and stress."""
         return any(spec.of_energy for spec in self.specs)
 
     @property
@@ -97,19 +97,19 @@ class ModelCard:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of numbers per structure: the scalars, or `NAME_p0`, `NAME_p1`, ... for the probabilities
+        """Names of the predicted numbers per structure: the scalars, or `NAME_p0`, `NAME_p1`, ... for the probabilities
         of several classes."""
         count = getattr(self.scaler, "class_count", 0)
         return tuple(f"{self.targets[0]}_p{i}" for i in range(count)) or self.scalars
 
     @property
     def outputs(self) -> int:
-        """Numbers per structure that the network predicts: of a potential, the energy."""
+        """Number of outputs of the network per structure: for a potential, 1, the energy."""
         return len(self.columns)
 
     @property
     def model_options(self) -> dict[str, Any]:
-        """What the network is built with, besides its config and `outputs`."""
+        """Arguments of the network besides its config and `outputs`."""
         options: dict[str, Any] = {}
         if self.global_features is not None:
             options["global_features"] = len(self.global_features.names)
@@ -117,8 +117,8 @@ class ModelCard:
         return options | {"heads": heads} if heads else options
 
     def unseen(self, numbers: np.ndarray) -> tuple[str, ...]:
-        """Elements among atomic numbers that no training structure has: what a property model says of
-        them has been learnt from nothing (a potential refuses them)."""
+        """Elements among atomic numbers that no training structure has: a property model has learnt nothing
+        about them (a potential refuses them)."""
         if self.elements is None:
             return ()
         present = (SYMBOLS[number] for number in np.unique(numbers))
@@ -134,7 +134,7 @@ class ModelCard:
         elements: tuple[str, ...] | None = None,
         head_scalers: Mapping[str, DirectScaler] | None = None,
     ) -> ModelCard:
-        """The card of a run."""
+        """Create the card of a run."""
         dataset = config.dataset
         return cls(
             config.model,
@@ -172,9 +172,9 @@ def write_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> N
     if card.head_scalers:
         content["kinds"] = dict(card.kinds)
         content["heads"] = {name: own.to_dict() for name, own in card.head_scalers.items()}
-    # Copies: two names may share memory, which the format has no way to say.
+    # Copies: two names may share memory, which the format cannot express.
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    # Written by us: safetensors would give the file to its owner alone, and has an error of its own
+    # Written here: safetensors would make the file readable only by its owner, and raises its own error
     # for a full disk.
     # One entry: safetensors writes several in any order, and equal models are equal files.
     card = json.dumps({**content, DIGEST: _digest(flat, content)}, sort_keys=True)
@@ -183,15 +183,15 @@ def write_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> N
 
 
 def read_model(path: Path, trust: str | Sequence[str] = ()) -> tuple[dict[str, Tensor], ModelCard]:
-    """Tensors and card of a model file.
+    """Read tensors and card of a model file.
 
     Args:
         path: of the file.
         trust: modules, or packages of modules, that the file may name for its network and that are then
-            imported. No other module is imported because a file names it.
+            imported. No other module is imported because of a file.
 
     Raises:
-        AtomloomError: when the file is missing, damaged, no model of atomloom, of a newer one, holds
+        AtomloomError: when the file is missing, damaged, not a model of atomloom, of a newer one, holds
             numbers that are not finite, or names a module that is neither imported nor trusted.
     """
     if not path.exists():
@@ -205,12 +205,12 @@ def read_model(path: Path, trust: str | Sequence[str] = ()) -> tuple[dict[str, T
         raise AtomloomError(f"cannot be read: {error}", where=path) from None
     except SafetensorError as error:
         raise AtomloomError(
-            f"cannot be read, damaged or no model file: {error}", where=path, todo=again("train")
+            f"cannot be read, damaged or not a model file: {error}", where=path, todo=again("train")
         ) from None
     if "atomloom" not in metadata:
-        raise AtomloomError("holds tensors, but no model of atomloom", where=path)
+        raise AtomloomError("holds tensors, but not a model of atomloom", where=path)
     content = _content_of(path, metadata["atomloom"])
-    # Files of before have none.
+    # Older files have none.
     if content.pop(DIGEST, digest := _digest(tensors, content)) != digest:
         raise AtomloomError("is damaged: its digest differs", where=path, todo=again("train"))
     trusted = (trust,) if isinstance(trust, str) else tuple(trust)
@@ -226,7 +226,7 @@ def read_model(path: Path, trust: str | Sequence[str] = ()) -> tuple[dict[str, T
 
 
 def _digest(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> str:
-    """Digest of names, types, shapes and bytes of tensors, and of what the card says but for itself."""
+    """Digest of names, types, shapes and bytes of tensors, and of the card without the digest."""
     card = {name: value for name, value in content.items() if name != DIGEST}
     text = json.dumps(card, sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=16)
@@ -238,21 +238,21 @@ def _digest(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> str:
 
 
 def _content_of(path: Path, text: str) -> dict[str, Any]:
-    """What the card of a file says."""
+    """Parse the card of a file."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise AtomloomError(f"has a damaged card: {error}", where=path) from None
     if not isinstance(content, dict):
-        raise AtomloomError("has a damaged card: it is no JSON object", where=path)
+        raise AtomloomError("has a damaged card: it is not a JSON object", where=path)
     return content
 
 
 def _card_of(path: Path, content: dict[str, Any], trusted: tuple[str, ...]) -> ModelCard:
-    """The card of what a file says.
+    """Build the card from the content of a file.
 
     Raises:
-        AtomloomError: when it is of another version, or describes no model that is known here.
+        AtomloomError: when it is of another version, or describes an unknown model.
     """
     try:
         form, version = content["format"], content.get("facts", {}).get("atomloom", "")
@@ -302,9 +302,9 @@ def _card_of(path: Path, content: dict[str, Any], trusted: tuple[str, ...]) -> M
 
 
 def _require_trust(path: Path, model: Any, trusted: tuple[str, ...]) -> None:
-    """Raise AtomloomError where a model is of a module whose code nobody has asked for.
+    """Raise AtomloomError if a model is of a module whose code the user has not asked for.
 
-    A file is data: what it names is imported only where the one who reads it says so, or has done it.
+    A file is data: a module it names is imported only if the reader of the file says so, or has imported it.
     """
     name = model.get("name") if isinstance(model, Mapping) else None
     if not is_by_class(name):
@@ -322,12 +322,12 @@ def _require_trust(path: Path, model: Any, trusted: tuple[str, ...]) -> None:
 
 
 def _require_sense(card: ModelCard) -> None:
-    """Raise ValueError where a card contradicts itself, or scales by what is no finite number."""
+    """Raise ValueError if a card contradicts itself, or a scale is not a finite number."""
     names = card.targets
     if not names or len(set(names)) < len(names) or not all(isinstance(n, str) for n in names):
         raise ValueError("targets are not names")
     if not isinstance(card.unit, (str, Mapping)):
-        raise ValueError("the unit is no text")
+        raise ValueError("the unit is not text")
     for spec in card.specs:
         if not card.model.can_learn(spec):
             raise ValueError(
@@ -341,19 +341,19 @@ def _require_sense(card: ModelCard) -> None:
     if isinstance(card.scaler, TargetScaler):
         scales = {len(card.scaler.log), len(card.scaler.mean), len(card.scaler.std)}
         if scales != {len(card.scalars)}:
-            raise ValueError(f"there are other scales than those of {len(card.scalars)} targets")
+            raise ValueError(f"the scales are not those of {len(card.scalars)} targets")
     if set(card.head_scalers) != {spec.name for spec in card.direct}:
-        raise ValueError("there are scales of other heads than those of the targets")
+        raise ValueError("the scales of heads are not those of the targets")
     given = card.global_features
     if given is not None and {len(given.mean), len(given.std)} != {len(given.names)}:
-        raise ValueError("global features have other scales than names")
+        raise ValueError("the scales of global features do not match their names")
     if not all(np.isfinite(np.asarray(value, dtype=np.float64)).all() for value in numbers):
-        raise ValueError("a scale is no finite number")
+        raise ValueError("a scale is not a finite number")
     if not all((np.asarray(value) > 0).all() for value in divisors):
         raise ValueError("a scale is not above zero")
 
 
 def working_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
-    """64 bits where the weights have them, else 32."""
+    """Working precision: 64 bits if the weights have them, else 32."""
     doubles = any(tensor.dtype == torch.float64 for tensor in tensors.values())
     return torch.float64 if doubles else torch.float32

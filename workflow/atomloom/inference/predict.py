@@ -37,17 +37,17 @@ from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 
 Given = Mapping[str, Any] | np.ndarray | None
-"""Global features as a user gives them: by name, or as an array of one column each."""
+"""Global features as given by the user: by name, or as an array of one column each."""
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A trained model, ready to predict."""
+    """Trained model, ready for predictions."""
 
     model: nn.Module
-    """In evaluation mode, on the CPU until used elsewhere."""
+    """Network in evaluation mode, on the CPU until used elsewhere."""
     card: ModelCard
-    """What it is: config, graph spec, targets, unit."""
+    """Card with config, graph spec, targets and unit."""
     dtype: torch.dtype
     """Precision of its weights."""
 
@@ -60,22 +60,22 @@ class LoadedModel:
         *,
         globals: Given = None,
     ) -> Any:
-        """[len(structures), K] float64 predictions in real units; of a potential, energies [.., 1]; of
-        classes probabilities, of class 1 of each target or, where one has C classes, [.., C].
+        """Predict [len(structures), K] float64 values in real units; for a potential, energies [.., 1]; for
+        classes probabilities, of class 1 of each target or, with C classes, [.., C].
 
-        A model with targets that are more than a number per structure gives a dict by name: numbers
-        [len(structures)], vectors [len(structures), 3], and of what atoms have an array per structure.
+        A model with targets beyond scalars per structure returns a dict by name: numbers
+        [len(structures)], vectors [len(structures), 3], and for targets per atom one array per structure.
 
         Args:
-            structures: ours, or of pymatgen, ASE or jarvis-tools.
-            bounds: most structures, atoms, edges and triplets of a batch.
+            structures: of atomloom, pymatgen, ASE or jarvis-tools.
+            bounds: max structures, atoms, edges and triplets per batch.
             device: `auto`, `cpu` or `cuda`.
-            global_features: where the model was trained with them: by name, a number or one for each
+            global_features: if the model was trained with them: by name, one number or one per
                 structure; or an array of one column each.
-            globals: the former name of `global_features`.
+            globals: former name of `global_features`.
 
         Raises:
-            AtomloomError: when a structure is nothing of the kind or cannot have the model's graph.
+            AtomloomError: when a structure is none of these or cannot have the model's graph.
         """
         if globals is not None:
             warn("predict(globals=...)", "predict(global_features=...)")
@@ -87,8 +87,8 @@ class LoadedModel:
         table = build_graphs(StructureTable.from_structures(own), self.card.graph)
         if unseen := self.card.unseen(table.numbers):
             warnings.warn(
-                f"the model has not seen {', '.join(unseen)} in training: what it predicts of "
-                "structures with these elements is a guess",
+                f"the model has not seen {', '.join(unseen)} in training: its predictions "
+                "for structures with these elements are guesses",
                 stacklevel=2,
             )
         found = predict_all(self, table, None, bounds, device, global_features)
@@ -103,10 +103,10 @@ class LoadedModel:
 
 
 def unfit(spec: GraphSpec, structure: Structure) -> str:
-    """Why a structure can have no graph of this kind; empty where it may."""
+    """Reason why a structure cannot have a graph of this kind; empty if it can."""
     if (spec.lattice or spec.lattice_edges) and not structure.pbc.all():
         return (
-            f"is periodic in {int(structure.pbc.sum())} directions; the model takes crystals alone, "
+            f"is periodic in {int(structure.pbc.sum())} directions; the model takes only crystals, "
             "periodic in three"
         )
     return ""
@@ -120,7 +120,7 @@ def load_model(path: str | Path, trust: str | Sequence[str] = ()) -> LoadedModel
         trust: modules or packages that the file may name for its network; their code is run.
 
     Raises:
-        AtomloomError: when the file is missing, damaged, of no model known here, or of one that is not trusted.
+        AtomloomError: when the file is missing, damaged, of an unknown model, or of one that is not trusted.
     """
     tensors, card = read_model(Path(expand_home(path)), trust)
     dtype = working_dtype(tensors)
@@ -138,7 +138,7 @@ def load_model(path: str | Path, trust: str | Sequence[str] = ()) -> LoadedModel
 
 
 def _require_tensors(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Raise AtomloomError where a file has other tensors than the model that it describes."""
+    """Raise AtomloomError if a file has other tensors than the model that it describes."""
     wrong = [f"no {name}" for name in wanted if name not in found]
     wrong += [f"{name}, which it does not have" for name in found if name not in wanted]
     for name in found.keys() & wanted.keys():
@@ -157,9 +157,9 @@ class Predicted:
     """Predictions of some structures, in real units."""
 
     scalars: np.ndarray
-    """[R, K] float64, columns as of the model's card; of a potential energies."""
+    """[R, K] float64, with the columns of the model's card; for a potential, energies."""
     heads: Mapping[str, np.ndarray]
-    """By name of the target, [R, ...], or [atoms of these structures, ...] one after the other."""
+    """Values of heads by target, [R, ...], or [atoms of these structures, ...], concatenated."""
 
 
 def predict_table(
@@ -171,17 +171,17 @@ def predict_table(
     global_features: Given = None,
     choice: Placement | None = None,
 ) -> np.ndarray:
-    """[len(rows), K] float64 predictions as of `LoadedModel.predict`, in the order of `rows` (forces
-    and stress of potentials: `atomloom.potentials`; what further heads give: `predict_all`).
+    """Predict [len(rows), K] float64 values as `LoadedModel.predict`, in the order of `rows` (forces and
+    stress of potentials: `atomloom.potentials`; values of further heads: `predict_all`).
 
     Args:
         loaded: the model.
         table: graphs built by the model's own graph spec (`loaded.card.graph`).
-        rows: which of them; all unless given.
-        bounds: most structures, atoms, edges and triplets of a batch.
+        rows: of the table; by default all.
+        bounds: max structures, atoms, edges and triplets per batch.
         device: `auto`, `cpu` or `cuda`.
-        global_features: those of the table's structures.
-        choice: how graphs on disk are gone through.
+        global_features: of the table's structures.
+        choice: placement of graphs on disk.
     """
     return predict_all(loaded, table, rows, bounds, device, global_features, choice).scalars
 
@@ -195,7 +195,7 @@ def predict_all(
     global_features: Given = None,
     choice: Placement | None = None,
 ) -> Predicted:
-    """All that a model says of some structures but derivatives of energies; args as of `predict_table`."""
+    """Predict everything except derivatives of energies; arguments are those of `predict_table`."""
     card = loaded.card
     rows = np.arange(len(table)) if rows is None else np.asarray(rows)
     require_elements(loaded.model, table.numbers)
@@ -226,9 +226,9 @@ def predict_all(
 def _collected(
     model: nn.Module, card: ModelCard, loader: Loader
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """[R, outputs] float64 in the network's units, in the order of the loader's rows, and what heads give.
+    """Collect [R, outputs] float64 in the network's units, in the order of the loader's rows, and values of heads.
 
-    Nothing waits for the device before the last batch is under way.
+    The device is not synchronised before the last batch is under way.
     """
     mains: list[Tensor] = []
     heads: dict[str, list[Tensor]] = {spec.name: [] for spec in card.direct}
@@ -236,7 +236,7 @@ def _collected(
         for batch in loader:
             said = Outputs.of(model(batch))
             if card.is_potential:
-                # Added up in float64, as everywhere where energies of atoms become those of structures.
+                # Summed in float64, as everywhere where atomic energies become those of structures.
                 energies = segment_sum(said.required.double(), batch.node_graph, batch.size)
                 mains.append(energies.unsqueeze(1))
             elif card.outputs:
@@ -261,7 +261,7 @@ def _restored(
     unique: np.ndarray,
     place: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """What heads give of `unique` structures, in real units, of the structures at `place` among them."""
+    """Values of heads in real units for the structures at `place` among the `unique` ones."""
     if not heads:
         return {}
     counts = np.diff(table.node_ptr)[unique]
@@ -275,7 +275,7 @@ def _restored(
 
 
 def atoms_of(node_ptr: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Atoms of some structures, in their order."""
+    """Indices of the atoms of some structures, in order."""
     counts = np.diff(node_ptr)[rows]
     starts = np.repeat(node_ptr[rows] - (np.cumsum(counts) - counts), counts)
     return starts + np.arange(counts.sum())

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: the trained model's predictions of every labelled structure, and its errors."""
+"""Stage `evaluate`: predictions of the trained model for every labelled structure, and its errors."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from atomloom.structures.structure import Structure
 
 PARITY = "parity.png"
 BLOCK = 10_000
-"""Structures whose graphs are held at a time."""
+"""Number of structures whose graphs are in memory at a time."""
 DESCRIPTION = ["id", "split", "formula", "elements", "n_atoms"]
 
 
 def evaluate_run(places: RunPaths, log: Callable[[str], None]) -> Path:
     """Write `predictions.parquet` and `.csv`, `metrics.json` and `parity.png`; return the run's folder.
 
-    Of several classes the most likely is predicted, and columns `NAME_p0`, `NAME_p1`, ... hold the
+    With several classes the most likely is predicted, and columns `NAME_p0`, `NAME_p1`, ... hold the
     probabilities.
 
-    For a potential, `forces.parquet` and `stress.parquet` hold their components, a row each.
+    For a potential, `forces.parquet` and `stress.parquet` hold their components, one row each.
 
     Raises:
         AtomloomError: when the run is not trained, or index or split are missing.
@@ -77,7 +77,7 @@ def evaluate_run(places: RunPaths, log: Callable[[str], None]) -> Path:
 
 
 def reported_units(config: Config) -> dict[str, str]:
-    """What errors are reported of, and its unit; classes have none."""
+    """Names under which errors are reported, with their units; classes have none."""
     classes = config.training.classes
     return {spec.reported: "" if classes else spec.reported_unit for spec in config.targets}
 
@@ -110,12 +110,12 @@ def _compare_with_teacher(
     if found.energy_rmse is not None and found.drift is not None:
         log(
             f"over {found.steps} steps of dynamics: forces {found.force_rmse:.3g} eV/A, energies "
-            f"{1e3 * found.energy_rmse:.3g} meV/atom beside it; drift {1e3 * found.drift:.2g} meV/atom"
+            f"{1e3 * found.energy_rmse:.3g} meV/atom from the teacher; drift {1e3 * found.drift:.2g} meV/atom"
         )
 
 
 def _graphs_of(data: LabelledGraphs, rows: np.ndarray) -> GraphTable:
-    """Some graphs of a data set, in memory."""
+    """Load some graphs of a data set into memory."""
     table = data.table
     return table.read(rows) if isinstance(table, OnDiskGraphs) else table.take(rows)
 
@@ -125,7 +125,7 @@ def _structure(graph: Graph) -> Structure:
 
 
 def _headline(values: dict[str, float | int | None], unit: str) -> str:
-    """The figures that matter most of one split."""
+    """Most important figures of one split."""
     if not values["count"]:
         return "no known value"
     if "accuracy" not in values:
@@ -168,7 +168,7 @@ def _evaluate_potential(
     frame: pd.DataFrame,
     rows: np.ndarray,
 ) -> dict[str, pd.DataFrame]:
-    """Energies as one table; forces and stress as one each, by components."""
+    """Evaluate energies as one table, forces and stress as one each, by components."""
     found, numbers = _evaluate_in_blocks(places, model, data, rows)
     table = frame[DESCRIPTION].copy()
     atoms = frame["n_atoms"].to_numpy()
@@ -197,7 +197,7 @@ def _evaluate_potential(
 def _evaluate_in_blocks(
     places: RunPaths, model: LoadedModel, data: LabelledGraphs, rows: np.ndarray
 ) -> tuple[Evaluation, np.ndarray]:
-    """Energies and derivatives of some structures, and their atomic numbers."""
+    """Evaluate energies and derivatives of some structures, with their atomic numbers."""
     parts, numbers = [], []
     for start in range(0, len(rows), BLOCK):
         graphs = _graphs_of(data, rows[start : start + BLOCK])
@@ -230,7 +230,7 @@ def _evaluate_in_blocks(
 def _components(
     own: pd.DataFrame, name: str, wanted: np.ndarray, predicted: np.ndarray
 ) -> pd.DataFrame:
-    """One row a component that is known."""
+    """Table with one row per known component."""
     count = wanted.shape[1]
     table = own.iloc[np.repeat(np.arange(len(own)), count)].reset_index(drop=True)
     table["component"] = np.tile(np.arange(count, dtype=np.int8), len(own))
@@ -239,5 +239,5 @@ def _components(
 
 
 def _atoms_of(table: GraphTable | OnDiskGraphs, rows: np.ndarray) -> np.ndarray:
-    """Atoms of some structures of a table, in their order."""
+    """Indices of the atoms of some structures of a table, in order."""
     return np.concatenate([np.arange(*table.node_ptr[row : row + 2]) for row in rows])

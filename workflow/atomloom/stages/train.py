@@ -1,4 +1,4 @@
-"""Stage `train`: the labelled graphs and the config become a trained model and its run card."""
+"""Stage `train`: from labelled graphs and a config to a trained model and its run card."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from atomloom.training.trainer import train
 
 
 def train_run(places: RunPaths, log: Callable[[str], None]) -> Path:
-    """Train, or go on with, the run of this config; return its folder.
+    """Train or resume the run of this config; return its folder.
 
     Raises:
         AtomloomError: when index or split are missing, or the training itself fails.
@@ -67,10 +67,10 @@ def train_run(places: RunPaths, log: Callable[[str], None]) -> Path:
 
 
 def read_history(places: RunPaths) -> pd.DataFrame:
-    """A row an epoch.
+    """Read the history, one row per epoch.
 
     Raises:
-        AtomloomError: when the table is missing or cut.
+        AtomloomError: when the table is missing or truncated.
     """
     card = read_json(places.run / "run.json", "digests", todo=again("train"))
     require_digest(places.run / HISTORY, card["digests"].get(HISTORY), again("train"))
@@ -78,7 +78,7 @@ def read_history(places: RunPaths) -> pd.DataFrame:
 
 
 def reported(config: Config) -> dict[str, Any]:
-    """What errors are reported of, and its unit."""
+    """Names under which errors are reported, with their units."""
     targets = config.targets
     if all(spec.source == "output" for spec in targets):
         return {"target": config.dataset.target, "unit": config.dataset.unit}

@@ -1,7 +1,7 @@
-"""Targets: what is predicted, as data that every stage loops over.
+"""Targets of prediction, as data that every stage loops over.
 
-A kind of target is one module with one class and one line in `KINDS`. It knows nothing of torch, of
-files and of the config.
+A kind of target is one module with one class and one line in `KINDS`. It knows nothing of torch,
+files or the config.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KINDS = {
 
 
 def kind_class(kind: str) -> type[TargetSpec]:
-    """The class of a kind of targets.
+    """Class of a kind of targets.
 
     Raises:
         AtomloomError: when there is no such kind.
@@ -39,17 +39,17 @@ def kind_class(kind: str) -> type[TargetSpec]:
 
 
 def kind_named(name: str) -> str:
-    """The kind that has a target of this name for its own; `scalar` where none has."""
+    """Kind to which a target of this name belongs; `scalar` if none claims it."""
     return next((kind for kind in KINDS if name in kind_class(kind).names), "scalar")
 
 
 def spec_of(name: str, kind: str, unit: str = "") -> TargetSpec:
-    """The spec of a target.
+    """Spec of a target.
 
     Args:
-        name: of the target, as `dataset.target` has it.
+        name: of the target, as in `dataset.target`.
         kind: one of `KINDS`.
-        unit: its unit; a kind that has one of its own keeps that.
+        unit: its unit; a kind with its own unit keeps that.
 
     Raises:
         AtomloomError: when there is no such kind.

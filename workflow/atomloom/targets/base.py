@@ -1,4 +1,4 @@
-"""TargetSpec: one target, and all that the stages must know of its kind."""
+"""TargetSpec: one target, and everything the stages need to know of its kind."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Source = Literal["output", "energy", "derivative", "head"]
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """A target by name; each kind is a subclass that fills in the rest."""
+    """Target by name; each kind is a subclass that fills in the rest."""
 
     name: str
-    """As `dataset.target` has it: a column of a label table, or a property of the records."""
+    """Name in `dataset.target`: a column of a label table, or a property of the records."""
     unit: str = ""
     """Unit of its values."""
 
@@ -25,18 +25,18 @@ class TargetSpec:
     """Names of targets that are of this kind for a potential, unless `dataset.target_kinds` says
     otherwise."""
     per: ClassVar[Literal["structure", "atom"]] = "structure"
-    """What has one value each."""
+    """Owner of one value: `atom` or `structure`."""
     shape: ClassVar[tuple[int, ...]] = ()
     """Shape of one value."""
     components: ClassVar[tuple[str, ...]] = ()
-    """Names of the numbers of a value, in the order of tables; none of a single number."""
+    """Names of the components of a value, in the order of tables; empty for a single number."""
     flat: ClassVar[tuple[int, ...]] = ()
-    """Where these stand in a value, flattened; in order, unless given."""
+    """Positions of these in a flattened value; by default in order."""
     source: ClassVar[Source] = "output"
-    """What of the network it is: one of its outputs per structure, the sum of its energies of atoms, a
-    derivative of these, or what a head of its own makes of the features of atoms."""
+    """Source in the network: one of its outputs per structure, the sum of its atomic energies, a derivative
+    of that, or its own head on the features of atoms."""
     doubt_if_periodic: ClassVar[str] = ""
-    """What to say in the log where structures are periodic; nothing, unless given."""
+    """Warning for the log if structures are periodic; empty by default."""
 
     @property
     def is_column(self) -> bool:
@@ -44,7 +44,7 @@ class TargetSpec:
         return self.per == "structure" and not self.shape
 
     def array_shape(self, structures: int, atoms: int) -> tuple[int, ...]:
-        """Shape of the values of so many structures with so many atoms in all."""
+        """Shape of the values of a number of structures with a total number of atoms."""
         return (atoms if self.per == "atom" else structures, *self.shape)
 
     def known(self, values: np.ndarray, node_ptr: np.ndarray) -> np.ndarray:
@@ -52,7 +52,7 @@ class TargetSpec:
 
         Args:
             values: of the structures, in the shape of `array_shape`.
-            node_ptr: [S+1], where the atoms of each structure begin.
+            node_ptr: [S+1], first atom of each structure.
         """
         finite = np.isfinite(values).any(axis=tuple(range(1, values.ndim)))
         if self.per == "structure" or not len(finite):
@@ -71,7 +71,7 @@ class TargetSpec:
 
     @property
     def direct(self) -> bool:
-        """Whether the network has a head of its own for it."""
+        """Whether the network has a separate head for it."""
         return self.source == "head"
 
     @property

@@ -1,4 +1,4 @@
-"""Energy: the total energy of a structure, of which a potential sums up what its atoms contribute."""
+"""Energy: the total energy of a structure, which a potential predicts as a sum over its atoms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from atomloom.targets.base import Source, TargetSpec
 
 @dataclass(frozen=True)
 class Energy(TargetSpec):
-    """The energy of a structure in eV; its errors are reported per atom."""
+    """Energy of a structure in eV; its errors are reported per atom."""
 
     unit: str = "eV"
     kind: ClassVar[str] = "energy"

@@ -10,7 +10,7 @@ from atomloom.targets.base import Source, TargetSpec
 
 @dataclass(frozen=True)
 class Forces(TargetSpec):
-    """A force per atom, in eV/A."""
+    """Force per atom, in eV/A."""
 
     unit: str = "eV/A"
     kind: ClassVar[str] = "forces"

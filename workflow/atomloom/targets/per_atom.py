@@ -10,7 +10,7 @@ from atomloom.targets.base import Source, TargetSpec
 
 @dataclass(frozen=True)
 class PerAtom(TargetSpec):
-    """A scalar per atom, in the order of the atoms."""
+    """Scalar per atom, in the order of the atoms."""
 
     kind: ClassVar[str] = "per_atom"
     names: ClassVar[tuple[str, ...]] = ("magmoms", "charges")

@@ -1,4 +1,4 @@
-"""Scalar: a number per structure, such as a band gap; a class, where the loss says so."""
+"""Scalar: a number per structure, such as a band gap; a class, if the loss says so."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from atomloom.targets.base import TargetSpec
 
 @dataclass(frozen=True)
 class Scalar(TargetSpec):
-    """A scalar per structure, predicted by an output of the network."""
+    """Scalar per structure, predicted by an output of the network."""
 
     kind: ClassVar[str] = "scalar"

@@ -10,7 +10,7 @@ from atomloom.targets.base import Source, TargetSpec
 
 @dataclass(frozen=True)
 class Stress(TargetSpec):
-    """The stress of a structure in eV/A^3, in ASE's sign."""
+    """Stress of a structure in eV/A^3, in ASE's sign."""
 
     unit: str = "eV/A^3"
     kind: ClassVar[str] = "stress"

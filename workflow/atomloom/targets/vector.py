@@ -1,8 +1,8 @@
-"""Vector: a vector per structure that turns with it, such as the dipole moment of a molecule.
+"""Vector: a vector per structure that rotates with it, such as the dipole moment of a molecule.
 
-It is the sum of what the atoms contribute, and does not change when the structure is moved: as the dipole
-moment of a neutral molecule does not. That of an ion depends on the origin, and that of a periodic crystal
-on the cell that was chosen (only changes of it mean something): such values cannot be learnt.
+It is a sum over contributions of the atoms, and invariant under translation, like the dipole moment of a
+neutral molecule. That of an ion depends on the origin, and that of a periodic crystal on the choice of
+the cell (only its changes are meaningful): such values cannot be learnt.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from atomloom.targets.base import Source, TargetSpec
 
 @dataclass(frozen=True)
 class Vector(TargetSpec):
-    """A vector per structure, in the axes of its positions."""
+    """Vector per structure, in the axes of its positions."""
 
     kind: ClassVar[str] = "vector"
     names: ClassVar[tuple[str, ...]] = ("dipole",)

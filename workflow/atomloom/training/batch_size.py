@@ -27,7 +27,7 @@ from atomloom.training.failures import require_steps_on_batches
 from atomloom.training.trainer import Trainer, rows_with_targets
 
 STEPS = 2
-"""The first makes the optimiser's state, the second is one beside it."""
+"""Number of steps of a trial: the first creates the optimiser's state, the second runs with it."""
 CAUTION = 0.9
 """Share of the limit for a trial, since a few steps do not show what a long run adds."""
 FINENESS = 16
@@ -48,7 +48,7 @@ class Trial:
     """Peak memory so far in bytes."""
 
     def content(self) -> dict[str, int]:
-        """For JSON."""
+        """Fields as JSON values."""
         return asdict(self)
 
 
@@ -68,7 +68,7 @@ def find_batch(attempt: Callable[[list[int]], Iterable[Trial]], most: int, limit
 
     Args:
         attempt: makes trials of the given sizes, in ascending order, as far as they fit.
-        most: structures that there are.
+        most: number of existing structures.
         limit: bytes.
     """
     tried: list[Trial] = []

@@ -1,7 +1,7 @@
-"""The state of an unfinished run: one file, replaced in one step, read without pickled classes.
+"""State of an unfinished run: one file, replaced in one step, read without pickled classes.
 
-A state holds tensors, numbers, strings, lists and dicts only, so it is loaded with
-`weights_only=True`. It knows nothing of what they mean.
+A state holds only tensors, numbers, strings, lists and dicts, so it is loaded with
+`weights_only=True`. It knows nothing of their meaning.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from atomloom.store.files import write_atomically
 from atomloom.store.keys import FINGERPRINT_BYTES, fingerprint
 
 FORMAT = 1
-SHARE = 0.02  # of the time that saving at ends of epochs may take
+SHARE = 0.02  # max share of the time for saving at ends of epochs
 
 
 def save_state(path: Path, key: str, content: Mapping[str, Any]) -> None:
     """Write a state atomically; a kill at any moment leaves the old one or the new one.
 
-    Torch notices no other bits in tensors: behind what it has written, where it does not look, stands
-    the digest of it.
+    Torch does not notice flipped bits in tensors: a digest is appended after the end of its file, where it
+    does not look.
     """
-    buffer = io.BytesIO()  # torch has an error of its own for a full disk
+    buffer = io.BytesIO()  # torch raises its own error for a full disk
     torch.save({"format": FORMAT, "key": key, **_plain(content)}, buffer)
     buffer.write(fingerprint(buffer.getbuffer()))
     write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 def load_state(path: Path, key: str) -> dict[str, Any] | None:
-    """The state of the run called `key`; None where there is none yet.
+    """Load the state of the run with this `key`; None if there is none yet.
 
     Raises:
         AtomloomError: when the file is damaged, of another run or of another version.
@@ -70,10 +70,10 @@ def load_state(path: Path, key: str) -> dict[str, Any] | None:
 
 
 class CheckpointTimer:
-    """Says when a state is due.
+    """Timer that says when a state is due.
 
-    Between steps, when `minutes` have passed; at the end of an epoch also when saving, as long as
-    it took the last time, is a small share of the time since.
+    Between steps, when `minutes` have passed; at the end of an epoch also when saving, if it takes as long
+    as last time, is a small share of the time since.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -87,17 +87,17 @@ class CheckpointTimer:
         return passed >= self._limit or (end_of_epoch and self._cost <= SHARE * passed)
 
     def saved(self, started: float) -> None:
-        """Take note that a state was saved, which began at `started` (time.monotonic)."""
+        """Record that a state was saved, starting at `started` (time.monotonic)."""
         self._last = time.monotonic()
         self._cost = self._last - started
 
 
 @contextmanager
 def termination_noticed() -> Iterator[Callable[[], int]]:
-    """Take note of SIGTERM and Ctrl-C instead of dying of them; gives a function that says which came.
+    """Catch SIGTERM and Ctrl-C inside the block; yields a function that returns the signal received.
 
     Schedulers send SIGTERM some time before they kill. A second Ctrl-C interrupts at once. Outside the
-    main thread, where Python cannot listen to signals, the function always says 0.
+    main thread, where Python cannot handle signals, the function always returns 0.
     """
     came = 0
 
@@ -119,7 +119,7 @@ def termination_noticed() -> Iterator[Callable[[], int]]:
 
 
 def _plain(value: Any) -> Any:
-    """The same content of what can be loaded without running code; tensors on the CPU."""
+    """Content in types that can be loaded without running code; tensors on the CPU."""
     if value is None or isinstance(value, (bool, str)) or type(value) in (int, float):
         return value
     if isinstance(value, Tensor):

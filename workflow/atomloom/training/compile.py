@@ -1,4 +1,4 @@
-"""torch.compile, tried before it is relied on.
+"""torch.compile, tried before it is used.
 
 It knows nothing of the loop.
 """
@@ -18,7 +18,7 @@ from atomloom.models.common.outputs import Outputs
 def compiled_model(
     model: nn.Module, loader: Loader, fabric: Fabric, log: Callable[[str], None]
 ) -> nn.Module:
-    """The compiled model, tried on one batch; the model itself, saying why, where that fails."""
+    """Compile the model and try it on one batch; returns the model itself, with a warning, if that fails."""
     batch = loader.slice(loader.plan(0)[0])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     compiled, reason = model, list[str]()
@@ -29,14 +29,14 @@ def compiled_model(
             with fabric.autocast():
                 said = Outputs.of(attempt(batch)).tensors()
                 torch.stack([values.float().sum() for values in said]).sum().backward()
-        except Exception as error:  # whatever the compiler does not like
+        except Exception as error:  # whatever the compiler rejects
             reason = str(error).strip().splitlines() or [type(error).__name__]
             torch._dynamo.reset()
             continue
         compiled = attempt
         break
     if compiled is model:
-        log(f"warning: torch.compile failed, going on without: {reason[0]}")
+        log(f"warning: torch.compile failed, continuing without it: {reason[0]}")
     elif reason:
         log(f"warning: torch.compile: the graph is broken, which costs speed: {reason[0]}")
     model.zero_grad(set_to_none=True)

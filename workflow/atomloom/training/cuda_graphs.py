@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Mark = Callable[[str], None] | None
 MicroStep = Callable[[GraphBatch, Tensor, Mark], Tensor]
-"""Forward and backward of a batch, as `Trainer.micro_step` has them."""
+"""Forward and backward pass of a batch, as in `Trainer.micro_step`."""
 
 WARM_UP = 3
 """Number of steps before a recording, in which libraries initialise themselves."""
@@ -63,8 +63,8 @@ class RecordedSteps:
     """Micro step that is recorded for each shape of batches, and replayed.
 
     Args:
-        step: the micro step as it is.
-        model: whose weights and buffers it changes.
+        step: the plain micro step.
+        model: the network whose weights and buffers it changes.
         always: record even if that is not faster.
         log: takes one line at a time.
     """

@@ -1,9 +1,8 @@
-"""Weights, gradients and optimiser's state sharded among processes (FSDP), and unsharded again.
+"""Sharding of weights, gradients and optimiser state among processes (FSDP), and its inverse.
 
-Every process holds its part of each weight, and all of them only while a batch passes the network.
-What is full (in files, in a state) is the same as without. Functions that say so must be called by
-all processes; where nothing is sharded they hand back what they are given. It knows nothing of the
-loop.
+Every process holds its part of each weight, and full weights only while a batch passes the network.
+Full tensors (in files, in a state) are the same as without sharding. Functions that say so must be
+called by all processes; if nothing is sharded they return their input. It knows nothing of the loop.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torch.optim import Optimizer
 
 
 def shard_model(model: nn.Module, fabric: Fabric) -> None:
-    """Leave each process its part of the weights; before an optimiser is told of them."""
+    """Leave each process its part of the weights; to be called before the optimiser is created."""
     strategy = fabric.strategy
     assert isinstance(strategy, ModelParallelStrategy)  # `open_fabric` chooses it for fsdp
     mesh = strategy.device_mesh
@@ -31,12 +30,12 @@ def shard_model(model: nn.Module, fabric: Fabric) -> None:
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """What this process has of a tensor, in the same memory."""
+    """Part of a tensor held by this process, in the same memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def full_state(content: Any) -> Any:
-    """The same dicts and lists with full tensors; to be called by all processes."""
+    """Nested dicts and lists with full tensors; to be called by all processes."""
     if isinstance(content, DTensor):
         return content.full_tensor()
     if isinstance(content, Mapping):
@@ -71,7 +70,7 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """Inside, the whole network is here, and may be called as often as each process likes."""
+    """Gather the full network inside the block, where each process may call it as often as it likes."""
     if not isinstance(model, FSDPModule):
         yield
         return

@@ -1,4 +1,4 @@
-"""Ways in which a training ends before its time, as errors that say where, and what to do.
+"""Errors that end a training early, with where they happened and what to do.
 
 It knows nothing of the loop.
 """
@@ -17,7 +17,7 @@ from atomloom.errors import AtomloomError, InterruptedRun
 
 
 def check_validation(settings: Training, rows: int) -> None:
-    """Stop where a setting asks for validation rows, and there are none."""
+    """Raise AtomloomError if a setting needs validation rows and there are none."""
     wants = {
         "early_stopping": settings.early_stopping,
         "scheduler": settings.scheduler == "plateau",
@@ -30,10 +30,10 @@ def check_validation(settings: Training, rows: int) -> None:
 
 
 def require_steps_on_batches(settings: Training) -> None:
-    """Stop where what is to be measured are steps on single batches, and the optimiser takes none."""
+    """Raise AtomloomError if steps on single batches are to be measured, but the optimiser takes none."""
     if settings.optimizer == "lbfgs":
         raise AtomloomError(
-            "lbfgs takes no steps on single batches, which are what is measured",
+            "steps on single batches are measured, which lbfgs does not take",
             where="training.optimizer",
             todo="measure with adamw",
         )
@@ -46,13 +46,13 @@ def check_finite(
     epoch: int,
     batch: GraphBatch | None = None,
 ) -> None:
-    """Stop where the loss of a batch is not a finite number.
+    """Raise AtomloomError if the loss of a batch is not a finite number.
 
     Args:
         loss_sums: [batches of the epoch, L].
-        batches: those to look at.
+        batches: those to check.
         run_dir: the run's folder.
-        epoch: epochs done.
+        epoch: number of epochs done.
         batch: the last of them, to name its rows.
     """
     finite = torch.isfinite(loss_sums[batches.start : batches.stop]).all(dim=1)
@@ -65,12 +65,12 @@ def check_finite(
     raise AtomloomError(
         f"the loss is not a finite number at epoch {epoch + 1}, batch {found + 1}" + rows,
         where=run_dir,
-        todo="lower training.learning_rate, set training.clip_norm, or look at these structures",
+        todo="lower training.learning_rate, set training.clip_norm, or check these structures",
     )
 
 
 def diverged(run_dir: Path, epoch: int, step: int) -> AtomloomError:
-    """The error of a run whose weights are no longer finite."""
+    """Error of a run whose weights are no longer finite."""
     return AtomloomError(
         f"the weights are no longer finite numbers at epoch {epoch + 1}, step {step}",
         where=run_dir,
@@ -79,17 +79,17 @@ def diverged(run_dir: Path, epoch: int, step: int) -> AtomloomError:
 
 
 def predicts_nothing(run_dir: Path, epoch: int, step: int) -> AtomloomError:
-    """The error of a run whose validation error is not finite."""
+    """Error of a run whose validation error is not finite."""
     return AtomloomError(
-        f"the model predicts no finite numbers after epoch {epoch + 1}, step {step}",
+        f"the model's predictions are not finite numbers after epoch {epoch + 1}, step {step}",
         where=run_dir,
         todo="lower training.learning_rate, or set training.clip_norm",
     )
 
 
 def stopped(run_dir: Path, by: int) -> AtomloomError:
-    """The error of a run that was asked to stop by a signal, and has saved its state."""
+    """Error of a run that was stopped by a signal, and has saved its state."""
     kind, name = (InterruptedRun, "Ctrl-C") if by == signal.SIGINT else (AtomloomError, "SIGTERM")
     return kind(
-        f"stopped by {name}; the state is saved", where=run_dir, todo="run the same again to go on"
+        f"stopped by {name}; the state is saved", where=run_dir, todo="run the same again to resume"
     )

@@ -1,9 +1,9 @@
-"""Precision report: what each arithmetic does to a training on the user's own data.
+"""Precision report: effect of each precision on a training with the user's own data.
 
 The same network learns the same batches in 64 bits, 32, tf32, bf16 and fp16, step by step in turn, so
-that speeds are taken side by side. What comes out are errors against 64 bits at the start, curves of
-the loss, and times; an arithmetic that the device has not got, or that turns out not to be in use, is
-named as such. It writes no files.
+that speeds are compared side by side. The results are errors against 64 bits at the start, curves of
+the loss, and times; a precision that the device lacks, or that turns out not to be in use, is reported
+as such. It writes no files.
 """
 
 from __future__ import annotations
@@ -35,35 +35,35 @@ Log = Callable[[str], None]
 PRECISIONS: tuple[str, ...] = get_args(Training.model_fields["precision"].annotation)
 EXACT, PLAIN = "64", "32"
 WARM_UP = 3
-"""First steps, whose times do not count."""
+"""Number of first steps, whose times do not count."""
 
 
 @dataclass
 class Mode:
-    """What was seen of one precision."""
+    """Results of one precision."""
 
     precision: str
     used: bool
-    """Whether it was there, and gave other bits than 32."""
+    """Whether it was available and in use, giving different results from 32."""
     note: str = ""
-    """Why not, or what else there is to know."""
+    """Reason if not, or other remarks."""
     output_error: float | None = None
     """|outputs - those of 64 bits| / |those of 64 bits|, of the first batch in training."""
     gradient_error: float | None = None
-    """Likewise, of the gradients of all weights together."""
+    """|gradients - those of 64 bits| / |those of 64 bits|, of all weights together."""
     losses: list[float] = field(default_factory=list)
-    """Of each step's batch."""
+    """Loss of each step's batch."""
     validation: dict[str, float] = field(default_factory=dict)
     """Error of each target after the last step, in real units."""
     milliseconds: float | None = None
     """Median time of a step."""
     speed: float | None = None
-    """Times the speed of 32 bits."""
+    """Speed relative to 32 bits."""
 
 
 @dataclass(eq=False)
 class _Runner:
-    """One training under way."""
+    """Training in one precision."""
 
     mode: Mode
     trainer: Trainer
@@ -78,7 +78,7 @@ def compare_precisions(data: LabelledGraphs, config: Config, steps: int, log: Lo
     Args:
         data: graphs, targets and splits.
         config: the whole config; its precision, its number of processes and `compile` do not matter.
-        steps: optimiser steps of each.
+        steps: optimiser steps in each precision.
         log: takes one line at a time.
 
     Raises:
@@ -125,7 +125,7 @@ def compare_precisions(data: LabelledGraphs, config: Config, steps: int, log: Lo
 
 
 def _batches(trainer: Trainer) -> Iterator[tuple[GraphBatch, Tensor]]:
-    """Batches without end, each with one over the counts of its loss terms."""
+    """Iterate endlessly over batches, each with one over the counts of its loss terms."""
     loader = trainer.loader(trainer.train_rows, seed=trainer.settings.seed, shuffle=True)
     epoch = 0
     while True:
@@ -149,7 +149,7 @@ def _compare_first_steps(runners: list[_Runner]) -> None:
         pairs = zip(found[mode.precision], found[PLAIN], strict=True)
         if mode.precision != PLAIN and all(torch.equal(own, plain) for own, plain in pairs):
             mode.used = False
-            mode.note = "; ".join(filter(None, [mode.note, "not in use: gives the bits of 32"]))
+            mode.note = "; ".join(filter(None, [mode.note, "not in use: same results as 32"]))
 
 
 def _first_step(trainer: Trainer) -> tuple[Tensor, Tensor]:
@@ -196,7 +196,7 @@ def _step(runner: _Runner, step: int, steps: int) -> None:
 
 
 def _now(device: torch.device) -> float:
-    """The time when all that was asked of the device is done."""
+    """Current time after synchronising the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,8 +1,8 @@
-"""TrainState: all that a killed run needs to go on, as one object that is saved and loaded.
+"""TrainState: everything a killed run needs to resume, as one object that is saved and loaded.
 
-It holds where the run is, and the parts that have states of their own (network, optimiser, scaler of
-fp16, plateau rule, objective, moving average): what is not here is neither saved nor restored. It
-knows nothing of files (`atomloom.training.checkpoint`) and of the loop.
+It holds the position of the run, and the parts with their own states (network, optimiser, scaler of
+fp16, plateau rule, objective, moving average): anything else is neither saved nor restored. It knows
+nothing of files (`atomloom.training.checkpoint`) or of the loop.
 
 Legend: L terms of the loss.
 """
@@ -28,12 +28,12 @@ from atomloom.training.optim.schedules import Plateau
 
 @dataclass
 class Best:
-    """The best epoch so far."""
+    """Best epoch so far."""
 
     error: float = math.inf
-    """Error of its validation, see `Scores`."""
+    """Validation error, see `Scores`."""
     epoch: int = 0
-    """Which it was, from 1; 0 before the first."""
+    """Number of the epoch, from 1; 0 before the first."""
     step: int = 0
     """Optimiser steps until its end."""
     maes: tuple[float, ...] = ()
@@ -42,13 +42,13 @@ class Best:
     """Weights and buffers that were validated."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Its fields, for a file."""
+        """Fields, for a file."""
         return {**vars(self), "maes": list(self.maes)}
 
 
 @dataclass(eq=False)
 class TrainState:
-    """Where a run is, and the parts whose states go with it."""
+    """Position of a run, and the parts whose states belong to it."""
 
     fabric: Fabric
     model: nn.Module
@@ -58,21 +58,21 @@ class TrainState:
     ema: MovingAverage | None
     history: History
     epoch: int = 0
-    """Epochs done."""
+    """Number of epochs done."""
     batch_idx: int = 0
-    """Batches done of the epoch under way."""
+    """Number of batches done in the current epoch."""
     step: int = 0
-    """Optimiser steps done."""
+    """Number of optimiser steps done."""
     epochs_without_improvement: int = 0
-    """Epochs since the best one."""
+    """Number of epochs since the best one."""
     seconds: float = 0.0
     """Time of training and validation, all calls together."""
     loss_sums: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
-    """[batches, L] float64 sums of the loss of the epoch under way, of this process's parts of them."""
+    """[batches, L] float64 sums of the loss in the current epoch, over this process's parts of the batches."""
     best: Best = field(default_factory=Best)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state for a file; to be called by all processes, each of which gets the same."""
+        """State for a file; to be called by all processes, each of which gets the same."""
         sums = self.loss_sums.clone()  # all_reduce works in place
         return {
             "epoch": self.epoch,
@@ -92,11 +92,11 @@ class TrainState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`; to be called by all processes."""
+        """Load a `state_dict`; to be called by all processes."""
         self.epoch, self.batch_idx, self.step = state["epoch"], state["position"], state["step"]
         self.epochs_without_improvement = state["waited"]
         self.seconds = state["seconds"]
-        # The sums are those of all processes together: the first goes on with them.
+        # The sums are those of all processes together: the first one continues them.
         first = self.fabric.global_rank == 0
         self.loss_sums = state["errors"] if first else torch.zeros_like(state["errors"])
         load_weights(self.model, state["model"])

@@ -1,9 +1,9 @@
 """The Trainer: labelled graphs and a config in, a model file and a history out.
 
-`train` is the way in. `Trainer.fit` is a run: resume, then epochs of optimiser steps, each validated and
-written down. Everything a step does is a function of (seed, epoch, batch), so the state of a run
+`train` is the entry point. `Trainer.fit` is a run: resume, then epochs of optimiser steps, each validated
+and recorded. Everything a step does is a function of (seed, epoch, batch), so the state of a run
 (`TrainState`) is small, and a run that was killed resumes as if it had not been. It knows nothing of
-Snakemake, of where data come from, and of targets and losses, which are its objective's.
+Snakemake, of the origin of data, or of targets and losses, which belong to its objective.
 
 Legend: L terms of the loss; `batch_idx` counts the batches of an epoch, `step` optimiser steps.
 """
@@ -73,8 +73,8 @@ from atomloom.training.train_state import Best, TrainState
 
 Log = Callable[[str], None]
 
-AGREE_STEPS = 20  # between which several processes do not ask each other whether to save
-CUDA_CHECK_STEPS = 50  # reading a loss makes the GPU wait; on the CPU every step is looked at
+AGREE_STEPS = 20  # between two agreements of several processes on whether to save
+CUDA_CHECK_STEPS = 50  # reading a loss synchronises the GPU; on the CPU every step is checked
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ class TrainResult:
     parameters: int
     """Number of trained weights."""
     epochs_run: int
-    """Epochs done, all calls together."""
+    """Number of epochs done, all calls together."""
     best_epoch: int
     """Epoch (from 1) whose weights are in the model file."""
     best_val_mae: dict[str, float | None]
-    """Its validation MAE by target in real units; None without validation rows."""
+    """Validation MAE of that epoch by target in real units; None without validation rows."""
     steps: int
-    """Optimiser steps, all calls together."""
+    """Number of optimiser steps, all calls together."""
     stopped_early: bool
     """Whether early stopping ended the run."""
     seconds: float
@@ -100,13 +100,13 @@ class TrainResult:
     threads: int
     """CPU threads of the last call."""
     rank: int = 0
-    """Which of the processes this is; the first reports."""
+    """Rank of this process; the first one reports."""
 
 
 def train(
     data: LabelledGraphs, config: Config, run_dir: str | Path, log: Log = print
 ) -> TrainResult:
-    """Train the config's model, or go on with it where it was; a finished run only says so.
+    """Train the config's model, or resume its training; a finished run is only reported.
 
     Writes `model.safetensors` (the best epoch by validation error), `history.csv`, the state for
     resuming under `state/`, and model files of the last and other epochs under `checkpoints/` into the
@@ -115,7 +115,7 @@ def train(
     Args:
         data: graphs, targets in real units, splits.
         config: the whole config; `model`, `training`, `graph` and `dataset.target` matter.
-        run_dir: the run's folder, of this config and these data only.
+        run_dir: the run's folder, for this config and these data only.
         log: takes one line at a time.
 
     Raises:
@@ -132,7 +132,7 @@ def train(
                 "is a finished run with other data or settings", where=run_dir, todo="remove it"
             )
         if not _is_whole(run_dir / "model.safetensors"):
-            # The result was taken away or damaged: what is asked for is a training, not its last state.
+            # The result was removed or damaged: a training is requested, not its last state.
             finished.unlink()
             (run_dir / "state" / "last.ckpt").unlink(missing_ok=True)
         elif history.exists() and file_digest(history) == content["history"]:
@@ -156,7 +156,7 @@ def train(
 
 
 def _is_whole(model: Path) -> bool:
-    """Whether a model file is there and sound."""
+    """Whether a model file exists and is intact."""
     try:
         read_model(model)
     except AtomloomError:
@@ -166,20 +166,20 @@ def _is_whole(model: Path) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Epoch:
-    """What the steps of an epoch are taken with."""
+    """Quantities for the steps of an epoch."""
 
     counts: np.ndarray
-    """[batches, L] numbers that the sums of the loss are over, all processes together."""
+    """[batches, L] counts of the sums of the loss, all processes together."""
     shares: Tensor
-    """[batches, L] what the sums are multiplied by: one over the counts of a whole step."""
+    """[batches, L] factors of the sums: one over the counts of a whole step."""
     loss_scale: float
-    """Of fp16, when the epoch began."""
+    """Loss scale of fp16 at the start of the epoch."""
     begun: float
-    """When that was, by `time.perf_counter`."""
+    """Start of the epoch, by `time.perf_counter`."""
 
 
 class Trainer:
-    """A network in training: what a step needs, and the run that takes the steps.
+    """Trainer of a network: everything a step needs, and the run that takes the steps.
 
     Args:
         data: graphs, targets in real units, splits.
@@ -190,7 +190,7 @@ class Trainer:
         log: takes one line at a time.
 
     Raises:
-        AtomloomError: when a target cannot be learnt, or the model cannot do what it should.
+        AtomloomError: when a target cannot be learnt, or the model lacks a requested feature.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class Trainer:
     # --- network, optimiser, batches ---
 
     def setup(self) -> None:
-        """Make a new network with its optimiser, on the device, and the state of no step taken."""
+        """Create a new network with its optimiser, on the device, and the initial state."""
         settings = self.settings
         self.objective = build_objective(self.data, self.config, self.train_rows, self.val_rows)
         self.model = self._build_model()
@@ -221,7 +221,7 @@ class Trainer:
             )
         fused = settings.precision != "fp16-mixed"
         self.optimizer = build_optimizer(self.model, settings, fused=fused)
-        # What a step calls: the model, or the model with its derivatives; then as Fabric has it.
+        # The module a step calls: the model, or the model with its derivatives; then as wrapped by Fabric.
         self.step_network = Network(self.objective.step_network(self.model))
         self.network, self.fabric_optimizer = self.fabric.setup(self.step_network, self.optimizer)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -241,7 +241,7 @@ class Trainer:
         )
 
     def _build_model(self) -> nn.Module:
-        """The config's network with its first weights, which the seed decides."""
+        """Build the config's network with initial weights from the seed."""
         objective = self.objective
         torch.manual_seed(self.settings.seed)
         model = build_model(self.config.model, objective.outputs, **objective.model_options)
@@ -249,14 +249,14 @@ class Trainer:
         if self.settings.gradient_checkpointing:
             if not hasattr(model, "gradient_checkpointing"):
                 raise AtomloomError(
-                    f"model {self.config.model.name} has no layers that are computed again",
+                    f"model {self.config.model.name} has no layers that can be recomputed",
                     where="training.gradient_checkpointing",
                 )
             model.gradient_checkpointing = True
         return model
 
     def loader(self, rows: np.ndarray, bounds: Batching | None = None, **options: Any) -> Loader:
-        """Batches of some rows, as the config says; with `shuffle`, for training."""
+        """Loader of some rows, by the config; with `shuffle`, for training."""
         labels = self.objective.labels(training="shuffle" in options)
         passes = getattr(self.model, "passes", lambda *_: ())
         return self.data.loader(
@@ -277,12 +277,12 @@ class Trainer:
     # --- a run ---
 
     def fit(self, run_dir: Path, key: str, asked_to_stop: Callable[[], int]) -> TrainResult:
-        """Train to the end, from where the run was.
+        """Train to the end, resuming where the run was.
 
         Args:
             run_dir: the run's folder.
             key: digest of all that determines the run's result.
-            asked_to_stop: says by which signal the run is asked to stop; 0 by none.
+            asked_to_stop: returns the signal that asks the run to stop; 0 if none.
 
         Raises:
             AtomloomError: when the state is of another run or damaged, the loss is no longer a finite
@@ -311,17 +311,17 @@ class Trainer:
 
     @property
     def stopped_early(self) -> bool:
-        """Whether validation has not become better for as long as the config waits."""
+        """Whether the validation error has not fallen for as long as the config waits."""
         patience = self.settings.early_stopping or math.inf
         return self.state.epochs_without_improvement >= patience
 
     @property
     def finished(self) -> bool:
-        """Whether there is no epoch left to train; true, too, of a run killed before its result."""
+        """Whether no epoch is left to train; also true for a run killed before its result."""
         return self.state.epoch >= self.settings.epochs or self.stopped_early
 
     def _prepare_batches(self) -> None:
-        """Cut batches to train and to validate; compile the model, or record steps, where asked to."""
+        """Plan batches for training and validation; compile the model, or record steps, on request."""
         settings, ranks = self.settings, self.ranks
         self.train_loader = self.loader(
             self.train_rows, seed=settings.seed, shuffle=True, rank=self.rank, ranks=ranks
@@ -329,12 +329,12 @@ class Trainer:
         self.val_loader = self.loader(self.val_rows[self.rank :: ranks])
         if len(oversize := self.train_loader.oversize):
             self.log(
-                f"{len(oversize):,} structures alone exceed training.batch and run alone "
+                f"{len(oversize):,} structures exceed training.batch by themselves and run alone "
                 f"(rows {oversize[:8].tolist()}{' ...' if len(oversize) > 8 else ''})"
             )
         if settings.compile and any(spec.derived for spec in self.config.targets):
             self.log(
-                "warning: no torch.compile: what it makes cannot be differentiated twice, as forces ask"
+                "warning: no torch.compile: a compiled model cannot be differentiated twice, as forces need"
             )
         elif settings.compile:
             self.forward = compiled_model(self.model, self.train_loader, self.fabric, self.log)
@@ -345,7 +345,7 @@ class Trainer:
             self.recorded_step = RecordedSteps(self.micro_step, self.model, always, self.log)
 
     def _start_watches(self) -> None:
-        """Begin to measure time, and to tell loggers, from where the run is."""
+        """Start clocks and loggers from where the run is."""
         state = self.state
         self.loggers = []
         if self.rank == 0:
@@ -360,7 +360,7 @@ class Trainer:
     # --- an epoch ---
 
     def begin_epoch(self) -> Epoch:
-        """Count what an epoch's steps sum over; an epoch that is resumed keeps the sums it has."""
+        """Count the terms of an epoch's sums; a resumed epoch keeps its sums."""
         state, settings = self.state, self.settings
         self.model.train()
         counts = self.objective.counts(self.train_loader, state.epoch)
@@ -373,7 +373,7 @@ class Trainer:
         return Epoch(counts, shares.to(self.device), loss_scale(self.fabric), time.perf_counter())
 
     def train_epoch(self, epoch: Epoch) -> None:
-        """Take the steps of an epoch, from the batch on where the run is."""
+        """Take the steps of an epoch, from the current batch on."""
         state, accumulate = self.state, self.settings.accumulate
         batches, cuda = len(epoch.shares), self.device.type == "cuda"
         for batch in self.train_loader.batches(state.epoch, state.batch_idx):
@@ -409,11 +409,11 @@ class Trainer:
     def micro_step(
         self, batch: GraphBatch, shares: Tensor, mark: Callable[[str], None] | None = None
     ) -> Tensor:
-        """Forward and backward; gradients are added to those that the weights have.
+        """Run forward and backward; gradients are added to those of the weights.
 
         Args:
             batch: the batch.
-            shares: [L], what the sums of the loss terms are multiplied by.
+            shares: [L], factors of the sums of the loss terms.
             mark: told of `forward` and `backward` when they are done.
 
         Returns:
@@ -422,7 +422,7 @@ class Trainer:
         sums = self.objective.sums(self.network(Sealed(batch)).content, batch)
         if mark:
             mark("forward")
-        # Derivatives by what is no weight would cost another pass where forces are learnt.
+        # Derivatives by anything but weights would cost another pass if forces are learnt.
         loss = self.objective.loss(sums, shares)
         if self.ranks > 1:
             self.fabric.backward(loss)
@@ -433,7 +433,7 @@ class Trainer:
         return sums.detach()
 
     def optimizer_step(self) -> None:
-        """Move the weights along their gradients, forget these, and let the average follow."""
+        """Update the weights by their gradients, reset these, and update the moving average."""
         if self.settings.clip_norm is not None:
             self.fabric.clip_gradients(
                 self.network,
@@ -446,17 +446,17 @@ class Trainer:
         self._count_step()
 
     def validate(self, loader: Loader) -> Scores:
-        """Errors on the rows of a loader, of which each process has its share."""
+        """Evaluate errors on the rows of a loader, of which each process has its share."""
         self.model.eval()
         with self.fabric.autocast(), unsharded(self.model):
             return self.objective.validate(self.forward, loader, self.fabric)
 
     def end_epoch(self, epoch: Epoch) -> None:
-        """Validate, write the epoch down, and save the state where it is time."""
+        """Validate, record the epoch, and save the state if it is due."""
         state, parts = self.state, self.clock.seconds()
         validation_begun = time.perf_counter()
         train_loss = self._train_loss(epoch)
-        # Statistics of batch norms are each process's own: all evaluate with those of the first.
+        # Each process has its own statistics of batch norms: all evaluate with those of the first.
         share_from_first(self.fabric, self.model.buffers())
         share_from_first(self.fabric, self.ema.buffers() if self.ema else [])
         with self.ema.applied() if self.ema else nullcontext():
@@ -483,7 +483,7 @@ class Trainer:
     # --- parts of the above ---
 
     def _set_learning_rate(self, share: float) -> None:
-        """Set learning rate and momentum of the next step, when so much of the epoch is done."""
+        """Set learning rate and momentum of the next step, at this fraction of the epoch."""
         done = (self.state.epoch + share) / self.settings.epochs
         self.lr = self.schedule.lr(done)
         set_rate(self.optimizer, self.lr, self.schedule.momentum(done))
@@ -494,14 +494,14 @@ class Trainer:
             self.ema.update(self.state.step)
 
     def _check_losses(self, batch: GraphBatch) -> None:
-        """Stop where the loss of a batch up to the last is not finite; on the CPU each is looked at."""
+        """Raise an error if the loss of a batch so far is not finite; on the CPU each batch is checked."""
         state = self.state
         first = 0 if self.device.type == "cuda" else state.batch_idx - 1
         done = range(first, state.batch_idx)
         check_finite(state.loss_sums, done, self.run_dir, state.epoch, batch)
 
     def _train_loss(self, epoch: Epoch) -> float:
-        """Mean over the epoch, while the weights changed; to be called by all processes."""
+        """Mean loss over the epoch, while the weights changed; to be called by all processes."""
         state = self.state
         sums = self.fabric.all_reduce(state.loss_sums, reduce_op="sum")
         assert isinstance(sums, Tensor)
@@ -510,7 +510,7 @@ class Trainer:
         return float(self.objective.loss(state.loss_sums.sum(dim=0), shares.to(self.device)))
 
     def _judge(self, scores: Scores) -> None:
-        """Remember the weights just validated if they are the best, and write those that are kept."""
+        """Keep the weights just validated if they are the best, and write those to be kept."""
         state, settings = self.state, self.settings
         epoch = state.epoch + 1
         if len(self.val_rows) and not math.isfinite(scores.error):
@@ -532,7 +532,7 @@ class Trainer:
         state, scale = self.state, loss_scale(self.fabric)
         if scale < epoch.loss_scale:
             self.log(
-                f"fp16: gradients overflowed and their steps were left out; the loss scale fell from "
+                f"fp16: gradients overflowed and their steps were skipped; the loss scale fell from "
                 f"{epoch.loss_scale:g} to {scale:g}"
             )
         epoch_seconds = (self._elapsed() - self._seconds_before) / (
@@ -573,7 +573,7 @@ class Trainer:
         saved = load_state(self.run_dir / "state" / "last.ckpt", self.key)
         if saved is not None:
             state.load_state_dict(saved)
-            self.log(f"going on at epoch {state.epoch + 1}, batch {state.batch_idx + 1}")
+            self.log(f"resuming at epoch {state.epoch + 1}, batch {state.batch_idx + 1}")
             return
         self.log(
             f"{self.config.model.name}: {self._parameters():,} parameters; "
@@ -582,7 +582,7 @@ class Trainer:
         )
 
     def checkpoint(self) -> None:
-        """Write what a killed run needs, and what a person may look at meanwhile."""
+        """Write the state for a killed run, and the files that users may read meanwhile."""
         state, started = self.state, time.monotonic()
         state.seconds = self._elapsed()
         content = state.state_dict()
@@ -598,14 +598,14 @@ class Trainer:
         self.timer.saved(started)
 
     def _checkpoint_if_due(self, batch: GraphBatch | None = None) -> None:
-        """Save the state if it is time, the run is over, or it is asked to stop; then stop it.
+        """Save the state if it is due, the run is over, or it is asked to stop; in the last case stop.
 
         Args:
             batch: the last one; None at the end of an epoch.
         """
         end_of_epoch = batch is None
         stop, due = self.asked_to_stop(), self.timer.due(end_of_epoch)
-        if self.ranks > 1:  # all do what the first thinks
+        if self.ranks > 1:  # all follow the first one
             stop, due = self.fabric.broadcast((stop, due))
         over = end_of_epoch and self.finished
         if batch is not None and (stop or due):
@@ -626,7 +626,7 @@ class Trainer:
             write_model(self.run_dir / "model.safetensors", best.weights, card)
 
     def _keep(self, name: str, scores: Scores) -> None:
-        """Write the weights just validated as a model file of their own."""
+        """Write the weights just validated as a separate model file."""
         state = self.state
         weights = full_state(self.model.state_dict())
         if self.rank == 0:
@@ -634,17 +634,17 @@ class Trainer:
             write_model(self.run_dir / "checkpoints" / f"{name}.safetensors", weights, card)
 
     def _card(self, epoch: int, step: int, maes: Sequence[float]) -> ModelCard:
-        """What the model file of an epoch says of itself."""
+        """Card of the model file of an epoch."""
         facts = {"epoch": epoch, "step": step, "val_mae": list(maes)}
         return self.objective.card(self.config, facts, self.elements)
 
 
 class FullBatchTrainer(Trainer):
-    """Training by L-BFGS: an epoch is one call of the optimiser, for the loss of all batches together."""
+    """Trainer with L-BFGS: an epoch is one call of the optimiser, on the loss of all batches together."""
 
     @cached_property
     def full_batch(self) -> FullBatch:
-        """The batches of the first epoch, which all others go through, too."""
+        """Batches of the first epoch, which all others use too."""
         counts = self.objective.counts(self.train_loader, 0)
         shares = torch.from_numpy(step_shares(counts, len(counts), self.ranks)).to(self.device)
         batches = list(self.train_loader.batches(0))
@@ -663,17 +663,17 @@ class FullBatchTrainer(Trainer):
 
 
 def loss_scale(fabric: Fabric) -> float:
-    """What gradients of fp16 are multiplied by, to keep them from underflow; 1 in other precisions."""
+    """Loss scale of fp16, which keeps gradients from underflow; 1 in other precisions."""
     scaler = getattr(fabric.strategy.precision, "scaler", None)
     return 1.0 if scaler is None else scaler.get_scale()
 
 
 def _say_nothing(_: str) -> None:
-    """The first process reports."""
+    """Ignore a message: the first process reports."""
 
 
 def _run_digest(data: LabelledGraphs, config: Config) -> str:
-    """Names all that determines the run's result."""
+    """Digest of everything that determines the run's result."""
     return short_hash(
         {
             "data": data.digest(),
@@ -689,7 +689,7 @@ def _run_digest(data: LabelledGraphs, config: Config) -> str:
 
 
 def rows_with_targets(data: LabelledGraphs, split: str, log: Log) -> np.ndarray:
-    """Rows of a split of which at least one target is known, be it forces without an energy."""
+    """Rows of a split with at least one known target, even if only forces."""
     rows = data.split(split)
     known = data.known()[rows]
     if not known.all():

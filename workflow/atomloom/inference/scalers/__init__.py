@@ -1,1 +1,1 @@
-"""Scalers: from targets in real units to the numbers a network learns, and back."""
+"""Scalers of targets between real units and the numbers that a network learns."""

@@ -1,8 +1,8 @@
-"""AtomicEnergies: energies in eV to the numbers a potential learns, and back.
+"""AtomicEnergies: scaler between energies in eV and the numbers that a potential learns.
 
-The energy of a structure is the sum of energies of single atoms by element, a shift for each atom,
+The energy of a structure is the sum of energies of single atoms by element, a shift per atom,
 and the network's sum in units of a scale; forces and stress know only the scale. All of it is in
-float64: total energies of hundreds of eV an atom leave no digits for bonds in float32. It knows
+float64: total energies of hundreds of eV per atom leave no digits for bonds in float32. It knows
 nothing of torch.
 
 S structures, A atoms.
@@ -26,12 +26,12 @@ ELEMENTS = 119
 
 @dataclass(frozen=True, eq=False)
 class AtomicEnergies:
-    """E = sum over atoms of (element_energies[Z] + shift) + scale * network."""
+    """Energy scaler, E = sum over atoms of (element_energies[Z] + shift) + scale * network."""
 
     element_energies: np.ndarray
-    """[119] float64, eV, by atomic number; NaN for elements that training has not seen."""
+    """[119] float64, eV, by atomic number; NaN for elements not in the training set."""
     shift: float
-    """eV an atom."""
+    """Shift in eV per atom."""
     scale: float
     """eV."""
 
@@ -44,10 +44,10 @@ class AtomicEnergies:
         rows: np.ndarray,
         forces: np.ndarray | None = None,
     ) -> AtomicEnergies:
-        """Choose reference energies, shift and scale by the training structures.
+        """Fit reference energies, shift and scale to the training structures.
 
         Args:
-            settings: how.
+            settings: of the fit.
             table: all graphs.
             energies: [S] eV, NaN where unknown.
             rows: rows of the training set.
@@ -74,23 +74,23 @@ class AtomicEnergies:
         else:
             scale = float(rest.std()) if kind == "energy" else float(kind)
         if not scale > 1e-12 * max(1.0, abs(shift)):
-            scale = 1.0  # all equal but for rounding: no scale to divide by
+            scale = 1.0  # all equal within rounding: no scale to divide by
         return cls(elements, shift, scale)
 
     def reduced(self, table: Graphs, energies: np.ndarray) -> np.ndarray:
-        """[S] what the network's atoms must add up to for energies [S] in eV."""
+        """[S] sums that the network's atomic energies must reach for energies [S] in eV."""
         return (energies - self.offsets(table)) / self.scale
 
     def offsets(self, table: Graphs) -> np.ndarray:
-        """[S] eV, the part of the energy that is not the network's; NaN with unknown elements."""
+        """[S] eV, part of the energy that is not from the network; NaN with unknown elements."""
         return np.add.reduceat(self.atom_offsets(table.numbers), table.node_ptr[:-1])
 
     def atom_offsets(self, numbers: np.ndarray) -> np.ndarray:
-        """[A] eV, likewise of atoms."""
+        """[A] eV, part of the atomic energies that is not from the network."""
         return self.element_energies[numbers] + self.shift
 
     def require_elements(self, numbers: np.ndarray) -> None:
-        """Raise AtomloomError where an element was in no training structure."""
+        """Raise AtomloomError if an element was in no training structure."""
         unknown = [int(z) for z in np.unique(numbers) if np.isnan(self.element_energies[z])]
         if unknown:
             raise AtomloomError(
@@ -100,7 +100,7 @@ class AtomicEnergies:
             )
 
     def numbers(self) -> list[Any]:
-        """All that must be finite numbers."""
+        """Numbers that must be finite."""
         return [
             self.element_energies[~np.isnan(self.element_energies)],
             self.shift,
@@ -108,22 +108,22 @@ class AtomicEnergies:
         ]
 
     def divisors(self) -> list[Any]:
-        """Those that must be above zero."""
+        """Numbers that must be above zero."""
         return [self.scale]
 
     def to_dict(self) -> dict[str, Any]:
-        """What a model file holds of it."""
+        """Content for a model file."""
         known = {SYMBOLS[z]: e for z, e in enumerate(self.element_energies.tolist()) if e == e}
         return {"element_energies": known, "shift": self.shift, "scale": self.scale}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> AtomicEnergies:
-        """The inverse of `to_dict`."""
+        """Inverse of `to_dict`."""
         return cls(_by_number(content["element_energies"]), content["shift"], content["scale"])
 
 
 def _composition(table: Graphs, rows: np.ndarray) -> np.ndarray:
-    """[R, 119] float64, atoms of each element in some structures."""
+    """[R, 119] float64, number of atoms of each element in some structures."""
     counts = np.zeros((len(rows), ELEMENTS))
     for place, row in enumerate(rows):
         atoms = table.numbers[table.node_ptr[row] : table.node_ptr[row + 1]]
@@ -137,7 +137,7 @@ def _elements(settings: PotentialTraining, counts: np.ndarray, energies: np.ndar
     if settings.reference_energies == "none":
         elements[present] = 0.0
     elif settings.reference_energies == "fit":
-        # The least of all solutions where compositions do not tell elements apart.
+        # The min-norm solution where compositions do not separate elements.
         elements[present] = np.linalg.lstsq(counts[:, present], energies, rcond=None)[0]
     else:
         elements = _by_number(settings.reference_energies)

@@ -1,8 +1,8 @@
-"""DirectScaler: targets with a head of their own to the numbers that the head learns, and back.
+"""DirectScaler: scaler between targets with their own heads and the numbers that a head learns.
 
-Numbers per atom have a mean and a deviation by element: a moment of iron is a few, one of oxygen next to
-none. What turns with a structure can have no mean, and one scale for all components. It knows nothing of
-torch.
+Numbers per atom have a mean and a deviation by element: a moment of iron is large, one of oxygen almost
+zero. Values that rotate with a structure have no mean, and one scale for all components. It knows nothing
+of torch.
 
 S structures, A atoms.
 """
@@ -21,16 +21,16 @@ from atomloom.targets import TargetSpec
 
 ELEMENTS = 119
 LEAST_SHARE = 0.1
-"""Of the deviation of all elements together, that one element has at least: small noise of an element
-that hardly varies is not made as important as all else."""
+"""Min deviation of one element as a share of that of all elements, so that noise of an element that
+hardly varies is not amplified."""
 
 
 @dataclass(frozen=True, eq=False)
 class DirectScaler:
-    """z = (y - mean) / std, by element or for all."""
+    """Scaler z = (y - mean) / std, by element or for all."""
 
     mean: np.ndarray
-    """[119] float64 by atomic number, or [1]; elements that training has not seen have the mean of all."""
+    """[119] float64 by atomic number, or [1]; elements not in the training set have the mean of all."""
     std: np.ndarray
     """[119] or [1] float64, above zero."""
     seen: np.ndarray | None = None
@@ -45,7 +45,7 @@ class DirectScaler:
         Args:
             spec: the target.
             values: [S, ...] or [A, ...] in real units, NaN where unknown.
-            training: [S] or [A] bool, which of them are of training structures.
+            training: [S] or [A] bool, whether they belong to training structures.
             numbers: [A] atomic numbers.
 
         Raises:
@@ -75,12 +75,12 @@ class DirectScaler:
         return found
 
     def standardize(self, values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """Real units to the head's; `numbers` [A] as of `fit`."""
+        """Convert from real units to those of the head; `numbers` [A] as in `fit`."""
         mean, std = self._of(values, numbers)
         return (np.asarray(values, dtype=np.float64) - mean) / std
 
     def restore(self, outputs: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """The inverse of `standardize`, in float64."""
+        """Inverse of `standardize`, in float64."""
         mean, std = self._of(outputs, numbers)
         return np.asarray(outputs, dtype=np.float64) * std + mean
 
@@ -91,15 +91,15 @@ class DirectScaler:
         return self.mean[numbers], self.std[numbers]
 
     def numbers(self) -> list[Any]:
-        """All that must be finite numbers."""
+        """Numbers that must be finite."""
         return [self.mean, self.std]
 
     def divisors(self) -> list[Any]:
-        """Those that must be above zero."""
+        """Numbers that must be above zero."""
         return [self.std]
 
     def to_dict(self) -> dict[str, Any]:
-        """What a model file holds of it."""
+        """Content for a model file."""
         if self.seen is None:
             return {"std": float(self.std[0])}
         of_elements = {
@@ -113,7 +113,7 @@ class DirectScaler:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> DirectScaler:
-        """The inverse of `to_dict`."""
+        """Inverse of `to_dict`."""
         if "elements" not in content:
             return cls(np.zeros(1), np.array([content["std"]], dtype=np.float64))
         mean, std = (np.full(ELEMENTS, value, dtype=np.float64) for value in content["others"])
@@ -137,5 +137,5 @@ def _by_element(values: np.ndarray, numbers: np.ndarray) -> DirectScaler:
 
 
 def _scale(deviation: float, values: np.ndarray) -> float:
-    """A deviation to divide by: 1 where all values are equal but for rounding."""
+    """Deviation to divide by: 1 if all values are equal within rounding."""
     return float(deviation) if deviation > 1e-12 * max(np.nanmax(np.abs(values)), 1e-300) else 1.0

@@ -1,7 +1,7 @@
-"""TargetScaler: targets in real units to the numbers a network learns, and back.
+"""TargetScaler: scaler between targets in real units and the numbers that a network learns.
 
-Mean and standard deviation are those of the training rows; of targets that grow with the number of
-atoms, the mean is that of an atom. It knows nothing of torch.
+Mean and standard deviation are those of the training rows; for targets that grow with the number of
+atoms, the mean is per atom. It knows nothing of torch.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from atomloom.errors import AtomloomError
 
 @dataclass(frozen=True, eq=False)
 class TargetScaler:
-    """z = (f(y) - mean) / std, where f is the logarithm or the identity. K targets."""
+    """Scaler z = (f(y) - mean) / std, where f is the logarithm or the identity. K targets."""
 
     mean: np.ndarray
-    """[K] float64, of f(y) over the training rows."""
+    """[K] float64, mean of f(y) over the training rows."""
     std: np.ndarray
-    """[K] float64, likewise; 1 where all training values are equal."""
+    """[K] float64, deviation of f(y); 1 where all training values are equal."""
     log: np.ndarray
     """[K] bool, whether f is the natural logarithm."""
     classes: bool = False
-    """Whether targets are numbers of classes, which are left as they are: 0 and 1, of which a network
-    gives the logarithm of the odds of 1; or 0 to `class_count` - 1. `restore` makes probabilities."""
+    """Whether targets are indices of classes, which are not scaled: 0 and 1, for which a network gives
+    the logarithm of the odds of 1; or 0 to `class_count` - 1. `restore` returns probabilities."""
     class_count: int = 0
-    """Classes of the one target that has several, for each of which a network has an output; 0
+    """Number of classes of the one target that has several, with one output of the network each; 0
     otherwise."""
     extensive: bool = False
-    """Whether targets grow with the number of atoms n: z = (y - n mean) / std, where `mean` is that of
-    an atom and `std` that of y - n mean. A network that adds up z_i over atoms thus predicts
+    """Whether targets grow with the number of atoms n: z = (y - n mean) / std, where `mean` is per
+    atom and `std` is that of y - n mean. A network that sums z_i over atoms thus predicts
     y = sum_i (std z_i + mean), which doubles with the cell."""
 
     @classmethod
     def for_classes(
         cls, targets: np.ndarray, rows: np.ndarray, names: Sequence[str]
     ) -> TargetScaler:
-        """For targets that are 0 or 1.
+        """Create a scaler for targets that are 0 or 1.
 
         Args:
             targets: [S, K], NaN where unknown.
@@ -70,7 +70,7 @@ class TargetScaler:
 
     @classmethod
     def for_many_classes(cls, targets: np.ndarray, rows: np.ndarray, name: str) -> TargetScaler:
-        """For one target that is a whole number from 0 on: the number of a class.
+        """Create a scaler for one target that is the index of a class, an integer from 0 on.
 
         Args:
             targets: [S, 1], NaN where unknown.
@@ -78,7 +78,7 @@ class TargetScaler:
             name: the target's name.
 
         Raises:
-            AtomloomError: when a target is anything else, or a class below the highest number is in
+            AtomloomError: when a target is anything else, or a class below the highest index is in
                 no training row.
         """
         values = targets[:, 0]
@@ -87,14 +87,14 @@ class TargetScaler:
         if other.any():
             row = int(np.flatnonzero(other)[0])
             raise AtomloomError(
-                f"{name} of row {row} is {values[row]:g}, no number of a class (0, 1, 2, ...)",
+                f"{name} of row {row} is {values[row]:g}, not the index of a class (0, 1, 2, ...)",
                 where="training.loss",
                 todo="cross_entropy is for classes: use mse, mae or huber, or number the classes",
             )
         count = int(np.nanmax(values, initial=0)) + 1
         trained = values[rows]
         seen = np.unique(trained[np.isfinite(trained)])
-        # If one is missing, then one of these: a mistaken number is not counted up to.
+        # If one is missing, it is one of these; classes are not enumerated up to a wrong, large index.
         missing = np.setdiff1d(np.arange(min(count, len(seen) + 8)), seen)
         if count < 2 or len(missing):
             what = (
@@ -103,7 +103,9 @@ class TargetScaler:
                 else f"all structures are of one class of {name}"
             )
             raise AtomloomError(
-                what, where="targets", todo="number classes from 0 without gaps, or split otherwise"
+                what,
+                where="targets",
+                todo="number classes from 0 without gaps, or change the split",
             )
         zero = np.zeros(1)
         return cls(zero, np.ones(1), zero.astype(bool), classes=True, class_count=count)
@@ -123,18 +125,20 @@ class TargetScaler:
             targets: [S, K] in real units, NaN where unknown.
             rows: rows of the training set.
             names: the K targets' names.
-            logs: names of those whose logarithm is learnt.
+            logs: names of the targets whose logarithm is learnt.
             atoms: [S], number of atoms of each structure, where targets grow with it.
 
         Raises:
             AtomloomError: when a target is unknown in all training rows, is infinite, so large or
-                small that it has no deviation, has a logarithm of what is not positive, or `logs`
-                names no target.
+                small that it has no deviation, is not positive but needs a logarithm, or `logs`
+                names an unknown target.
         """
         for name in logs:
             if name not in names:
                 raise AtomloomError(
-                    f"{name} is no target", where="training.log_targets", todo=f"targets: {names}"
+                    f"{name} is not a target",
+                    where="training.log_targets",
+                    todo=f"targets: {names}",
                 )
         log = np.array([name in logs for name in names])
         if np.isinf(targets).any():
@@ -167,7 +171,7 @@ class TargetScaler:
                 differ = np.ptp(known) > 1e-12 * scale
             if not np.isfinite([mean[column], std[column]]).all() or (differ and not std[column]):
                 raise AtomloomError(
-                    f"values of {name}, of up to {scale:.3g}, have squares beyond what numbers hold",
+                    f"values of {name}, of up to {scale:.3g}, have squares that overflow",
                     where="targets",
                     todo="give them in another unit",
                 )
@@ -178,19 +182,19 @@ class TargetScaler:
 
     @property
     def outputs(self) -> int:
-        """Numbers that a network gives."""
+        """Number of outputs of a network."""
         return self.class_count or len(self.mean)
 
     def numbers(self) -> list[Any]:
-        """All that must be finite numbers."""
+        """Numbers that must be finite."""
         return [self.mean, self.std]
 
     def divisors(self) -> list[Any]:
-        """Those that must be above zero."""
+        """Numbers that must be above zero."""
         return [self.std]
 
     def to_dict(self) -> dict[str, Any]:
-        """What a model file holds of it."""
+        """Content for a model file."""
         columns = {name: getattr(self, name).tolist() for name in ("mean", "std", "log")}
         content = {**columns, "classes": self.classes}
         if self.class_count:
@@ -199,7 +203,7 @@ class TargetScaler:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> TargetScaler:
-        """The inverse of `to_dict`."""
+        """Inverse of `to_dict`."""
         mean, std = np.array(content["mean"]), np.array(content["std"])
         return cls(
             mean,
@@ -211,7 +215,7 @@ class TargetScaler:
         )
 
     def standardize(self, targets: np.ndarray, atoms: np.ndarray | None = None) -> np.ndarray:
-        """[S, K] real units to standard deviations from the mean.
+        """Convert [S, K] from real units to standard deviations from the mean.
 
         Args:
             targets: [S, K].
@@ -220,8 +224,8 @@ class TargetScaler:
         return (_transform(targets, self.log) - self._means(atoms)) / self.std
 
     def restore(self, standardized: np.ndarray, atoms: np.ndarray | None = None) -> np.ndarray:
-        """A network's outputs [S, K] in real units, in float64; for classes probabilities, of class 1
-        of each target or [S, class_count] of each class. `atoms` as of `standardize`."""
+        """Convert a network's outputs [S, K] to real units, in float64; for classes to probabilities, of
+        class 1 of each target or [S, class_count] of each class. `atoms` as in `standardize`."""
         outputs = np.asarray(standardized, dtype=np.float64)
         if self.class_count:
             return special.softmax(outputs, axis=-1)

@@ -1,1 +1,1 @@
-"""What a training minimises: the trainer asks an objective and knows neither targets nor losses."""
+"""Objectives of training: the trainer asks an objective and knows neither targets nor losses."""

@@ -1,8 +1,8 @@
-"""What a training minimises: the loop asks an objective and knows neither targets nor losses.
+"""Objectives of training: the loop asks an objective and knows neither targets nor losses.
 
-An objective turns labelled data into what batches carry, a network's output into sums of its loss
+An objective turns labelled data into the labels of batches, a network's output into sums of its loss
 terms, and validation into scores. It is a list of terms, one per target (all scalars share one). Sums, not
-means: what a step divides by are counts over the whole step, so that small batches, accumulated or shared
+means: a step divides by counts over the whole step, so that small batches, accumulated or shared
 among processes, have the gradient of the one large batch. It knows nothing of the loop.
 
 Legend: S structures, A atoms, B structures and N atoms of a batch, K targets, L terms of the loss.
@@ -44,15 +44,15 @@ class Scores:
     loss: float
     """Mean loss over known standardised targets."""
     error: float
-    """What is minimised: the mean over the targets of MAE / standard deviation; for classes and
+    """Minimised error: the mean over the targets of MAE / standard deviation; for classes and
     potentials the loss."""
     maes: tuple[float, ...]
-    """Of each target in real units; for classes, of one less the true class's probability."""
+    """MAE of each target in real units; for classes, of one minus the true class's probability."""
 
 
 @dataclass(frozen=True, eq=False)
 class BatchLabels:
-    """What batches carry of the labels, in the network's units; see `Loader`."""
+    """Labels that batches carry, in the network's units; see `Loader`."""
 
     targets: np.ndarray
     of_atoms: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -68,71 +68,71 @@ class TermScores:
     mean: float
     """Mean of the loss over known targets."""
     maes: tuple[float, ...]
-    """Of each of its targets in real units."""
+    """MAE of each of its targets in real units."""
     relative: tuple[tuple[float, float], ...] = ()
-    """Of each of its targets that is known, MAE in standard deviations and the target's weight."""
+    """MAE in standard deviations and weight of each of its known targets."""
 
 
 class Term(ABC):
-    """A term of the loss: one target, or all scalars."""
+    """Term of the loss: one target, or all scalars."""
 
     names: tuple[str, ...]
-    """What errors are reported of."""
+    """Names under which errors are reported."""
     units: tuple[str, ...]
-    """Their units."""
+    """Units of these errors."""
     weight: float = 1.0
-    """Of its mean in the loss."""
+    """Weight of its mean in the loss."""
     head: tuple[Head, DirectScaler] | None = None
-    """The head that it needs of the network, with the scaler of its numbers."""
+    """Head that it needs in the network, with the scaler of its numbers."""
     doubt: str = ""
-    """What to say in the log, if anything, of values that may mean nothing."""
+    """Warning for the log on values that may be meaningless; empty without."""
     drawn = False
     """Whether it counts only for the structures drawn by `training.potential.force_fraction`."""
 
     @abstractmethod
     def extras(self) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
-        """What batches carry for it beyond the scalars, of atoms [A, D] and of structures [S, D]."""
+        """Values that batches carry for it besides the scalars, of atoms [A, D] and of structures [S, D]."""
 
     @abstractmethod
     def known(self) -> np.ndarray:
-        """[S] float64, how many known numbers each structure has."""
+        """[S] float64, number of known numbers of each structure."""
 
     @abstractmethod
     def sum(self, output: Any, batch: GraphBatch, used: Tensor | None = None) -> Tensor:
-        """The sum of the loss over a batch, a scalar.
+        """Sum of the loss over a batch, a scalar.
 
         Args:
-            output: what the network gives, as the objective calls it.
+            output: of the network, as called by the objective.
             batch: with labels.
-            used: [S] bool, the structures that count for a term that is `drawn`; all unless given.
+            used: [S] bool, the structures that count for a term that is `drawn`; by default all.
         """
 
     @abstractmethod
     def validation(self, device: torch.device) -> Tally:
-        """Counts up its errors over the validation rows."""
+        """Tally of its errors over the validation rows."""
 
 
 class Tally(ABC):
-    """Errors of one term, counted up batch by batch."""
+    """Errors of one term, accumulated batch by batch."""
 
     @abstractmethod
     def add(self, output: Any, batch: GraphBatch) -> None:
-        """Take a batch into account."""
+        """Add a batch."""
 
     @abstractmethod
     def scores(self, rows: np.ndarray, fabric: Fabric) -> TermScores | None:
-        """Those of all processes' batches together; None without rows. `rows` are all validation rows."""
+        """Scores of all processes' batches together; None without rows. `rows` are all validation rows."""
 
 
 class Objective(ABC):
-    """What the loop asks."""
+    """Interface of an objective to the loop."""
 
     outputs: int
-    """Numbers that the network is built to predict."""
+    """Number of outputs of the network."""
     scaler: TargetScaler | AtomicEnergies | None
-    """From the network's units to real ones; goes into the model file."""
+    """Scaler from the network's units to real ones, stored in the model file."""
     global_features: GlobalFeatures | None = None
-    """What the network is told of a structure besides its graph; goes there too."""
+    """Inputs of the network besides the graph, stored there too."""
 
     def __init__(self, settings: Training, terms: Sequence[Term], val_rows: np.ndarray) -> None:
         self.settings, self.terms = settings, tuple(terms)
@@ -140,23 +140,23 @@ class Objective(ABC):
         self.heads = tuple(head for head, _ in heads)
         """Heads that the network needs."""
         self.head_scalers = {head.name: scaler for head, scaler in heads}
-        """Scalers of the targets with a head of their own, by name."""
+        """Scalers of the targets with their own heads, by name."""
         self._val_rows = val_rows
         self._weights = torch.tensor([term.weight for term in self.terms], dtype=torch.float64)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What errors are reported of: one column of the history each."""
+        """Names under which errors are reported, one column of the history each."""
         return tuple(name for term in self.terms for name in term.names)
 
     @property
     def units(self) -> tuple[str, ...]:
-        """Their units."""
+        """Units of the errors."""
         return tuple(unit for term in self.terms for unit in term.units)
 
     @property
     def model_options(self) -> dict[str, Any]:
-        """What the network is built with, besides its config and `outputs`."""
+        """Arguments of the network besides its config and `outputs`."""
         options: dict[str, Any] = {}
         if self.global_features is not None:
             options["global_features"] = len(self.global_features.names)
@@ -165,11 +165,11 @@ class Objective(ABC):
     def card(
         self, config: Config, facts: Mapping[str, Any], elements: tuple[str, ...]
     ) -> ModelCard:
-        """What a model file says of the network.
+        """Card of the network for a model file.
 
         Args:
             config: the whole config.
-            facts: where the weights come from.
+            facts: origin of the weights.
             elements: those of the training structures.
         """
         return ModelCard.of(
@@ -179,16 +179,16 @@ class Objective(ABC):
     # --- before the first step ---
 
     def prepare(self, model: nn.Module, device: torch.device, log: Log) -> None:
-        """Set what a new network must know of the training data, before the first step."""
+        """Set the parts of a new network that depend on the training data, before the first step."""
         for doubt in (doubt for term in self.terms if (doubt := term.doubt)):
             log(f"warning: {doubt}")
 
     @abstractmethod
     def labels(self, training: bool) -> BatchLabels:
-        """What batches shall carry, in training or in validation; called after `prepare`."""
+        """Labels for batches, in training or in validation; called after `prepare`."""
 
     def step_network(self, model: nn.Module) -> nn.Module:
-        """The module a training step calls with a batch, around (or being) the model."""
+        """Module that a training step calls with a batch: the model, or a wrapper of it."""
         return model
 
     def _extras(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -202,18 +202,18 @@ class Objective(ABC):
     # --- the step ---
 
     def counts(self, loader: Loader, epoch: int) -> np.ndarray:
-        """[batches, L] float64, how many numbers each term of each batch is a sum over, all ranks'
-        parts together."""
+        """[batches, L] float64 counts of numbers in the sum of each term of each batch, all ranks' parts
+        together."""
         plan = loader.plan(epoch)
         columns = [plan.sums(term.known()) * self._share(term, epoch) for term in self.terms]
         return np.stack(columns, axis=1)
 
     def _share(self, term: Term, epoch: int) -> float:
-        """The share of known numbers that count."""
+        """Share of the known numbers that count."""
         return 1.0
 
     def begin(self, epoch: int, device: torch.device) -> None:
-        """An epoch starts, or is gone on with."""
+        """Start or resume an epoch."""
         self._weights = self._weights.to(device)
 
     def sums(self, output: Any, batch: GraphBatch) -> Tensor:
@@ -221,19 +221,19 @@ class Objective(ABC):
         return torch.stack([term.sum(output, batch) for term in self.terms])
 
     def loss(self, sums: Tensor, shares: Tensor) -> Tensor:
-        """What is differentiated: a scalar of sums [L] and one over their counts [L]. The weighted sum of
-        the terms' means, or of their roots."""
+        """Scalar loss, from sums [L] and one over their counts [L]: the weighted sum of the terms' means, or
+        of their roots."""
         means = sums * shares
         if self.settings.loss == "rmse":
             means = torch.sqrt(means + torch.finfo(means.dtype).eps)
         return (means * self._weights.to(means)).sum()
 
     def state_dict(self) -> dict[str, Any]:
-        """What it has learnt of the data in training, to be saved with a run's state."""
+        """State that depends on the data seen in training, saved with that of the run."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  most have nothing
-        """Go on from a `state_dict`."""
+        """Load a `state_dict`."""
 
     # --- validation ---
 
@@ -257,23 +257,23 @@ class Objective(ABC):
         return Scores(loss, self._error(loss, scores), maes)
 
     def evaluate(self, forward: Forward, batch: GraphBatch) -> Any:
-        """What the terms want of a batch, without derivatives by weights."""
+        """Output of the network that the terms need for a batch, without derivatives by weights."""
         with torch.no_grad():
             return forward(batch)
 
     @abstractmethod
     def _error(self, loss: float, scores: Sequence[TermScores]) -> float:
-        """What is minimised."""
+        """Minimised error."""
 
 
 class SummedErrors(Tally):
     """Sums of the loss and of absolute errors, which `errors` gives for a batch.
 
     Args:
-        term: whose loss.
+        term: of the loss.
         errors: sums of absolute errors of a batch, in units of `scale` and in standard deviations.
-        scale: what makes real units of the first.
-        device: where sums are kept.
+        scale: factor to real units of the first.
+        device: of the sums.
     """
 
     def __init__(
@@ -304,7 +304,7 @@ class SummedErrors(Tally):
 
 
 def loss_kind(settings: Training) -> str:
-    """The loss whose sums are taken: of root mean squares, squares."""
+    """Loss whose sums are taken; for root mean squares, that of squares."""
     return "mse" if settings.loss == "rmse" else settings.loss
 
 
@@ -314,9 +314,9 @@ def absolute_sum(predicted: Tensor, wanted: Tensor) -> Tensor:
 
 
 def step_shares(counts: np.ndarray, accumulate: int, ranks: int) -> np.ndarray:
-    """[batches, L] what each batch's sums are multiplied by: one over the counts of its whole step.
+    """[batches, L] factors of each batch's sums: one over the counts of its whole step.
 
-    Processes' gradients are averaged, not added: hence their number.
+    Gradients of processes are averaged, not added: hence the factor by their number.
     """
     starts = np.arange(0, len(counts), accumulate)
     totals = np.add.reduceat(counts, starts, axis=0) if len(counts) else counts

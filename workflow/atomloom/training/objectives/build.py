@@ -1,4 +1,4 @@
-"""The objective of a run, as its config says."""
+"""Choice of the objective by the config."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atomloom.training.objectives.property import PropertyObjective
 def build_objective(
     data: LabelledGraphs, config: Config, train_rows: np.ndarray, val_rows: np.ndarray
 ) -> Objective:
-    """The objective of the config's targets; errors as of its class."""
+    """Build the objective of the config's targets; errors as of its class."""
     energies = any(spec.of_energy for spec in config.targets)
     objective = PotentialObjective if energies else PropertyObjective
     return objective(data, config, train_rows, val_rows)

@@ -1,7 +1,7 @@
-"""DirectTerm: a target with a head of its own, a value per atom or per structure.
+"""DirectTerm: a target with its own head, one value per atom or per structure.
 
-It knows nothing of particular kinds of targets: what has a value each and the value's shape are all that
-matters here.
+It knows nothing of particular kinds of targets: only whether values are per atom or per structure, and
+their shape.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from atomloom.training.objectives.losses import loss_sum
 
 
 class DirectTerm(Term):
-    """The loss of one target."""
+    """Loss of one target."""
 
     def __init__(
         self, spec: TargetSpec, data: LabelledGraphs, config: Config, train_rows: np.ndarray
@@ -43,7 +43,7 @@ class DirectTerm(Term):
             training = np.repeat(training, np.diff(table.node_ptr))
         self.scaler = DirectScaler.fit(spec, values, training, table.numbers)
         self.head = (Head(spec.name, spec.per, spec.shape), self.scaler)
-        pbc = getattr(table, "pbc", None)  # of graphs on disk it is not at hand
+        pbc = getattr(table, "pbc", None)  # not available for graphs on disk
         if spec.doubt_if_periodic and pbc is not None and pbc[train_rows].any():
             self.doubt = f"{spec.name}: {spec.doubt_if_periodic}"
         self._node_ptr = table.node_ptr
@@ -53,19 +53,19 @@ class DirectTerm(Term):
         self._std = torch.from_numpy(self.scaler.std)
 
     def extras(self) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
-        """The values, standardised."""
+        """Standardised values."""
         own = {self._extra: self._values}
         return (own, {}) if self.spec.per == "atom" else ({}, own)
 
     def known(self) -> np.ndarray:
-        """[S] known numbers."""
+        """[S] counts of known numbers."""
         known = np.isfinite(self._values).sum(axis=1)
         if self.spec.per == "atom":
             known = np.add.reduceat(known, self._node_ptr[:-1])
         return known.astype(np.float64)
 
     def sum(self, output: Any, batch: GraphBatch, used: Tensor | None = None) -> Tensor:
-        """The loss over all known numbers."""
+        """Loss over all known numbers."""
         predicted, wanted = self._compared(output, batch)
         return loss_sum(loss_kind(self.settings), predicted, wanted, self.settings.huber_delta)
 

@@ -1,7 +1,7 @@
 """Losses, as sums over the known targets of a batch: means are taken over a whole optimiser step.
 
 So a step of several small batches, or of batches shared among processes, has the gradient of the
-one large batch. Knows nothing of models.
+one large batch. It knows nothing of models.
 """
 
 from __future__ import annotations

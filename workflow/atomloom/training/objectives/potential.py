@@ -1,9 +1,9 @@
 """PotentialObjective: energies, forces and stress, the objective of interatomic potentials.
 
-The terms of the loss are errors of energies, of force components, and of the virial an atom (stress
-times volume / atoms), each in units of the energy scale, weighed by `training.potential`; and those of
-further targets, with heads of their own. Where descriptors do not change in training, they are computed once
-for structures whose forces are not used. It knows nothing of the loop and of particular potentials.
+The terms of the loss are errors of energies, of force components, and of the virial per atom (stress
+times volume / atoms), each in units of the energy scale, weighted by `training.potential`; and those of
+further targets with their own heads. If descriptors do not change in training, they are computed once
+for structures whose forces are not used. It knows nothing of the loop or of particular potentials.
 
 Legend: S structures, A atoms, B structures and N atoms of a batch, F features.
 """
@@ -41,15 +41,15 @@ from atomloom.training.objectives.base import (
 from atomloom.training.objectives.direct import DirectTerm
 from atomloom.training.objectives.losses import loss_sum
 
-SELECTION_STREAM = 0x666F7263  # keeps the draws of structures for forces apart from other draws
+SELECTION_STREAM = 0x666F7263  # separates the draws of structures for forces from other draws
 LEAST_CHANCE = 0.1
-"""Of the mean error, that counts for a structure without any."""
+"""Share of the mean error that is the min sampling weight of a structure."""
 CACHE_SHARE = 0.25
-"""Of the free memory, that `auto` gives to cached features."""
+"""Share of the free memory for cached features with `auto`."""
 
 
 class PotentialNetwork(nn.Module):
-    """A potential with its derivatives, as a training step calls it."""
+    """Potential with its derivatives, as called by a training step."""
 
     def __init__(self, model: nn.Module, forces: bool, stress: bool) -> None:
         super().__init__()
@@ -57,8 +57,8 @@ class PotentialNetwork(nn.Module):
         self.forces, self.stress = forces, stress
 
     def forward(self, batch: GraphBatch) -> PotentialOutput:
-        """Energies, and derivatives that can be differentiated again."""
-        # A batch of structures whose edges are not wanted has nothing to differentiate by.
+        """Evaluate energies, and derivatives that can be differentiated again."""
+        # A batch of structures without edges has nothing to differentiate by.
         derivatives = batch.src.shape[0] > 0
         return evaluate_potential(
             self.model,
@@ -70,7 +70,7 @@ class PotentialNetwork(nn.Module):
 
 
 class EnergyTerm(Term):
-    """Energies of structures."""
+    """Term of the energies of structures."""
 
     def __init__(
         self, spec: TargetSpec, config: Config, scaler: AtomicEnergies, targets: np.ndarray
@@ -80,18 +80,18 @@ class EnergyTerm(Term):
         self.names, self.units = (spec.reported,), (spec.reported_unit,)
         self.weight, self.scaler = config.loss_weight(spec), scaler
         self.targets = targets
-        """[S, 1], what the network's atoms must add up to."""
+        """[S, 1], sums that the network's atomic energies must reach."""
 
     def extras(self) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
-        """Nothing: energies are the targets of a batch."""
+        """Empty: energies are the targets of a batch."""
         return {}, {}
 
     def known(self) -> np.ndarray:
-        """[S] 1 where the energy is known."""
+        """[S] counts, 1 where the energy is known."""
         return np.isfinite(self.targets[:, 0]).astype(np.float64)
 
     def sum(self, output: PotentialOutput, batch: GraphBatch, used: Tensor | None = None) -> Tensor:
-        """The loss of energies of structures, or per atom."""
+        """Loss of energies of structures, or per atom."""
         predicted, wanted = _energies(output, batch, self.per_atom)
         return loss_sum(loss_kind(self.settings), predicted, wanted, self.settings.huber_delta)
 
@@ -105,7 +105,7 @@ class EnergyTerm(Term):
 
 
 class DerivedTerm(Term):
-    """Forces, or stress: what follows from the energy."""
+    """Term of forces or stress, which follow from the energy."""
 
     drawn = True
 
@@ -125,7 +125,7 @@ class DerivedTerm(Term):
         self._node_ptr = data.table.node_ptr
 
     def extras(self) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
-        """The values."""
+        """Values of the target."""
         own = {self.spec.name: self.values}
         return (own, {}) if self.spec.per == "atom" else ({}, own)
 
@@ -137,7 +137,7 @@ class DerivedTerm(Term):
         return known.astype(np.float64)
 
     def sum(self, output: PotentialOutput, batch: GraphBatch, used: Tensor | None = None) -> Tensor:
-        """The loss of force components, or of virials per atom."""
+        """Loss of force components, or of virials per atom."""
         predicted, wanted = self._compared(output, batch)
         if self.spec.per == "structure":
             volume = torch.linalg.det(batch.cell).abs()
@@ -166,12 +166,12 @@ class DerivedTerm(Term):
 
 
 def _atoms(batch: GraphBatch) -> Tensor:
-    """[B] atoms of each structure, as a number of the working precision."""
+    """[B] numbers of atoms of each structure, in the working precision."""
     return batch.node_ptr.diff().to(batch.targets.dtype)
 
 
 def _energies(output: PotentialOutput, batch: GraphBatch, per_atom: bool) -> tuple[Tensor, Tensor]:
-    """[B] predicted and wanted."""
+    """[B] predicted and reference energies."""
     predicted, wanted = output.energy.to(batch.targets.dtype), batch.targets[:, 0]
     if per_atom:
         atoms = _atoms(batch)
@@ -180,14 +180,14 @@ def _energies(output: PotentialOutput, batch: GraphBatch, per_atom: bool) -> tup
 
 
 class PotentialObjective(Objective):
-    """Energies, and forces and stress where `dataset.target` names them; and targets with heads."""
+    """Objective of energies, of forces and stress if `dataset.target` names them, and of targets with heads."""
 
     scaler: AtomicEnergies
 
     def __init__(
         self, data: LabelledGraphs, config: Config, train_rows: np.ndarray, val_rows: np.ndarray
     ) -> None:
-        """As `PropertyObjective`; `data.targets` are energies [S, 1] in eV."""
+        """Arguments are those of `PropertyObjective`; `data.targets` are energies [S, 1] in eV."""
         self.options = config.training.potential
         self.outputs = 1
         self._data, self._train_rows = data, train_rows
@@ -221,7 +221,7 @@ class PotentialObjective(Objective):
     # --- before the first step ---
 
     def prepare(self, model: nn.Module, device: torch.device, log: Log) -> None:
-        """Let a model with fixed descriptors see those of the training atoms, and keep them."""
+        """Fit a model with fixed descriptors to those of the training atoms, and cache them."""
         super().prepare(model, device, log)
         describe = getattr(model, "fit_features", None)
         if describe is None:
@@ -233,7 +233,7 @@ class PotentialObjective(Objective):
         describe(torch.from_numpy(features[atoms]).to(device), species)
         if self._caches(features.nbytes):
             self._features = features
-            log(f"features of {len(features):,} atoms are kept ({features.nbytes / 1e6:.0f} MB)")
+            log(f"features of {len(features):,} atoms are cached ({features.nbytes / 1e6:.0f} MB)")
 
     def _caches(self, size: int) -> bool:
         wanted = self.options.cache_features
@@ -242,7 +242,7 @@ class PotentialObjective(Objective):
         return size < CACHE_SHARE * free_memory().size if wanted == "auto" else wanted
 
     def labels(self, training: bool) -> BatchLabels:
-        """Energies that the network must reach, forces, stress and the like; cached features."""
+        """Energies that the network must reach, forces, stress and further targets; cached features."""
         of_atoms, of_structures = self._extras()
         sampled = training and self.options.sampling != "uniform"
         weights = self._sampling_weights if sampled else None
@@ -252,14 +252,14 @@ class PotentialObjective(Objective):
         return BatchLabels(self._targets, of_atoms, of_structures, self._with_edges, weights)
 
     def step_network(self, model: nn.Module) -> nn.Module:
-        """The model with its derivatives."""
+        """Model with its derivatives."""
         return PotentialNetwork(model, "forces" in self._derived, "stress" in self._derived)
 
     # --- the step ---
 
     def _share(self, term: Term, epoch: int) -> float:
-        """Where only some structures' forces count: their share, so that the mean over an epoch's draws is
-        that over all forces."""
+        """Share of the structures whose forces count, so that the mean over an epoch's draws is that over all
+        forces."""
         if not (self._partial and term.drawn):
             return 1.0
         numbers = term.known()[self._train_rows]
@@ -267,7 +267,7 @@ class PotentialObjective(Objective):
         return (numbers * used).sum() / max(1.0, numbers.sum())
 
     def begin(self, epoch: int, device: torch.device) -> None:
-        """Know whose forces count."""
+        """Draw the structures whose forces count."""
         super().begin(epoch, device)
         if self._partial:
             self._chosen = torch.from_numpy(self._selection(epoch)).to(device)
@@ -294,19 +294,19 @@ class PotentialObjective(Objective):
 
     @torch.no_grad()
     def _remember(self, output: PotentialOutput, batch: GraphBatch) -> None:
-        """Errors of energies an atom; unknown ones are taken for none."""
+        """Record errors of energies per atom; unknown ones count as zero."""
         wrong = (output.energy.detach() - batch.targets[:, 0]) / batch.node_ptr.diff()
         self._seen[batch.rows.cpu()] = wrong.abs().nan_to_num(0.0).double().cpu()
 
     def _sampling_weights(self, epoch: int) -> np.ndarray:
-        """[S] what structures are drawn in proportion to."""
+        """[S] weights by which structures are drawn."""
         if self.options.sampling == "energy":
             each = self._targets[:, 0] * self.scaler.scale / self._atoms
             above = each - np.nanmin(each[self._train_rows])
             return np.nan_to_num(
                 np.exp(-np.maximum(above, 0.0) / self.options.sampling_temperature)
             )
-        if epoch != self._epoch:  # errors go on changing; those at its start count for an epoch
+        if epoch != self._epoch:  # errors keep changing; those at its start count for an epoch
             known = self._seen[torch.isfinite(self._seen)]
             mean = float(known.mean()) if len(known) else 1.0
             self._drawn_by = self._seen.nan_to_num(mean) + LEAST_CHANCE * mean
@@ -316,19 +316,19 @@ class PotentialObjective(Objective):
     # --- validation ---
 
     def evaluate(self, forward: Forward, batch: GraphBatch) -> PotentialOutput:
-        """Energies, and derivatives that cannot be differentiated again."""
+        """Evaluate energies, and derivatives that cannot be differentiated again."""
         return evaluate_potential(
             forward, batch, forces="forces" in self._derived, stress="stress" in self._derived
         )
 
     def _error(self, loss: float, scores: Sequence[TermScores]) -> float:
-        """The loss."""
+        """Loss, as the minimised error."""
         return loss
 
     # --- whose forces count ---
 
     def _selection(self, epoch: int) -> np.ndarray:
-        """[S] bool, the structures whose forces and stress count in an epoch."""
+        """[S] bool, whether a structure's forces and stress count in an epoch."""
         every = self.options.force_every
         draw = np.random.Generator(
             np.random.PCG64(
@@ -361,7 +361,7 @@ def all_features(
 
 
 def _atoms_of(node_ptr: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Atoms of some structures."""
+    """Indices of the atoms of some structures."""
     counts = np.diff(node_ptr)[rows]
     starts = np.repeat(node_ptr[rows] - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
     return starts + np.arange(counts.sum())

@@ -1,4 +1,4 @@
-"""PropertyObjective: what a network predicts directly, scalars of structures and targets with heads.
+"""PropertyObjective: direct predictions, scalars of structures and targets with heads.
 
 All scalars are one term, the loss over all their known values: regression, or classes. It knows nothing of
 the loop.
@@ -30,7 +30,7 @@ from atomloom.training.objectives.losses import loss_sum
 
 
 class ScalarsTerm(Term):
-    """Scalars of structures, each an output of the network."""
+    """Term of scalars of structures, each an output of the network."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class ScalarsTerm(Term):
         self.targets = self.scaler.standardize(data.targets, self.atoms)
         weights = [config.loss_weight(spec) for spec in specs]
         self.loss_weights = None if set(weights) == {1.0} else weights
-        """Of each, unless all are 1."""
+        """Weight of each, unless all are 1."""
 
     def _fit(self, config: Config, train_rows: np.ndarray) -> TargetScaler:
         if self.settings.loss == "cross_entropy":
@@ -64,21 +64,21 @@ class ScalarsTerm(Term):
         )
 
     def extras(self) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
-        """Nothing: scalars have a place of their own."""
+        """Empty: scalars have their own field."""
         return {}, {}
 
     def known(self) -> np.ndarray:
-        """[S] known targets."""
+        """[S] counts of known targets."""
         return np.isfinite(self.targets).sum(axis=1).astype(np.float64)
 
     def sum(self, output: Any, batch: GraphBatch, used: Tensor | None = None) -> Tensor:
-        """The loss over all known targets."""
+        """Loss over all known targets."""
         prediction = Outputs.of(output).required.reshape(batch.size, self.scaler.outputs)
         prediction = prediction.to(batch.targets.dtype)  # losses are never taken in 16 bits
         return self.loss_of(prediction, batch.targets)
 
     def loss_of(self, prediction: Tensor, targets: Tensor) -> Tensor:
-        """The same, of standardised predictions and targets [B, K]."""
+        """Loss of standardised predictions and targets [B, K]."""
         kind, delta = self.settings.loss, self.settings.huber_delta
         if self.loss_weights is None:
             return loss_sum(kind, prediction, targets, delta)
@@ -87,14 +87,14 @@ class ScalarsTerm(Term):
         return (sums * sums.new_tensor(self.loss_weights)).sum()
 
     def validation(self, device: torch.device) -> Tally:
-        """Collects predictions."""
+        """Tally that collects predictions."""
         return _CollectedOutputs(self)
 
 
 class _CollectedOutputs(Tally):
-    """Standardised predictions, which are compared with their targets in float64 when all are there.
+    """Standardised predictions, compared with their targets in float64 when all are there.
 
-    Nothing waits for the device before the last batch is under way.
+    The device is not synchronised before the last batch is under way.
     """
 
     def __init__(self, term: ScalarsTerm) -> None:
@@ -115,7 +115,7 @@ class _CollectedOutputs(Tally):
         wanted = term.targets[rows]
         known = np.isfinite(wanted)
         counts = known.sum(axis=0)
-        if not counts.any():  # other targets are known of these rows
+        if not counts.any():  # these rows have other known targets
             return TermScores(0.0, (math.nan,) * len(term.names))
         loss = term.loss_of(torch.from_numpy(outputs), torch.from_numpy(wanted))
         restored = scaler.restore(outputs, term.atoms[rows])
@@ -136,7 +136,7 @@ class _CollectedOutputs(Tally):
 
 
 def _gathered(outputs: np.ndarray, rows: int, fabric: Fabric) -> np.ndarray:
-    """[rows, K] outputs of all processes, of which each has a row in `world_size`, in turn."""
+    """[rows, K] outputs of all processes, each of which has every `world_size`-th row."""
     if fabric.world_size == 1:
         return outputs
     whole = torch.zeros(rows, outputs.shape[1], dtype=torch.float64)
@@ -145,7 +145,7 @@ def _gathered(outputs: np.ndarray, rows: int, fabric: Fabric) -> np.ndarray:
 
 
 class PropertyObjective(Objective):
-    """Scalars of structures, and targets with heads of their own."""
+    """Objective of scalars of structures, and of targets with their own heads."""
 
     def __init__(
         self, data: LabelledGraphs, config: Config, train_rows: np.ndarray, val_rows: np.ndarray
@@ -153,8 +153,8 @@ class PropertyObjective(Objective):
         """Args:
             data: graphs and targets.
             config: the whole config.
-            train_rows: rows that are trained on; mean and deviation are theirs.
-            val_rows: rows that are validated on, by all processes together.
+            train_rows: rows to train on, which define mean and deviation.
+            val_rows: rows to validate on, by all processes together.
 
         Raises:
             AtomloomError: when a target cannot be learnt.
