@@ -76,7 +76,7 @@ GENERATED = (".venv", ".snakemake", ".mypy_cache", ".hypothesis", "results", "st
 """Folders of the root that are not copied."""
 BROKEN = 70
 """Exit code of a process in which pytest could not run."""
-MOST = 12
+MOST = 6
 """Files of tests that a mutation meets, at most: of what all tests use, the likeliest."""
 
 SPEAKING = {"log", "warn", "print", "format_exc"}

@@ -250,6 +250,8 @@ def test_metrics_equal_scikit_learn():
     assert ours["r2"] == pytest.approx(theirs.r2_score(truth, predicted))
     assert ours["max_error"] == pytest.approx(theirs.max_error(truth, predicted))
     assert ours["mad"] == pytest.approx(np.abs(truth - truth.mean()).mean())
+    small = error_metrics(np.array([0.1, 0.2]), np.array([0.1, 0.3]))
+    assert small["r2"] == pytest.approx(-1.0), "targets of any size have one"
 
 
 def test_class_metrics_equal_scikit_learn():
