@@ -421,7 +421,7 @@ NAMED: dict[str, tuple[str, str]] = {
         "(total[-1] - total[0])",
     ),
     "calibration in 10 bins": ("CALIBRATION_BINS = 15", "CALIBRATION_BINS = 10"),
-    "a chunk one record longer than the max": ("count >= greatest", "count > greatest"),
+    "a chunk one record longer than the max": ("count >= max_size", "count > max_size"),
     "a chunk one record longer than the min": (
         "count >= least and closes",
         "count > least and closes",

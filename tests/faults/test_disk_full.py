@@ -65,7 +65,7 @@ def undisturbed(tmp_path_factory) -> Project:
 
 def configure(project: Project, store: str, results: str) -> None:
     dataset = {**CONFIG["dataset"], "source": "data/cif.tar.gz"}
-    dataset["chunks"] = {"mean": 6, "least": 2, "greatest": 12}
+    dataset["chunks"] = {"mean": 6, "min": 2, "max": 12}
     paths = {"store": store, "results": results}
     project.write_config({**CONFIG, "dataset": dataset, "paths": paths})
 

@@ -26,7 +26,7 @@ SEED = 20
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Project:
     project = Project.create(tmp_path_factory.mktemp("kill") / "undisturbed", structures=120)
-    dataset = {**CONFIG["dataset"], "chunks": {"mean": 6, "least": 2, "greatest": 12}}
+    dataset = {**CONFIG["dataset"], "chunks": {"mean": 6, "min": 2, "max": 12}}
     project.write_config({**CONFIG, "dataset": dataset})
     for stage in ROUNDS:
         finish(project, stage)

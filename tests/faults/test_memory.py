@@ -40,7 +40,7 @@ def projects(tmp_path_factory) -> dict[int, Project]:
                     f"energy={rng.normal():.6f}\n{rows}\n"
                 )
         dataset = {"name": "tiny", "source": "data/all.extxyz", "target": "energy"}
-        dataset["chunks"] = {"mean": 250, "least": 200, "greatest": 300}
+        dataset["chunks"] = {"mean": 250, "min": 200, "max": 300}
         project.write_config({**CONFIG, "dataset": dataset, "graph": {"max_neighbors": 12}})
         assert stage(project, "plan").returncode == 0
         made[count] = project

@@ -180,6 +180,27 @@ def test_keys_find_their_sections():
     }
 
 
+def test_a_former_name_finds_its_section_too(tmp_path):
+    assert _placed({"least_distance": 0.2, "model": "chebyshev"}, {})["model"] == {
+        "name": "chebyshev",
+        "least_distance": 0.2,
+    }
+    with (
+        pytest.warns(FutureWarning, match=r"model\.least_distance is now model\.min_distance"),
+        pytest.raises(AtomloomError, match="learns the targets energy"),
+    ):
+        atomloom.train(
+            *(crystals(3), [1, 2, 3], {"model": {"name": "chebyshev", "species": ["Cu"]}}),
+            folder=tmp_path,
+            least_distance=0.2,
+        )
+
+
+def test_a_key_counts_wherever_it_stands_beside_the_name_of_the_model():
+    before, behind = {"width": 8, "model": "ecomformer"}, {"model": "ecomformer", "width": 8}
+    assert _placed(before, {}) == _placed(behind, {})
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

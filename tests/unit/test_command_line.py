@@ -224,7 +224,7 @@ def test_ctrl_c_in_other_stages_is_one_line(project):
         "raise SystemExit(cli.main(['convert', '--config', 'my.yaml', '--workers', '2']))\n"
     )
     config = yaml.safe_load((project / "my.yaml").read_text())
-    config["dataset"]["chunks"] = {"mean": 1, "least": 1, "greatest": 1}
+    config["dataset"]["chunks"] = {"mean": 1, "min": 1, "max": 1}
     (project / "my.yaml").write_text(yaml.safe_dump(config))
     assert call("plan") == 0
     with subprocess.Popen(

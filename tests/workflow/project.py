@@ -30,7 +30,7 @@ CONFIG = {
         "labels": {"file": "data/labels.csv", "id_column": "id"},
         "target": "energy",
         "unit": "eV",
-        "chunks": {"mean": 10, "least": 4, "greatest": 20},
+        "chunks": {"mean": 10, "min": 4, "max": 20},
     },
     "graph": {"cutoff": 8, "max_neighbors": 6},
     "model": {"name": "icomformer", "width": 8, "layers": 2},

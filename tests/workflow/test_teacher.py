@@ -15,7 +15,7 @@ CONFIG = {
         "name": "tiny",
         "source": "data/copper.extxyz",
         "target": ["energy", "forces"],
-        "chunks": {"mean": 8, "least": 4, "greatest": 16},
+        "chunks": {"mean": 8, "min": 4, "max": 16},
     },
     "teacher": {"calculator": "emt", "dynamics_steps": 10},
     "split": {"duplicates": "report"},

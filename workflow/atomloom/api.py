@@ -21,8 +21,10 @@ import numpy as np
 import pandas as pd
 
 from atomloom.config import Config, dump_config, parse_config
+from atomloom.config.base import Section
 from atomloom.config.dataset import Dataset, Split
 from atomloom.config.graph import GraphSpec
+from atomloom.config.mistakes import with_present_names
 from atomloom.config.model import IComFormerConfig, section_named
 from atomloom.config.reading import read_config_file
 from atomloom.config.training import Training
@@ -133,10 +135,11 @@ def train(
             sections, or a stage fails.
     """
     folder = Path(expand_home(folder))
-    content = _content(config)
+    content = with_present_names(_content(config), Config, "atomloom.train")
     if isinstance(content.get("model"), str):
         content["model"] = {"name": content["model"]}
-    content = _merged(content, _placed(overrides, content))
+    placed = with_present_names(_placed(overrides, content), Config, "atomloom.train")
+    content = _merged(content, placed)
     paths = {"results": str(folder / "results"), "store": str(folder / "store")}
     content["paths"] = paths | _section(content, "paths")
     given = _given(structures, labels, target, global_features, Path(content["paths"]["store"]))
@@ -361,7 +364,10 @@ def _placed(given: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, A
     model = model if isinstance(model, Mapping) else {}
     keys = dict(_keys(model.get("name")))
     placed: dict[str, Any] = {}
-    for key, value in overrides.items():
+    # Whole sections first: a model of another name replaces what was said of the one before.
+    for key, value in sorted(
+        overrides.items(), key=lambda item: item[0] not in Config.model_fields
+    ):
         if key in Config.model_fields:
             placed[key] = _merged(placed.get(key, {}), value)
             continue
@@ -386,15 +392,20 @@ def _placed(given: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, A
 
 def _keys(model: str | None) -> Iterator[tuple[str, set[str]]]:
     """Names of the keys of each section, for the chosen model."""
-    yield "training", set(Training.model_fields)
-    yield "graph", set(GraphSpec.model_fields)
-    yield "split", set(Split.model_fields)
-    yield "dataset", set(Dataset.model_fields) - set(OWN)
+    yield "training", _names(Training)
+    yield "graph", _names(GraphSpec)
+    yield "split", _names(Split)
+    yield "dataset", _names(Dataset) - set(OWN)
     try:
         meant = section_named(model or IComFormerConfig.model_fields["name"].default)
     except ValueError as error:
         raise AtomloomError(str(error), where="model.name") from None
-    yield "model", set(meant.model_fields) - {"name"} if meant else set()
+    yield "model", _names(meant) - {"name"} if meant else set()
+
+
+def _names(section: type[Section]) -> set[str]:
+    """Names of a section's keys, former ones too."""
+    return {*section.model_fields, *section.former_names()}
 
 
 def _merged(base: Any, over: Any) -> Any:

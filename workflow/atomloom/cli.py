@@ -21,7 +21,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeAlias
 
-from atomloom import __version__
+from atomloom import __version__, former
 from atomloom.config import Config, load_config
 from atomloom.errors import AtomloomError, InterruptedRun
 from atomloom.pipeline.paths import Layout, RunPaths
@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     try:
         _expand_homes(options)
-        options.run(options)
+        with former.told_by(lambda line: _say(f"atomloom {options.command}: {line}")):
+            options.run(options)
         sys.stdout.flush()
     except InterruptedRun as error:
         _say(f"atomloom {options.command}: {error}")

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 MODULES = {
     "data.leaks": "data.duplicates",
@@ -138,13 +140,36 @@ class FormerModules(MetaPathFinder, Loader):
         module.__getattr__ = lambda wanted: getattr(present, names.get(wanted, wanted))  # type: ignore[method-assign] # how a module answers for names it does not have
 
 
+class FormerName(FutureWarning):
+    """Something was asked for by a name that it no longer has."""
+
+
 def warn(former: str, present: str) -> None:
     """Warn, in one line, that a name has changed."""
     warnings.warn(
         f"{former} is now {present}; the former name will be removed in the next version",
-        FutureWarning,
+        FormerName,
         stacklevel=3,
     )
+
+
+@contextmanager
+def told_by(say: Callable[[str], None]) -> Iterator[None]:
+    """Hand lines on former names to `say`, each once, instead of warning as Python does."""
+    told: set[str] = set()
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+        warnings.simplefilter("always", FormerName)
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if not issubclass(category, FormerName):
+                shown(message, category, *place)
+            elif str(message) not in told:
+                told.add(str(message))
+                say(str(message))
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def install() -> None:

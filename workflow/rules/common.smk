@@ -9,6 +9,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from atomloom import former
 from atomloom.cli import put_on_path
 from atomloom.config import dump_config, parse_config
 from atomloom.config.reading import read_config_file
@@ -33,12 +34,19 @@ def deletes_all_output(arguments):
     return "--delete-all-output" in arguments and not dry
 
 
+def tell(line):
+    """Print a line once, and not in the jobs, which parse this file too."""
+    if workflow.is_main_process:
+        print(f"atomloom: {line}", file=sys.stderr)
+
+
 try:
     for file in workflow.configfiles if workflow.is_main_process else []:
         if b"__use_yte__" not in read_plain(file, 1 << 30):
             # Snakemake has read it, but silently takes the last of two sections of the same name.
             read_config_file(file)
-    layout = Layout(parse_config(config))
+    with former.told_by(tell):
+        layout = Layout(parse_config(config))
     for key, folder in (("results", layout.results), ("store", layout.store)):
         if "{" in str(folder) or "}" in str(folder):
             raise AtomloomError(

@@ -156,8 +156,8 @@ def _section(section: str, /, **content: Any) -> dict[str, Any]:
         ),
         (_section("dataset", source=[""]), "dataset.source: .*empty"),
         (_section("dataset", labels={"id_column": -1}), "dataset.labels.id_column: .*equal to 0"),
-        (_section("dataset", chunks={"greatest": 100}), "greatest 100 is below the mean, 1000"),
-        (_section("dataset", chunks={"least": 5000}), "least 5000 is above the mean, 1000"),
+        (_section("dataset", chunks={"max": 100}), "max 100 is below the mean, 1000"),
+        (_section("dataset", chunks={"min": 5000}), "min 5000 is above the mean, 1000"),
         (_section("dataset", options={"a": {"b": math.inf}}), "options: a.b should be a finite"),
         (_section("dataset", name=2020), r"dataset.name: .*string \(put it in quotes\), not 2020"),
         (_section("training", log_targets=["gap"]), "training.log_targets: gap is not a target"),
@@ -178,8 +178,8 @@ def _section(section: str, /, **content: Any) -> dict[str, Any]:
             "the weights of all targets are 0",
         ),
         (
-            {**BASE, "model": {"name": "chebyshev", "species": ["Cu"], "least_distance": 9}},
-            "least_distance 9.0 is not below the cutoff 5.0",
+            {**BASE, "model": {"name": "chebyshev", "species": ["Cu"], "min_distance": 9}},
+            "min_distance 9.0 is not below the cutoff 5.0",
         ),
     ],
 )

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 from pydantic import Field, ValidationError
 
+from atomloom import cli, former
+from atomloom.config import load_config, parse_config
 from atomloom.config.base import Section, keyed_when_set, renamed, unkeyed
+from atomloom.errors import AtomloomError
 from atomloom.store.keys import short_hash
 
 
@@ -71,3 +76,103 @@ def test_a_field_under_both_of_its_names_is_refused():
 def test_bounds_hold_for_a_former_name_too():
     with pytest.raises(ValidationError, match="greater than or equal to 1"), pytest.warns():
         Now(least=0)
+
+
+DATASET = {"name": "x", "source": "s", "target": "energy"}
+RENAMED = [
+    ("dataset.chunks.least", "min", 7),
+    ("dataset.chunks.greatest", "max", 5000),
+    ("model.least_distance", "min_distance", 0.3),
+    ("training.potential.force_every", "force_resample_every", 4),
+    ("training.potential.force_least", "force_min_structures", 5),
+]
+KEYS = ["cf4f7a63db472421", "6e76a9f9ab6b7e34", "65a179c2a08d9788"]
+"""Of dataset, model and training with these values, before the keys had other names."""
+
+
+def content_with(*settings: tuple[str, object]) -> dict:
+    """A config in which keys are set at their places."""
+    content = {
+        "dataset": {**DATASET, "chunks": {}},
+        "model": {"name": "chebyshev", "species": ["Cu"]},
+        "training": {"potential": {}},
+    }
+    for place, value in settings:
+        *sections, key = place.split(".")
+        section = content
+        for part in sections:
+            section = section[part]
+        section[key] = value
+    return content
+
+
+@pytest.mark.parametrize(("before", "name", "value"), RENAMED)
+def test_a_config_may_use_the_former_name_of_a_key(before, name, value):
+    now = f"{before.rpartition('.')[0]}.{name}"
+    with pytest.warns(FutureWarning, match=f"{before} is now {now};") as told:
+        config = parse_config(content_with((before, value)))
+    assert len(told) == 1
+    assert config == parse_config(content_with((now, value)))
+    with pytest.raises(AtomloomError, match=f"{now}: "), pytest.warns(FutureWarning):
+        parse_config(content_with((before, True)))
+    with pytest.raises(AtomloomError, match=f"{before} is the former name of {name}: give one"):
+        parse_config(content_with((before, value), (now, value)))
+
+
+def test_keys_of_before_hold():
+    settings = [(f"{before.rpartition('.')[0]}.{name}", value) for before, name, value in RENAMED]
+    config = parse_config(content_with(*settings))
+    assert [key(section) for section in (config.dataset, config.model, config.training)] == KEYS
+
+
+def test_a_file_goes_over_one_that_uses_the_other_name(tmp_path):
+    files = {}
+    for name in ("least", "min"):
+        files[name] = tmp_path / f"{name}.yaml"
+        files[name].write_text(
+            f"dataset: {{name: x, source: s, target: y, chunks: {{{name}: {len(name)}}}}}"
+        )
+    with pytest.warns(FutureWarning, match="chunks.least is now dataset.chunks.min"):
+        assert load_config(files["least"], files["min"]).dataset.chunks.min == 3
+    with pytest.warns(FutureWarning):
+        assert load_config(files["min"], files["least"]).dataset.chunks.min == 5
+
+
+def test_a_file_may_name_a_key_of_a_model_that_another_file_names(tmp_path):
+    model, distance = tmp_path / "model.yaml", tmp_path / "distance.yaml"
+    model.write_text(
+        "dataset: {name: x, source: s, target: energy}\nmodel: {name: chebyshev, species: [Cu]}"
+    )
+    distance.write_text("model: {least_distance: 0.3}")
+    with pytest.warns(FutureWarning, match=r"model.least_distance is now model.min_distance"):
+        assert load_config(model, distance).model.min_distance == 0.3
+
+
+def test_a_command_says_former_names_in_a_line_each(tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "dataset: {name: x, source: nowhere, target: y, chunks: {least: 3, greatest: 5000}}"
+    )
+    assert cli.main(["plan", "--config", str(path)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == [
+        f"atomloom plan: dataset.chunks.{name} is now dataset.chunks.{present}; "
+        "the former name will be removed in the next version"
+        for name, present in (("least", "min"), ("greatest", "max"))
+    ]
+    assert len(lines) == 3
+
+
+def test_other_warnings_are_shown_as_they_were():
+    said: list[str] = []
+
+    def speak() -> None:
+        with former.told_by(said.append):
+            former.warn("a", "b")
+            warnings.warn("something else", UserWarning, stacklevel=1)
+            former.warn("a", "b")
+
+    with pytest.warns(UserWarning, match="something else") as shown:
+        speak()
+    assert len(shown) == 1
+    assert said == ["a is now b; the former name will be removed in the next version"]

@@ -90,6 +90,14 @@ def test_a_file_of_before_without_a_digest_is_read(path):
     np.testing.assert_array_equal(predict_table(load_model(path), data.table), before)
 
 
+def test_a_file_that_says_a_former_name_is_read_in_silence(tmp_path):
+    path = write_potential(tmp_path / "model.safetensors", min_distance=0.2)
+    card = card_of(path)
+    card["model"]["least_distance"] = card["model"].pop("min_distance")
+    rewrite(path, card=card)
+    assert read_model(path)[1].model.min_distance == 0.2
+
+
 def test_equal_models_are_equal_files(path, trained):
     for _ in range(8):
         write_model(path, *read_model(path))

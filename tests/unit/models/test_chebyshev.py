@@ -597,7 +597,7 @@ def test_atoms_that_are_too_close_are_refused():
     for call in (small_model(), small_model().features):
         with pytest.raises(AtomloomError, match=r"0\.500 A apart, closer than 0\.55"):
             call(batch)
-    assert torch.isfinite(small_model(least_distance=0.4)(batch)).all()
+    assert torch.isfinite(small_model(min_distance=0.4)(batch)).all()
 
 
 def test_settings_that_make_no_sense_are_refused():

@@ -15,10 +15,10 @@ def prints(count: int, seed: int = 0) -> list[bytes]:
     return [fingerprint(f"{seed}-{number}".encode()) for number in range(count)]
 
 
-def pieces(records: list[bytes], mean=50, least=12, greatest=200) -> list[tuple[bytes, ...]]:
+def pieces(records: list[bytes], mean=50, smallest=12, largest=200) -> list[tuple[bytes, ...]]:
     return [
         tuple(records[first : first + count])
-        for first, count in cut_chunks(records, mean, least, greatest)
+        for first, count in cut_chunks(records, mean, smallest, largest)
     ]
 
 
@@ -63,7 +63,7 @@ def test_plan_reads_back_what_it_wrote(tmp_path):
     assert plan.chunk_keys == [one, other]
 
 
-def test_a_record_closes_a_chunk_that_holds_the_least_and_the_greatest_closes_any():
+def test_a_record_closes_a_chunk_that_holds_the_min_and_the_max_closes_any():
     """In chunks of 3 to 6, records that may close one are marked by 1: at 3, at 4, and none in time."""
     marks = "".join(["001", "0001", "110000", "10"])
     records = [(0 if mark == "1" else 1).to_bytes(8, "little") for mark in marks]

@@ -41,7 +41,7 @@ def write_potential(
     seed: int = 0,
     scale: float = 0.3,
     cutoff: float = 4.5,
-    least_distance: float = 0.3,
+    min_distance: float = 0.3,
 ) -> Path:
     """A potential with random weights: smooth, and as good as a trained one for what is tested."""
     if kind == "chebyshev":
@@ -51,7 +51,7 @@ def write_potential(
             radial_cutoff=cutoff,
             angular_order=3,
             angular_cutoff=cutoff - 1.0,
-            least_distance=least_distance,
+            min_distance=min_distance,
         )
     else:
         config = PaiNNConfig(width=16, layers=2, cutoff=cutoff)

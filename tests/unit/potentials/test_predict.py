@@ -84,7 +84,7 @@ def test_structures_that_only_the_model_refuses_go_to_quarantine(copper, tmp_pat
     found[2].positions[1] = found[2].positions[0] + [0.0, 0.0, 0.45]
     source, output = tmp_path / "frames.extxyz", tmp_path / "table.parquet"
     write(source, found)
-    strict = write_potential(tmp_path / "strict.safetensors", least_distance=0.5)
+    strict = write_potential(tmp_path / "strict.safetensors", min_distance=0.5)
     assert call("--model", strict, "--source", source, "--output", output) == 0
     assert pd.read_parquet(output)["record"].tolist() == [0, 1, 3, 4, 5]
     assert "0.450 A apart" in pd.read_csv(tmp_path / "table.quarantine.csv")["reason"][0]

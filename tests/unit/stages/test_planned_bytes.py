@@ -40,7 +40,7 @@ def planned(folder: Path, source: Path) -> tuple[Layout, Plan]:
                     "name": "salt",
                     "source": str(source),
                     "target": "energy",
-                    "chunks": {"mean": 3, "least": 2, "greatest": 3},
+                    "chunks": {"mean": 3, "min": 2, "max": 3},
                 },
                 "paths": {"results": str(folder / "results"), "store": str(folder / "store")},
             }

@@ -32,7 +32,7 @@ def trained(folder, **loader) -> atomloom.api.Run:
         crystals(),
         LATTICES**2,
         folder=folder,
-        dataset={"chunks": {"mean": 8, "least": 4, "greatest": 12}},
+        dataset={"chunks": {"mean": 8, "min": 4, "max": 12}},
         split={"duplicates": "report"},
         model={"name": "icomformer", "width": 8, "layers": 2},
         training={"epochs": 2, "batch": {"structures": 4}, "loader": loader, "device": "cpu"},

@@ -75,7 +75,7 @@ def run(tmp_path_factory, decoded):
                 "name": "d",
                 "source": str(folder / "f.extxyz"),
                 "target": ["energy", "forces", "stress"],
-                "chunks": {"mean": 6, "least": 5, "greatest": 7},
+                "chunks": {"mean": 6, "min": 5, "max": 7},
                 "checks": {"max_fraction": 0.2},
             },
             "split": {"duplicates": "report", "ratios": [0.6, 0.2, 0.2]},

@@ -76,7 +76,8 @@ def test_forces_that_are_not_drawn_do_not_count(tmp_path, monkeypatch):
     use_pair_model(monkeypatch)
     data = pair_data(20)
     config = pair_config(
-        epochs=2, potential={"force_fraction": 0.3, "force_every": None, "energy_scale": 1.0}
+        epochs=2,
+        potential={"force_fraction": 0.3, "force_resample_every": None, "energy_scale": 1.0},
     )
     objective = PotentialObjective(data, config, data.split("train"), data.split("val"))
     chosen = objective._selection(0)
@@ -102,10 +103,10 @@ def test_which_forces_count_is_drawn_anew_as_often_as_asked():
         return [tuple(np.flatnonzero(objective._selection(epoch))) for epoch in range(6)]
 
     assert len(set(drawn())) > 3
-    assert len(set(drawn(force_every=None))) == 1
-    every = drawn(force_every=2)
+    assert len(set(drawn(force_resample_every=None))) == 1
+    every = drawn(force_resample_every=2)
     assert every[0] == every[1] != every[2] == every[3] != every[4] == every[5]
-    assert all(len(rows) == 12 for rows in drawn(force_least=12))
+    assert all(len(rows) == 12 for rows in drawn(force_min_structures=12))
 
 
 def test_the_sum_over_draws_of_forces_is_not_biased():
@@ -251,7 +252,7 @@ def test_lbfgs_gives_the_same_bits_by_any_number_of_threads_and_when_resumed(tmp
     options = {"optimizer": "lbfgs", "epochs": 4, "batch": {"structures": 4}}
     options |= {
         "checkpoint_minutes": 1e-9,
-        "potential": {"force_fraction": 0.5, "force_every": None},
+        "potential": {"force_fraction": 0.5, "force_resample_every": None},
     }
     train(data, pair_config(threads=1, **options), tmp_path / "one", quiet)
     config = pair_config(threads=2, **options)

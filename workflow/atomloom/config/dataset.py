@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from atomloom.config.base import MOST, MOST_SEED, Options, Section, keyed_when_set, unkeyed
+from atomloom.config.base import MOST, MOST_SEED, Options, Section, keyed_when_set, renamed, unkeyed
 from atomloom.targets import KINDS, kind_class
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -40,23 +40,22 @@ class Chunks(Section):
 
     mean: int = Field(default=1000, ge=1, le=MOST)
     """Approximate mean number of records per chunk."""
-    least: int | None = Field(default=None, ge=1, le=MOST)
+    min: int | None = renamed("least", None, ge=1, le=MOST)
     """Min number of records per chunk; by default a quarter of the mean."""
-    greatest: int | None = Field(default=None, ge=1, le=MOST)
+    max: int | None = renamed("greatest", None, ge=1, le=MOST)
     """Max number of records per chunk; by default four times the mean."""
 
     @property
     def bounds(self) -> tuple[int, int, int]:
         """(mean, min, max) with the defaults filled in."""
-        least = self.least or max(1, self.mean // 4)
-        return self.mean, least, self.greatest or 4 * self.mean
+        return self.mean, self.min or max(1, self.mean // 4), self.max or 4 * self.mean
 
     @model_validator(mode="after")
     def _in_order(self) -> Chunks:
-        if (self.least or 1) > self.mean:
-            raise ValueError(f"least {self.least} is above the mean, {self.mean}: give both")
-        if self.greatest is not None and self.greatest < self.mean:
-            raise ValueError(f"greatest {self.greatest} is below the mean, {self.mean}: give both")
+        if (self.min or 1) > self.mean:
+            raise ValueError(f"min {self.min} is above the mean, {self.mean}: give both")
+        if self.max is not None and self.max < self.mean:
+            raise ValueError(f"max {self.max} is below the mean, {self.mean}: give both")
         return self
 
 

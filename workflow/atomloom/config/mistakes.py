@@ -9,19 +9,20 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from atomloom.config.base import Section
 from atomloom.config.model import is_by_class, section_named
 from atomloom.errors import AtomloomError
 
 MOST_CHARACTERS = 4096
 
 
-def check_values(content: Mapping[str, Any], model: type[BaseModel], where: str) -> None:
+def check_values(content: Mapping[str, Any], model: type[Section], where: str) -> None:
     """Refuse `true` and `false` for numbers and text, and text that is empty or that no name can be.
 
     Raises:
@@ -32,7 +33,31 @@ def check_values(content: Mapping[str, Any], model: type[BaseModel], where: str)
         raise AtomloomError(f"{place}: Input should {reason}{shown}", where=where)
 
 
-def without_empty(content: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+def with_present_names(
+    content: Mapping[str, Any], model: type[Section], where: str, place: str = ""
+) -> dict[str, Any]:
+    """The content with each key under its present name, in all sections; warns of former names.
+
+    Raises:
+        AtomloomError: when a key is given under both of its names.
+    """
+    kept = {}
+    for name, value in content.items():
+        field = model.model_fields.get(name) if isinstance(name, str) else None
+        sections = sections_of(field.annotation) if field else []
+        if isinstance(value, Mapping):
+            # A file that says nothing of the model's name may go over one that does.
+            meant = [_meant(sections, value["name"])] if "name" in value and sections else sections
+            for section in meant:
+                value = with_present_names(value, section, where, f"{place}{name}.")
+        kept[name] = value
+    try:
+        return model.with_present_names(kept, place.removesuffix("."))
+    except ValueError as error:
+        raise AtomloomError(f"{place}{error}", where=where) from None
+
+
+def without_empty(content: Mapping[str, Any], model: type[Section]) -> dict[str, Any]:
     """Content without sections of which only the name is written: they have their defaults."""
     kept = {}
     for name, value in content.items():
@@ -46,7 +71,7 @@ def without_empty(content: Mapping[str, Any], model: type[BaseModel]) -> dict[st
 
 
 def mistake(
-    error: ValidationError, content: Mapping[str, Any], model: type[BaseModel], where: str
+    error: ValidationError, content: Mapping[str, Any], model: type[Section], where: str
 ) -> AtomloomError:
     """First of the errors that pydantic found in the content of a config, as an `AtomloomError`."""
     errors = error.errors(include_url=False)
@@ -76,7 +101,7 @@ def mistake(
 
 
 def _wrong_values(
-    content: Mapping[str, Any], model: type[BaseModel], above: str
+    content: Mapping[str, Any], model: type[Section], above: str
 ) -> Iterator[tuple[str, Any, str]]:
     """Iterate over (key, value, what it should do) of values that pydantic would accept."""
     for name, value in content.items():
@@ -119,7 +144,7 @@ def _takes_booleans(annotation: Any) -> bool:
     return annotation in (bool, Any) or any(map(_takes_booleans, members))
 
 
-def _key(location: tuple[Any, ...], model: type[BaseModel]) -> tuple[str, ...]:
+def _key(location: tuple[Any, ...], model: type[Section]) -> tuple[str, ...]:
     """Keys of an error's location, without the names of types that were tried there."""
     tags = {
         section.model_fields["name"].default
@@ -134,7 +159,7 @@ def _key(location: tuple[Any, ...], model: type[BaseModel]) -> tuple[str, ...]:
     )
 
 
-def _reason(error: Any, content: Mapping[str, Any], model: type[BaseModel]) -> str:
+def _reason(error: Any, content: Mapping[str, Any], model: type[Section]) -> str:
     if error["type"] == "missing":  # the value around it is not wrong
         return "is required, and the config has none"
     if error["type"] == "extra_forbidden":
@@ -155,7 +180,7 @@ def _reason(error: Any, content: Mapping[str, Any], model: type[BaseModel]) -> s
     return said
 
 
-def _known_keys(location: tuple[Any, ...], content: Any, model: type[BaseModel]) -> list[str]:
+def _known_keys(location: tuple[Any, ...], content: Any, model: type[Section]) -> list[str]:
     """Keys of the section at a location in the config; a part may name a member of a union."""
     found, value = [model], content
     for part in location:
@@ -175,15 +200,15 @@ def _known_keys(location: tuple[Any, ...], content: Any, model: type[BaseModel])
     return list(found[0].model_fields) if found else []
 
 
-def sections_of(annotation: Any) -> list[type[BaseModel]]:
+def sections_of(annotation: Any) -> list[type[Section]]:
     """Sections that a field may hold."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     inner = [found for member in get_args(annotation) for found in sections_of(member)]
     return list(dict.fromkeys(inner))
 
 
-def _meant(sections: list[type[BaseModel]], name: Any) -> type[BaseModel]:
+def _meant(sections: Sequence[type[Section]], name: Any) -> type[Section]:
     """Which of the sections that a field may hold a name stands for; the first where it is none."""
     if len(sections) > 1 and is_by_class(name):
         with suppress(ValueError):  # which is said when the section is validated
@@ -191,6 +216,6 @@ def _meant(sections: list[type[BaseModel]], name: Any) -> type[BaseModel]:
     return next((section for section in sections if _is_tag(section, name)), sections[0])
 
 
-def _is_tag(model: type[BaseModel], part: Any) -> bool:
+def _is_tag(model: type[Section], part: Any) -> bool:
     field = model.model_fields.get("name")
     return field is not None and part == field.default

@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
-from atomloom.config.base import MOST_LAYERS, MOST_WIDTH, Section, unkeyed
+from atomloom.config.base import MOST_LAYERS, MOST_WIDTH, Section, renamed, unkeyed
 from atomloom.targets import KINDS, TargetSpec, kind_class, kind_named
 
 ELEMENT = re.compile(
@@ -224,7 +224,7 @@ class ChebyshevConfig(ModelSection):
     decorrelate: bool = False
     """Mix the standardised features so that they vary independently over the training atoms. The
     networks can represent the same functions, but learn faster."""
-    least_distance: float = Field(default=0.55, gt=0, le=10)
+    min_distance: float = renamed("least_distance", 0.55, gt=0, le=10)
     """Min distance in A; structures with closer atoms are refused."""
 
     @field_validator("species")
@@ -235,12 +235,10 @@ class ChebyshevConfig(ModelSection):
         return species
 
     @model_validator(mode="after")
-    def _reaches_beyond_the_least_distance(self) -> ChebyshevConfig:
+    def _reaches_beyond_the_min_distance(self) -> ChebyshevConfig:
         reach = min(self.radial_cutoff, self.angular_cutoff)
-        if self.least_distance >= reach:
-            raise ValueError(
-                f"least_distance {self.least_distance} is not below the cutoff {reach}"
-            )
+        if self.min_distance >= reach:
+            raise ValueError(f"min_distance {self.min_distance} is not below the cutoff {reach}")
         return self
 
     def graph_needs(self) -> dict[str, Any]:

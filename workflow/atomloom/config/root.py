@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError, model_validator
 from atomloom.config.base import Section, expand_variables, unkeyed
 from atomloom.config.dataset import Dataset, Split
 from atomloom.config.graph import GraphSpec
-from atomloom.config.mistakes import check_values, mistake, without_empty
+from atomloom.config.mistakes import check_values, mistake, with_present_names, without_empty
 from atomloom.config.model import IComFormerConfig, ModelConfig, ModelSection
 from atomloom.config.reading import read_config_file
 from atomloom.config.teacher import Teacher
@@ -234,12 +234,15 @@ def load_config(*files: str | Path) -> Config:
     """
     merged: dict[str, Any] = {}
     for file in files:
-        _merge(merged, read_config_file(file))
+        # by file, so that a former name goes over the present one, and the other way about
+        content = with_present_names(read_config_file(file), Config, where=str(file))
+        _merge(merged, content)
     return parse_config(merged, where=", ".join(str(file) for file in files))
 
 
 def parse_config(content: Mapping[str, Any], where: str = "config") -> Config:
     """Validate nested mappings into a `Config`; errors as in `load_config`."""
+    content = with_present_names(content, Config, where)
     check_values(content, Config, where)
     try:
         config = Config.model_validate(without_empty(content, Config))

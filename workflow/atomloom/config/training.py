@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from atomloom.config.base import MOST, MOST_SEED, Section, keyed_when_set, unkeyed
+from atomloom.config.base import MOST, MOST_SEED, Section, keyed_when_set, renamed, unkeyed
 from atomloom.config.model import Symbol
 
 
@@ -61,9 +61,9 @@ class PotentialTraining(Section):
     force_fraction: float = Field(default=1.0, gt=0, le=1)
     """Share of the training structures whose forces and stress are used; the others contribute only their
     energies, which costs far less where features are cached (Chebyshev)."""
-    force_every: int | None = Field(default=1, ge=1, le=MOST)
+    force_resample_every: int | None = renamed("force_every", 1, ge=1, le=MOST)
     """Epochs after which the structures of `force_fraction` are drawn again; null: never."""
-    force_least: int = Field(default=1, ge=1, le=MOST)
+    force_min_structures: int = renamed("force_least", 1, ge=1, le=MOST)
     """Min number of structures drawn."""
     sampling: Literal["uniform", "energy", "error"] = "uniform"
     """Sampling of structures in an epoch: each once; in proportion to exp(-E/T), where E is the energy
@@ -204,7 +204,10 @@ class Training(Section):
             )
         if self.optimizer == "lbfgs":
             mixed = self.precision not in ("64", "32")
-            drawn = self.potential.force_fraction < 1.0 and self.potential.force_every is not None
+            drawn = (
+                self.potential.force_fraction < 1.0
+                and self.potential.force_resample_every is not None
+            )
             if mixed or self.accumulate > 1 or self.devices > 1 or self.clip_norm is not None:
                 raise ValueError(
                     "optimizer: lbfgs takes the whole training set in precision 32 or 64, on one "
@@ -212,7 +215,7 @@ class Training(Section):
                 )
             if drawn or self.loss == "rmse":
                 raise ValueError(
-                    "optimizer: lbfgs needs one smooth loss: potential.force_every null where "
+                    "optimizer: lbfgs needs one smooth loss: potential.force_resample_every null where "
                     "force_fraction is below 1, and another loss than rmse"
                 )
         if self.loss == "rmse" and (self.accumulate > 1 or self.devices > 1):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from atomloom.config.graph import GraphSpec
 from atomloom.config.model import VERSION_KEY, ModelConfig, is_by_class, module_version
 from atomloom.config.root import Config
 from atomloom.errors import AtomloomError, again
+from atomloom.former import FormerName
 from atomloom.inference.global_features import GlobalFeatures
 from atomloom.inference.scalers.atomic_energies import AtomicEnergies
 from atomloom.inference.scalers.direct_scaler import DirectScaler
@@ -266,7 +268,9 @@ def _card_of(path: Path, content: dict[str, Any], trusted: tuple[str, ...]) -> M
         )
     _require_trust(path, content.get("model"), trusted)
     try:
-        model = TypeAdapter(ModelConfig).validate_python(content["model"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FormerName)  # a file of before says what it said then
+            model = TypeAdapter(ModelConfig).validate_python(content["model"])
         if module_version(model.name) != content.get(VERSION_KEY):
             raise ValueError(
                 f"VERSION of its module was {content.get(VERSION_KEY)} and is {module_version(model.name)}"

@@ -85,21 +85,21 @@ def _require_cover(plan: Plan) -> None:
 
 
 def cut_chunks(
-    fingerprints: Sequence[bytes], mean: int, least: int, greatest: int
+    fingerprints: Sequence[bytes], mean: int, min_size: int, max_size: int
 ) -> Iterator[tuple[int, int]]:
     """Cut records into chunks at content-defined boundaries; yields (first, count).
 
-    A record closes a chunk when its fingerprint is 0 modulo `mean - least + 1`, once the chunk
-    holds `least` records; `greatest` closes it in any case. Boundaries depend on nothing before
+    A record closes a chunk when its fingerprint is 0 modulo `mean - min_size + 1`, once the chunk
+    holds `min_size` records; `max_size` closes it in any case. Boundaries depend on nothing before
     the last one, so inserting, removing or changing a record changes the chunk it is in and seldom
     its neighbour (content-defined chunking, as in Muthitacharoen, Chen and Mazieres, SOSP 2001).
     """
-    modulus = max(mean - least + 1, 1)
+    modulus = max(mean - min_size + 1, 1)
     first = 0
     for position, fingerprint in enumerate(fingerprints):
         count = position + 1 - first
         closes = int.from_bytes(fingerprint[:8], "little") % modulus == 0
-        if count >= greatest or (count >= least and closes):
+        if count >= max_size or (count >= min_size and closes):
             yield first, count
             first = position + 1
     if first < len(fingerprints):

@@ -195,7 +195,7 @@ def _descriptor_lines(model: Chebyshev, index: int) -> list[str]:
         model.species[index],
         str(len(model.species)),
         " ".join(model.species),
-        _number(model.least_distance),
+        _number(model.min_distance),
         _number(basis.cutoff),
         "Chebyshev",
         str(basis.features),
@@ -282,7 +282,7 @@ class _File:
         reader.line()
         symbol = reader.line()
         elements = reader.words(int(reader.line()))
-        least_distance = float(reader.line())
+        min_distance = float(reader.line())
         reader.line()
         kind = reader.line()
         features, width = int(reader.line()), int(reader.line())
@@ -299,7 +299,7 @@ class _File:
                 "radial_order": round(parameters[1]),
                 "angular_cutoff": parameters[2],
                 "angular_order": round(parameters[3]),
-                "least_distance": least_distance,
+                "min_distance": min_distance,
             }
 
         reader.line()

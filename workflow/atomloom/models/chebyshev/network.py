@@ -70,7 +70,7 @@ class Chebyshev(nn.Module):
         if outputs != 1:
             raise AtomloomError(f"a potential has one output, the energy, not {outputs}")
         self.species = config.species
-        self.least_distance = config.least_distance
+        self.min_distance = config.min_distance
         self.numbers = _atomic_numbers(config.species)
         self.basis = Basis(
             config.radial_order,
@@ -107,7 +107,7 @@ class Chebyshev(nn.Module):
         none if there is no such entry.
 
         Raises:
-            AtomloomError: on a CPU, for atoms closer than `least_distance`.
+            AtomloomError: on a CPU, for atoms closer than `min_distance`.
         """
         cached, computed = batch.extras.get("features"), batch.extras.get("computed")
         if cached is None:
@@ -130,7 +130,7 @@ class Chebyshev(nn.Module):
         """[N, F] as published: radial, angular, and both again with species weights.
 
         Raises:
-            AtomloomError: for atoms closer than `least_distance`.
+            AtomloomError: for atoms closer than `min_distance`.
         """
         return self._describe(batch, wait=True)
 
@@ -210,11 +210,11 @@ class Chebyshev(nn.Module):
         return self._tables_on[device]
 
     def _require_apart(self, distance: float) -> None:
-        if distance < self.least_distance:
+        if distance < self.min_distance:
             raise AtomloomError(
-                f"two atoms are {distance:.3f} A apart, closer than {self.least_distance:g} A",
+                f"two atoms are {distance:.3f} A apart, closer than {self.min_distance:g} A",
                 where="structures",
-                todo="leave such structures out, or lower model.least_distance",
+                todo="leave such structures out, or lower model.min_distance",
             )
 
 

@@ -329,7 +329,7 @@ class PotentialObjective(Objective):
 
     def _selection(self, epoch: int) -> np.ndarray:
         """[S] bool, whether a structure's forces and stress count in an epoch."""
-        every = self.options.force_every
+        every = self.options.force_resample_every
         draw = np.random.Generator(
             np.random.PCG64(
                 [SELECTION_STREAM, self.settings.seed, 0 if every is None else epoch // every]
@@ -337,7 +337,7 @@ class PotentialObjective(Objective):
         )
         count = max(
             round(self.options.force_fraction * len(self._train_rows)),
-            min(self.options.force_least, len(self._train_rows)),
+            min(self.options.force_min_structures, len(self._train_rows)),
         )
         chosen = np.zeros(len(self._data.table), dtype=bool)
         chosen[draw.permutation(self._train_rows)[:count]] = True
