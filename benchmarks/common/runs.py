@@ -14,7 +14,7 @@ import pandas as pd
 
 from atomloom.api import prepare, run_pipeline
 from atomloom.config import parse_config
-from atomloom.stages.train import train_run
+from atomloom.pipeline.stage_table import STAGES
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def measured_run(config: Mapping[str, Any], folder: Path, log=lambda message: No
     begun = time.perf_counter()
     places = prepare(whole, log)
     prepared = time.perf_counter()
-    train_run(places, log)
+    STAGES["train"].run(places, log)
     trained = time.perf_counter()
     run = run_pipeline(whole, log)
     return Outcome(run.folder, run.metrics, trained - prepared, prepared - begun)

@@ -217,10 +217,11 @@ def test_ctrl_c_in_other_stages_is_one_line(project):
     code = (
         "import os, time\n"
         "from atomloom import cli\n"
+        "from atomloom.stages import convert\n"
         "def slow(layout, plan, key, log):\n"
         "    open(f'begun-{key}', 'w').close()\n"
         "    time.sleep(600)\n"
-        "cli._convert = lambda options: cli._each_chunk(options, slow, cli.Layout.structures)\n"
+        "convert.convert_chunk = slow\n"
         "raise SystemExit(cli.main(['convert', '--config', 'my.yaml', '--workers', '2']))\n"
     )
     config = yaml.safe_load((project / "my.yaml").read_text())

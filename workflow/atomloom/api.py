@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from atomloom.errors import AtomloomError, again
 from atomloom.inference.predict import LoadedModel, load_model
 from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.plan import Plan
+from atomloom.pipeline.stage_table import STAGES
 from atomloom.store.files import expand_home, read_json, write_text
 from atomloom.store.keys import chain_hash
 from atomloom.store.parquet import read_table
@@ -154,21 +156,18 @@ def run_pipeline(config: Config, log: Log = print) -> Run:
     Raises:
         AtomloomError: when a stage fails.
     """
-    from atomloom.stages.evaluate import evaluate_run
     from atomloom.stages.relabel import relabel_run
-    from atomloom.stages.train import train_run
 
-    places = prepare(config, log)
-    run = places.run
-    if not (run / "run.json").exists() or not (run / "model.safetensors").exists():
+    paths = prepare(config, log)
+    if not STAGES["train"].done(paths):
         if config.training.devices == 1:
-            train_run(places, log)
+            STAGES["train"].run(paths, log)
         else:
-            _train_in_processes(places.layout, log)
-    if not (run / "parity.png").exists():
-        evaluate_run(places, log)
-    relabel_run(places, log)
-    return Run(places)
+            _train_in_processes(paths.layout, log)
+    if not STAGES["evaluate"].done(paths):
+        STAGES["evaluate"].run(paths, log)
+    relabel_run(paths, log)
+    return Run(paths)
 
 
 def prepare(config: Config, log: Log = print) -> RunPaths:
@@ -177,28 +176,13 @@ def prepare(config: Config, log: Log = print) -> RunPaths:
     Raises:
         AtomloomError: when a stage fails.
     """
-    from atomloom.stages.convert import convert_chunk
-    from atomloom.stages.graphs import build_chunk
-    from atomloom.stages.index import write_index
-    from atomloom.stages.split import write_split
-
     layout = Layout(config)
-    plan = _plan(layout, log)
-    places = RunPaths(layout, plan)
-    for key in plan.chunk_keys:
-        if not layout.structures(key).exists():
-            convert_chunk(layout, plan, key, log)
-        if not layout.graphs(key).exists():
-            build_chunk(layout, key, log)
-        if config.teacher is not None and not layout.labels(key).exists():
-            from atomloom.stages.label import label_chunk
-
-            label_chunk(layout, key, log)
-    if not (places.index / "index.json").exists():
-        write_index(places, log)
-    if not (places.split / "split.json").exists():
-        write_split(places, log)
-    return places
+    paths = RunPaths(layout, _plan(layout, log))
+    for stage in takewhile(lambda stage: stage.name != "train", STAGES.values()):
+        for key in paths.plan.chunk_keys if stage.per_chunk else [""]:
+            if stage.wanted(config) and not stage.done(paths, key):
+                stage.run(paths, log, key)
+    return paths
 
 
 def _plan(layout: Layout, log: Log) -> Plan:

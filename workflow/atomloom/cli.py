@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeAlias
 
@@ -27,7 +27,7 @@ from atomloom.errors import AtomloomError, InterruptedRun
 from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.plan import Plan
 from atomloom.pipeline.progress import Progress
-from atomloom.pipeline.stage_table import require_earlier
+from atomloom.pipeline.stage_table import STAGES, require_earlier
 from atomloom.pipeline.timing import timed
 from atomloom.store.files import expand_home
 
@@ -183,31 +183,21 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="then measure a sample and estimate what the rest will take",
     )
-    for name, run, text in (
-        ("convert", _convert, "convert raw records to structures"),
-        ("label", _label, "let the teacher compute energies, forces and stress"),
-        ("graphs", _graphs, "build neighbour graphs"),
-    ):
-        sub = command(name, run, text)
-        sub.add_argument(
-            "--chunk", metavar="KEY", help="only this chunk, even if it exists already"
-        )
-        sub.add_argument(
-            "--workers",
-            type=_few,
-            default=os.cpu_count() or 1,
-            metavar="N",
-            help="processes (all cores)",
-        )
-    command("index", _index, "record where the graph of each record is")
-    command("split", _split, "join labels and divide into training, validation and test")
-    command("train", _train, "train the model, or resume its training").add_argument(
-        "--threads", type=_few, metavar="N", help="CPU threads"
-    )
-    command("evaluate", _evaluate, "predict every structure and measure errors").add_argument(
-        "--threads", type=_few, metavar="N", help="CPU threads"
-    )
-    command("report", _report, "write the report")
+    for stage in STAGES.values():
+        sub = command(stage.name, _each_chunk if stage.per_chunk else _whole_stage, stage.about)
+        if stage.per_chunk:
+            sub.add_argument(
+                "--chunk", metavar="KEY", help="only this chunk, even if it exists already"
+            )
+            sub.add_argument(
+                "--workers",
+                type=_few,
+                default=os.cpu_count() or 1,
+                metavar="N",
+                help="processes (all cores)",
+            )
+        if stage.threads:
+            sub.add_argument("--threads", type=_few, metavar="N", help="CPU threads")
     sub = command("bench", _bench, "measure training on this data and machine")
     sub.add_argument(
         "what",
@@ -376,64 +366,27 @@ def _plan(options: argparse.Namespace) -> None:
             print(line)
 
 
-def _convert(options: argparse.Namespace) -> None:
-    _each_chunk(options, _convert_one, Layout.structures)
-
-
-def _label(options: argparse.Namespace) -> None:
-    _each_chunk(options, _label_one, Layout.labels)
-
-
-def _graphs(options: argparse.Namespace) -> None:
-    _each_chunk(options, _build_one, Layout.graphs)
-
-
-def _convert_one(layout: Layout, plan: Plan, key: str, log: Log) -> None:
-    from atomloom.stages.convert import convert_chunk
-
-    with timed(layout.timing("convert", key)):
-        convert_chunk(layout, plan, key, log)
-
-
-def _label_one(layout: Layout, plan: Plan, key: str, log: Log) -> None:
-    from atomloom.stages.label import label_chunk
-
-    with timed(layout.timing("label", f"{key}-{layout.teacher_key}")):
-        label_chunk(layout, key, log)
-
-
-def _build_one(layout: Layout, plan: Plan, key: str, log: Log) -> None:
-    from atomloom.stages.graphs import build_chunk
-
-    with timed(layout.timing("graphs", f"{key}-{layout.graph_key}")):
-        build_chunk(layout, key, log)
-
-
-def _each_chunk(
-    options: argparse.Namespace,
-    one: Callable[[Layout, Plan, str, Log], None],
-    output: Callable[[Layout, str], Path],
-) -> None:
-    layout, plan = _planned(options)
-    log = _log_to(options)
+def _each_chunk(options: argparse.Namespace) -> None:
+    paths, stage = _planned(options), STAGES[options.command]
+    plan, log = paths.plan, _log_to(options)
     chunks = [options.chunk] if options.chunk else plan.chunk_keys
-    require_earlier(RunPaths(layout, plan), options.command, chunks)
+    require_earlier(paths, stage.name, chunks)
     if options.chunk:
-        one(layout, plan, options.chunk, log)
+        stage.run_timed(paths, log, options.chunk)
         return
-    missing = [key for key in plan.chunk_keys if not output(layout, key).exists()]
+    missing = [key for key in plan.chunk_keys if not stage.done(paths, key)]
     log(f"{len(missing)} of {len(plan.chunk_keys)} chunks to do")
     size = {chunk.key: chunk.count for chunk in plan.chunks}
     progress = Progress(log, len(missing), sum(size[key] for key in missing))
     if options.workers <= 1 or len(missing) <= 1:
         for key in missing:
-            one(layout, plan, key, log)
+            stage.run_timed(paths, log, key)
             progress.add(size[key])
         return
     with ProcessPoolExecutor(
         min(options.workers, len(missing)), initializer=_die_of_interrupts
     ) as pool:
-        jobs = {pool.submit(one, layout, plan, key, _silent): key for key in missing}
+        jobs = {pool.submit(_one_chunk, stage.name, paths, key): key for key in missing}
         try:
             for job in as_completed(jobs):
                 job.result()
@@ -454,6 +407,11 @@ def _each_chunk(
             raise
 
 
+def _one_chunk(stage: str, paths: RunPaths, key: str) -> None:
+    """A job of a worker process, which is given the stage by its name."""
+    STAGES[stage].run_timed(paths, _silent, key)
+
+
 def _die_of_interrupts() -> None:
     """Let a worker process end silently at Ctrl-C: the parent process reports."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -463,37 +421,8 @@ def _silent(message: str) -> None:
     """Ignore a message: the parent process reports."""
 
 
-def _index(options: argparse.Namespace) -> None:
-    from atomloom.stages.index import write_index
-
-    places = _ready(options)
-    with timed(places.layout.timing("index", places.index.name)):
-        write_index(places, _log_to(options))
-
-
-def _split(options: argparse.Namespace) -> None:
-    from atomloom.stages.split import write_split
-
-    places = _ready(options)
-    with timed(places.layout.timing("split", places.split.name)):
-        write_split(places, _log_to(options))
-
-
-def _train(options: argparse.Namespace) -> None:
-    from atomloom.stages.train import train_run
-
-    places = _ready(options)
-    done = (places.run / "run.json").exists()  # then its time was measured before
-    with nullcontext() if done else timed(places.layout.timing("train", places.run_key)):
-        train_run(places, _log_to(options))
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    from atomloom.stages.evaluate import evaluate_run
-
-    places = _ready(options)
-    with timed(places.layout.timing("evaluate", places.run_key)):
-        evaluate_run(places, _log_to(options))
+def _whole_stage(options: argparse.Namespace) -> None:
+    STAGES[options.command].run_timed(_ready(options), _log_to(options))
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -507,12 +436,6 @@ def _bench(options: argparse.Namespace) -> None:
         bench_batch(places, limit, _log_to(options))
     else:
         bench_precision(places, options.steps, _log_to(options))
-
-
-def _report(options: argparse.Namespace) -> None:
-    from atomloom.stages.report import report_run
-
-    report_run(_ready(options), _log_to(options))
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -619,21 +542,21 @@ def _config(options: argparse.Namespace) -> Config:
     return config
 
 
-def _planned(options: argparse.Namespace) -> tuple[Layout, Plan]:
+def _planned(options: argparse.Namespace) -> RunPaths:
     layout = Layout(_config(options))
     path = layout.plan_folder / "plan.json"
     if not path.exists():
         raise AtomloomError(
             "no plan yet", where=path, todo="run `atomloom plan` with the same config first"
         )
-    return layout, Plan.read(path)
+    return RunPaths(layout, Plan.read(path))
 
 
 def _ready(options: argparse.Namespace) -> RunPaths:
     """Paths of the run, once all stages before this one are done."""
-    places = RunPaths(*_planned(options))
-    require_earlier(places, options.command, places.plan.chunk_keys)
-    return places
+    paths = _planned(options)
+    require_earlier(paths, options.command, paths.plan.chunk_keys)
+    return paths
 
 
 def _log_to(options: argparse.Namespace) -> _Log:

@@ -1,79 +1,205 @@
-"""Dependencies between stages, and whether they are done: for calls by hand, without the workflow.
+"""Table of the stages after the plan, in the order in which they run: function, needs and outputs of each.
 
-The workflow knows the same from inputs and outputs. Only the presence of files is checked, not their
-content.
+The commands, the Python interface and the check of calls by hand use it; the rules of the workflow state the
+same as inputs and outputs. Only the presence of files is checked, not their content.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
+from atomloom.config import Config
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import RunPaths
+from atomloom.pipeline.timing import timed
 
-NEEDS: dict[str, tuple[str, ...]] = {
-    "convert": (),
-    "label": ("convert",),
-    "graphs": ("convert",),
-    "index": ("convert", "graphs"),
-    "split": ("convert", "label"),
-    "train": ("index", "split"),
-    "bench": ("index", "split"),
-    "evaluate": ("index", "split", "train"),
-    "report": ("evaluate",),
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, of a chunk at a time or of the whole data set."""
+
+    name: str
+    """Name of the stage, its command and its rule."""
+    about: str
+    """Help text of the command."""
+    function: str
+    """"module:name", imported when the stage runs."""
+    takes: tuple[str, ...]
+    """Arguments of the function before `log`: some of layout, plan, paths and chunk."""
+    needs: tuple[str, ...]
+    """Stages whose files it reads; all of them need the plan."""
+    outputs: Callable[[RunPaths, str], tuple[Path, ...]]
+    """Files whose presence means that the stage is done, for the key of a chunk if it is per chunk."""
+    job: Callable[[RunPaths, str], str] | None = None
+    """Name of the job in the timings of the stage; None: it is not timed."""
+    per_chunk: bool = False
+    """Whether it runs once per chunk."""
+    threads: bool = False
+    """Whether its command takes a number of threads."""
+    once: bool = False
+    """Whether a second call returns at once, so that it must not be timed."""
+    wanted: Callable[[Config], bool] = lambda config: True
+    """Whether a config asks for it."""
+
+    def done(self, paths: RunPaths, chunk: str = "") -> bool:
+        """Whether all its outputs exist."""
+        return all(path.exists() for path in self.outputs(paths, chunk))
+
+    def run(self, paths: RunPaths, log: Callable[[str], None], chunk: str = "") -> None:
+        """Run the stage, whether it is done or not.
+
+        Raises:
+            AtomloomError: when it fails.
+        """
+        given = {"layout": paths.layout, "plan": paths.plan, "paths": paths, "chunk": chunk}
+        module, _, name = self.function.partition(":")
+        getattr(import_module(module), name)(*(given[key] for key in self.takes), log)
+
+    def run_timed(self, paths: RunPaths, log: Callable[[str], None], chunk: str = "") -> None:
+        """Run the stage and record its time and memory; errors as of `run`."""
+        timing = None
+        if self.job is not None and not (self.once and self.done(paths)):
+            timing = paths.layout.timing(self.name, self.job(paths, chunk))
+        with nullcontext() if timing is None else timed(timing):
+            self.run(paths, log, chunk)
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            name="convert",
+            about="convert raw records to structures",
+            function="atomloom.stages.convert:convert_chunk",
+            takes=("layout", "plan", "chunk"),
+            needs=(),
+            outputs=lambda paths, chunk: (paths.layout.structures(chunk),),
+            job=lambda paths, chunk: chunk,
+            per_chunk=True,
+        ),
+        Stage(
+            name="label",
+            about="let the teacher compute energies, forces and stress",
+            function="atomloom.stages.label:label_chunk",
+            takes=("layout", "chunk"),
+            needs=("convert",),
+            outputs=lambda paths, chunk: (paths.layout.labels(chunk),),
+            job=lambda paths, chunk: f"{chunk}-{paths.layout.teacher_key}",
+            per_chunk=True,
+            wanted=lambda config: config.teacher is not None,
+        ),
+        Stage(
+            name="graphs",
+            about="build neighbour graphs",
+            function="atomloom.stages.graphs:build_chunk",
+            takes=("layout", "chunk"),
+            needs=("convert",),
+            outputs=lambda paths, chunk: (paths.layout.graphs(chunk),),
+            job=lambda paths, chunk: f"{chunk}-{paths.layout.graph_key}",
+            per_chunk=True,
+        ),
+        Stage(
+            name="index",
+            about="record where the graph of each record is",
+            function="atomloom.stages.index:write_index",
+            takes=("paths",),
+            needs=("convert", "graphs"),
+            outputs=lambda paths, chunk: (paths.index / "index.json",),
+            job=lambda paths, chunk: paths.index.name,
+        ),
+        Stage(
+            name="split",
+            about="join labels and divide into training, validation and test",
+            function="atomloom.stages.split:write_split",
+            takes=("paths",),
+            needs=("convert", "label"),
+            outputs=lambda paths, chunk: (paths.split / "split.json",),
+            job=lambda paths, chunk: paths.split.name,
+        ),
+        Stage(
+            name="train",
+            about="train the model, or resume its training",
+            function="atomloom.stages.train:train_run",
+            takes=("paths",),
+            needs=("index", "split"),
+            outputs=lambda paths, chunk: (
+                paths.run / "model.safetensors",
+                paths.run / "run.json",
+            ),
+            job=lambda paths, chunk: paths.run_key,
+            threads=True,
+            once=True,
+        ),
+        Stage(
+            name="evaluate",
+            about="predict every structure and measure errors",
+            function="atomloom.stages.evaluate:evaluate_run",
+            takes=("paths",),
+            needs=("index", "split", "train"),
+            outputs=lambda paths, chunk: (
+                paths.run / "metrics.json",
+                paths.run / "parity.png",
+            ),
+            job=lambda paths, chunk: paths.run_key,
+            threads=True,
+        ),
+        Stage(
+            name="report",
+            about="write the report",
+            function="atomloom.stages.report:report_run",
+            takes=("paths",),
+            needs=("evaluate",),
+            outputs=lambda paths, chunk: (paths.layout.report,),
+        ),
+    )
 }
-"""Stage -> stages whose files it reads; all of them need the plan."""
+"""Stage by its name."""
+
+OTHERS = {"bench": ("index", "split")}
+"""Commands that are not stages -> stages whose files they read."""
 
 
-def require_earlier(places: RunPaths, stage: str, chunks: Sequence[str]) -> None:
-    """Check that the files a stage reads have been made.
+def require_earlier(paths: RunPaths, command: str, chunks: Sequence[str]) -> None:
+    """Check that the files a command reads have been made.
 
     Args:
-        places: the paths of the run.
-        stage: the stage that is about to run.
+        paths: the paths of the run.
+        command: the stage, or other command, that is about to run.
         chunks: keys of the chunks concerned.
 
     Raises:
-        AtomloomError: when a file is missing; it names the command that comes first.
+        AtomloomError: when something is missing; it names the command that comes first.
     """
-    unknown = [key for key in chunks if key not in places.plan.chunk_keys]
+    unknown = [key for key in chunks if key not in paths.plan.chunk_keys]
     if unknown:
         raise AtomloomError(
-            f"the plan has no chunk {unknown[0]}", where=places.layout.plan_folder / "plan.json"
+            f"the plan has no chunk {unknown[0]}", where=paths.layout.plan_folder / "plan.json"
         )
-    earlier = _first_undone(places, stage, chunks)
+    needs = OTHERS[command] if command in OTHERS else STAGES[command].needs
+    earlier = _first_undone(paths, needs, chunks)
     if earlier is not None:
-        name, missing = earlier
+        stage, missing = earlier
         raise AtomloomError(
-            f"`{stage}` needs what `{name}` makes",
+            f"`{command}` needs what `{stage.name}` makes",
             where=f"{missing[0]} is missing" + (f" ({len(missing)} files)" * (len(missing) > 1)),
-            todo=f"run `atomloom {name}` with the same config first",
+            todo=f"run `atomloom {stage.name}` with the same config first",
         )
 
 
 def _first_undone(
-    places: RunPaths, stage: str, chunks: Sequence[str]
-) -> tuple[str, list[Path]] | None:
-    for name in NEEDS[stage]:
-        missing = [path for path in _outputs(places, name, chunks) if not path.exists()]
+    paths: RunPaths, needs: Sequence[str], chunks: Sequence[str]
+) -> tuple[Stage, list[Path]] | None:
+    """First stage that is not done, and its missing outputs."""
+    for stage in (STAGES[name] for name in needs):
+        if not stage.wanted(paths.config):
+            continue
+        keys = chunks if stage.per_chunk else [""]
+        outputs = [path for key in keys for path in stage.outputs(paths, key)]
+        missing = [path for path in outputs if not path.exists()]
         if missing:
-            return _first_undone(places, name, chunks) or (name, missing)
+            return _first_undone(paths, stage.needs, chunks) or (stage, missing)
     return None
-
-
-def _outputs(places: RunPaths, stage: str, chunks: Sequence[str]) -> list[Path]:
-    """Files whose presence means that a stage is done."""
-    layout = places.layout
-    if stage == "label" and layout.config.teacher is None:
-        return []
-    if stage in ("convert", "label", "graphs"):
-        of = {"convert": layout.structures, "label": layout.labels, "graphs": layout.graphs}[stage]
-        return [of(key) for key in chunks]
-    last = {
-        "index": places.index / "index.json",
-        "split": places.split / "split.json",
-        "train": places.run / "model.safetensors",
-        "evaluate": places.run / "metrics.json",
-    }
-    return [last[stage]]
