@@ -66,7 +66,7 @@ def content(folder, **sections) -> dict:
         "name": "d",
         "source": str(folder / "f.extxyz"),
         "target": ["energy", "forces", "stress"],
-        "chunks": {"mean": 6, "least": 5, "greatest": 7},
+        "chunks": {"mean": 6, "min": 5, "max": 7},
         "checks": {"max_fraction": 0.2},
     }
     whole = {
