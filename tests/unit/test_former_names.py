@@ -40,7 +40,7 @@ def test_a_script_of_the_version_before_runs_and_is_told_once():
         "from atomloom.layout import PlannedLayout\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    told = [line for line in done.stderr.splitlines() if "the former name goes" in line]
+    told = [line for line in done.stderr.splitlines() if "the former name will be removed" in line]
     assert len(told) == 5, done.stderr  # the module `structures.readers` is asked for, too
     assert all("; the former name will be removed in the next version" in line for line in told)
 
