@@ -321,7 +321,7 @@ def _add_trust(sub: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PACKAGE",
-        help="run the code of this package where the model file names it; may be repeated",
+        help="allow the model file to run code of this package; may be repeated",
     )
 
 

@@ -22,7 +22,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Options(TypedDict, total=False):
-    """What a kernel asks of numba."""
+    """Options that a kernel passes to numba."""
 
     cache: bool
     nogil: bool

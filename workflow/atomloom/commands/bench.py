@@ -172,7 +172,7 @@ def bench_precision(places: RunPaths, steps: int, log: Log) -> list[Mode]:
 
 
 def precision_table(modes: list[Mode]) -> Iterator[str]:
-    """The precision report for people."""
+    """Lines of the precision report."""
     yield (
         f"{'precision':<11}{'in use':<8}{'output error':>13}{'gradient error':>16}"
         f"{'last loss':>11}{'val MAE':>11}{'ms/step':>11}{'speed':>8}"

@@ -96,10 +96,10 @@ class Dataset(Section):
     unit: str | dict[str, str] = ""
     """Unit of the targets, for tables and figures; `{name: unit}` where they differ."""
     target_kinds: dict[str, str] = keyed_when_set({})
-    """Kinds of targets by name, where they are not the usual ones: `scalar` (a number per structure),
+    """Kinds of targets by name, if not the usual ones: `scalar` (a number per structure),
     `vector` (a vector per structure, such as a dipole moment), `per_atom` (a number per atom, such as a
-    magnetic moment or a charge). Usual are scalars; for a potential energy, forces and stress, `dipole` as a
-    vector, `magmoms` and `charges` per atom."""
+    magnetic moment or a charge). Usual kinds are scalars; for a potential, energy, forces and stress, `dipole`
+    as a vector, `magmoms` and `charges` per atom."""
     global_features: list[str] = []
     """Further inputs of the model, numbers per structure such as temperature and pressure: columns of the
     label table or properties of the records, like targets. Standardised over the training rows."""
@@ -157,7 +157,7 @@ class Dataset(Section):
                     f"target_kinds: {kind} is not a kind of targets; there are {', '.join(KINDS)}"
                 )
             if kind_class(kind)(name).of_energy and name not in kind_class(kind).names:
-                raise ValueError(f"target_kinds: {kind} is the kind of the target `{kind}` alone")
+                raise ValueError(f"target_kinds: {kind} is only the kind of the target `{kind}`")
         return self
 
     @model_validator(mode="after")
@@ -185,9 +185,9 @@ class Dataset(Section):
 class Split(Section):
     """Division of records into training, validation and test.
 
-    A kind is a class of `atomloom.data.splits`. What it reads that is no structure is named here: options
-    that name a file stand in `files`, those that name a column of the label tables in `columns`, and all
-    that the plan has to know of in `plan_content`.
+    A kind is a class of `atomloom.data.splits`. Its inputs besides structures are named here: options
+    that name a file are in `files`, those that name a column of the label tables in `columns`, and all
+    that the plan needs in `plan_content`.
     """
 
     kind: Literal["ratio", "column", "folds", "sources"] = "ratio"
@@ -245,7 +245,7 @@ class Split(Section):
         return [name for name in (self.column, self.group) if name]
 
     def plan_content(self) -> dict[str, Any]:
-        """Options that the plan depends on, since it reads and digests what they name."""
+        """Options on which the plan depends, since it reads and digests what they name."""
         return {
             "columns": [self.column, self.group],
             "fixed": [self.folds_file, self.test_sources, self.val_sources],

@@ -209,9 +209,9 @@ def sections_of(annotation: Any) -> list[type[Section]]:
 
 
 def _meant(sections: Sequence[type[Section]], name: Any) -> type[Section]:
-    """Which of the sections that a field may hold a name stands for; the first where it is none."""
+    """Section that a name stands for, among those that a field may hold; the first if it is not a name."""
     if len(sections) > 1 and is_by_class(name):
-        with suppress(ValueError):  # which is said when the section is validated
+        with suppress(ValueError):  # reported when the section is validated
             return section_named(name) or sections[0]
     return next((section for section in sections if _is_tag(section, name)), sections[0])
 

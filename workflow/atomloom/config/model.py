@@ -1,7 +1,7 @@
 """The `model` section: one class of hyper-parameters per model, selected by `name`.
 
 The classes live here, away from torch, because the workflow reads them whenever it is parsed; each says
-where its network is. A network that is named by `module:Class` has its section as its attribute `Config`.
+where its network is. A network named by `module:Class` has its section as its attribute `Config`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ ActivationName = Literal["tanh", "sigmoid", "linear", "mtanh", "twist", "silu", 
 
 
 Form = tuple[Literal["structure", "atom"], tuple[int, ...]]
-"""What has a value each, and the value's shape."""
+"""Owner of a value (atom or structure), and the value's shape."""
 ATOM_SCALAR: Form = ("atom", ())
 ATOM_VECTOR: Form = ("atom", (3,))
 VECTOR: Form = ("structure", (3,))
@@ -62,7 +62,7 @@ class ModelSection(Section):
     kind: ClassVar[Literal["property", "potential"]] = "property"
     """`property`: numbers per structure. `potential`: atomic energies, with forces and stress."""
     heads: ClassVar[frozenset[Form]] = frozenset()
-    """Forms of the further targets that the network can have heads for."""
+    """Forms of the further targets for which the network can have heads."""
     display_name: ClassVar[str] = ""
     """Name of the model in reports; by default the name of its class."""
     network: ClassVar[str] = ""
@@ -90,7 +90,7 @@ class ModelSection(Section):
         return target.of_energy == (self.kind == "potential")
 
     def learns(self) -> str:
-        """The kinds of targets that it can be trained on, in words."""
+        """Kinds of targets on which it can be trained, in words."""
         kinds = [kind for kind in KINDS if self.can_learn(kind_class(kind)(kind))]
         return ", ".join(kinds)
 
@@ -100,11 +100,11 @@ class ModelSection(Section):
 
     @property
     def shown_name(self) -> str:
-        """What a report calls the model."""
+        """Name of the model in a report."""
         return self.display_name or self.name.rpartition(":")[2]
 
     def key_content(self) -> dict[str, Any]:
-        """As of every section; of a network by `module:Class`, with the `VERSION` of its module."""
+        """Fields that determine results; for a network by `module:Class`, with the `VERSION` of its module."""
         version = module_version(self.name)
         return super().key_content() | ({} if version is None else {VERSION_KEY: version})
 
@@ -274,7 +274,7 @@ class PaiNNConfig(ModelSection):
 
 _BY_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 VERSION_KEY = "module VERSION"
-"""Where a key holds the `VERSION` of a network's module; no field can be called so."""
+"""Entry of a key for the `VERSION` of a network's module; no field can have this name."""
 
 
 def is_by_class(name: Any) -> TypeGuard[str]:
@@ -283,7 +283,7 @@ def is_by_class(name: Any) -> TypeGuard[str]:
 
 
 def section_by_class(name: str) -> type[ModelSection]:
-    """The section of a network that is named by `module:Class`; imports the module, which runs its code.
+    """Section of a network named by `module:Class`; imports the module, which runs its code.
 
     Raises:
         ValueError: when there is no such network, or it has no section.
@@ -296,7 +296,7 @@ def section_by_class(name: str) -> type[ModelSection]:
     except Exception as error:  # a module that is imported may raise anything
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"the module {module} cannot be imported: {said}") from None
-    # Not getattr: a module that makes up its names when asked could import others.
+    # Not getattr: a module that creates names on demand could import others.
     found = vars(sys.modules[module]).get(attribute)
     if not isinstance(found, type):
         raise ValueError(f"the module {module} has no class {attribute}")
@@ -308,10 +308,10 @@ def section_by_class(name: str) -> type[ModelSection]:
 
 
 def module_version(name: str) -> int | None:
-    """`VERSION` of the module of a network that is named by `module:Class` and imported; None if it has none.
+    """`VERSION` of the imported module of a network named by `module:Class`; None if it has none.
 
     Raises:
-        ValueError: when it is not a whole number.
+        ValueError: when it is not an integer.
     """
     if not is_by_class(name):
         return None
@@ -323,7 +323,7 @@ def module_version(name: str) -> int | None:
 
 
 class _OrByClass:
-    """Takes the sections of a union, and that of a network named by `module:Class`."""
+    """Validator of the sections of a union, and of that of a network named by `module:Class`."""
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -356,11 +356,11 @@ ModelConfig = Annotated[
 MODELS: dict[str, type[ModelSection]] = {
     section.model_fields["name"].default: section for section in get_args(get_args(ModelConfig)[0])
 }
-"""Sections of the models that have a name of their own."""
+"""Sections of the models with their own names."""
 
 
 def section_named(name: str) -> type[ModelSection] | None:
-    """The section of a model that is named in either way; None where no model is called so.
+    """Section of a model named in either way; None if there is no such model.
 
     Raises:
         ValueError: as `section_by_class`.

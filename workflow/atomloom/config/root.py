@@ -24,7 +24,7 @@ _PLAIN_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 _TAKEN = frozenset(
     ("energy", "energy_per_atom", "forces", "stress", "predictions", "dataset", "metrics")
 )
-"""Names of tables of a run, which no target with a table of its own can have."""
+"""Names of tables of a run, which a target with its own table cannot have."""
 
 _MODEL: TypeAdapter[Any] = TypeAdapter(ModelConfig)
 
@@ -104,14 +104,14 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _targets_fit_the_model(self) -> Config:
-        """What is to be predicted is what the model can learn, and the options are for that."""
+        """Check that the model can learn the targets, and that the options fit them."""
         model, targets = self.model, self.targets
         foreign = [spec for spec in targets if not model.can_learn(spec)]
         if foreign and model.kind == "potential":
             raise ValueError(
                 f"model {model.name} learns the targets {_potential_targets(model)}, not "
-                f"{', '.join(spec.name for spec in foreign)}: dataset.target_kinds says of which kind a "
-                f"target is ({model.learns()})"
+                f"{', '.join(spec.name for spec in foreign)}: dataset.target_kinds sets the kind of a "
+                f"target ({model.learns()})"
             )
         if foreign:
             raise ValueError(
@@ -165,7 +165,7 @@ class Config(Section):
             raise ValueError(f"loss_weights and loss: {self.training.loss} exclude each other")
 
     def _check_direct_targets(self) -> None:
-        """Targets with a head of their own: what goes neither with them nor with their names."""
+        """Check targets with their own heads for conflicting options and names."""
         for spec in self.targets:
             if not spec.direct:
                 continue
@@ -183,8 +183,8 @@ class Config(Section):
                 )
             if not _PLAIN_NAME.fullmatch(spec.name) or spec.name in _TAKEN:
                 raise ValueError(
-                    f"a target of the kind {spec.kind} cannot be called `{spec.name}`: tables and files "
-                    "are called so (letters, digits and _)"
+                    f"a target of the kind {spec.kind} cannot be called `{spec.name}`, since tables and files "
+                    "have its name (letters, digits and _)"
                 )
 
     def _check_property_model(self) -> None:
@@ -214,14 +214,14 @@ class Config(Section):
 
 
 def _potential_targets(model: ModelSection) -> str:
-    """What a potential is trained on, in words."""
+    """Targets of a potential, in words."""
     more = [name for kind in KINDS if model.can_learn(spec := kind_class(kind)(kind)) and spec.direct
             for name in spec.names]  # fmt: skip
     return "energy, forces, stress (energy first)" + (f" and {', '.join(more)}" if more else "")
 
 
 def direct_kinds(config: Config) -> dict[str, dict[str, str]]:
-    """What keys hold of the kinds of targets: nothing where there are none but those of before."""
+    """Content of keys for kinds of targets: empty if all are of the original kinds."""
     kinds = {spec.name: spec.kind for spec in config.targets if spec.direct}
     return {"kinds": kinds} if kinds else {}
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from atomloom.config.base import Options, Section, unkeyed
 
 TAUGHT = ("energy", "forces", "stress")
-"""Properties that a teacher labels structures with."""
+"""Properties with which a teacher labels structures."""
 
 
 class Teacher(Section):

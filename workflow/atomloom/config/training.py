@@ -93,7 +93,7 @@ class Training(Section):
     huber_delta: float = Field(default=1.0, ge=1e-6, le=1e6)
     """For `huber`: where the loss turns from quadratic to linear, in standard deviations."""
     loss_weights: dict[str, Annotated[float, Field(ge=0, le=1e6)]] = keyed_when_set({})
-    """Weight of each target's loss, by name; 1 unless given. Those of energy, forces and stress are in
+    """Weight of each target's loss, by name; by default 1. Those of energy, forces and stress are in
     `potential`."""
     log_targets: list[str] = Field(default=[])
     """Targets learnt as their natural logarithm; all their values must be positive."""

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 LABEL_OF = {"atom": "atom label: ", "structure": "structure label: "}
-"""Beginnings of names in `extras` of what a head is to learn, by what has one value each."""
+"""Prefixes of names in `extras` of the targets of heads, by the owner of a value."""
 
 
 def label_name(target: str, per: str) -> str:
-    """Name in `extras` of the values of a target with a head of its own."""
+    """Name in `extras` of the values of a target with its own head."""
     return LABEL_OF[per] + target
 
 

@@ -41,7 +41,7 @@ from atomloom.graphs.graph import Graphs, GraphTable
 T = TypeVar("T")
 
 LEARNT_EXTRAS = ("forces", "stress", *LABEL_OF.values())
-"""Beginnings of the names of extras of a batch that are targets."""
+"""Prefixes of the names of extras of a batch that are targets."""
 AHEAD = 2
 """Number of batches prepared ahead where that pays."""
 WORTH_A_THREAD = 1e-3
@@ -70,7 +70,7 @@ class Preparation:
 
 
 class LoaderOptions(TypedDict, total=False):
-    """The arguments of `Loader` that whoever opens one passes on."""
+    """Arguments of `Loader` that its callers pass on."""
 
     seed: int
     shuffle: bool
@@ -115,8 +115,8 @@ class Loader(ABC):
         with_edges: structures whose edges are needed in an epoch, [S] bool; by default all.
             `batch.extras` then has `selected` [B] and `computed` [N], bool.
         passes: further tensors to compute for each batch while preparing it; `batch.extras` by name.
-        sampling_weights: what each structure's chance in an epoch is in proportion to, [S]: as many as
-            there are rows are then drawn, some more than once. Every row once, where not given.
+        sampling_weights: [S], relative chances of structures in an epoch: as many as there are rows
+            are then drawn, some more than once. By default every row comes once.
 
     Raises:
         AtomloomError: when rows reach beyond the data set, repeat, or targets do not fit it.
@@ -377,7 +377,7 @@ class ShardLoader(Loader):
                     number += 1
                     stop = int(plan.stops[number])
                 part, padding = self._part(plan, position)
-                assert window is not None  # the first lies behind `start`
+                assert window is not None  # the first window is at or after `start`
                 own = position - window.first
                 places = np.arange(window.starts[own], window.starts[own + 1])
                 yield self._slicer.write(window.held, places, plan.rows[part]), padding

@@ -230,7 +230,7 @@ class OnDiskGraphs:
 
 
 GraphSource = GraphTable | OnDiskGraphs
-"""Graphs of a data set: in memory or on disk."""
+"""Graphs of a data set, in memory or on disk."""
 
 
 def _pointers(counts: np.ndarray) -> np.ndarray:

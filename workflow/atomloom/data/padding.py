@@ -21,7 +21,7 @@ from atomloom.data.batch import LABEL_OF, GraphBatch
 OF_ATOMS = ("forces", LABEL_OF["atom"])
 OF_STRUCTURES = ("stress", "globals", LABEL_OF["structure"])
 OF_PAIRS = ("line_src", "line_dst")
-"""Beginnings of the names of extras that can be padded, by what they belong to."""
+"""Prefixes of the names of extras that can be padded, by what they belong to."""
 STEPS_PER_OCTAVE = 4
 """Number of sizes to which counts are rounded up, between a power of two and the next."""
 MOST_WASTE = 1.25

@@ -1,7 +1,7 @@
-"""Dividing structures into training, validation and test.
+"""Division of structures into training, validation and test.
 
-One class a kind: which options it needs, what it takes from files before there are structures, and how it
-divides. Knows labels and ids as columns of a table; knows nothing of graphs and of torch.
+There is one class per kind: the options it needs, its inputs from files before there are structures, and how
+it divides. It knows labels and ids as columns of a table, and nothing of graphs or torch.
 
 Legend: S structures, R records.
 """
@@ -37,7 +37,7 @@ _NAMES = {
 
 
 class SplitKind(ABC):
-    """One way of dividing.
+    """Kind of split.
 
     Args:
         split: the config's section, whose options are also those of the kind.
@@ -50,9 +50,9 @@ class SplitKind(ABC):
         self.split = split
 
     def digest(self, sources: Sequence[str]) -> str:
-        """Names what says from outside which records are the test set; empty where nothing does.
+        """Digest of external definitions of the test set; empty without.
 
-        It is part of the dataset key. Whatever `divide` reads besides its arguments must be in it.
+        It is part of the dataset key, and must cover everything that `divide` reads besides its arguments.
 
         Args:
             sources: [R] the file of each record.
@@ -64,14 +64,14 @@ class SplitKind(ABC):
     def divide(
         self, frame: pd.DataFrame, columns: pd.DataFrame, groups: np.ndarray, records: int
     ) -> np.ndarray:
-        """[S] `train`, `val` or `test`; arguments as of the function `divide`.
+        """[S] `train`, `val` or `test`; arguments are those of the function `divide`.
 
         Args:
-            groups: [S] integers: structures of one group stay together, where the kind has a choice.
+            groups: [S] integers: structures of one group stay together, if the kind has a choice.
         """
 
     def _hold_out(self, result: np.ndarray, groups: np.ndarray) -> np.ndarray:
-        """Turn a share of the training groups into validation."""
+        """Hold out a share of the training groups for validation."""
         train = np.flatnonzero(result == "train")
         codes = pd.factorize(groups[train])[0]
         share = self.split.val_fraction
@@ -80,26 +80,26 @@ class SplitKind(ABC):
 
 
 class ByRatio(SplitKind):
-    """At random, by shares."""
+    """Random split, by shares."""
 
     name = "ratio"
 
     def divide(
         self, frame: pd.DataFrame, columns: pd.DataFrame, groups: np.ndarray, records: int
     ) -> np.ndarray:
-        """Groups in random order, the first of them for training."""
+        """Assign groups in random order, the first of them to training."""
         return _deal_out(self.split.ratios, groups, self.split.seed)
 
 
 class ByColumn(SplitKind):
-    """As a column of the label table says."""
+    """Split by a column of the label table."""
 
     name = "column"
 
     def divide(
         self, frame: pd.DataFrame, columns: pd.DataFrame, groups: np.ndarray, records: int
     ) -> np.ndarray:
-        """The words of the column, which must be known ones."""
+        """Take the words of the column, which must be known ones."""
         column = self.split.column
         values = columns[column]
         result = np.array(
@@ -118,14 +118,14 @@ class ByColumn(SplitKind):
 
 
 class ByFold(SplitKind):
-    """The test rows are those of a fold of a file."""
+    """Split by a fold of a file, whose rows are the test set."""
 
     name = "folds"
 
     def divide(
         self, frame: pd.DataFrame, columns: pd.DataFrame, groups: np.ndarray, records: int
     ) -> np.ndarray:
-        """The fold is the test set, a share of the rest validation."""
+        """Take the fold as the test set, and a share of the rest for validation."""
         result = np.where(frame["record"].isin(self._rows(records)), "test", "train")
         return self._hold_out(result.astype(object), groups)
 
@@ -146,18 +146,18 @@ class ByFold(SplitKind):
 
 
 class BySources(SplitKind):
-    """By the files that records are read from."""
+    """Split by the files from which records are read."""
 
     name = "sources"
 
     def digest(self, sources: Sequence[str]) -> str:
-        """Names of splits, record by record: where the files lie does not matter."""
+        """Digest of the splits of all records: the location of files does not matter."""
         return chain_hash(names_by_source(self.split, sources))
 
     def divide(
         self, frame: pd.DataFrame, columns: pd.DataFrame, groups: np.ndarray, records: int
     ) -> np.ndarray:
-        """Files that a glob matches; a share of the others is validation where no glob says which."""
+        """Assign files that match globs; without a glob for validation, a share of the others is held out."""
         result = names_by_source(self.split, frame["source"].tolist())
         return result if self.split.val_sources else self._hold_out(result, groups)
 
@@ -169,7 +169,7 @@ KINDS: dict[str, type[SplitKind]] = {
 
 
 def kind_of(split: Split) -> SplitKind:
-    """The kind that a section names."""
+    """Kind that a section names."""
     return KINDS[split.kind](split)
 
 
@@ -189,9 +189,9 @@ def divide(split: Split, frame: pd.DataFrame, columns: pd.DataFrame, records: in
 
 
 def torn_groups(groups: Sequence[str], sets: Sequence[str]) -> list[str]:
-    """Groups that stand in the test set and outside it, in order of first appearance.
+    """Groups that are both in the test set and outside it, in order of first appearance.
 
-    Where a column, folds or sources say what the test set is, they go before `split.group`.
+    If a column, folds or sources define the test set, they take precedence over `split.group`.
     """
     inside = pd.Series(np.asarray(sets) == "test").groupby(np.asarray(groups), sort=False)
     some = inside.any() & ~inside.all()
@@ -207,7 +207,7 @@ def names_by_source(split: Split, sources: Sequence[str]) -> np.ndarray:
     result = np.full(len(sources), "train", dtype=object)
     for name, globs in (("val", split.val_sources), ("test", split.test_sources)):
         for glob in globs:
-            # From a folder's beginning on: `1.cif` is not `11.cif`.
+            # From the start of a folder or file name: `1.cif` is not `11.cif`.
             own = fnmatch.translate(expand_variables(glob).removeprefix("./"))
             pattern = re.compile(f"(?s:.*(?:/|::))?{own}")
             found = np.array([pattern.match(path) is not None for path in sources], dtype=bool)
@@ -232,7 +232,7 @@ def _groups(split: Split, columns: pd.DataFrame) -> np.ndarray:
 
 
 def _deal_out(ratios: tuple[float, float, float], groups: np.ndarray, seed: int) -> np.ndarray:
-    """Shuffle the groups and deal them out by cumulated size."""
+    """Shuffle the groups and assign them by cumulative size."""
     if not len(groups):
         return np.zeros(0, dtype=object)
     order = np.random.default_rng(seed).permutation(groups.max() + 1)

@@ -76,7 +76,7 @@ class Graph:
 
 
 class Graphs(Protocol):
-    """What is known of many graphs at once, wherever they are: in a table, or on disk.
+    """Common interface to many graphs, in a table or on disk.
 
     S structures, A atoms in all.
     """

@@ -68,7 +68,7 @@ class ModelCard:
     """Elements of the training structures; None if not recorded."""
 
     kinds: Mapping[str, str] = field(default_factory=dict)
-    """Kinds of the targets by name, where they are not the usual ones of the model."""
+    """Kinds of the targets by name, if not the usual ones of the model."""
     head_scalers: Mapping[str, DirectScaler] = field(default_factory=dict)
     """Scalers of heads to real units, by name of the target."""
 
@@ -94,7 +94,7 @@ class ModelCard:
 
     @property
     def scalars(self) -> tuple[str, ...]:
-        """Targets that are a number per structure."""
+        """Targets that are scalars per structure."""
         return tuple(spec.name for spec in self.specs if spec.is_column)
 
     @property

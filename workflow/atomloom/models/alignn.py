@@ -710,7 +710,7 @@ class ALIGNN(Recomputing):
         self.register_buffer("elements", elements, persistent=False)
 
     def forward(self, batch: GraphBatch) -> Tensor | Outputs:
-        """Predictions [B, outputs]; with heads also what they give."""
+        """Predictions [B, outputs], and values of heads."""
         dtype = product_dtype(batch.positions)
         with full_precision(batch.positions):
             return self.predict(batch, multiplicities(batch), dtype)
@@ -815,7 +815,7 @@ class _View:
     """[E], A."""
     graph: Weighted
     atom_class: Tensor | None = None
-    """[atoms of the batch] int64, which of these stands for each; None where all stand for themselves."""
+    """[atoms of the batch] int64, atom of the view that stands for each; None if each stands for itself."""
 
 
 def _as_it_stands(batch: GraphBatch, vectors: Tensor, copies: Tensor, backend: Backend) -> _View:

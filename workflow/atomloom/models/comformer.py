@@ -282,7 +282,7 @@ class _ComFormer(Recomputing):
         self.register_buffer("elements", elements, persistent=False)
 
     def forward(self, batch: GraphBatch) -> Tensor | Outputs:
-        """Predictions [B, outputs], with heads also what they give; AtomloomError if the batch lacks what the model needs."""
+        """Predictions [B, outputs], and values of heads; AtomloomError if the batch lacks a needed input."""
         dtype = product_dtype(batch.positions)
         with full_precision(batch.positions):
             return self.predict(batch, dtype)
@@ -301,7 +301,7 @@ class _ComFormer(Recomputing):
     def read_out(
         self, nodes: Tensor, batch: GraphBatch, carried: Tensor | None = None
     ) -> Tensor | Outputs:
-        """What the network gives; `carried`, zero, is added to it."""
+        """Outputs of the network, with `carried`, zero, added."""
         given = batch.extras["globals"] if self.global_features else None
         main = None
         if self.outputs:

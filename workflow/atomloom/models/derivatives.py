@@ -35,10 +35,10 @@ class PotentialOutput:
     stress: Tensor | None = None
     """[B, 3, 3], U/A^3, dE/dstrain / volume, symmetric; zeros where the cell has no volume."""
     heads: Mapping[str, Tensor] = field(default_factory=dict)
-    """What the heads of further targets give, by name."""
+    """Values of heads of further targets, by name."""
 
     def tensors(self) -> list[Tensor]:
-        """Energies, and what heads give."""
+        """Evaluate energies, and values of heads."""
         return [self.energy, *self.heads.values()]
 
 
@@ -50,7 +50,7 @@ def evaluate_potential(
     stress: bool = False,
     create_graph: bool = False,
 ) -> PotentialOutput:
-    """Energies of a batch, and their derivatives where asked for; with them what heads give.
+    """Evaluate energies of a batch, their derivatives on request, and values of heads.
 
     Args:
         model: returns atomic energies [N], perhaps as `Outputs`.

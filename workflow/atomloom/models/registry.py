@@ -27,7 +27,7 @@ def model_class(name: str) -> type[nn.Module]:
         raise AtomloomError(
             f"unknown model {name!r}",
             where="model.name",
-            todo=f"choose from {sorted(MODELS)}, or name `module:Class`",
+            todo=f"choose from {sorted(MODELS)}, or give `module:Class`",
         )
     network = MODELS[name].network if name in MODELS else name
     module, _, attribute = network.partition(":")
@@ -51,11 +51,11 @@ def build_model(
 
     Args:
         config: the `model` section of a config.
-        outputs: number of outputs per structure; 0 with heads alone.
+        outputs: number of outputs per structure; 0 with only heads.
         global_features: numbers per structure that the model gets in `batch.extras["globals"]`;
             a model that supports them has an argument of this name.
-        heads: further targets, each with a head of its own; a model that can have them has an argument
-            of this name, and then gives `Outputs`.
+        heads: further targets, each with its own head; a model that supports them has an argument
+            of this name, and then returns `Outputs`.
     """
     if outputs < 0 or not (outputs or heads):
         raise AtomloomError(f"a model needs at least one output, not {outputs}")

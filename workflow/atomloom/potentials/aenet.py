@@ -251,7 +251,7 @@ class _File:
     kind: str
     """Name of the descriptor."""
     config: dict[str, Any]
-    """Of a Chebyshev descriptor, its keys of `ChebyshevConfig`; empty for another one."""
+    """Keys of `ChebyshevConfig` for a Chebyshev descriptor; empty for another one."""
     hidden: tuple[int, ...]
     activation: ActivationName
     layers: list[tuple[np.ndarray, np.ndarray]]

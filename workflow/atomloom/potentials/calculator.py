@@ -169,7 +169,7 @@ def _results(found: Evaluation, structure: int, stress: bool) -> dict[str, Any]:
     """ASE's results of one structure, with stress if its cell has a volume."""
     atoms = found.atoms(structure)
     energy = float(found.energy[structure])
-    assert found.forces is not None  # are always asked for
+    assert found.forces is not None  # always requested
     results: dict[str, Any] = {
         "energy": energy,
         "free_energy": energy,

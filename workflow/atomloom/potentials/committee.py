@@ -211,7 +211,7 @@ class Committee:
 
 
 def atomic_energies_of(loaded: LoadedModel) -> AtomicEnergies:
-    """The atomic energies of a loaded potential.
+    """Energy scaler of a loaded potential.
 
     Raises:
         AtomloomError: when the model is not a potential.

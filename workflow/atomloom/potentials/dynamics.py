@@ -60,7 +60,7 @@ Observer = Callable[[Frame], object]
 
 
 class Options(TypedDict, total=False):
-    """Arguments that all dynamics have."""
+    """Arguments common to all dynamics."""
 
     skin: float
     device: str
@@ -196,7 +196,7 @@ class VelocityVerlet:
         self._require_finite(self.positions)
         output = self.committee.ask(self.graphs.batch(self.positions, self.cell))
         found = self.committee.read([output], self.graphs.numbers, self.node_ptr)
-        assert found.forces is not None  # are asked for
+        assert found.forces is not None  # requested above
         self._require_finite(found.forces)
         self._forces = found.forces
         if self._fixed.any():

@@ -83,7 +83,7 @@ class Reader(Protocol):
         """Cut a file into records, in order, holding one at a time."""
 
     def parse(self, payload: bytes, options: Mapping[str, Any]) -> Structure | Piece:
-        """Turn one record into a structure; a container, into the record of another format within."""
+        """Turn one record into a structure, or a container into the record of another format within."""
 
 
 def split_whole(stream: BinaryIO, options: Mapping[str, Any]) -> Iterator[Piece]:

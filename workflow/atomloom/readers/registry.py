@@ -205,7 +205,7 @@ def parse_record(
 
 
 def _parse(format: str, payload: bytes, options: Mapping[str, Any]) -> Structure:
-    """One record as a structure; what a container holds goes to the reader of its own format."""
+    """Parse one record to a structure; the content of a container goes to the reader of its format."""
     if format == UNREADABLE:
         raise AtomloomError(payload.decode())
     if not payload.strip():

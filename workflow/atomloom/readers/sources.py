@@ -452,7 +452,7 @@ class _Opened:
                     )
                 stream = archive.extractfile(entry)
                 if stream is not None:
-                    yield entry.name, stream, -1 if self.packed else entry.offset_data  # type: ignore[misc] # is read as any binary file
+                    yield entry.name, stream, -1 if self.packed else entry.offset_data  # type: ignore[misc] # read like any binary file
 
     def _zip(self) -> Iterator[tuple[str, BinaryIO, int]]:
         with _damage_named(self.path):
@@ -483,7 +483,7 @@ class _Opened:
                 with _damage_named(self.path, entry.filename):
                     stream = archive.open(entry)
                 with stream:
-                    yield entry.filename, io.BufferedReader(stream, 1 << 16), -1  # type: ignore[type-var] # reads into buffers, too
+                    yield entry.filename, io.BufferedReader(stream, 1 << 16), -1  # type: ignore[type-var] # also reads into buffers
 
     def _refuse_unsafe(self, name: str) -> None:
         parts = name.replace("\\", "/").split("/")

@@ -21,7 +21,7 @@ def finite(value: object) -> float | None:
     if isinstance(value, bool) or value is None:
         return None
     try:
-        result = float(value)  # type: ignore[arg-type] # what is no number is answered below
+        result = float(value)  # type: ignore[arg-type] # other values are handled below
     except (TypeError, ValueError):
         return None
     return result if math.isfinite(result) else None

@@ -73,7 +73,7 @@ class ReportInputs:
     index: Path | None = None
     """Graph statistics of the index, JSON: structures, atoms, edges, bytes."""
     model: str = ""
-    """What to call the model; its name on the run card unless given."""
+    """Name of the model in the report; by default that on the run card."""
 
 
 @dataclass(frozen=True)
@@ -255,11 +255,11 @@ class RunCard:
 
     content: Mapping[str, Any]
     model: str = ""
-    """What to call the model that the card names."""
+    """Display name of the model on the card."""
 
     @property
     def model_name(self) -> str:
-        """What the model is called; empty where the card names none."""
+        """Display name of the model; empty if the card names none."""
         name = self.text("model", "name")
         return name and (self.model or name)
 

@@ -1,7 +1,7 @@
-"""Labelled data: the graphs of an index with the targets and sides that the split gave them.
+"""Labelled data: the graphs of an index with their targets and splits.
 
-Whoever trains, evaluates or measures loads them here. What a graph is labelled with is found by record,
-in `dataset.parquet` and in the target arrays alongside it; no shard of structures is read.
+Training, evaluation and benchmarks load them here. Labels of a graph are found by record, in
+`dataset.parquet` and in the target arrays alongside it; no shard of structures is read.
 
 Legend: S graphs of the table, D rows of the data set that have a graph.
 """
@@ -30,18 +30,18 @@ from atomloom.store.files import read_json, write_sealed
 
 @dataclass(frozen=True, eq=False)
 class LabelledRecords:
-    """A data set with the rows of its table."""
+    """Data set with the rows of its table."""
 
     data: LabelledGraphs
     """All labelled graphs, in the order of the index."""
     frame: pd.DataFrame
     """[D] rows of `dataset.parquet`."""
     rows: np.ndarray
-    """[D] int64, row of `data.table` of each of them."""
+    """[D] int64, row of each of them in `data.table`."""
 
 
 def load_labelled(places: RunPaths) -> LabelledGraphs:
-    """All labelled graphs with their targets, in the order of the index, and the rows of each split.
+    """Load all labelled graphs with their targets, in the order of the index, and the rows of each split.
 
     Raises:
         AtomloomError: as `load_records`.
@@ -50,7 +50,7 @@ def load_labelled(places: RunPaths) -> LabelledGraphs:
 
 
 def load_records(places: RunPaths) -> LabelledRecords:
-    """The labelled graphs alongside the rows of the data set they belong to.
+    """Load the labelled graphs with the rows of the data set to which they belong.
 
     Raises:
         AtomloomError: when index or split are missing or damaged, or the graphs fit nowhere.
@@ -89,7 +89,7 @@ def load_records(places: RunPaths) -> LabelledRecords:
 
 
 def _choice_of_loader(places: RunPaths, source: OnDiskGraphs) -> Placement:
-    """Where the graphs are held; as written down when the run began, by whichever process was first.
+    """Placement of the graphs, as recorded when the run began by whichever process was first.
 
     The order of batches depends on it, so that a run that goes on, and all processes of one, keep it.
     """

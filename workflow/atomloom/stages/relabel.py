@@ -46,7 +46,7 @@ def relabel_run(places: RunPaths, log: Callable[[str], None]) -> None:
 
 
 def _table_of(run: Path, name: str) -> pd.DataFrame:
-    """The predictions of a target: in a table of its own, or in that of the scalars."""
+    """Path of the predictions of a target: its own table, or that of the scalars."""
     own = run / f"{name}.parquet"
     path = own if own.exists() else run / "predictions.parquet"
     return read_table(path, todo=again("evaluate"))

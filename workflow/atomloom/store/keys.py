@@ -116,7 +116,7 @@ def array_digest(array: np.ndarray) -> str:
 
 
 def parts_digest(dtype: np.dtype, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> str:
-    """The `array_digest` of an array of this type and shape that comes in parts, one after another."""
+    """Digest as by `array_digest`, of an array of this type and shape given in consecutive parts."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(f"{dtype.str}{shape}".encode())
     for part in parts:

@@ -25,7 +25,7 @@ DIGESTS = b"atomloom.digests"
 
 
 Filter = tuple[str, str, object]
-"""Column, comparison and value, as of `pyarrow.parquet.read_table`."""
+"""Column, comparison and value, as in `pyarrow.parquet.read_table`."""
 
 
 def write_table(path: Path, table: pd.DataFrame | pa.Table, **options: Any) -> None:

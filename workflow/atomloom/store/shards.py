@@ -59,10 +59,10 @@ _TYPES = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """An array in parts along its first axis, which `write_shard` never puts together as a whole."""
+    """Array in parts along its first axis, which `write_shard` never joins."""
 
     parts: Sequence[np.ndarray]
-    """One at least, of one type and of one shape but for the first axis."""
+    """At least one part; all of one type and, except for the first axis, one shape."""
 
     @property
     def dtype(self) -> np.dtype:
@@ -113,7 +113,7 @@ def write_shard(
     }
     attributes["libraries"] = library_versions()
     group = {"attributes": canonical(attributes), "node_type": "group", "zarr_format": 3}
-    description = _json(group)  # what has no JSON is refused before a file is begun
+    description = _json(group)  # values without a JSON form are refused before a file is begun
 
     def write(temporary: Path) -> None:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:

@@ -25,7 +25,7 @@ def compiled_model(
     for unbroken in (True, False):
         try:
             attempt = torch.compile(model, dynamic=True, fullgraph=unbroken)
-            assert isinstance(attempt, nn.Module)  # as that of a module is
+            assert isinstance(attempt, nn.Module)  # it compiles a module to a module
             with fabric.autocast():
                 said = Outputs.of(attempt(batch)).tensors()
                 torch.stack([values.float().sum() for values in said]).sum().backward()

@@ -68,7 +68,7 @@ class DirectScaler:
             )
         if not (np.isfinite(found.mean).all() and np.isfinite(found.std).all()):
             raise AtomloomError(
-                f"values of {spec.name} have squares beyond what numbers hold",
+                f"values of {spec.name} have squares that overflow",
                 where="targets",
                 todo="give them in another unit",
             )

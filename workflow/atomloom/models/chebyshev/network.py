@@ -48,14 +48,14 @@ class Chebyshev(nn.Module):
     """Atomic energies from Chebyshev features of the neighbourhoods."""
 
     place: Tensor
-    """[numbers], place of each atomic number among the elements."""
+    """[numbers], index of each atomic number among the elements."""
     feature_mean: Tensor
-    """[S, F]; likewise those below."""
+    """[S, F], here and below."""
     feature_scale: Tensor
     feature_least: Tensor
     feature_most: Tensor
     feature_atoms: Tensor
-    """[S], how many atoms they are of."""
+    """[S], number of atoms of the statistics."""
 
     def __init__(self, config: ChebyshevConfig, outputs: int = 1) -> None:
         """Args:

@@ -1,8 +1,8 @@
 """Heads: from features of atoms to further targets, a value per atom or per structure.
 
-Scalars come from scalar features by two layers; vectors are sums of vector features, weighed by numbers
-that two layers make of the scalars, so that they turn with the structure (a gated readout, as PaiNN has
-for dipole moments: Schuett et al., arXiv:2102.03150). What belongs to a structure is the sum over its atoms.
+Scalars come from scalar features by two layers; vectors are sums of vector features, weighted by numbers
+that two layers compute from the scalars, so that they rotate with the structure (a gated readout, as PaiNN has
+for dipole moments: Schuett et al., arXiv:2102.03150). A value of a structure is the sum over its atoms.
 It knows nothing of particular networks.
 
 Legend: B structures, N atoms, D scalar features, V vector features.
@@ -23,18 +23,18 @@ from atomloom.models.common.outputs import Head, Outputs
 
 @dataclass(frozen=True, eq=False)
 class AtomFeatures:
-    """What heads see of atoms, or of classes of equal atoms."""
+    """Inputs of heads: features of atoms, or of classes of equivalent atoms."""
 
     scalars: Tensor
-    """[N, D]."""
+    """[N, D], scalar features."""
     vectors: Tensor | None = None
-    """[N, 3, V], components before features."""
+    """[N, 3, V] vector features, components before features."""
     unfold: Tensor | None = None
-    """[atoms of the batch] int64, which row stands for each atom; None where rows are the atoms."""
+    """[atoms of the batch] int64, row that stands for each atom; None if rows are the atoms."""
 
 
 class _ScalarHead(nn.Module):
-    """A number per atom."""
+    """Head for a number per atom."""
 
     def __init__(self, scalars: int, vectors: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class _ScalarHead(nn.Module):
 
 
 class _VectorHead(nn.Module):
-    """A vector per atom."""
+    """Head for a vector per atom."""
 
     def __init__(self, scalars: int, vectors: int) -> None:
         super().__init__()
@@ -65,12 +65,12 @@ _OF_SHAPE: dict[tuple[int, ...], Callable[[int, int], nn.Module]] = {
 
 
 class Heads(nn.ModuleList):
-    """The heads of a network, in order.
+    """Heads of a network, in order.
 
     Args:
-        heads: what they give.
-        scalars: D.
-        vectors: V.
+        heads: specifications of the heads.
+        scalars: number of scalar features D.
+        vectors: number of vector features V.
     """
 
     def __init__(self, heads: Sequence[Head], scalars: int, vectors: int = 0) -> None:
@@ -78,7 +78,7 @@ class Heads(nn.ModuleList):
         self.of = tuple(heads)
 
     def forward(self, features: AtomFeatures, batch: GraphBatch) -> dict[str, Tensor]:
-        """By name of the target, [N, ...] or [B, ...], in at least float32."""
+        """Values by target, [N, ...] or [B, ...], in at least float32."""
         found = {}
         for head, module in zip(self.of, self, strict=True):
             values = at_least_single(module(features))
@@ -92,5 +92,5 @@ class Heads(nn.ModuleList):
     def with_main(
         self, main: Tensor | None, features: AtomFeatures, batch: GraphBatch
     ) -> Tensor | Outputs:
-        """What the network gives: `main` alone where there is no head."""
+        """Output of the network: only `main` if there is no head."""
         return Outputs(main, self(features, batch)) if len(self) or main is None else main

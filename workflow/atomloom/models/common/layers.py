@@ -22,13 +22,13 @@ from torch.utils.checkpoint import checkpoint
 Module = TypeVar("Module", bound=nn.Module)
 
 FunctionContext = Any
-"""The first argument of a `torch.autograd.Function`, which takes whatever attributes it is given."""
+"""First argument of a `torch.autograd.Function`, which accepts any attribute."""
 
 
 class Layers(nn.ModuleList, Generic[Module]):
-    """Modules of one class."""
+    """Module list of one class."""
 
-    if TYPE_CHECKING:  # nn.ModuleList, which does it all, forgets the class
+    if TYPE_CHECKING:  # nn.ModuleList does everything but forgets the class
 
         def __init__(self, modules: Iterable[Module]) -> None: ...
 
@@ -42,7 +42,7 @@ class Layers(nn.ModuleList, Generic[Module]):
 
 
 def linear(layers: nn.Sequential, place: int) -> nn.Linear:
-    """The linear layer at a place."""
+    """Linear layer at an index."""
     found = layers[place]
     assert isinstance(found, nn.Linear)
     return found
@@ -162,7 +162,7 @@ def read_out(
 
 
 def joined(nodes: Tensor, given: Tensor | None, node_graph: Tensor) -> Tensor:
-    """[N, D + G], features of atoms [N, D] with those of their structures [B, G], if there are any."""
+    """[N, D + G] features of atoms [N, D] joined with those of their structures [B, G], if any."""
     if given is None:
         return nodes
     return torch.cat((nodes, gather(given, node_graph).to(nodes.dtype)), dim=1)
@@ -256,7 +256,7 @@ class WeightedBatchNorm(nn.BatchNorm1d):
     normalises to its bias; no rows leave the running statistics alone.
     """
 
-    # nn.BatchNorm1d may do without them, as this one never does.
+    # optional in nn.BatchNorm1d, but not here
     momentum: float
     running_mean: Tensor
     running_var: Tensor

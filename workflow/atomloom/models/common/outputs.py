@@ -1,6 +1,6 @@
-"""Outputs: what a network gives that has heads for some targets, beside the tensor of its others.
+"""Outputs of a network with heads for some targets, alongside the tensor of the others.
 
-A network without such heads gives that tensor alone. It knows nothing of particular networks.
+A network without such heads returns only that tensor. It knows nothing of particular networks.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Head:
-    """What a head gives: a value per atom or per structure."""
+    """Head of a network: one value per atom or per structure."""
 
     name: str
     """Name of the target."""
     per: Literal["structure", "atom"]
-    """What has one value each."""
+    """Owner of one value: `atom` or `structure`."""
     shape: tuple[int, ...]
-    """Shape of one value; vectors turn with the structure."""
+    """Shape of one value; vectors rotate with the structure."""
 
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """All that a network says of a batch."""
+    """Complete output of a network for a batch."""
 
     main: Tensor | None
-    """[B, outputs], or of a potential energies of atoms [N]; None where it predicts none of these."""
+    """[B, outputs], or for a potential atomic energies [N]; None if it predicts neither."""
     heads: Mapping[str, Tensor] = field(default_factory=dict)
-    """By name of the target, [N, ...] or [B, ...]."""
+    """Values of heads by target, [N, ...] or [B, ...]."""
 
     @classmethod
     def of(cls, said: Any) -> Outputs:
-        """What a network gave, which may be a tensor alone."""
+        """Wrap the output of a network, which may be a single tensor."""
         return cls(said) if isinstance(said, Tensor) else said
 
     @property
     def required(self) -> Tensor:
-        """`main`, of a network that is known to have it."""
+        """Tensor `main` of a network that is known to have it."""
         if self.main is None:
-            raise ValueError("the network has heads alone")
+            raise ValueError("the network has only heads")
         return self.main
 
     def tensors(self) -> list[Tensor]:
-        """All of them."""
+        """All tensors of the output."""
         return [*([] if self.main is None else [self.main]), *self.heads.values()]

@@ -172,7 +172,7 @@ def _run(
     Threads share the pairs. Each has its own sums over atoms, which are added in order: results
     depend on the number of threads only by rounding.
     """
-    assert edges.mutual is not None  # passes go over pairs
+    assert edges.mutual is not None  # passes iterate over pairs
     fixed = [array.detach().contiguous().numpy() for array in (edges.src, edges.dst, edges.mutual)]
     fixed += [array.detach().contiguous().numpy() for array in given]
     fixed += [array.numpy() for array in of_pairs]
@@ -507,7 +507,7 @@ class PaiNN(nn.Module):
 
     Args:
         config: hyper-parameters.
-        outputs: 1, the energy; or 0, with heads alone.
+        outputs: 1, the energy; or 0, with heads only.
         heads: further targets.
     """
 
@@ -526,7 +526,7 @@ class PaiNN(nn.Module):
             return self.representation(batch, dtype)
 
     def forward(self, batch: GraphBatch) -> Tensor | Outputs:
-        """Atomic energies [N], in the network's unit; with heads these and what they give."""
+        """Atomic energies [N], in the network's unit, and values of heads."""
         dtype = product_dtype(batch.positions)
         with full_precision(batch.positions):
             scalars, vectors = self.representation(batch, dtype)

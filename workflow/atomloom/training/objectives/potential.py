@@ -287,7 +287,7 @@ class PotentialObjective(Objective):
         return {"seen": self._seen, "epoch": self._epoch, "drawn_by": self._drawn_by}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`."""
+        """Load a `state_dict`."""
         if state:
             self._seen, self._epoch = state["seen"].clone(), state["epoch"]
             self._drawn_by = state["drawn_by"].clone()

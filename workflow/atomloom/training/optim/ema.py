@@ -52,7 +52,7 @@ class MovingAverage:
             self._copy(kept, self._live)
 
     def buffers(self) -> list[Tensor]:
-        """The averages of the model's buffers, themselves and no copies."""
+        """Averages of the model's buffers, without copying."""
         buffers = {name for name, _ in self._model.named_buffers()}
         averages = zip(self._names, self._average, strict=True)
         return [average for name, average in averages if name in buffers]
@@ -64,7 +64,7 @@ class MovingAverage:
             return {name: tensor.clone() for name, tensor in averages.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a `state_dict`; to be called by all processes."""
+        """Load a `state_dict`; to be called by all processes."""
         with self.applied():
             load_weights(self._model, state)
             self._copy(self._live, self._average)

@@ -1,11 +1,10 @@
-"""Steps on the full training set: L-BFGS for small networks, whose loss is a smooth function.
+"""Full-batch steps: L-BFGS for small networks, whose loss is a smooth function.
 
 A potential of some hundred weights is learnt far better by second-order steps on all structures than by
 first-order ones on a few. Batches are cut once and kept; several threads share them, and sums are
 taken in order, so that results do not depend on the number of threads. Each has the
-gradient of its batch to itself, where `Trainer.micro_step` adds to one that all batches share. It
-knows nothing of epochs or
-files.
+gradient of its batch to itself, while `Trainer.micro_step` adds to one that all batches share. It
+knows nothing of epochs or files.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ class FullBatch:
         return first[0]
 
     def _evaluate(self, pool: ThreadPoolExecutor, first: list[Tensor]) -> Tensor:
-        """Loss of all batches, whose sums are noted the first time; gradients go to the weights."""
+        """Evaluate the loss of all batches, with sums recorded the first time; gradients go to the weights."""
         found = list(pool.map(self._part, range(len(self._batches))))
         if not first:
             first.append(torch.stack([sums for sums, _, _ in found]))

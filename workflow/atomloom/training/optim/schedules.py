@@ -37,11 +37,11 @@ class Plateau:
             self.scale, self.waited = self.scale * self.factor, 0
 
     def state_dict(self) -> dict[str, float]:
-        """What has to be saved."""
+        """State to be saved."""
         return {"scale": self.scale, "best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from a `state_dict`."""
+        """Load a `state_dict`."""
         self.scale, self.best = float(state["scale"]), float(state["best"])
         self.waited = int(state["waited"])
 
