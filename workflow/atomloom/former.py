@@ -141,7 +141,7 @@ class FormerModules(MetaPathFinder, Loader):
 
 
 class FormerName(FutureWarning):
-    """Something was asked for by a name that it no longer has."""
+    """Use of a former name."""
 
 
 def warn(former: str, present: str) -> None:

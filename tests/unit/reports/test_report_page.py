@@ -303,9 +303,9 @@ def test_what_a_careful_reader_would_ask_is_said_first(make_run):
     [
         (
             40,
-            "40 training or validation structures, which also stand in a split nearer to the test",
+            "40 training or validation structures, which are also in a split nearer to the test",
         ),
-        (0, "40 training or validation structures also stand in a split nearer to the test"),
+        (0, "40 training or validation structures are also in a split nearer to the test"),
     ],
 )
 def test_duplicates_across_splits_are_told_and_those_taken_out_have_their_place(

@@ -111,7 +111,7 @@ class Loader(ABC):
             work ahead if writing a batch takes long enough for a thread to pay.
         device: of the delivered batches; transfers to a GPU run in parallel to its work.
         of_atoms: further values of all atoms of the data set, [A, D] each; in `batch.extras` by name.
-        of_structures: further values of all structures, [S, D] each; likewise.
+        of_structures: further values of all structures, [S, D] each; in `batch.extras` by name.
         with_edges: structures whose edges are needed in an epoch, [S] bool; by default all.
             `batch.extras` then has `selected` [B] and `computed` [N], bool.
         passes: further tensors to compute for each batch while preparing it; `batch.extras` by name.

@@ -129,7 +129,7 @@ def _compact(graphs: GraphTable, table: StructureTable) -> GraphTable:
         edge = int(np.abs(graphs.shift.astype(np.int64)).max(axis=1).argmax())
         row = int(np.searchsorted(graphs.edge_ptr, edge, side="right")) - 1
         raise AtomloomError(
-            f"an atom lies {max(-low, high)} cells away from its neighbours",
+            f"an atom is {max(-low, high)} cells away from its neighbours",
             where=name_of(table, row),
             todo="wrap the atoms into the cell",
         )

@@ -54,7 +54,7 @@ class Comparison:
     energy_offset: float | None = None
     """eV/atom, that mean difference."""
     force_rmse: float | None = None
-    """eV/A, likewise."""
+    """eV/A, root mean square error of the forces along the dynamics."""
     drift: float | None = None
     """eV/atom, change of the student's total energy from the first to the last step."""
 

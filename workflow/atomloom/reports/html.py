@@ -416,11 +416,11 @@ def _duplicate_remarks(card: RunCard) -> list[str]:
     if not found:
         return []
     rows = plural(int(found), "training or validation structure")
-    stand = "stands" if found == 1 else "stand"
+    stand = "is" if found == 1 else "are"
     if formats.finite(card.value("dataset", "removed_as_duplicates")):
         gone = "was" if found == 1 else "were"
-        return [f"{rows}, which also {stand} in a split nearer to the test, {gone} removed."]
-    return [f"{rows} also {stand} in a split nearer to the test: errors may look too small."]
+        return [f"{rows}, which {stand} also in a split nearer to the test, {gone} removed."]
+    return [f"{rows} {stand} also in a split nearer to the test: errors may look too small."]
 
 
 # --- what was run -----------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def load_records(places: RunPaths) -> LabelledRecords:
 def _choice_of_loader(places: RunPaths, source: OnDiskGraphs) -> Placement:
     """Placement of the graphs, as recorded when the run began by whichever process was first.
 
-    The order of batches depends on it, so that a run that goes on, and all processes of one, keep it.
+    The order of batches depends on it, so that a resumed run, and all processes of a run, keep it.
     """
     settings = places.config.training
     path = places.run / "state" / "loader.json"

@@ -97,7 +97,7 @@ def write_shard(
     Args:
         path: of the shard; its folder is created if needed.
         arrays: numeric or boolean arrays of any shape, by name.
-        attributes: JSON values; `digests` and `libraries` are always set anew.
+        attributes: JSON values; `digests` and `libraries` are always set again.
 
     Raises:
         TypeError: for arrays or attributes that have no portable form (objects, text, NaN).

@@ -298,7 +298,7 @@ class ElementNetworks(nn.Module):
         """Args:
         features: F.
         hidden: sizes of the hidden layers of each element.
-        activations: names of their activations, likewise.
+        activations: names of the activations of each element.
         decorrelate: whether features are first mixed by `mixing`.
         """
         super().__init__()

@@ -61,7 +61,7 @@ class History:
         )
 
     def least(self, column: str) -> float:
-        """The least error in a column so far, of whichever epoch; NaN where there is none."""
+        """Lowest error in a column so far; NaN without one."""
         known = [row[column] for row in self.rows if math.isfinite(row[column])]
         return min(known, default=math.nan)
 
@@ -72,7 +72,7 @@ class History:
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
         writer.writeheader()
-        # Times to the microsecond; everything else as exactly as it is known.
+        # Times to the microsecond; everything else with all digits.
         writer.writerows(
             {k: round(v, 6) if is_time(k) else v for k, v in row.items()} for row in self.rows
         )
@@ -80,7 +80,7 @@ class History:
 
 
 def is_time(column: str) -> bool:
-    """Whether a column of the history holds seconds; a target may be called so, too."""
+    """Whether a column of the history holds seconds; a target may also have such a name."""
     return column.endswith("seconds") and not column.startswith("val_mae")
 
 
@@ -91,7 +91,7 @@ def progress_line(
     units: Sequence[str],
     epoch_seconds: float,
 ) -> str:
-    """One line on the last epoch, with the least error so far of each target, such as
+    """Line on the last epoch, with the lowest error so far of each target, such as
     `epoch  12/100  train 0.0312  val MAE 45.1 cm^-1 (best 44.0)  lr 8.1e-04  3.2 s (data 2 %)  ETA 4:40`.
     """
     row = history.rows[-1]
@@ -123,7 +123,7 @@ def progress_line(
 
 
 def duration(seconds: float) -> str:
-    """`4:40`, or `1:04:40` from an hour on."""
+    """Duration such as `4:40`, or `1:04:40` from an hour on."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -76,7 +76,7 @@ class Schedule:
         return peak * _cosine(1.0, END if kind == "onecycle" else 0.0, fallen)
 
     def momentum(self, done: float) -> float | None:
-        """Momentum likewise; None where it stays as it is."""
+        """Momentum when the share `done` of all steps is done; None if it is constant."""
         if self.settings.scheduler != "onecycle" or not self.settings.cycle_momentum:
             return None
         rise, done = self.settings.warmup, min(max(done, 0.0), 1.0)
