@@ -8,7 +8,7 @@ BENCHMARKS := $(filter-out %/gpu.py, $(wildcard benchmarks/speed/*.py benchmarks
 .DEFAULT_GOAL := help
 .PHONY: help run check test mutants lint config bench clean
 
-help: ## what there is to make
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(READY): envs/requirements.lock pyproject.toml
@@ -27,7 +27,7 @@ run: $(READY) ## the whole pipeline on the embedded demo data, ending with a rep
 check: $(READY) ## unit tests that are not slow, for every change (some minutes)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests/unit
 
-test: $(READY) ## all tests, in two processes; those that want the machine to themselves after the others
+test: $(READY) ## all tests, in two processes; those that need the whole machine after the others
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not alone"
 	$(BIN)/python -m pytest -q -m alone tests/unit/training/test_processes.py
 
@@ -41,7 +41,7 @@ lint: $(READY) ## format, style, types, workflow
 	$(BIN)/mypy
 	$(BIN)/snakemake --lint
 
-config: $(READY) ## renew config/config.yaml, the schema and the table of keys from the config models
+config: $(READY) ## update config/config.yaml, the schema and the table of keys from the config models
 	$(BIN)/python -m atomloom.config.generate
 
 bench: $(READY) ## the benchmarks behind docs/measured.md but the GPU's (long); ATOMLOOM_DATA names the data sets
