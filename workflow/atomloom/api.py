@@ -393,7 +393,7 @@ def _names(section: type[Section]) -> set[str]:
 
 
 def _merged(base: Any, over: Any) -> Any:
-    """Merge nested dicts, the second overriding the first; a model of another name replaces the first entirely."""
+    """Merge nested dicts, the second overriding the first; a model of another name replaces it entirely."""
     if not isinstance(base, Mapping) or not isinstance(over, Mapping):
         return over
     if "name" in over and over["name"] != base.get("name"):

@@ -80,7 +80,7 @@ class Dataset(Section):
     `jarvis:NAME` (a data set of JARVIS, such as `jarvis:dft_3d`) and `mp:IDS` or `mp:FILTERS` (Materials
     Project) are downloaded once."""
     format: str = "auto"
-    """Format of the records (docs/reading-data.md lists them), or `auto` to recognise it by name and content."""
+    """Format of the records (see docs/reading-data.md), or `auto` to recognise it by name and content."""
     pattern: str | None = None
     """In folders and archives, read only members whose name matches this glob."""
     options: Options = {}

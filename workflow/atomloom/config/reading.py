@@ -104,7 +104,7 @@ def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _count(node: Any, known: dict[int, int], above: tuple[int, ...]) -> int:
-    """Number of values below a node, aliases expanded; ValueError if there are too many or one contains itself."""
+    """Number of values below a node, aliases expanded; ValueError if too many, or one contains itself."""
     if id(node) in above:
         raise ValueError("an anchor contains itself")
     if len(above) > 2 * DEEPEST:

@@ -429,7 +429,7 @@ def _add_lattice(n, count, tolerance, frame, atoms, edges):
 
 @helper
 def _unwrap(count, frame, atoms, edges):
-    """Transform from the reduced basis and wrapped atoms back to the given cell; take roots of squared lengths."""
+    """Transform from the reduced basis and wrapped atoms to the given cell; take roots of squared lengths."""
     basis, wrap = frame[0], atoms[1]
     src, dst, shift, _, length, _, _, _, _ = edges
     for e in range(count):

@@ -226,7 +226,7 @@ def predict_all(
 def _collected(
     model: nn.Module, card: ModelCard, loader: Loader
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Collect [R, outputs] float64 in the network's units, in the order of the loader's rows, and values of heads.
+    """Collect [R, outputs] float64 in the network's units, in the loader's order of rows, and values of heads.
 
     The device is not synchronised before the last batch is under way.
     """

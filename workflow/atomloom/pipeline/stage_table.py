@@ -104,7 +104,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="index",
-            about="record where the graph of each record is",
+            about="record the location of each graph",
             function="atomloom.stages.index:write_index",
             takes=("paths",),
             needs=("convert", "graphs"),

@@ -2,8 +2,8 @@
 
 `torch` works on every device and under torch.compile. `dgl` uses the fused kernels of DGL (g-SpMM and
 g-SDDMM), which never write messages to memory and are faster on a CPU; they cannot be traced, so a
-model that is being compiled gets `torch` whatever was requested. Both agree to rounding, in values and in first and second derivatives. It knows nothing of
-particular models.
+model that is being compiled gets `torch` whatever was requested. Both agree to rounding, in values and in first
+and second derivatives. It knows nothing of particular models.
 
 Legend: N nodes, E edges; features of a node or an edge may have any shape.
 """

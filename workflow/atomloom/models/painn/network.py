@@ -501,9 +501,9 @@ class _Output(nn.Module):
 
 
 class PaiNN(nn.Module):
-    """PaiNN potential: atomic energies; forces and stress by `evaluate_potential`. Heads for scalars and vectors of atoms.
+    """PaiNN potential: atomic energies, with forces and stress by `evaluate_potential`, and heads.
 
-    Under autocast, only products of atoms' features run in the lower precision.
+    Heads are for scalars and vectors of atoms. Under autocast, only products of atoms' features run in the lower precision.
 
     Args:
         config: hyper-parameters.

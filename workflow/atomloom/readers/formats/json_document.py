@@ -199,7 +199,7 @@ class _Scanner:
                 return
 
     def object_keys(self) -> Iterator[str]:
-        """Iterate over the keys of the object that starts here; the caller takes each value before the next key."""
+        """Iterate over the keys of the object that starts here; the caller takes the value after each key."""
         self._expect("{")
         if self.peek() == "}":
             self._at += 1
