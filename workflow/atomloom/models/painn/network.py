@@ -503,7 +503,8 @@ class _Output(nn.Module):
 class PaiNN(nn.Module):
     """PaiNN potential: atomic energies, with forces and stress by `evaluate_potential`, and heads.
 
-    Heads are for scalars and vectors of atoms. Under autocast, only products of atoms' features run in the lower precision.
+    Heads are for scalars and vectors of atoms. Under autocast, only products of atoms' features run in the
+    lower precision.
 
     Args:
         config: hyper-parameters.
