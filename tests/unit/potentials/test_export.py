@@ -88,6 +88,7 @@ def test_a_potential_with_its_forces_is_one_program(exported, tmp_path):
         assert np.abs(value.numpy() - said[name]).max() < 1e-12
 
 
+@pytest.mark.slow
 def test_the_file_holds_no_pickle(exported):
     with zipfile.ZipFile(exported[2]) as archive:
         for entry in archive.namelist():

@@ -149,6 +149,7 @@ def test_the_batch_that_was_found_never_exceeds_the_limit(project, tmp_path):
     assert int(done.stdout) > limit, "or the limit would not have mattered"
 
 
+@pytest.mark.slow
 def test_a_limit_that_nothing_fits_is_said_so(project, tmp_path, capsys):
     file = tmp_path / "config.yaml"
     file.write_text(dump_config(project.config))
