@@ -373,3 +373,17 @@ def test_forces_of_a_record_whose_energy_no_table_knows_are_learnt():
     assert not refused
     assert np.isnan(used["energy"]["b-000000"])
     assert used["energy"][1:].tolist() == list(range(1, 12))
+
+
+def test_too_many_records_without_a_label_stop_the_split_with_a_table_of_them():
+    write_cifs()
+    write_labels([{"id": f"s{place:02d}", "gap": place} for place in range(8)])
+    content = config().model_dump(mode="json")
+    content["dataset"]["checks"]["max_fraction"] = 0.3
+    told = refusal(parse_config(content))
+    assert "4 of 12 records are in quarantine" in told
+    (table,) = Path("results").rglob("quarantine.csv")
+    assert pd.read_csv(table)["id"].tolist() == ["s08", "s09", "s10", "s11"]
+    content["dataset"]["checks"]["max_fraction"] = 0.34
+    used, refused, _ = divided(parse_config(content))
+    assert (len(used), len(refused)) == (8, 4)
