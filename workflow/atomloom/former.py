@@ -102,8 +102,10 @@ MODULES = {
 """Former name of a module -> its name, both within the package."""
 
 NAMES = {
+    "data.collate": {"Slab": "PackedBatch", "Slicer": "Collator"},
     "data.on_disk": {"ShardedGraphs": "OnDiskGraphs"},
     "data.placement": {"LoaderChoice": "Placement"},
+    "graphs.orbits": {"Folding": "Orbits", "fold": "find_orbits", "unfolded": "trivial_orbits"},
     "inference.scalers.atomic_energies": {"EnergyReference": "AtomicEnergies"},
     "inference.scalers.target_scaler": {"Standardizer": "TargetScaler"},
     "pipeline.paths": {"PlannedLayout": "RunPaths"},

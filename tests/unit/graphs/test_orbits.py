@@ -1,4 +1,4 @@
-"""Folding: equal atoms and edges of symmetric crystals are found, and others are left apart."""
+"""Orbits: equal atoms and edges of symmetric crystals are found, and others are left apart."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from atomloom.config import GraphSpec
 from atomloom.data.loader import GraphLoader
 from atomloom.graphs.build import build_graphs
-from atomloom.graphs.orbits import Folding, fold
+from atomloom.graphs.orbits import Orbits, find_orbits
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 from tests.unit.graphs.samples import nacl_cubic
 
 
-def folded(*structures: Structure, dtype=torch.float64) -> tuple[Folding, dict[str, np.ndarray]]:
+def orbits_of(*structures: Structure, dtype=torch.float64) -> tuple[Orbits, dict[str, np.ndarray]]:
     """Classes of a batch, and its arrays."""
     table = build_graphs(StructureTable.from_structures(structures), GraphSpec(max_neighbors=12))
     batch = GraphLoader(table, np.arange(len(table)), dtype=dtype).slice(np.arange(len(table)))
     names = ("numbers", "src", "dst", "node_ptr", "dst_ptr", "vectors")
     arrays = {name: getattr(batch, name).numpy() for name in names}
-    return fold(**arrays), arrays
+    return find_orbits(**arrays), arrays
 
 
 def crystal(numbers, positions, cell) -> Structure:
@@ -45,7 +45,7 @@ def random_crystal(seed: int = 0, atoms: int = 6) -> Structure:
 
 
 def test_rock_salt_has_two_kinds_of_atoms_and_as_many_of_edges_as_of_shells():
-    found, arrays = folded(nacl_cubic())
+    found, arrays = orbits_of(nacl_cubic())
     assert len(arrays["numbers"]) == 8
     assert sorted(found.atom_counts.tolist()) == [4, 4]
     # Of each atom: 6 nearest (Na-Cl, two directions), 12 next-nearest of its own kind.
@@ -53,14 +53,14 @@ def test_rock_salt_has_two_kinds_of_atoms_and_as_many_of_edges_as_of_shells():
 
 
 def test_three_oxygen_atoms_of_a_cubic_perovskite_are_one():
-    found, arrays = folded(perovskite())
+    found, arrays = orbits_of(perovskite())
     assert len(set(found.atom_class[2:].tolist())) == 1
     assert len(found.atoms) == 3
     assert len(found.edges) < len(arrays["src"]) / 5
 
 
-def test_without_symmetry_nothing_is_folded():
-    found, arrays = folded(random_crystal())
+def test_without_symmetry_every_atom_and_edge_is_an_orbit():
+    found, arrays = orbits_of(random_crystal())
     assert len(found.atoms) == len(arrays["numbers"])
     # An edge from an atom to its own image equals the one to the opposite image: inversion.
     own = arrays["src"] == arrays["dst"]
@@ -75,7 +75,7 @@ def test_atoms_displaced_by_more_than_rounding_are_not_equal():
     displaced = Structure(
         numbers=structure.numbers, positions=moved, cell=structure.cell, pbc=structure.pbc
     )
-    found, _ = folded(displaced, dtype=torch.float32)
+    found, _ = orbits_of(displaced, dtype=torch.float32)
     assert found.atom_class[2] not in found.atom_class[3:]
     assert found.atom_class[3] == found.atom_class[4]
 
@@ -98,7 +98,7 @@ def test_angles_tell_apart_what_lengths_do_not():
                     src.append(j)
                     vectors.append(positions[j] - positions[i])
     ptr = np.searchsorted(dst, np.arange(11))
-    found = fold(
+    found = find_orbits(
         numbers,
         np.array(src),
         np.array(dst),
@@ -111,7 +111,7 @@ def test_angles_tell_apart_what_lengths_do_not():
 
 
 def test_equal_crystals_of_a_batch_stay_apart():
-    found, arrays = folded(nacl_cubic(), nacl_cubic())
+    found, arrays = orbits_of(nacl_cubic(), nacl_cubic())
     owner = np.repeat([0, 1], np.diff(arrays["node_ptr"]))
     assert len(found.atoms) == 4
     for number in range(4):
@@ -121,7 +121,7 @@ def test_equal_crystals_of_a_batch_stay_apart():
 @pytest.mark.parametrize("structures", [[perovskite()], [nacl_cubic(), perovskite()]])
 def test_members_of_a_class_have_equal_surroundings(structures):
     """What a network needs in order to compute a class once."""
-    found, arrays = folded(*structures)
+    found, arrays = orbits_of(*structures)
     src, dst = found.atom_class[arrays["src"]], found.atom_class[arrays["dst"]]
     lengths = np.linalg.norm(arrays["vectors"], axis=1)
     for number in range(len(found.edges)):
@@ -139,9 +139,9 @@ def test_members_of_a_class_have_equal_surroundings(structures):
     assert np.array_equal(found.atom_class[found.atoms], np.arange(len(found.atoms)))
 
 
-def test_lone_atoms_without_edges_are_folded_too():
+def test_equal_atoms_without_edges_are_one_orbit():
     none = np.zeros(0, dtype=np.int64)
-    found = fold(
+    found = find_orbits(
         np.array([18, 18, 10]),
         none,
         none,

@@ -16,7 +16,7 @@ from atomloom.errors import AtomloomError
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import Graph
 from atomloom.graphs.line_graph import jarvis_graph, line_graph, line_pairs
-from atomloom.graphs.orbits import unfolded
+from atomloom.graphs.orbits import trivial_orbits
 from atomloom.graphs.store import to_dgl
 from atomloom.models import alignn, build_model
 from atomloom.models.alignn import LineBlocks, line_edges_of_batch, multiplicities
@@ -210,7 +210,7 @@ def test_parameter_count_at_published_size():
 
 
 def blocks_of(batch, copies) -> LineBlocks:
-    return alignn._folded(batch, batch.vectors, copies, "torch")[1]
+    return alignn._by_orbits(batch, batch.vectors, copies, "torch")[1]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -258,7 +258,7 @@ def test_symmetry_saves_work_and_changes_nothing(monkeypatch):
     assert blocks_of(batch, copies).rows < pairs / 4
     folded = step(seeded().double(), batch)
 
-    monkeypatch.setattr(alignn, "fold", lambda n, src, *_: unfolded(len(n), len(src)))
+    monkeypatch.setattr(alignn, "find_orbits", lambda n, src, *_: trivial_orbits(len(n), len(src)))
     assert blocks_of(batch, copies).rows == pairs
     assert max(relative_errors(folded, step(seeded().double(), batch))) < 1e-11
 

@@ -1,7 +1,7 @@
-"""Collation of batches into slabs, with all integers in one array and all floats in another.
+"""Collation of batches, packed with all integers in one array and all floats in another.
 
 One compiled pass over a table's arrays writes a batch, without objects or Python code per structure.
-Cutting a slab makes the tensors of a GraphBatch, views of the two arrays once they are on the device.
+Unpacking makes the tensors of a GraphBatch, views of the two arrays once they are on the device.
 This module knows nothing of epochs, orders or threads.
 """
 
@@ -21,7 +21,7 @@ from atomloom.errors import AtomloomError
 from atomloom.graphs.graph import GraphTable
 
 FIXED_FLOATS = 7
-"""Parts of the floats of a slab that every batch has; those of the extras follow."""
+"""Parts of the floats of a packed batch that every one has; those of the extras follow."""
 FLOATS = {torch.float32: np.float32, torch.float64: np.float64}
 
 Pass = Callable[[GraphBatch], Mapping[str, Tensor]]
@@ -71,10 +71,10 @@ class Extras:
 
 
 @dataclass(frozen=True, eq=False)
-class Slab:
+class PackedBatch:
     """Batch in page-locked or plain memory.
 
-    Two transfers move it to a device, however many tensors it is cut into there.
+    Two transfers move it to a device, however many tensors it becomes there.
     """
 
     ints: Tensor
@@ -106,7 +106,7 @@ class Held:
 
 
 class Collator:
-    """Collator that writes slabs from the arrays of tables and cuts them into batches.
+    """Collator that packs batches from the arrays of tables and unpacks them on a device.
 
     Values besides the graphs (targets, extras) are those of the whole data set, and rows are its
     rows; a table may hold only some of its graphs, in any order.
@@ -170,7 +170,7 @@ class Collator:
         """Set which structures come with their edges from now on; [S] bool."""
         self.chosen = np.ascontiguousarray(chosen, dtype=bool)
 
-    def write(self, held: Held, places: np.ndarray, rows: np.ndarray) -> Slab:
+    def pack(self, held: Held, places: np.ndarray, rows: np.ndarray) -> PackedBatch:
         """Collect the arrays of some structures; releases the interpreter lock meanwhile.
 
         Args:
@@ -183,7 +183,7 @@ class Collator:
         graphs = len(rows)
         int_starts = _starts(self._ints(graphs, atoms, edges, triplets))
         float_starts = _starts(self._floats(graphs, atoms, edges))
-        slab = Slab(
+        packed = PackedBatch(
             self._new(int_starts[-1], torch.int64),
             self._new(float_starts[-1], self.dtype),
             graphs,
@@ -191,7 +191,7 @@ class Collator:
             edges,
             triplets,
         )
-        floats = slab.floats.numpy()
+        floats = packed.floats.numpy()
         _fill(
             places,
             rows,
@@ -207,7 +207,7 @@ class Collator:
             held.triplet,
             self.targets,
             self.chosen,
-            slab.ints.numpy(),
+            packed.ints.numpy(),
             int_starts,
             floats,
             float_starts[:FIXED_FLOATS],
@@ -220,26 +220,26 @@ class Collator:
             start = next(extra_starts)
             floats[start : start + graphs * array.shape[1]] = array[rows].reshape(-1)
         for work in self.passes:
-            made = work(self._views(slab, slab.ints, slab.floats, slab.extras))
+            made = work(self._views(packed, packed.ints, packed.floats, packed.extras))
             if self.pin:
                 made = {name: tensor.pin_memory() for name, tensor in made.items()}
-            slab = replace(slab, extras={**slab.extras, **made})
-        return slab
+            packed = replace(packed, extras={**packed.extras, **made})
+        return packed
 
-    def cut(self, slab: Slab) -> GraphBatch:
-        """Cut a slab into a batch on its device."""
-        ints, floats, extras = slab.ints, slab.floats, slab.extras
+    def unpack(self, packed: PackedBatch) -> GraphBatch:
+        """Unpack a batch on its device."""
+        ints, floats, extras = packed.ints, packed.floats, packed.extras
         if self.pin:
             ints = ints.to(self.device, non_blocking=True)
             floats = floats.to(self.device, non_blocking=True)
             extras = {n: t.to(self.device, non_blocking=True) for n, t in extras.items()}
-        return self._views(slab, ints, floats, extras)
+        return self._views(packed, ints, floats, extras)
 
     def _views(
-        self, slab: Slab, ints: Tensor, floats: Tensor, made: Mapping[str, Tensor]
+        self, packed: PackedBatch, ints: Tensor, floats: Tensor, made: Mapping[str, Tensor]
     ) -> GraphBatch:
         """Batch whose tensors are views of these arrays."""
-        graphs, atoms, edges, triplets = slab.graphs, slab.atoms, slab.edges, slab.triplets
+        graphs, atoms, edges, triplets = packed.graphs, packed.atoms, packed.edges, packed.triplets
         i = _starts(self._ints(graphs, atoms, edges, triplets))
         f = _starts(self._floats(graphs, atoms, edges))
 
@@ -276,12 +276,12 @@ class Collator:
         )
 
     def _ints(self, graphs: int, atoms: int, edges: int, triplets: int) -> tuple[int, ...]:
-        """Lengths of the parts of the integers, in the order of `cut` and `_fill`."""
+        """Lengths of the parts of the integers, in the order of `unpack` and `_fill`."""
         chosen = graphs if self.extras.choice else 0
         return atoms, atoms, graphs + 1, edges, edges, atoms + 1, graphs, 2 * triplets, chosen
 
     def _floats(self, graphs: int, atoms: int, edges: int) -> tuple[int, ...]:
-        """Lengths of the parts of the floats, in the order of `cut` and `_fill`."""
+        """Lengths of the parts of the floats, in the order of `unpack` and `_fill`."""
         return (
             3 * atoms,
             9 * graphs,

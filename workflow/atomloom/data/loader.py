@@ -33,7 +33,7 @@ from atomloom.data.batching import (
     plan_epoch,
     share,
 )
-from atomloom.data.collate import FLOATS, Collator, Extras, Held, Pass, Slab
+from atomloom.data.collate import FLOATS, Collator, Extras, Held, PackedBatch, Pass
 from atomloom.data.on_disk import OnDiskGraphs
 from atomloom.errors import AtomloomError
 from atomloom.graphs.graph import Graphs, GraphTable
@@ -171,7 +171,7 @@ class Loader(ABC):
             )
         if dtype not in FLOATS:
             raise AtomloomError(f"batches are made in 32 or 64 bits, not {dtype}")
-        self._slicer = Collator(
+        self._collator = Collator(
             form,
             source.node_ptr,
             targets,
@@ -226,16 +226,16 @@ class Loader(ABC):
         """
         plan = self.plan(epoch)
         if self._with_edges is not None:
-            self._slicer.choose(self._with_edges(epoch))
-        slabs = self._ahead(plan, start)
+            self._collator.choose(self._with_edges(epoch))
+        packed_batches = self._ahead(plan, start)
         try:
-            for slab, padding in slabs:
-                batch = self._slicer.cut(slab)
+            for packed, padding in packed_batches:
+                batch = self._collator.unpack(packed)
                 if padding:
                     _forget_targets(batch)
                 yield batch
         finally:
-            slabs.close()
+            packed_batches.close()
 
     def __iter__(self) -> Iterator[GraphBatch]:
         return self.batches()
@@ -253,7 +253,7 @@ class Loader(ABC):
         """Chosen preparation of batches; None before it has been measured."""
         if self.prefetch is None:
             return None
-        return Preparation(self.prefetch, self._write_seconds, self._slicer.pin)
+        return Preparation(self.prefetch, self._write_seconds, self._collator.pin)
 
     def largest_batch(self) -> np.ndarray:
         """Rows of the heaviest batch that the bounds allow: largest structures first."""
@@ -267,28 +267,34 @@ class Loader(ABC):
         """One batch of any rows of the data set."""
 
     @abstractmethod
-    def _slabs(self, plan: BatchPlan, start: int) -> Generator[tuple[Slab, bool], None, None]:
+    def _packed_batches(
+        self, plan: BatchPlan, start: int
+    ) -> Generator[tuple[PackedBatch, bool], None, None]:
         """Iterate over this rank's parts of the batches from `start` on, and whether they are only padding."""
 
-    def _ahead(self, plan: BatchPlan, start: int) -> Generator[tuple[Slab, bool], None, None]:
+    def _ahead(
+        self, plan: BatchPlan, start: int
+    ) -> Generator[tuple[PackedBatch, bool], None, None]:
         """Iterate over parts of batches, prepared ahead or not."""
-        slabs = self._slabs(plan, start)
+        packed_batches = self._packed_batches(plan, start)
         try:
             if self.prefetch is None:
                 seconds: list[float] = []
                 while len(seconds) < MEASURED:
                     begun = time.perf_counter()
-                    slab = next(slabs, None)
-                    if slab is None:
+                    packed = next(packed_batches, None)
+                    if packed is None:
                         return
                     seconds.append(time.perf_counter() - begun)
-                    yield slab
+                    yield packed
                 # The min: the first has to compile.
                 self._write_seconds = min(seconds)
                 self.prefetch = AHEAD if self._write_seconds > WORTH_A_THREAD else 0
-            yield from _work_ahead(slabs, self.prefetch) if self.prefetch else slabs
+            yield from (
+                _work_ahead(packed_batches, self.prefetch) if self.prefetch else packed_batches
+            )
         finally:
-            slabs.close()
+            packed_batches.close()
 
     def _part(self, plan: BatchPlan, position: int) -> tuple[np.ndarray, bool]:
         """Ascending positions of this rank's part of a batch in the plan, and whether it is padding."""
@@ -311,18 +317,20 @@ class GraphLoader(Loader):
         **options: Unpack[LoaderOptions],
     ) -> None:
         super().__init__(table, table, Sizes.of(table), rows, targets, bounds, **options)
-        self._held = self._slicer.hold(table)
+        self._held = self._collator.hold(table)
 
     def slice(self, rows: np.ndarray) -> GraphBatch:
         """One batch of any rows of the table."""
         rows = np.ascontiguousarray(rows, dtype=np.int64)
-        return self._slicer.cut(self._slicer.write(self._held, rows, rows))
+        return self._collator.unpack(self._collator.pack(self._held, rows, rows))
 
-    def _slabs(self, plan: BatchPlan, start: int) -> Generator[tuple[Slab, bool], None, None]:
+    def _packed_batches(
+        self, plan: BatchPlan, start: int
+    ) -> Generator[tuple[PackedBatch, bool], None, None]:
         for position in range(start, len(plan)):
             part, padding = self._part(plan, position)
             rows = plan.rows[part]
-            yield self._slicer.write(self._held, rows, rows), padding
+            yield self._collator.pack(self._held, rows, rows), padding
 
 
 @dataclass(frozen=True, eq=False)
@@ -362,10 +370,12 @@ class ShardLoader(Loader):
     def slice(self, rows: np.ndarray) -> GraphBatch:
         """One batch of any rows of the data set; reads their shards."""
         rows = np.ascontiguousarray(rows, dtype=np.int64)
-        held = self._slicer.hold(self._graphs.read(rows))
-        return self._slicer.cut(self._slicer.write(held, np.arange(len(rows)), rows))
+        held = self._collator.hold(self._graphs.read(rows))
+        return self._collator.unpack(self._collator.pack(held, np.arange(len(rows)), rows))
 
-    def _slabs(self, plan: BatchPlan, start: int) -> Generator[tuple[Slab, bool], None, None]:
+    def _packed_batches(
+        self, plan: BatchPlan, start: int
+    ) -> Generator[tuple[PackedBatch, bool], None, None]:
         windows = self._read_ahead(plan, start)
         number = int(np.searchsorted(plan.stops, start, side="right")) - 1
         stop, window = start, None
@@ -380,7 +390,7 @@ class ShardLoader(Loader):
                 assert window is not None  # the first window is at or after `start`
                 own = position - window.first
                 places = np.arange(window.starts[own], window.starts[own + 1])
-                yield self._slicer.write(window.held, places, plan.rows[part]), padding
+                yield self._collator.pack(window.held, places, plan.rows[part]), padding
         finally:
             windows.close()
 
@@ -431,7 +441,7 @@ class ShardLoader(Loader):
             count = int(np.searchsorted(wanted, plan.ends[number - 1]))
             carried = before.table.take(np.arange(len(before.table) - count, len(before.table)))
         table = self._graphs.read(plan.rows[wanted], carried, lambda: not closed.is_set())
-        return _Window(table, self._slicer.hold(table), first, np.array(starts))
+        return _Window(table, self._collator.hold(table), first, np.array(starts))
 
 
 def _forget_targets(batch: GraphBatch) -> None:

@@ -21,7 +21,7 @@ from atomloom.compiled import njit
 
 
 @dataclass(frozen=True, eq=False)
-class Folding:
+class Orbits:
     """Classes of atoms and edges; equal ones are of one structure."""
 
     atoms: np.ndarray
@@ -44,19 +44,19 @@ class Folding:
         return np.bincount(self.edge_class, minlength=len(self.edges))
 
 
-def unfolded(atoms: int, edges: int) -> Folding:
+def trivial_orbits(atoms: int, edges: int) -> Orbits:
     """Classes of one atom or edge each."""
-    return Folding(np.arange(atoms), np.arange(edges), np.arange(atoms), np.arange(edges))
+    return Orbits(np.arange(atoms), np.arange(edges), np.arange(atoms), np.arange(edges))
 
 
-def fold(
+def find_orbits(
     numbers: np.ndarray,
     src: np.ndarray,
     dst: np.ndarray,
     node_ptr: np.ndarray,
     dst_ptr: np.ndarray,
     vectors: np.ndarray,
-) -> Folding:
+) -> Orbits:
     """Classes of the atoms and edges of a batch; releases the interpreter lock.
 
     Cosines count as equal if they differ by no more than 16 times the rounding of `vectors` (2e-6 in
@@ -71,12 +71,12 @@ def fold(
         vectors: [E, 3], A, float32 or float64.
     """
     tolerance = 16.0 * float(np.finfo(vectors.dtype).eps)
-    atoms, edges, atom_class, edge_class = _fold(
+    atoms, edges, atom_class, edge_class = _refine(
         numbers, src, dst, node_ptr, dst_ptr, vectors.astype(np.float64), tolerance
     )
     if edge_class.size and edge_class.min() < 0:  # two hashes collided, which is vanishingly rare
-        return unfolded(len(numbers), len(src))
-    return Folding(atoms, edges, atom_class, edge_class)
+        return trivial_orbits(len(numbers), len(src))
+    return Orbits(atoms, edges, atom_class, edge_class)
 
 
 LENGTH_SCALE = 8.0
@@ -131,7 +131,7 @@ def _classes(colors):
 
 
 @njit(cache=True, nogil=True)
-def _fold(numbers, src, dst, node_ptr, dst_ptr, vectors, tolerance):
+def _refine(numbers, src, dst, node_ptr, dst_ptr, vectors, tolerance):
     one, three, five, seven = np.uint64(1), np.uint64(3), np.uint64(5), np.uint64(7)
     atom_class = np.empty(len(numbers), dtype=np.int64)
     edge_class = np.empty(len(src), dtype=np.int64)

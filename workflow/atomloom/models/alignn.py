@@ -34,7 +34,7 @@ from atomloom.config.model import ALIGNNConfig
 from atomloom.data.batch import GraphBatch
 from atomloom.data.collate import Pass
 from atomloom.graphs.line_graph import line_pairs
-from atomloom.graphs.orbits import Folding, fold
+from atomloom.graphs.orbits import Orbits, find_orbits
 from atomloom.models.common.features import (
     CGCNN_FEATURES,
     cgcnn_features,
@@ -162,7 +162,7 @@ class LineBlocks:
         batch: on a CPU.
         vectors: [E, 3], A, of all edges of the batch.
         copies: [E], multiplicity of each edge of the batch.
-        folding: classes of its atoms and edges.
+        orbits: classes of its atoms and edges.
         order: [F], the order in which classes of edges are used.
     """
 
@@ -174,15 +174,15 @@ class LineBlocks:
         batch: GraphBatch,
         vectors: Tensor,
         copies: Tensor,
-        folding: Folding,
+        orbits: Orbits,
         order: np.ndarray,
     ) -> None:
         src, dst_ptr = batch.src.numpy(), batch.dst_ptr.numpy()
-        edges = folding.edges[order]
-        start = folding.atom_class[src[edges]]
-        leave = np.bincount(start, minlength=len(folding.atoms))
-        first = dst_ptr[folding.atoms]
-        arrive = dst_ptr[folding.atoms + 1] - first
+        edges = orbits.edges[order]
+        start = orbits.atom_class[src[edges]]
+        leave = np.bincount(start, minlength=len(orbits.atoms))
+        first = dst_ptr[orbits.atoms]
+        arrive = dst_ptr[orbits.atoms + 1] - first
         by_size = np.lexsort((arrive, leave))
         rank = np.empty_like(by_size)
         rank[by_size] = np.arange(len(by_size))
@@ -201,7 +201,7 @@ class LineBlocks:
         """[E], position of each edge in `leaving`."""
         number = np.empty_like(order)
         number[order] = np.arange(len(order))
-        self.arriving = torch.from_numpy(number[folding.edge_class[self.arriving_edges]])
+        self.arriving = torch.from_numpy(number[orbits.edge_class[self.arriving_edges]])
         """Incoming edges, atom by atom; some of them several times."""
         self.blocks = self._cut(leave[by_size], counts)
         self.rows = self.blocks[-1].pairs.stop if self.blocks else 0
@@ -213,7 +213,7 @@ class LineBlocks:
         """[L], as in LineEdges; None where all are one."""
         self.counts: Tensor | None = None
         """[L], as in LineEdges; None where all are one."""
-        members = torch.from_numpy(folding.edge_counts[order[leaving]]).to(copies.dtype)
+        members = torch.from_numpy(orbits.edge_counts[order[leaving]]).to(copies.dtype)
         images = bool((copies != 1).any()) or bool((batch.src == batch.dst).any())
         if images or len(edges) < len(src):
             self._weigh(gather(copies, near), members * gather(copies, far), images)
@@ -737,7 +737,7 @@ class ALIGNN(Recomputing):
         """
         vectors = batch.edge_vectors()
         if self._blockwise(vectors):
-            view, blocks = _folded(batch, vectors, copies, self.backend)
+            view, blocks = _by_orbits(batch, vectors, copies, self.backend)
             line: _Line = _BlockLine(self, blocks, view.graph.edge_counts)
         else:
             view = _as_it_stands(batch, vectors, copies, self.backend)
@@ -826,24 +826,24 @@ def _as_it_stands(batch: GraphBatch, vectors: Tensor, copies: Tensor, backend: B
     return _View(batch.numbers, batch.node_graph, _norm(vectors), graph)
 
 
-def _folded(
+def _by_orbits(
     batch: GraphBatch, vectors: Tensor, copies: Tensor, backend: Backend
 ) -> tuple[_View, LineBlocks]:
     """View of one atom and edge per orbit in place of all, and the line graph of these."""
     arrays = (batch.numbers, batch.src, batch.dst, batch.node_ptr, batch.dst_ptr, vectors)
-    folding = fold(*(array.numpy() for array in arrays))
-    start, stop = (folding.atom_class[end.numpy()[folding.edges]] for end in (batch.src, batch.dst))
+    orbits = find_orbits(*(array.numpy() for array in arrays))
+    start, stop = (orbits.atom_class[end.numpy()[orbits.edges]] for end in (batch.src, batch.dst))
     order = np.argsort(stop, kind="stable")
-    edges = torch.from_numpy(folding.edges[order])
+    edges = torch.from_numpy(orbits.edges[order])
     start, stop = start[order], stop[order]
-    atoms = torch.from_numpy(folding.atoms)
-    node_counts = torch.from_numpy(folding.atom_counts).to(copies.dtype)
-    members = torch.from_numpy(folding.edge_counts[order]).to(copies.dtype)
+    atoms = torch.from_numpy(orbits.atoms)
+    node_counts = torch.from_numpy(orbits.atom_counts).to(copies.dtype)
+    members = torch.from_numpy(orbits.edge_counts[order]).to(copies.dtype)
     edge_counts = members * gather(copies, edges)
     stop_tensor = torch.from_numpy(stop)
     # Number of edges of a class that arrive at each atom of a class.
     weights = edge_counts / gather(node_counts, stop_tensor)
-    dst_ptr = np.concatenate(([0], np.cumsum(np.bincount(stop, minlength=len(folding.atoms)))))
+    dst_ptr = np.concatenate(([0], np.cumsum(np.bincount(stop, minlength=len(orbits.atoms)))))
     carrier = messages(
         torch.from_numpy(start),
         stop_tensor,
@@ -856,9 +856,9 @@ def _folded(
         gather(batch.node_graph, atoms),
         gather(_norm(vectors), edges),
         Weighted(carrier, weights.unsqueeze(1), edge_counts, node_counts),
-        torch.from_numpy(folding.atom_class),
+        torch.from_numpy(orbits.atom_class),
     )
-    return view, LineBlocks(batch, vectors, copies, folding, order)
+    return view, LineBlocks(batch, vectors, copies, orbits, order)
 
 
 class _Line(ABC):
