@@ -428,14 +428,14 @@ def _whole_stage(options: argparse.Namespace) -> None:
 def _bench(options: argparse.Namespace) -> None:
     from atomloom.commands.bench import bench_batch, bench_precision, run_trials
 
-    places = _ready(options)
+    paths = _ready(options)
     if options.trials:
-        run_trials(places, [int(size) for size in options.trials.split(",")])
+        run_trials(paths, [int(size) for size in options.trials.split(",")])
     elif options.what == "batch":
         limit = None if options.memory is None else int(options.memory * 1e9)
-        bench_batch(places, limit, _log_to(options))
+        bench_batch(paths, limit, _log_to(options))
     else:
-        bench_precision(places, options.steps, _log_to(options))
+        bench_precision(paths, options.steps, _log_to(options))
 
 
 def _predict(options: argparse.Namespace) -> None:

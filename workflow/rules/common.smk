@@ -163,12 +163,12 @@ def place(name, *file):
 
 def prepared(wildcards):
     """Input function: the index and the divided data set."""
-    places, quarantine = planned(), "quarantine.csv"
+    paths, quarantine = planned(), "quarantine.csv"
     index = [
-        places.index / name for name in ("index.json", "index.parquet", quarantine)
+        paths.index / name for name in ("index.json", "index.parquet", quarantine)
     ]
     return index + [
-        places.split / name for name in ("dataset.parquet", "split.json", quarantine)
+        paths.split / name for name in ("dataset.parquet", "split.json", quarantine)
     ]
 
 
@@ -199,11 +199,11 @@ def report_request(wildcards):
     The report has one fixed path, so its name cannot identify its content. It carries the key of its
     run instead, and only if that is not the wanted one may a time stamp trigger it.
     """
-    places = planned()
-    if not REQUEST.exists() or REQUEST.read_text() != places.report_key:
-        write_text(REQUEST, places.report_key)
+    paths = planned()
+    if not REQUEST.exists() or REQUEST.read_text() != paths.report_key:
+        write_text(REQUEST, paths.report_key)
     return (
         ancient(REQUEST)
-        if report_key_of(layout.report) == places.report_key
+        if report_key_of(layout.report) == paths.report_key
         else REQUEST
     )

@@ -32,26 +32,26 @@ WATCH_SECONDS = 0.005
 """Seconds between two checks of the memory of a trial process."""
 
 
-def bench_folder(places: RunPaths) -> Path:
+def bench_folder(paths: RunPaths) -> Path:
     """Folder for the results of benchmarks of a run, whether it is trained or not."""
-    return places.layout.results / "bench" / places.run_key
+    return paths.layout.results / "bench" / paths.run_key
 
 
 # --- batch ---
 
 
-def bench_batch(places: RunPaths, limit: int | None, log: Log) -> Found:
+def bench_batch(paths: RunPaths, limit: int | None, log: Log) -> Found:
     """Find the largest batch, in separate processes; writes `batch.json`.
 
     Args:
-        places: paths of the run, with index and split done.
+        paths: paths of the run, with index and split done.
         limit: bytes; by default the free memory.
         log: takes one line at a time.
 
     Raises:
         AtomloomError: when not one structure fits, or a trial fails for another reason.
     """
-    config = places.config
+    config = paths.config
     if config.training.devices > 1:
         raise AtomloomError(
             "is measured with one process, and a batch is shared by all",
@@ -61,8 +61,8 @@ def bench_batch(places: RunPaths, limit: int | None, log: Log) -> Found:
     cuda = choose_device(config.training.device) == "cuda"
     if limit is None:
         limit = torch.cuda.mem_get_info()[0] if cuda else free_memory().size
-    most = len(rows_with_targets(load_labelled(places), "train", log))
-    path = places.layout.merged_config
+    most = len(rows_with_targets(load_labelled(paths), "train", log))
+    path = paths.layout.merged_config
     write_text(path, dump_config(config))
 
     def attempt(sizes: list[int]) -> Iterator[Trial]:
@@ -80,7 +80,7 @@ def bench_batch(places: RunPaths, limit: int | None, log: Log) -> Found:
     best = found.best
     bounds = {"structures": best.structures, "edges": best.edges}
     write_json(
-        bench_folder(places) / "batch.json",
+        bench_folder(paths) / "batch.json",
         {
             "batch": bounds,
             "peak": best.peak,
@@ -99,9 +99,9 @@ def bench_batch(places: RunPaths, limit: int | None, log: Log) -> Found:
     return found
 
 
-def run_trials(places: RunPaths, sizes: list[int]) -> None:
+def run_trials(paths: RunPaths, sizes: list[int]) -> None:
     """Run trials in a trial process: print one line of JSON for each size that fits."""
-    for trial in make_trials(load_labelled(places), places.config, sizes):
+    for trial in make_trials(load_labelled(paths), paths.config, sizes):
         print(json.dumps(trial.content()), flush=True)
 
 
@@ -147,15 +147,15 @@ def _watch(process: subprocess.Popen[str], limit: int | None, ended: threading.E
 # --- precision ---
 
 
-def bench_precision(places: RunPaths, steps: int, log: Log) -> list[Mode]:
+def bench_precision(paths: RunPaths, steps: int, log: Log) -> list[Mode]:
     """Write `precision.json`, `precision.csv` (losses by step) and `precision.png`.
 
     Raises:
         AtomloomError: when index or split are missing, or a target cannot be learnt.
     """
-    modes = compare_precisions(load_labelled(places), places.config, steps, log)
-    folder = bench_folder(places)
-    cuda = choose_device(places.config.training.device) == "cuda"
+    modes = compare_precisions(load_labelled(paths), paths.config, steps, log)
+    folder = bench_folder(paths)
+    cuda = choose_device(paths.config.training.device) == "cuda"
     device = torch.cuda.get_device_name() if cuda else "cpu"
     write_json(
         folder / "precision.json",

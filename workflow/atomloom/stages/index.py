@@ -23,7 +23,7 @@ from atomloom.store.keys import BUILDER
 from atomloom.store.parquet import read_table, write_table
 
 
-def write_index(places: RunPaths, log: Callable[[str], None]) -> Path:
+def write_index(paths: RunPaths, log: Callable[[str], None]) -> Path:
     """Write `index.parquet`, `index.json` and `quarantine.csv`; return their folder.
 
     Columns of `index.parquet`: record (row of the plan), id, hash, shard, row, n_atoms, n_edges,
@@ -32,7 +32,7 @@ def write_index(places: RunPaths, log: Callable[[str], None]) -> Path:
     Raises:
         AtomloomError: when a shard is missing or damaged, or too much is in quarantine.
     """
-    layout, plan = places.layout, places.plan
+    layout, plan = paths.layout, paths.plan
     members = read_members(layout, plan)
     quarantine = Quarantine.of(members)
     parts = []
@@ -70,11 +70,11 @@ def write_index(places: RunPaths, log: Callable[[str], None]) -> Path:
             neighbors, _neighbor_counts(table.dst, table.edge_ptr, table.node_ptr)
         )
     frame = pd.concat(parts, ignore_index=True)
-    folder = places.index
+    folder = paths.index
     write_table(folder / "index.parquet", frame)
     quarantine.close(folder, layout.config.dataset.checks.max_fraction)
     shards = [layout.graphs(key) for key in plan.chunk_keys]
-    write_spec(folder, places.index_spec)
+    write_spec(folder, paths.index_spec)
     write_sealed(
         folder / "index.json",
         {
@@ -123,10 +123,10 @@ def _remember_donors(folder: Path, frame: pd.DataFrame) -> None:
     write_table(folder / DONORS, donors)
 
 
-def read_indexed_records(places: RunPaths) -> pd.DataFrame:
+def read_indexed_records(paths: RunPaths) -> pd.DataFrame:
     """Read column `record` of the index, the records that have a graph.
 
     Raises:
         AtomloomError: when the table is missing or damaged.
     """
-    return read_table(places.index / "index.parquet", ["record"], todo=again("index"))
+    return read_table(paths.index / "index.parquet", ["record"], todo=again("index"))

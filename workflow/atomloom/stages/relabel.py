@@ -18,13 +18,13 @@ from atomloom.store.files import read_json, write_sealed
 from atomloom.store.parquet import read_table
 
 
-def relabel_run(places: RunPaths, log: Callable[[str], None]) -> None:
+def relabel_run(paths: RunPaths, log: Callable[[str], None]) -> None:
     """Update the unit in the cards of a run; a run that has the config's unit is left alone.
 
     Raises:
         AtomloomError: when the run card or a model file is missing or damaged.
     """
-    run, unit = places.run, places.config.dataset.unit
+    run, unit = paths.run, paths.config.dataset.unit
     card = read_json(run / "run.json", "config", todo=again("train"))
     if card["config"]["dataset"].get("unit", "") == unit:
         return
@@ -38,11 +38,11 @@ def relabel_run(places: RunPaths, log: Callable[[str], None]) -> None:
         tensors, own = read_model(path)
         write_model(path, tensors, replace(own, unit=unit))
     if (run / PARITY).exists():
-        units = reported_units(places.config)
+        units = reported_units(paths.config)
         write_parity(run, [_table_of(run, name) for name in units], units)
     # The card comes last: as long as it has the old unit, all of this is repeated.
     card["config"]["dataset"]["unit"] = unit
-    write_sealed(run / "run.json", card | reported(places.config))
+    write_sealed(run / "run.json", card | reported(paths.config))
 
 
 def _table_of(run: Path, name: str) -> pd.DataFrame:

@@ -15,36 +15,36 @@ from atomloom.stages.split import read_split
 from atomloom.store.files import read_json, require_digest, write_atomically
 
 
-def report_run(places: RunPaths, log: Callable[[str], None]) -> Path:
+def report_run(paths: RunPaths, log: Callable[[str], None]) -> Path:
     """Write the report of the run and return its path.
 
     Raises:
         AtomloomError: when the run was not evaluated, or the history or the quarantine is truncated.
     """
-    output = places.layout.report
-    relabel_run(places, log)
-    card = read_json(places.run / "run.json", "digests", todo=again("train"))
+    output = paths.layout.report
+    relabel_run(paths, log)
+    card = read_json(paths.run / "run.json", "digests", todo=again("train"))
     for path, digests, stage in (
-        (places.run / HISTORY, card["digests"], "train"),
-        (places.split / QUARANTINE, read_split(places)["digests"], "split"),
+        (paths.run / HISTORY, card["digests"], "train"),
+        (paths.split / QUARANTINE, read_split(paths)["digests"], "split"),
     ):
         require_digest(path, digests[path.name], again(stage))
     inputs = ReportInputs(
-        run=places.run / "run.json",
-        metrics=places.run / "metrics.json",
-        predictions=places.run / "predictions.parquet",
-        history=places.run / HISTORY,
-        quarantine=places.split / QUARANTINE,
-        dataset=places.split / "dataset.parquet",
-        index=places.index / "index.json",
-        timings=places.layout.timings,
-        model=places.config.model.shown_name,
+        run=paths.run / "run.json",
+        metrics=paths.run / "metrics.json",
+        predictions=paths.run / "predictions.parquet",
+        history=paths.run / HISTORY,
+        quarantine=paths.split / QUARANTINE,
+        dataset=paths.split / "dataset.parquet",
+        index=paths.index / "index.json",
+        timings=paths.layout.timings,
+        model=paths.config.model.shown_name,
     )
 
     def write(path: Path) -> None:
         write_report(inputs, path)
         with open(path, "a") as file:
-            file.write(report_mark(places.report_key))
+            file.write(report_mark(paths.report_key))
 
     write_atomically(output, write)
     log(f"open {output.resolve()}")
