@@ -119,6 +119,15 @@ def test_a_config_may_use_the_former_name_of_a_key(before, name, value):
         parse_config(content_with((before, value), (now, value)))
 
 
+def test_an_option_goes_over_a_file_that_writes_the_default_under_the_other_name():
+    """Snakemake merges them into one mapping, in an order of its own."""
+    for one, other in (("least", "min"), ("min", "least")):
+        for chunks in ({one: 20, other: None}, {other: None, one: 20}):
+            with pytest.warns(FutureWarning, match="chunks.least is now dataset.chunks.min"):
+                config = parse_config({"dataset": {**DATASET, "chunks": chunks}})
+            assert config.dataset.chunks.min == 20
+
+
 def test_keys_of_before_hold():
     settings = [(f"{before.rpartition('.')[0]}.{name}", value) for before, name, value in RENAMED]
     config = parse_config(content_with(*settings))

@@ -56,20 +56,30 @@ class Section(BaseModel):
     def with_present_names(cls, content: Mapping[str, Any], place: str = "") -> dict[str, Any]:
         """Content of this section with each key under its present name; warns of former ones.
 
+        Of a key under both names the one that is not at its default counts: Snakemake merges options of
+        its command line into a file that writes every default down.
+
         Args:
             content: of the section.
             place: location of the section in the config, for messages; by default its class.
 
         Raises:
-            ValueError: when a key is given under both of its names.
+            ValueError: when a key is given under both of its names, neither of them by default.
         """
         former, place = cls.former_names(), place or cls.__name__
-        for name in content:
-            if name in former:
-                if former[name] in content:
-                    raise ValueError(f"{name} is the former name of {former[name]}: give one")
-                warn(f"{place}.{name}", f"{place}.{former[name]}")
-        return {former.get(name, name): value for name, value in content.items()}
+        kept: dict[str, Any] = {}
+        for given, value in content.items():
+            name = former.get(given, given)
+            if name in kept:
+                default = cls.model_fields[name].get_default()
+                if default not in (kept[name], value):
+                    before = next(old for old, new in former.items() if new == name)
+                    raise ValueError(f"{before} is the former name of {name}: give one")
+                value = value if kept[name] == default else kept[name]
+            kept[name] = value
+        for given in (key for key in content if key in former):
+            warn(f"{place}.{given}", f"{place}.{former[given]}")
+        return kept
 
     def key_content(self) -> dict[str, Any]:
         """All fields that determine results, defaults filled in, as plain JSON values."""
