@@ -95,7 +95,7 @@ def _raw(path: Path) -> Iterator[str]:
         formats[record.format] += 1
         labels.update(record.labels.keys())
         try:
-            structure = parse_record(record.format, record.payload or b"", record.id)
+            structure = parse_record(record.format, record.payload, record.id)
         except AtomloomError as error:
             reasons.append(f"{record.id}: {error}")
             continue

@@ -165,6 +165,7 @@ def _predict_files(request: Prediction, log: Callable[[str], None]) -> Path:
     done, guessed, unseen = 0, 0, set[str]()
     for number, records in enumerate(_chunks(request, parts, predictor.checks)):
         if not parts.has(number):
+            assert records is not None  # read, since they are not done
             tables = _predict_chunk(request, predictor, records)
             parts.write(number, tables)
             guessed += sum(map(bool, tables.unseen))
@@ -459,7 +460,9 @@ def _predict_block(
     return good, bad, predict(good) if good else None
 
 
-def _identity(request: Prediction, records: Sequence[RawRecord]) -> dict[str, list]:
+def _identity(
+    request: Prediction, records: Sequence[RawRecord]
+) -> dict[str, list[str] | list[int]]:
     return {
         "id": [record.id for record in records],
         "source": [source_name(request.files[r.file], r.member) for r in records],

@@ -179,8 +179,8 @@ def write_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> N
     # Written here: safetensors would make the file readable only by its owner, and raises its own error
     # for a full disk.
     # One entry: safetensors writes several in any order, and equal models are equal files.
-    card = json.dumps({**content, DIGEST: _digest(flat, content)}, sort_keys=True)
-    payload = save(flat, metadata={"atomloom": card})
+    text = json.dumps({**content, DIGEST: _digest(flat, content)}, sort_keys=True)
+    payload = save(flat, metadata={"atomloom": text})
     write_atomically(path, lambda temporary: temporary.write_bytes(payload))
 
 

@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from atomloom.config.graph import GraphSpec
 from atomloom.config.training import Batching
 from atomloom.data.loader import Loader
-from atomloom.data.on_disk import OnDiskGraphs
+from atomloom.data.on_disk import GraphSource
 from atomloom.data.placement import Placement, open_loader
 from atomloom.errors import AtomloomError, again
 from atomloom.former import warn
 from atomloom.graphs.build import build_graphs
-from atomloom.graphs.graph import GraphTable
 from atomloom.inference.devices import choose_device
 from atomloom.inference.global_features import GLOBALS
 from atomloom.inference.model_file import ModelCard, read_model, working_dtype
@@ -164,7 +163,7 @@ class Predicted:
 
 def predict_table(
     loaded: LoadedModel,
-    table: GraphTable | OnDiskGraphs,
+    table: GraphSource,
     rows: np.ndarray | None = None,
     bounds: Batching | None = None,
     device: str = "auto",
@@ -188,7 +187,7 @@ def predict_table(
 
 def predict_all(
     loaded: LoadedModel,
-    table: GraphTable | OnDiskGraphs,
+    table: GraphSource,
     rows: np.ndarray | None = None,
     bounds: Batching | None = None,
     device: str = "auto",
@@ -204,15 +203,22 @@ def predict_all(
     device = choose_device(device)
     # Rows may repeat or be in any order: each structure is predicted once.
     unique, place = np.unique(rows, return_inverse=True)
-    given = {}
+    given: dict[str, np.ndarray] = {}
     if card.global_features is not None:
         given = {GLOBALS: card.global_features.read(global_features, len(table), unique)}
     elif global_features is not None:
         raise AtomloomError(
             "the model was trained without global features", where="global_features"
         )
-    options = {"dtype": loaded.dtype, "device": device, "of_structures": given}
-    loader = open_loader(table, unique, bounds=bounds, choice=choice, **options)
+    loader = open_loader(
+        table,
+        unique,
+        bounds=bounds,
+        choice=choice,
+        dtype=loaded.dtype,
+        device=device,
+        of_structures=given,
+    )
     main, heads = _collected(loaded.model.to(device), card, loader)
     if isinstance(card.scaler, AtomicEnergies):
         scalars = main * card.scaler.scale + card.scaler.offsets(table)[unique][:, None]
@@ -257,7 +263,7 @@ def _joined(parts: list[Tensor], shape: tuple[int, ...]) -> np.ndarray:
 def _restored(
     card: ModelCard,
     heads: Mapping[str, np.ndarray],
-    table: GraphTable | OnDiskGraphs,
+    table: GraphSource,
     unique: np.ndarray,
     place: np.ndarray,
 ) -> dict[str, np.ndarray]:

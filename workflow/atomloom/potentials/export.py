@@ -175,6 +175,8 @@ def export_model(
             f"{loaded.card.model.name} cannot be traced: {_first_line(error)}",
             todo="use the model file itself, which needs atomloom",
         ) from error
+    scaler = loaded.card.scaler
+    assert scaler is not None  # as of all models without heads of their own
     card = {
         "format": FORMAT,
         "kind": "potential" if potential else "property",
@@ -187,7 +189,7 @@ def export_model(
         "graph": loaded.card.graph.model_dump(mode="json"),
         "targets": list(loaded.card.targets),
         "unit": loaded.card.unit,
-        "scale": loaded.card.scaler.to_dict(),
+        "scale": scaler.to_dict(),
         "torch": torch.__version__,
         "atomloom": __version__,
     }

@@ -38,7 +38,6 @@ def read(path: str | Path, format: str = "auto", **options: Any) -> list[Structu
         file = files[record.file]
         where = f"{file}::{record.member}" if record.member else str(file)
         try:
-            assert record.payload is not None
             structures.append(parse_record(record.format, record.payload, record.id, options))
             sources.append(where)
         except AtomloomError as error:

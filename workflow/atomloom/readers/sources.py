@@ -98,7 +98,7 @@ class RawRecord:
     """Number of the record within its file, from 0."""
     format: str
     """Format of the payload, for `parse_record`."""
-    payload: bytes | None
+    payload: bytes
     """Content of the record."""
     labels: Mapping[str, float | str] = field(default_factory=dict)
     """Values alongside the structure in its file; not part of the payload."""

@@ -88,7 +88,8 @@ def make_plan(layout: Layout, log: Callable[[str], None]) -> Plan:
             for record in records:
                 if (absolute[record.file], record.member.removeprefix("./")) in tables_within:
                     continue
-                search.look(record, _add(members, record, files, file))
+                _add(members, record, files, file)
+                search.look(record)
                 if len(members.id) % 20_000 == 0:
                     log(f"{len(members.id):,} records seen")
 
@@ -173,18 +174,13 @@ def _labels_digest(labels: pd.DataFrame) -> str:
     return chain_hash([labels.to_csv(index=False)])
 
 
-def _add(members: _Members, record: RawRecord, files: list[Path], spool: BinaryIO) -> bytes:
-    """Add a record, and return its bytes."""
-    payload = record.payload
-    if payload is None:
-        with open(files[record.file], "rb") as file:
-            file.seek(record.offset)
-            payload = file.read(record.length)
+def _add(members: _Members, record: RawRecord, files: list[Path], spool: BinaryIO) -> None:
+    """Add a record."""
     if record.offset >= 0:
         where, offset = record.file, record.offset
     else:
         where, offset = SPOOL, spool.tell()
-        spool.write(payload)
+        spool.write(record.payload)
     path = files[record.file]
     members.id.append(record.id)
     members.source.append(source_name(path, record.member))
@@ -192,11 +188,10 @@ def _add(members: _Members, record: RawRecord, files: list[Path], spool: BinaryI
     members.format.append(record.format)
     members.file.append(where)
     members.offset.append(offset)
-    members.length.append(len(payload))
-    members.fingerprint.append(fingerprint_record(record.format, payload))
+    members.length.append(len(record.payload))
+    members.fingerprint.append(fingerprint_record(record.format, record.payload))
     members.name.append(record.member.rpartition("/")[2] if record.member else path.name)
     members.labels.append(record.labels or _NO_LABELS)
-    return payload
 
 
 @dataclass
@@ -229,10 +224,10 @@ class _Search:
         options = {k: v for k, v in config.dataset.options.items() if k != "order"}
         return cls(wanted, {*wanted, *arrays}, options)
 
-    def look(self, record: RawRecord, payload: bytes) -> None:
+    def look(self, record: RawRecord) -> None:
         """Search one record."""
         for name in self.wanted:
-            if not record.labels or name.encode() in payload:
+            if not record.labels or name.encode() in record.payload:
                 self.inside.add(name)
         if not self.sought:
             return
@@ -241,7 +236,7 @@ class _Search:
         if self.sought and self.parsed < LOOKED_AT:
             self.parsed += 1
             try:
-                structure = parse_record(record.format, payload, record.id, self.options)
+                structure = parse_record(record.format, record.payload, record.id, self.options)
             except AtomloomError:
                 self.unread += 1
                 return  # the reason is reported by convert

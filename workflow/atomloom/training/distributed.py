@@ -29,6 +29,13 @@ def shard_model(model: nn.Module, fabric: Fabric) -> None:
     fully_shard(model, mesh=mesh["data_parallel"])
 
 
+def summed(tensor: Tensor, fabric: Fabric) -> Tensor:
+    """Sum over all processes; to be called by all. It may be taken in place."""
+    total = fabric.all_reduce(tensor, reduce_op="sum")
+    assert isinstance(total, Tensor)
+    return total
+
+
 def own_part(tensor: Tensor) -> Tensor:
     """Part of a tensor held by this process, in the same memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

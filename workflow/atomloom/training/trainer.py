@@ -53,7 +53,7 @@ from atomloom.training.checkpoint import (
 from atomloom.training.clock import Clock
 from atomloom.training.compile import compiled_model
 from atomloom.training.cuda_graphs import RecordedSteps, records_steps
-from atomloom.training.distributed import full_state, shard_model, unsharded
+from atomloom.training.distributed import full_state, shard_model, summed, unsharded
 from atomloom.training.failures import (
     check_finite,
     check_validation,
@@ -252,7 +252,7 @@ class Trainer:
                     f"model {self.config.model.name} has no layers that can be recomputed",
                     where="training.gradient_checkpointing",
                 )
-            model.gradient_checkpointing = True
+            model.gradient_checkpointing = True  # type: ignore[assignment] # a flag, though modules declare tensors
         return model
 
     def loader(self, rows: np.ndarray, bounds: Batching | None = None, **options: Any) -> Loader:
@@ -503,9 +503,7 @@ class Trainer:
     def _train_loss(self, epoch: Epoch) -> float:
         """Mean loss over the epoch, while the weights changed; to be called by all processes."""
         state = self.state
-        sums = self.fabric.all_reduce(state.loss_sums, reduce_op="sum")
-        assert isinstance(sums, Tensor)
-        state.loss_sums = sums
+        state.loss_sums = summed(state.loss_sums, self.fabric)
         shares = torch.from_numpy(1.0 / np.maximum(epoch.counts.sum(axis=0), 1.0))
         return float(self.objective.loss(state.loss_sums.sum(dim=0), shares.to(self.device)))
 

@@ -31,6 +31,7 @@ from atomloom.inference.scalers.atomic_energies import AtomicEnergies
 from atomloom.inference.scalers.direct_scaler import DirectScaler
 from atomloom.inference.scalers.target_scaler import TargetScaler
 from atomloom.models.common.outputs import Head
+from atomloom.training.distributed import summed
 from atomloom.training.objectives.losses import loss_sum
 
 Log = Callable[[str], None]
@@ -192,7 +193,8 @@ class Objective(ABC):
         return model
 
     def _extras(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        of_atoms, of_structures = {}, {}
+        of_atoms: dict[str, np.ndarray] = {}
+        of_structures: dict[str, np.ndarray] = {}
         for term in self.terms:
             atoms, structures = term.extras()
             of_atoms.update(atoms)
@@ -292,7 +294,7 @@ class SummedErrors(Tally):
             self._total[place] += error.double()
 
     def scores(self, rows: np.ndarray, fabric: Fabric) -> TermScores | None:
-        total = fabric.all_reduce(self._total, reduce_op="sum").cpu().numpy()
+        total = summed(self._total, fabric).cpu().numpy()
         if not len(rows):
             return None
         count = self._term.known()[rows].sum()

@@ -10,7 +10,7 @@ Legend: S structures, A atoms, B structures and N atoms of a batch, F features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -144,6 +144,7 @@ class DerivedTerm(Term):
             each = (volume / _atoms(batch)).unsqueeze(1)
             predicted, wanted = predicted * each, wanted * each
         if used is not None:
+            assert batch.rows is not None
             rows = batch.rows if self.spec.per == "structure" else batch.rows[batch.node_graph]
             wanted = torch.where(used[rows].unsqueeze(1), wanted, torch.nan)
         return loss_sum(loss_kind(self.settings), predicted, wanted, self.settings.huber_delta)
@@ -167,11 +168,13 @@ class DerivedTerm(Term):
 
 def _atoms(batch: GraphBatch) -> Tensor:
     """[B] numbers of atoms of each structure, in the working precision."""
+    assert batch.targets is not None
     return batch.node_ptr.diff().to(batch.targets.dtype)
 
 
 def _energies(output: PotentialOutput, batch: GraphBatch, per_atom: bool) -> tuple[Tensor, Tensor]:
     """[B] predicted and reference energies."""
+    assert batch.targets is not None
     predicted, wanted = output.energy.to(batch.targets.dtype), batch.targets[:, 0]
     if per_atom:
         atoms = _atoms(batch)
@@ -193,10 +196,12 @@ class PotentialObjective(Objective):
         self._data, self._train_rows = data, train_rows
         table, energies = data.table, data.targets[:, 0]
         derived = [spec for spec in config.targets if spec.derived]
-        values = {spec.name: data.arrays.get(spec.name) for spec in derived}
-        for name, array in values.items():
+        values: dict[str, np.ndarray] = {}
+        for spec in derived:
+            array = data.arrays.get(spec.name)
             if array is None:
-                raise AtomloomError(f"the data set has no {name}", where="dataset.target")
+                raise AtomloomError(f"the data set has no {spec.name}", where="dataset.target")
+            values[spec.name] = array
         scaler = AtomicEnergies.fit(self.options, table, energies, train_rows, values.get("forces"))
         scaler.require_elements(table.numbers)
         self.scaler = scaler
@@ -223,14 +228,14 @@ class PotentialObjective(Objective):
     def prepare(self, model: nn.Module, device: torch.device, log: Log) -> None:
         """Fit a model with fixed descriptors to those of the training atoms, and cache them."""
         super().prepare(model, device, log)
-        describe = getattr(model, "fit_features", None)
-        if describe is None:
+        fit, describe = (getattr(model, name, None) for name in ("fit_features", "features"))
+        if fit is None or describe is None:
             return
         table = self._data.table
-        features = all_features(model, self._data, device)
+        features = all_features(describe, self._data, next(model.parameters()).dtype, device)
         atoms = _atoms_of(table.node_ptr, self._train_rows)
         species = torch.from_numpy(table.numbers[atoms].astype(np.int64)).to(device)
-        describe(torch.from_numpy(features[atoms]).to(device), species)
+        fit(torch.from_numpy(features[atoms]).to(device), species)
         if self._caches(features.nbytes):
             self._features = features
             log(f"features of {len(features):,} atoms are cached ({features.nbytes / 1e6:.0f} MB)")
@@ -295,6 +300,8 @@ class PotentialObjective(Objective):
     @torch.no_grad()
     def _remember(self, output: PotentialOutput, batch: GraphBatch) -> None:
         """Record errors of energies per atom; unknown ones count as zero."""
+        assert batch.targets is not None
+        assert batch.rows is not None
         wrong = (output.energy.detach() - batch.targets[:, 0]) / batch.node_ptr.diff()
         self._seen[batch.rows.cpu()] = wrong.abs().nan_to_num(0.0).double().cpu()
 
@@ -350,14 +357,17 @@ class PotentialObjective(Objective):
 
 
 def all_features(
-    model: nn.Module, data: LabelledGraphs, device: torch.device, structures: int = 256
+    describe: Callable[[GraphBatch], Tensor],
+    data: LabelledGraphs,
+    dtype: torch.dtype,
+    device: torch.device,
+    structures: int = 256,
 ) -> np.ndarray:
-    """[A, F] descriptors of all atoms of a data set, in the precision of the model."""
-    dtype = next(model.parameters()).dtype
+    """[A, F] descriptors of all atoms of a data set, which `describe` gives batch by batch."""
     rows, bounds = np.arange(len(data.table)), Batching(structures=structures)
     with torch.no_grad():
         batches = data.loader(rows, bounds=bounds, dtype=dtype, device=device)
-        return np.concatenate([model.features(batch).cpu().numpy() for batch in batches])
+        return np.concatenate([describe(batch).cpu().numpy() for batch in batches])
 
 
 def _atoms_of(node_ptr: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ from atomloom.inference.global_features import GLOBALS, GlobalFeatures
 from atomloom.inference.scalers.target_scaler import TargetScaler
 from atomloom.models.common.outputs import Outputs
 from atomloom.targets import TargetSpec
+from atomloom.training.distributed import summed
 from atomloom.training.objectives.base import BatchLabels, Objective, Tally, Term, TermScores
 from atomloom.training.objectives.direct import DirectTerm
 from atomloom.training.objectives.losses import loss_sum
@@ -73,6 +74,7 @@ class ScalarsTerm(Term):
 
     def sum(self, output: Any, batch: GraphBatch, used: Tensor | None = None) -> Tensor:
         """Loss over all known targets."""
+        assert batch.targets is not None
         prediction = Outputs.of(output).required.reshape(batch.size, self.scaler.outputs)
         prediction = prediction.to(batch.targets.dtype)  # losses are never taken in 16 bits
         return self.loss_of(prediction, batch.targets)
@@ -141,7 +143,7 @@ def _gathered(outputs: np.ndarray, rows: int, fabric: Fabric) -> np.ndarray:
         return outputs
     whole = torch.zeros(rows, outputs.shape[1], dtype=torch.float64)
     whole[fabric.global_rank :: fabric.world_size] = torch.from_numpy(outputs)
-    return fabric.all_reduce(whole.to(fabric.device), reduce_op="sum").cpu().numpy()
+    return summed(whole.to(fabric.device), fabric).cpu().numpy()
 
 
 class PropertyObjective(Objective):
