@@ -56,8 +56,8 @@ class Section(BaseModel):
     def with_present_names(cls, content: Mapping[str, Any], place: str = "") -> dict[str, Any]:
         """Content of this section with each key under its present name; warns of former ones.
 
-        Of a key under both names the one that is not at its default counts: Snakemake merges options of
-        its command line into a file that writes every default down.
+        If a key is given under both names, the one that is not at its default counts: Snakemake merges options
+        of its command line into a file that writes out every default.
 
         Args:
             content: of the section.

@@ -176,7 +176,7 @@ def export_model(
             todo="use the model file itself, which needs atomloom",
         ) from error
     scaler = loaded.card.scaler
-    assert scaler is not None  # as of all models without heads of their own
+    assert scaler is not None  # as for all models without heads
     card = {
         "format": FORMAT,
         "kind": "potential" if potential else "property",

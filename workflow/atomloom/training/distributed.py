@@ -30,7 +30,7 @@ def shard_model(model: nn.Module, fabric: Fabric) -> None:
 
 
 def summed(tensor: Tensor, fabric: Fabric) -> Tensor:
-    """Sum over all processes; to be called by all. It may be taken in place."""
+    """Sum over all processes, possibly in place; to be called by all."""
     total = fabric.all_reduce(tensor, reduce_op="sum")
     assert isinstance(total, Tensor)
     return total

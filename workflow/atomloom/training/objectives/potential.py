@@ -363,7 +363,7 @@ def all_features(
     device: torch.device,
     structures: int = 256,
 ) -> np.ndarray:
-    """[A, F] descriptors of all atoms of a data set, which `describe` gives batch by batch."""
+    """[A, F] descriptors of all atoms of a data set, computed by `describe` batch by batch."""
     rows, bounds = np.arange(len(data.table)), Batching(structures=structures)
     with torch.no_grad():
         batches = data.loader(rows, bounds=bounds, dtype=dtype, device=device)
