@@ -423,8 +423,8 @@ NAMED: dict[str, tuple[str, str]] = {
     "calibration in 10 bins": ("CALIBRATION_BINS = 15", "CALIBRATION_BINS = 10"),
     "a chunk one record longer than the max": ("count >= max_size", "count > max_size"),
     "a chunk one record longer than the min": (
-        "count >= least and closes",
-        "count > least and closes",
+        "count >= min_size and closes",
+        "count > min_size and closes",
     ),
 }
 """Error -> the text it stands for, once in the package, and what stands there instead."""
