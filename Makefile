@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-BENCHMARKS := $(filter-out %/gpu.py, $(wildcard benchmarks/speed/*.py benchmarks/accuracy/*.py benchmarks/agreement/*.py))
+BENCHMARKS := $(filter-out %/gpu.py %/trainer.py, $(wildcard benchmarks/speed/*.py benchmarks/accuracy/*.py benchmarks/agreement/*.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help run check test mutants lint config bench clean
@@ -44,7 +44,7 @@ lint: $(READY) ## format, style, types, workflow
 config: $(READY) ## update config/config.yaml, the schema and the table of keys from the config models
 	$(BIN)/python -m atomloom.config.generate
 
-bench: $(READY) ## the benchmarks behind docs/measured.md but the GPU's (long); ATOMLOOM_DATA names the data sets
+bench: $(READY) ## the benchmarks behind docs/measured.md but those of a GPU and of another checkout (long); ATOMLOOM_DATA names the data sets
 	for name in $(subst /,.,$(basename $(BENCHMARKS))); do $(BIN)/python -m $$name || exit 1; done
 
 clean: ## remove what the demo made (results/, store/), not the environment

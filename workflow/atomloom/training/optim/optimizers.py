@@ -31,16 +31,16 @@ def build_optimizer(model: nn.Module, settings: Training, fused: bool = True) ->
     groups = [group for group in groups if group["params"]]
     if settings.optimizer == "lbfgs":
         return build_lbfgs(trained)
-    rate = settings.learning_rate
+    lr = settings.learning_rate
     if settings.optimizer == "sgd":
-        return SGD(groups, lr=rate, momentum=MOMENTUM, nesterov=True, fused=fused)
-    return AdamW(groups, lr=rate, fused=fused)
+        return SGD(groups, lr=lr, momentum=MOMENTUM, nesterov=True, fused=fused)
+    return AdamW(groups, lr=lr, fused=fused)
 
 
-def set_rate(optimizer: Optimizer, rate: float, momentum: float | None) -> None:
+def set_rate(optimizer: Optimizer, lr: float, momentum: float | None) -> None:
     """Learning rate of the next step; and its momentum (AdamW: first beta) unless None."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = lr
         if momentum is not None and "betas" in group:
             group["betas"] = (momentum, group["betas"][1])
         elif momentum is not None:

@@ -25,25 +25,25 @@ class Plateau:
     patience: int
     scale: float = 1.0
     best: float = math.inf
-    waited: int = 0
+    epochs_without_improvement: int = 0
 
     def see(self, error: float) -> None:
         """Record the validation error of an epoch."""
         if error < self.best:
-            self.best, self.waited = error, 0
+            self.best, self.epochs_without_improvement = error, 0
             return
-        self.waited += 1
-        if self.waited > self.patience:
-            self.scale, self.waited = self.scale * self.factor, 0
+        self.epochs_without_improvement += 1
+        if self.epochs_without_improvement > self.patience:
+            self.scale, self.epochs_without_improvement = self.scale * self.factor, 0
 
     def state_dict(self) -> dict[str, float]:
         """State to be saved."""
-        return {"scale": self.scale, "best": self.best, "waited": self.waited}
+        return {"scale": self.scale, "best": self.best, "waited": self.epochs_without_improvement}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Load a `state_dict`."""
         self.scale, self.best = float(state["scale"]), float(state["best"])
-        self.waited = int(state["waited"])
+        self.epochs_without_improvement = int(state["waited"])
 
 
 @dataclass
