@@ -164,9 +164,7 @@ def place(name, *file):
 def prepared(wildcards):
     """Input function: the index and the divided data set."""
     paths, quarantine = planned(), "quarantine.csv"
-    index = [
-        paths.index / name for name in ("index.json", "index.parquet", quarantine)
-    ]
+    index = [paths.index / name for name in ("index.json", "index.parquet", quarantine)]
     return index + [
         paths.split / name for name in ("dataset.parquet", "split.json", quarantine)
     ]
