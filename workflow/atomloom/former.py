@@ -163,14 +163,14 @@ def told_by(say: Callable[[str], None]) -> Iterator[None]:
         shown = warnings.showwarning
         warnings.simplefilter("always", FormerName)
 
-        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        def show(message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
             if not issubclass(category, FormerName):
-                shown(message, category, *place)
+                shown(message, category, *place, **rest)
             elif str(message) not in told:
                 told.add(str(message))
                 say(str(message))
 
-        warnings.showwarning = show  # type: ignore[assignment]
+        warnings.showwarning = show
         yield
 
 

@@ -216,3 +216,15 @@ def test_results_that_are_not_finite_are_refused(name):
         text = "\n".join(lines)
     with pytest.raises(AtomloomError, match=f"{name} is not finite"):
         parse_record("extxyz", text.encode())
+
+
+def test_an_exception_without_a_message_is_named(monkeypatch):
+    class Silent(Exception):
+        pass
+
+    def fail(*_):
+        raise Silent
+
+    monkeypatch.setattr(REGISTRY["extxyz"], "parse", fail)
+    with pytest.raises(AtomloomError, match=r"cannot be parsed: Silent$"):
+        parse_record("extxyz", b"1")

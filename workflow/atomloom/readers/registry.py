@@ -197,7 +197,7 @@ def parse_record(
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise AtomloomError(f"cannot be parsed: {type(error).__name__}: {error}") from error
     except Exception as error:  # of a library's own kind; the other records must still be read
-        raise AtomloomError(f"cannot be parsed: {error or type(error).__name__}") from error
+        raise AtomloomError(f"cannot be parsed: {str(error) or type(error).__name__}") from error
     finally:
         if named is not None:
             RECORD.reset(named)

@@ -12,7 +12,7 @@ import pandas as pd
 from atomloom.config import Config
 from atomloom.data.dataset import LabelledGraphs
 from atomloom.data.on_disk import OnDiskGraphs
-from atomloom.graphs.graph import Graph, GraphTable
+from atomloom.graphs.graph import Graph, Graphs, GraphTable
 from atomloom.inference.metrics import split_metrics
 from atomloom.inference.predict import LoadedModel, load_model, predict_table
 from atomloom.pipeline.paths import RunPaths
@@ -238,6 +238,6 @@ def _components(
     return table[np.isfinite(table[name])].reset_index(drop=True)
 
 
-def _atoms_of(table: GraphTable | OnDiskGraphs, rows: np.ndarray) -> np.ndarray:
+def _atoms_of(table: Graphs, rows: np.ndarray) -> np.ndarray:
     """Indices of the atoms of some structures of a table, in order."""
     return np.concatenate([np.arange(*table.node_ptr[row : row + 2]) for row in rows])

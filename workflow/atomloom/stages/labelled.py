@@ -15,10 +15,9 @@ import numpy as np
 import pandas as pd
 
 from atomloom.data.dataset import LabelledGraphs
-from atomloom.data.on_disk import OnDiskGraphs
+from atomloom.data.on_disk import GraphSource, OnDiskGraphs
 from atomloom.data.placement import Placement, choose_loader
 from atomloom.data.splits import SPLITS
-from atomloom.graphs.graph import GraphTable
 from atomloom.graphs.store import GraphStore
 from atomloom.pipeline.paths import RunPaths
 from atomloom.stages.index import read_indexed_records
@@ -59,7 +58,7 @@ def load_records(places: RunPaths) -> LabelledRecords:
     frame = read_dataset(places)
     source = OnDiskGraphs(GraphStore(places.index))
     choice = _choice_of_loader(places, source)
-    table: GraphTable | OnDiskGraphs = source
+    table: GraphSource = source
     if choice.window is None:
         table = GraphStore(places.index).load()
         labelled = np.isin(records, frame["record"])

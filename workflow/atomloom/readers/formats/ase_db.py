@@ -212,7 +212,7 @@ def _lmdb(path: Path) -> Iterator[Piece]:
     except AtomloomError:
         raise
     except Exception as error:  # LMDB, ASE and JSON each raise their own
-        raise AtomloomError(f"ASE cannot read it: {error or type(error).__name__}") from None
+        raise AtomloomError(f"ASE cannot read it: {str(error) or type(error).__name__}") from None
 
 
 def _lmdb_piece(row: Any) -> Piece:

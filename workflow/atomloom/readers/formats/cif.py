@@ -486,7 +486,9 @@ def _by_pymatgen(payload: bytes, options: Mapping[str, Any]) -> Structure:
     except (
         Exception
     ) as error:  # pymatgen raises a dozen kinds of exceptions for files it cannot read
-        raise AtomloomError(f"pymatgen cannot read it: {error or type(error).__name__}") from None
+        raise AtomloomError(
+            f"pymatgen cannot read it: {str(error) or type(error).__name__}"
+        ) from None
     if not options.get("order"):
         return to_structure(structure)
     formula = _formula_by_tags(payload)
