@@ -43,7 +43,7 @@ class _Records:
     chunks: list[ConvertedChunk]
 
 
-def write_split(places: RunPaths, log: Callable[[str], None]) -> Path:
+def write_split(paths: RunPaths, log: Callable[[str], None]) -> Path:
     """Write `dataset.parquet`, `split.json`, `quarantine.csv`, `duplicates.csv`; return their folder.
 
     Columns of `dataset.parquet`: record (row of the plan), id, hash, split (train, val, test), one
@@ -55,11 +55,11 @@ def write_split(places: RunPaths, log: Callable[[str], None]) -> Path:
         AtomloomError: when a target or column is missing, too much is in quarantine, a split would
             be empty, or duplicates were found where `split.duplicates` is `stop`.
     """
-    layout, plan, config = places.layout, places.plan, places.config
+    layout, plan, config = paths.layout, paths.plan, paths.config
     members, labels = read_members(layout, plan), read_planned_labels(layout, plan)
     quarantine = Quarantine.of(members)
-    records = _read_structures(places, members, quarantine)
-    folder, max_fraction = places.split, config.dataset.checks.max_fraction
+    records = _read_structures(paths, members, quarantine)
+    folder, max_fraction = paths.split, config.dataset.checks.max_fraction
     if len(quarantine) == plan.records:  # reported first, rather than that no record has the target
         quarantine.close(folder, max_fraction)
     frame = _join_targets(config, records, labels, quarantine, log)
@@ -102,12 +102,12 @@ def write_split(places: RunPaths, log: Callable[[str], None]) -> Path:
     arrays = array_targets(config)
     chunks = zip(plan.chunks, records.chunks, strict=True)
     parts = [ChunkArrays.of(chunk.first, converted, arrays) for chunk, converted in chunks]
-    write_target_arrays(places, arrays, parts)
-    write_spec(folder, places.dataset_spec)
+    write_target_arrays(paths, arrays, parts)
+    write_spec(folder, paths.dataset_spec)
     write_sealed(
         folder / "split.json",
         {
-            "dataset_key": places.dataset_key,
+            "dataset_key": paths.dataset_key,
             "records": plan.records,
             "used": len(frame),
             "quarantined": refused,
@@ -187,19 +187,19 @@ def _require_values(known: dict[str, dict[str, int]]) -> None:
             )
 
 
-def read_split(places: RunPaths) -> dict[str, Any]:
+def read_split(paths: RunPaths) -> dict[str, Any]:
     """Read `split.json`.
 
     Raises:
         AtomloomError: when it is missing or damaged.
     """
-    return read_json(places.split / "split.json", "digests", todo=again("split"))
+    return read_json(paths.split / "split.json", "digests", todo=again("split"))
 
 
-def _read_structures(places: RunPaths, members: pd.DataFrame, quarantine: Quarantine) -> _Records:
+def _read_structures(paths: RunPaths, members: pd.DataFrame, quarantine: Quarantine) -> _Records:
     parts: list[pd.DataFrame] = []
     chunks: list[ConvertedChunk] = []
-    for chunk, converted, unlabelled in labelled_chunks(places):
+    for chunk, converted, unlabelled in labelled_chunks(paths):
         for place, reason in converted.quarantine:
             quarantine.add(chunk.first + place, reason)
         for row, reason in unlabelled.items():
@@ -347,10 +347,10 @@ def _columns_for_split(config: Config, frame: pd.DataFrame, labels: pd.DataFrame
     return pd.DataFrame({"formula": frame["formula"], **texts})
 
 
-def read_dataset(places: RunPaths) -> pd.DataFrame:
+def read_dataset(paths: RunPaths) -> pd.DataFrame:
     """Read the table of labelled and divided structures.
 
     Raises:
         AtomloomError: when the table is missing or damaged.
     """
-    return read_table(places.split / "dataset.parquet", todo=again("split"))
+    return read_table(paths.split / "dataset.parquet", todo=again("split"))

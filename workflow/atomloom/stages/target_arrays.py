@@ -28,16 +28,16 @@ from atomloom.structures.table import StructureTable
 from atomloom.targets import TargetSpec
 
 
-def labelled_chunks(places: RunPaths) -> Iterator[tuple[Chunk, ConvertedChunk, dict[int, str]]]:
+def labelled_chunks(paths: RunPaths) -> Iterator[tuple[Chunk, ConvertedChunk, dict[int, str]]]:
     """Iterate over chunks with their labelled structures, and the reasons of those without labels.
 
     Raises:
         AtomloomError: when a shard is missing, damaged, or of another chunk.
     """
-    for chunk in places.plan.chunks:
-        converted, unlabelled = labelled_chunk(places.layout, chunk.key)
+    for chunk in paths.plan.chunks:
+        converted, unlabelled = labelled_chunk(paths.layout, chunk.key)
         counted = len(converted.record) + len(converted.quarantine)
-        require_whole(chunk, counted, places.layout.structures(chunk.key))
+        require_whole(chunk, counted, paths.layout.structures(chunk.key))
         yield chunk, converted, unlabelled
 
 
@@ -80,7 +80,7 @@ def values_in(table: StructureTable, spec: TargetSpec) -> np.ndarray:
 
 
 def write_target_arrays(
-    places: RunPaths, specs: Sequence[TargetSpec], chunks: Sequence[ChunkArrays]
+    paths: RunPaths, specs: Sequence[TargetSpec], chunks: Sequence[ChunkArrays]
 ) -> None:
     """Write the files of some targets, from the values of all chunks."""
     for spec in specs:
@@ -91,7 +91,7 @@ def write_target_arrays(
         if spec.per == "atom":
             atoms = np.concatenate([chunk.atoms for chunk in chunks])
             arrays["node_ptr"] = np.concatenate([[0], np.cumsum(atoms)]).astype(np.int64)
-        write_shard(places.target_array(spec.name), arrays, _owner(places, spec))
+        write_shard(paths.target_array(spec.name), arrays, _owner(paths, spec))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,18 +133,18 @@ class TargetArray:
         return self.values[np.repeat(first - node_ptr[:-1], counts) + np.arange(node_ptr[-1])]
 
 
-def read_target_array(places: RunPaths, spec: TargetSpec) -> TargetArray:
+def read_target_array(paths: RunPaths, spec: TargetSpec) -> TargetArray:
     """Read the values of a target.
 
     Raises:
         AtomloomError: when its file is missing or damaged, or holds something else.
     """
-    path = places.target_array(spec.name)
+    path = paths.target_array(spec.name)
     try:
         arrays, attributes = read_shard(path)
     except AtomloomError as error:
         raise _unusable(path, error.what) from None
-    own, of_atoms = _owner(places, spec), spec.per == "atom"
+    own, of_atoms = _owner(paths, spec), spec.per == "atom"
     for name, wanted in own.items():
         if attributes.get(name) != wanted:
             raise _unusable(path, f"`{name}` is {attributes.get(name)}, not {wanted}")
@@ -162,7 +162,7 @@ def read_target_array(places: RunPaths, spec: TargetSpec) -> TargetArray:
 
 
 def load_target_arrays(
-    places: RunPaths, records: np.ndarray, node_ptr: np.ndarray
+    paths: RunPaths, records: np.ndarray, node_ptr: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Load the values of all targets that have an array, by name; for the arguments see `TargetArray.of`.
 
@@ -170,16 +170,16 @@ def load_target_arrays(
         AtomloomError: when a file is damaged or holds other structures, or is missing together with
             the shards from which it is made.
     """
-    specs = array_targets(places.config)
-    if missing := [spec for spec in specs if not places.target_array(spec.name).exists()]:
-        chunks = [ChunkArrays.of(c.first, own, missing) for c, own, _ in labelled_chunks(places)]
-        write_target_arrays(places, missing, chunks)
-    return {spec.name: read_target_array(places, spec).of(records, node_ptr) for spec in specs}
+    specs = array_targets(paths.config)
+    if missing := [spec for spec in specs if not paths.target_array(spec.name).exists()]:
+        chunks = [ChunkArrays.of(c.first, own, missing) for c, own, _ in labelled_chunks(paths)]
+        write_target_arrays(paths, missing, chunks)
+    return {spec.name: read_target_array(paths, spec).of(records, node_ptr) for spec in specs}
 
 
-def _owner(places: RunPaths, spec: TargetSpec) -> dict[str, str]:
+def _owner(paths: RunPaths, spec: TargetSpec) -> dict[str, str]:
     """Attributes that identify the target and data set of a file."""
-    return {"kind": "target", "dataset": places.dataset_key, "target": spec.name}
+    return {"kind": "target", "dataset": paths.dataset_key, "target": spec.name}
 
 
 def _unusable(path: Path, what: str) -> AtomloomError:

@@ -19,36 +19,36 @@ from atomloom.store.files import file_digest, read_json, require_digest, write_s
 from atomloom.training.trainer import train
 
 
-def train_run(places: RunPaths, log: Callable[[str], None]) -> Path:
+def train_run(paths: RunPaths, log: Callable[[str], None]) -> Path:
     """Train or resume the run of this config; return its folder.
 
     Raises:
         AtomloomError: when index or split are missing, or the training itself fails.
     """
     started = now()
-    run = places.run
+    run = paths.run
     run.mkdir(parents=True, exist_ok=True)
-    write_spec(run, places.run_spec)
-    data = load_labelled(places)
+    write_spec(run, paths.run_spec)
+    data = load_labelled(paths)
     assert data.choice is not None  # as it has of graphs on disk
     log(data.choice.text)
-    result = train(data, places.config, run, log)
-    config = places.config
+    result = train(data, paths.config, run, log)
+    config = paths.config
     if result.rank > 0:
         return run  # one of several processes reports
-    counts = read_split(places)
+    counts = read_split(paths)
     del counts["digests"]
     write_sealed(
         run / "run.json",
         {
-            "run_key": places.run_key,
+            "run_key": paths.run_key,
             "dataset": {"name": config.dataset.name, **counts},
             "keys": {
-                "plan": places.layout.plan_folder.name,
-                "graph": places.layout.graph_key,
-                "index": places.index.name,
-                "dataset": places.dataset_key,
-                "run": places.run_key,
+                "plan": paths.layout.plan_folder.name,
+                "graph": paths.layout.graph_key,
+                "index": paths.index.name,
+                "dataset": paths.dataset_key,
+                "run": paths.run_key,
             },
             "config": config.model_dump(mode="json"),
             **reported(config),
@@ -66,15 +66,15 @@ def train_run(places: RunPaths, log: Callable[[str], None]) -> Path:
     return run
 
 
-def read_history(places: RunPaths) -> pd.DataFrame:
+def read_history(paths: RunPaths) -> pd.DataFrame:
     """Read the history, one row per epoch.
 
     Raises:
         AtomloomError: when the table is missing or truncated.
     """
-    card = read_json(places.run / "run.json", "digests", todo=again("train"))
-    require_digest(places.run / HISTORY, card["digests"].get(HISTORY), again("train"))
-    return pd.read_csv(places.run / HISTORY)
+    card = read_json(paths.run / "run.json", "digests", todo=again("train"))
+    require_digest(paths.run / HISTORY, card["digests"].get(HISTORY), again("train"))
+    return pd.read_csv(paths.run / HISTORY)
 
 
 def reported(config: Config) -> dict[str, Any]:
