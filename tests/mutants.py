@@ -510,11 +510,10 @@ class Tests:
         room, stem = mutation.file.split("/")[0], Path(mutation.file).stem.removesuffix("s")
         ranked = []
         for name, imports in self._imports.items():
-            named_so, own_room = stem in Path(name).stem, Path(name).parent.name == room
-            near = 8 * (function in imports) + 4 * (module in imports) + 4 * named_so
-            near += (
-                2 * bool(self.users(Path(mutation.file)) & imports) + own_room + (name in JOINTS)
-            )
+            called = [word.removesuffix("s") for word in Path(name).stem.split("_")]
+            near = 8 * (function in imports) + 4 * (module in imports) + 4 * (stem in called)
+            near += 2 * bool(self.users(Path(mutation.file)) & imports)
+            near += 3 * (Path(name).parent.name == room) + (name in JOINTS)
             if near:
                 ranked.append((-near, self._length[name], name))
         return [name for _, _, name in sorted(ranked)[:MOST]]
