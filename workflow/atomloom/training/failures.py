@@ -55,10 +55,10 @@ def check_finite(
         epoch: number of epochs done.
         batch: the last of them, to name its rows.
     """
-    finite = torch.isfinite(loss_sums[batches.start : batches.stop]).all(dim=1)
+    finite = torch.isfinite(loss_sums[batches.start : batches.stop])
     if bool(finite.all()):
         return
-    found = batches[int(torch.nonzero(~finite)[0])]
+    found = batches[int(torch.nonzero(~finite.all(dim=1))[0])]
     rows = ""
     if batch is not None and batch.rows is not None and found == batches[-1]:
         rows = f" (rows {batch.rows[:8].tolist()} ...)"
