@@ -15,9 +15,11 @@ from atomloom.config.model import (
     IComFormerConfig,
     PaiNNConfig,
 )
+from atomloom.data.batch import label_name
 from atomloom.data.padding import PaddedBatch, Shape, fits, padded_shape, rounded_up
 from atomloom.models import build_model
 from atomloom.models.chebyshev import network as chebyshev
+from atomloom.models.common.outputs import Head
 from atomloom.models.derivatives import evaluate_potential
 from atomloom.models.painn import network as painn
 from atomloom.training.objectives.losses import loss_sum
@@ -100,6 +102,35 @@ def test_padding_changes_neither_energies_nor_forces_nor_their_gradients(name, m
         )
         gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
         parts = (output.energy[:5], output.forces[: len(batch.numbers)], output.stress[:5])
+        found.append((*parts, loss, *(g for g in gradients if g is not None)))
+    for plain, filled in zip(*found, strict=True):
+        torch.testing.assert_close(filled, plain, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["icomformer", "alignn", "painn"])
+def test_padding_changes_nothing_of_what_heads_learn(name, monkeypatch):
+    monkeypatch.setattr(painn, "by_passes", lambda values: False)
+    torch.manual_seed(0)
+    heads = [Head("q", "atom", ())] + [Head("mu", "structure", (3,))] * (name == "painn")
+    model = build_model((PROPERTIES | POTENTIALS)[name], 0, heads=heads).double()
+    batch, other = batch_of(0, 5, model), batch_of(1, 7, model)
+    names = {head.name: label_name(head.name, head.per) for head in heads}
+    for one in (batch, other):
+        one.extras[names["q"]] = torch.randn(len(one.numbers), 1, dtype=torch.float64)
+        one.extras[names["q"]][2] = torch.nan
+        if "mu" in names:
+            one.extras[names["mu"]] = torch.randn(one.size, 3, dtype=torch.float64)
+    padded = padded_twice(other, batch)
+    found = []
+    for one in (batch, padded):
+        said = model(one).heads
+        loss = sum(
+            loss_sum("mse", values.reshape(len(values), -1), one.extras[names[name]])
+            for name, values in said.items()
+        )
+        weights = [w for w in model.parameters() if w.requires_grad]
+        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+        parts = [said["q"][: len(batch.numbers)], *([said["mu"][:5]] if "mu" in said else [])]
         found.append((*parts, loss, *(g for g in gradients if g is not None)))
     for plain, filled in zip(*found, strict=True):
         torch.testing.assert_close(filled, plain, rtol=1e-8, atol=1e-9)

@@ -20,6 +20,7 @@ from atomloom.config.model import (
     PaiNNConfig,
 )
 from atomloom.models import build_model
+from atomloom.models.common.outputs import Head
 from atomloom.models.derivatives import evaluate_potential
 from tests.unit.models.batches import batch_from_graphs, random_crystal
 
@@ -70,6 +71,16 @@ def test_a_step_of_a_property_model_neither_waits_nor_comes_back(name, checkpoin
     found = model(batch)
     assert found.shape == (3, 2)
     found.square().sum().backward()
+    assert all_have_gradients(model)
+
+
+@pytest.mark.parametrize("name", [*PROPERTIES, "painn"])
+def test_nor_does_one_of_a_model_with_heads(name):
+    heads = [Head("q", "atom", ())] + [Head("mu", "structure", (3,))] * (name == "painn")
+    model, batch = elsewhere(build_model((PROPERTIES | POTENTIALS)[name], 1, heads=heads).train())
+    found = model(batch)
+    assert found.heads["q"].shape == batch.numbers.shape
+    sum(values.square().sum() for values in found.tensors()).backward()
     assert all_have_gradients(model)
 
 

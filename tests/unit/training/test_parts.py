@@ -146,7 +146,7 @@ def with_arrays(**changes) -> LabelledGraphs:
 def test_the_digest_of_a_data_set_is_that_of_the_version_before():
     """A run that was begun goes on, so the order of the arrays is theirs: forces, then stress."""
     data, table = with_arrays(), small_data(12).table
-    values = (data.targets, data.arrays["forces"], data.arrays["stress"], data.globals)
+    values = (data.targets, data.arrays["forces"], data.arrays["stress"], data.global_features)
     parts = [array.tobytes() for array in (table.hash, table.node_ptr, table.edge_ptr, *values)]
     assert data.digest() == chain_hash([*parts, b"train", data.rows["train"].tobytes()])
 

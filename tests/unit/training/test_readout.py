@@ -176,7 +176,7 @@ def heated(structures: int = 60) -> LabelledGraphs:
     rng = np.random.default_rng(5)
     given = np.column_stack((rng.uniform(100, 900, structures), rng.uniform(0, 5, structures)))
     targets = 3.0 + given[:, :1] / 200.0
-    return LabelledGraphs(data.table, targets, data.rows, globals=given)
+    return LabelledGraphs(data.table, targets, data.rows, global_features=given)
 
 
 GIVEN = {"global_features": ["temperature", "pressure"]}
@@ -192,7 +192,9 @@ def test_global_features_reach_the_network(tmp_path, name, readout):
     loaded = load_model(tmp_path / "model.safetensors")
     assert loaded.card.global_features.names == ("temperature", "pressure")
     rows = data.split("train")
-    np.testing.assert_allclose(loaded.card.global_features.mean, data.globals[rows].mean(axis=0))
+    np.testing.assert_allclose(
+        loaded.card.global_features.mean, data.global_features[rows].mean(axis=0)
+    )
     structures = [rocksalt(1), rocksalt(1)]
     cold, hot = loaded.predict(
         structures, global_features={"temperature": [100, 900], "pressure": 1.0}

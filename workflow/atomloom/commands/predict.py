@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from atomloom.config.training import Batching
 from atomloom.errors import AtomloomError
 from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
-from atomloom.inference.predict import LoadedModel, load_model, predict_table, unfit
+from atomloom.inference.model_file import ModelCard
+from atomloom.inference.predict import LoadedModel, load_model, predict_all, unfit
 from atomloom.models.registry import require_elements
 from atomloom.potentials.committee import Committee
 from atomloom.potentials.evaluation import evaluate_table, structure_table
@@ -49,17 +50,17 @@ from atomloom.store.parquet import read_arrow, write_table
 from atomloom.structures.checks import check_structure
 from atomloom.structures.elements import SYMBOLS
 from atomloom.structures.structure import Structure
+from atomloom.targets import TargetSpec
 
 GRAPH_ATOMS = 50_000
 """Max number of atoms whose graphs are in memory at a time; a structure with more is alone."""
-FORCES = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("atom", pa.int32()),
-        ("element", pa.dictionary(pa.int8(), pa.string())),
-        *((f"force_{axis}", pa.float64()) for axis in "xyz"),
-    ]
-)
+ATOMS = [
+    ("row", pa.int64()),
+    ("atom", pa.int32()),
+    ("element", pa.dictionary(pa.int8(), pa.string())),
+]
+"""First columns of a table of values per atom: `row` counts the rows of the table of structures."""
+FORCES = ("force_x", "force_y", "force_z")
 REFUSED = pa.schema(
     [
         (n, pa.int64() if n == "record" else pa.string())
@@ -91,7 +92,8 @@ class Prediction:
     sources: tuple[str, ...]
     """Files, folders or archives with structures."""
     output: Path
-    """The table, a parquet file; `NAME.quarantine.csv` and `NAME.forces.parquet` are next to it."""
+    """The table, a parquet file; `NAME.quarantine.csv` and tables of values per atom, such as
+    `NAME.forces.parquet`, are next to it."""
     bounds: Batching
     """Max structures, atoms and edges per batch."""
     forces: bool = False
@@ -161,7 +163,7 @@ def _predict_files(request: Prediction, log: Callable[[str], None]) -> Path:
         log(f"{request.output} exists already")
         return request.output
     predictor = _predictor(request)
-    parts = _Parts(request, content, key)
+    parts = _Parts(request, content, key, predictor.atoms)
     done, guessed, unseen = 0, 0, set[str]()
     for number, records in enumerate(_chunks(request, parts, predictor.checks)):
         if not parts.has(number):
@@ -207,8 +209,14 @@ class _PotentialPredictor:
         self.forces = forces
         self.checks = _strictest([model.card.checks for model in models])
         self.spec: GraphSpec = self.committee.graph
+        self.endings = ["", "_std"] if len(models) > 1 else [""]
         names = ["energy", "energy_per_atom"] + ["energy_std"] * (len(models) > 1)
+        names += _of_structures(models[0].card, self.endings)
         self.schema = pa.schema([*IDENTITY, *((name, pa.float64()) for name in names)])
+
+        self.atoms = _of_atoms(models[0].card, self.endings)
+        if forces:
+            self.atoms["forces"] = FORCES
 
     def require_element(self, number: int) -> None:
         self.committee.require_elements(np.array([number]))
@@ -217,9 +225,7 @@ class _PotentialPredictor:
         """Elements not seen in training: empty, since such structures are refused."""
         return ()
 
-    def predict(
-        self, table: GraphTable, bounds: Batching
-    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    def predict(self, table: GraphTable, bounds: Batching) -> _Found:
         found = evaluate_table(self.committee, table, forces=self.forces, bounds=bounds)
         columns = {
             "energy": found.energy,
@@ -227,7 +233,11 @@ class _PotentialPredictor:
         }
         if found.deviation is not None:
             columns["energy_std"] = found.deviation.energy
-        return columns, found.forces
+        answers = [found.heads] if found.deviation is None else [found.heads, found.deviation.heads]
+        atoms = _sorted(self.committee.members[0].card, self.endings, answers, columns)
+        if found.forces is not None:
+            atoms["forces"] = dict(zip(FORCES, found.forces.T, strict=True))
+        return columns, atoms
 
 
 class _PropertyPredictor:
@@ -237,7 +247,8 @@ class _PropertyPredictor:
         self.models, self.device = models, device
         first = models[0].card
         for model in models:
-            if (model.card.graph, model.card.columns) != (first.graph, first.columns):
+            own = model.card
+            if (own.graph, own.columns, own.direct) != (first.graph, first.columns, first.direct):
                 raise AtomloomError(
                     "the models need different graphs or predict different targets",
                     where="--model",
@@ -251,7 +262,9 @@ class _PropertyPredictor:
                 where="--model",
                 todo="use atomloom.load_model(...).predict(structures, global_features=...)",
             )
-        names = [f"{name}{ending}" for name in first.columns for ending in self._endings]
+        self.endings = ["", "_std"] if len(models) > 1 else [""]
+        names = [f"{name}{ending}" for name in first.columns for ending in self.endings]
+        names += _of_structures(first, self.endings)
         if len(set(names)) < len(names):
             raise AtomloomError(
                 "a target has the name of another one's standard deviation",
@@ -259,10 +272,7 @@ class _PropertyPredictor:
                 todo="predict by one model at a time",
             )
         self.schema = pa.schema([*IDENTITY, *((name, pa.float64()) for name in names)])
-
-    @property
-    def _endings(self) -> list[str]:
-        return ["", "_std"] if len(self.models) > 1 else [""]
+        self.atoms = _of_atoms(first, self.endings)
 
     def require_element(self, number: int) -> None:
         for model in self.models:
@@ -272,21 +282,69 @@ class _PropertyPredictor:
         """Elements on which some model was not trained."""
         return tuple({symbol for model in self.models for symbol in model.card.unseen(numbers)})
 
-    def predict(
-        self, table: GraphTable, bounds: Batching
-    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        found = np.stack(
-            [predict_table(m, table, bounds=bounds, device=self.device) for m in self.models]
-        )
+    def predict(self, table: GraphTable, bounds: Batching) -> _Found:
+        said = [predict_all(m, table, bounds=bounds, device=self.device) for m in self.models]
+        found = np.stack([one.scalars for one in said])
         columns = {}
         for place, name in enumerate(self.models[0].card.columns):
             columns[name] = found[:, :, place].mean(axis=0)
             if len(self.models) > 1:
                 columns[f"{name}_std"] = found[:, :, place].std(axis=0, ddof=1)
-        return columns, None
+        heads = {name: np.stack([one.heads[name] for one in said]) for name in said[0].heads}
+        answers = [{name: values.mean(axis=0) for name, values in heads.items()}]
+        if len(self.models) > 1:
+            answers.append({name: values.std(axis=0, ddof=1) for name, values in heads.items()})
+        return columns, _sorted(self.models[0].card, self.endings, answers, columns)
 
 
 _Predictor = _PotentialPredictor | _PropertyPredictor
+_Found = tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]
+"""Columns of the table of structures, and those of the tables of what atoms have."""
+
+
+def _names(spec: TargetSpec, ending: str) -> list[str]:
+    """Columns of a target: its own name, or one per component, `dipole_x`."""
+    parts = [f"_{part}" for part in spec.components] or [""]
+    return [f"{spec.name}{part}{ending}" for part in parts]
+
+
+def _of_structures(card: ModelCard, endings: Sequence[str]) -> list[str]:
+    """Columns of targets with heads that structures have."""
+    specs = [spec for spec in card.direct if spec.per == "structure"]
+    return [name for spec in specs for ending in endings for name in _names(spec, ending)]
+
+
+def _of_atoms(card: ModelCard, endings: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """By target, the columns of a table of what atoms have."""
+    return {
+        spec.name: tuple(name for ending in endings for name in _names(spec, ending))
+        for spec in card.direct
+        if spec.per == "atom"
+    }
+
+
+def _sorted(
+    card: ModelCard,
+    endings: Sequence[str],
+    answers: Sequence[Mapping[str, np.ndarray]],
+    columns: dict[str, np.ndarray],
+) -> dict[str, dict[str, np.ndarray]]:
+    """Put what heads gave of structures into `columns`; return what they gave of atoms.
+
+    Args:
+        card: of a model.
+        endings: of the columns of each of `answers`.
+        answers: predictions by name of the target, and perhaps their deviations.
+        columns: of the table of structures.
+    """
+    atoms: dict[str, dict[str, np.ndarray]] = {}
+    for spec in card.direct:
+        own = columns if spec.per == "structure" else atoms.setdefault(spec.name, {})
+        for ending, answer in zip(endings, answers, strict=True):
+            values = answer[spec.name]
+            names = _names(spec, ending)
+            own.update(zip(names, values.reshape(len(values), -1).T, strict=True))
+    return atoms
 
 
 def _strictest(checks: Sequence[Checks]) -> Checks:
@@ -323,7 +381,8 @@ class _Tables:
     """Results of a chunk."""
 
     predictions: pa.Table
-    forces: pa.Table | None
+    atoms: dict[str, pa.Table]
+    """Of what atoms have, by target."""
     refused: pa.Table
     unseen: list[tuple[str, ...]]
     """Elements of each predicted structure on which the model was not trained."""
@@ -376,7 +435,7 @@ def _predict_chunk(request: Prediction, predictor: _Predictor, read: _Read) -> _
         else:
             kept.append(place)
     columns: list[dict[str, np.ndarray]] = []
-    forces: list[np.ndarray] = []
+    of_atoms: list[dict[str, dict[str, np.ndarray]]] = []
     rows: list[int] = []
     for block in _blocks(read.structures, kept):
         good, bad, found = _predict_block(request, predictor, read.structures, block)
@@ -384,8 +443,7 @@ def _predict_chunk(request: Prediction, predictor: _Predictor, read: _Read) -> _
         if good:
             rows += good
             columns.append(found[0])
-            if found[1] is not None:
-                forces.append(found[1])
+            of_atoms.append(found[1])
     atoms = np.array([len(read.structures[place]) for place in rows], dtype=np.int32)
     values = {
         name: np.concatenate([part[name] for part in columns]) if columns else np.zeros(0)
@@ -394,7 +452,10 @@ def _predict_chunk(request: Prediction, predictor: _Predictor, read: _Read) -> _
     records = [read.records[place] for place in rows]
     return _Tables(
         pa.table({**_identity(request, records), "n_atoms": atoms, **values}, predictor.schema),
-        _forces_table(read.structures, rows, forces) if request.forces else None,
+        {
+            name: _atom_table(read.structures, rows, names, [part[name] for part in of_atoms])
+            for name, names in predictor.atoms.items()
+        },
         _refused_table(request, [*read.records, *(record for record, _ in read.refused)], refused),
         [predictor.unseen(read.structures[place].numbers) for place in rows],
     )
@@ -440,7 +501,7 @@ def _predict_block(
     structures: Sequence[Structure],
     block: list[int],
 ) -> tuple[list[int], list[tuple[int, str]], Any]:
-    """Predict a block: indices predicted, indices refused with reasons, and columns and forces of the first."""
+    """Predict a block: indices predicted, indices refused with reasons, and predictions of the first."""
 
     def predict(places: Sequence[int]) -> Any:
         table = structure_table([structures[place] for place in places])
@@ -470,13 +531,23 @@ def _identity(
     }
 
 
-def _forces_table(
-    structures: Sequence[Structure], rows: Sequence[int], forces: Sequence[np.ndarray]
+def _atom_schema(names: Sequence[str]) -> pa.Schema:
+    return pa.schema([*ATOMS, *((name, pa.float64()) for name in names)])
+
+
+def _atom_table(
+    structures: Sequence[Structure],
+    rows: Sequence[int],
+    names: Sequence[str],
+    parts: Sequence[Mapping[str, np.ndarray]],
 ) -> pa.Table:
-    """Table of forces, one row per atom; `row` counts the predicted structures of the chunk."""
+    """Table of values per atom, one row each; `row` counts the predicted structures of the chunk."""
     counts = [len(structures[place]) for place in rows]
     numbers = [structures[place].numbers for place in rows]
-    values = np.concatenate(forces) if forces else np.zeros((0, 3))
+    values = {
+        name: np.concatenate([part[name] for part in parts]) if parts else np.zeros(0)
+        for name in names
+    }
     elements = np.concatenate(numbers) if numbers else np.zeros(0, np.uint8)
     return pa.table(
         {
@@ -485,9 +556,9 @@ def _forces_table(
                 [np.arange(n, dtype=np.int32) for n in counts] or [np.zeros(0, np.int32)]
             ),
             "element": pa.DictionaryArray.from_arrays(elements.astype(np.int8), list(SYMBOLS)),
-            **{f"force_{axis}": values[:, place] for place, axis in enumerate("xyz")},
+            **values,
         },
-        FORCES,
+        _atom_schema(names),
     )
 
 
@@ -505,8 +576,20 @@ def _refused_table(
 class _Parts:
     """Tables of the chunks that are done, in a folder next to the output."""
 
-    def __init__(self, request: Prediction, content: Mapping[str, Any], key: str) -> None:
-        self.request, self.key = request, key
+    def __init__(
+        self,
+        request: Prediction,
+        content: Mapping[str, Any],
+        key: str,
+        atoms: Mapping[str, Sequence[str]],
+    ) -> None:
+        """Args:
+        request: what is predicted.
+        content: what that depends on.
+        key: names it.
+        atoms: columns of the tables of what atoms have, by target.
+        """
+        self.request, self.key, self.atoms = request, key, atoms
         self.folder = request.output.with_name(f".{request.output.stem}.{key}.parts")
         self.count = 0
         self._told_apart: dict[tuple[str, str], str] = {}
@@ -515,9 +598,8 @@ class _Parts:
 
     def has(self, number: int) -> bool:
         """Whether a chunk is done, and its tables are intact."""
-        names = ("predictions", "refused", "forces")  # the first is written last
         try:
-            for name in names if self.request.forces else names[:2]:
+            for name in ("predictions", "refused", *self.atoms):  # the first is written last
                 self._read(name, number)
         except AtomloomError:
             return False
@@ -526,8 +608,8 @@ class _Parts:
     def write(self, number: int, tables: _Tables) -> None:
         """Write the tables of a chunk."""
         self._write(number, "refused", tables.refused)
-        if tables.forces is not None:
-            self._write(number, "forces", tables.forces)
+        for name, table in tables.atoms.items():
+            self._write(number, name, table)
         self._write(number, "predictions", tables.predictions)
 
     def rows(self, number: int) -> int:
@@ -543,10 +625,10 @@ class _Parts:
         refused = [self._table("refused", n) for n in range(self.count)]
         quarantine = pa.concat_tables(refused).to_pandas()
         write_text(request.beside("quarantine.csv"), quarantine.to_csv(index=False))
-        if request.forces:
+        for name, columns in self.atoms.items():
             write_atomically(
-                request.beside("forces.parquet"),
-                lambda path: self._join("forces", path, FORCES),
+                request.beside(f"{name}.parquet"),
+                partial(self._join, name, schema=_atom_schema(columns)),
             )
         # The table comes last: if it exists with its key, everything does.
         schema = schema.with_metadata({"atomloom": json.dumps({"key": self.key})})
@@ -576,7 +658,7 @@ class _Parts:
     def _table(self, name: str, number: int) -> pa.Table:
         """Read a table of a chunk, with ids that distinguish its records from those of other files."""
         table = self._read(name, number)
-        if name == "forces" or not self._told_apart:
+        if name in self.atoms or not self._told_apart:
             return table
         pairs = zip(table["id"].to_pylist(), table["source"].to_pylist(), strict=True)
         ids = [self._told_apart.get(pair, pair[0]) for pair in pairs]
@@ -587,7 +669,7 @@ class _Parts:
         with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
             for number in range(self.count):
                 table = self._table(name, number)
-                if name == "forces":
+                if name in self.atoms:
                     rows = pa.array(table["row"].to_numpy() + first)
                     table = table.set_column(0, "row", rows)
                     first += self._read("predictions", number).num_rows

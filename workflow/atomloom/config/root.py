@@ -22,7 +22,19 @@ from atomloom.targets import KINDS, TargetSpec, kind_class, spec_of
 
 _PLAIN_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 _TAKEN = frozenset(
-    ("energy", "energy_per_atom", "forces", "stress", "predictions", "dataset", "metrics")
+    (
+        "energy",
+        "energy_per_atom",
+        "forces",
+        "stress",
+        "predictions",
+        "refused",
+        "dataset",
+        "row",
+        "atom",
+        "element",
+        "component",
+    )
 )
 """Names of tables of a run, which a target with its own table cannot have."""
 

@@ -42,7 +42,7 @@ class LabelledGraphs:
     of the table, [A, ...] float64; NaN where unknown."""
     specs: Sequence[TargetSpec] = ()
     """Specs of the targets in `arrays`."""
-    globals: np.ndarray | None = None
+    global_features: np.ndarray | None = None
     """[S, G] float64, global features; NaN where unknown; None without any."""
     choice: Placement | None = None
     """Placement of graphs on disk; None in memory."""
@@ -60,9 +60,9 @@ class LabelledGraphs:
             raise AtomloomError(
                 f"targets of shape {self.targets.shape} for {len(self.table)} structures"
             )
-        if self.globals is not None and self.globals.shape[:1] != (structures,):
+        if self.global_features is not None and self.global_features.shape[:1] != (structures,):
             raise AtomloomError(
-                f"global features of shape {self.globals.shape} for {structures} structures"
+                f"global features of shape {self.global_features.shape} for {structures} structures"
             )
         splits = {n: check_rows(r, len(self.table), f"split {n}") for n, r in self.rows.items()}
         together = np.concatenate([np.zeros(0, dtype=np.int64), *splits.values()])
@@ -103,7 +103,7 @@ class LabelledGraphs:
         sizes = (self.table.node_ptr, self.table.edge_ptr)
         parts = [np.ascontiguousarray(array).tobytes() for array in (self.table.hash, *sizes)]
         values = [self.targets, *(self.arrays[name] for name in sorted(self.arrays))]
-        values += [] if self.globals is None else [self.globals]
+        values += [] if self.global_features is None else [self.global_features]
         parts += [np.ascontiguousarray(array).tobytes() for array in values]
         for name in sorted(self.rows):
             parts += [name.encode(), self.rows[name].tobytes()]

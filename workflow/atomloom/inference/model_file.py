@@ -36,7 +36,7 @@ from atomloom.inference.scalers.target_scaler import TargetScaler
 from atomloom.models.common.outputs import Head
 from atomloom.store.files import plain_stat, write_atomically
 from atomloom.structures.elements import SYMBOLS
-from atomloom.targets import TargetSpec, spec_of
+from atomloom.targets import KINDS, TargetSpec, spec_of
 
 FORMAT = 2
 DIGEST = "digest"
@@ -292,10 +292,19 @@ def _card_of(path: Path, content: dict[str, Any], trusted: tuple[str, ...]) -> M
                 name: DirectScaler.from_dict(own) for name, own in content.get("heads", {}).items()
             },
         )
+        for name, kind in card.kinds.items():
+            if kind not in KINDS:
+                raise _Unknown(f"predicts {name}, a target of the kind {kind}, not known here")
         if card.scalars:
             scaler = AtomicEnergies if card.is_potential else TargetScaler
             card = replace(card, scaler=scaler.from_dict(content["scale"]))
         _require_sense(card)
+    except _Unknown as error:
+        raise AtomloomError(
+            str(error),
+            where=path,
+            todo="use the atomloom, with its kinds of targets, that trained it",
+        ) from None
     except AtomloomError as error:
         raise AtomloomError(f"has a damaged card: {error.what}", where=path) from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -323,6 +332,10 @@ def _require_trust(path: Path, model: Any, trusted: tuple[str, ...]) -> None:
         where=path,
         todo=f"if you trust it: --trust {packages[0][:100]}, or trust=... of load_model",
     )
+
+
+class _Unknown(Exception):
+    """A kind of targets of another version."""
 
 
 def _require_sense(card: ModelCard) -> None:

@@ -19,6 +19,7 @@ from atomloom.errors import AtomloomError
 from atomloom.potentials.committee import Committee, Evaluation, Source
 from atomloom.potentials.evaluation import calculate_batch, plain_structure
 from atomloom.potentials.verlet_list import VerletList
+from atomloom.targets import TargetSpec
 
 KEYWORDS = ("device", "dtype", "skin", "atoms", "directory", "label", "restart")
 MOST_SKIN = 10
@@ -28,6 +29,7 @@ VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))
 
 class AtomloomCalculator(Calculator):
     """ASE calculator for energies, forces, stress and atomic energies by a potential or a committee.
+    Further targets of its training are results by their names, such as ASE's `dipole`, `magmoms`, `charges`.
 
     Results are those of ASE (eV, eV/A, eV/A^3; stress in Voigt order, positive under tension). With
     several potentials they are means, and `results` also has the standard deviations `energy_std`,
@@ -73,6 +75,11 @@ class AtomloomCalculator(Calculator):
     ) -> None:
         super().__init__(**options)
         self.committee = Committee.open(potential, device, dtype)
+        self._direct = self.committee.members[0].card.direct
+        self.implemented_properties = [
+            *type(self).implemented_properties,
+            *(spec.name + ending for spec in self._direct for ending in ("", "_std")),
+        ]
         self.skin = float(skin)
         if not 0 <= self.skin <= MOST_SKIN:
             raise AtomloomError(
@@ -120,7 +127,7 @@ class AtomloomCalculator(Calculator):
         batch = graphs.batch(atoms.positions, atoms.cell.array[None])
         output = self.committee.ask(batch, forces=True, stress=atoms.cell.rank == 3)
         found = self.committee.read([output], graphs.numbers, graphs.node_ptr)
-        self.results = _results(found, 0, stress=atoms.cell.rank == 3)
+        self.results = _results(found, 0, atoms.cell.rank == 3, self._direct)
 
     def calculate_batch(self, structures: Sequence[Any]) -> list[dict[str, Any]]:
         """Compute results of structures of any sizes, in one forward and one backward pass for all.
@@ -139,7 +146,9 @@ class AtomloomCalculator(Calculator):
         own = [plain_structure(item) for item in structures]
         crystals = [bool(structure.volume) for structure in own]
         found = calculate_batch(self.committee, own, forces=True, stress=any(crystals))
-        return [_results(found, place, stress) for place, stress in enumerate(crystals)]
+        return [
+            _results(found, place, stress, self._direct) for place, stress in enumerate(crystals)
+        ]
 
     def export_properties(self) -> Properties:
         """Results that ASE knows."""
@@ -165,8 +174,10 @@ class AtomloomCalculator(Calculator):
         return graphs
 
 
-def _results(found: Evaluation, structure: int, stress: bool) -> dict[str, Any]:
-    """ASE's results of one structure, with stress if its cell has a volume."""
+def _results(
+    found: Evaluation, structure: int, stress: bool, direct: Sequence[TargetSpec]
+) -> dict[str, Any]:
+    """ASE's results of one structure, with stress if its cell has a volume; `direct` are further targets."""
     atoms = found.atoms(structure)
     energy = float(found.energy[structure])
     assert found.forces is not None  # always requested
@@ -179,6 +190,11 @@ def _results(found: Evaluation, structure: int, stress: bool) -> dict[str, Any]:
     if stress:
         assert found.stress is not None
         results["stress"] = found.stress[structure][VOIGT]
+    for spec in direct:
+        place = atoms if spec.per == "atom" else structure
+        results[spec.name] = found.heads[spec.name][place]
+        if found.deviation is not None:
+            results[f"{spec.name}_std"] = found.deviation.heads[spec.name][place]
     deviation = found.deviation
     if deviation is not None:
         results["energy_std"] = float(deviation.energy[structure])

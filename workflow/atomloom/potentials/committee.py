@@ -9,8 +9,8 @@ Legend: S structures, A atoms of all of them, M members.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,8 @@ class Deviation:
     """[A, 3] eV/A; None unless requested."""
     stress: np.ndarray | None
     """[S, 3, 3] eV/A^3; None unless requested."""
+    heads: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Of further targets by name, [S, ...] or [A, ...]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +61,8 @@ class Evaluation:
     """[S, 3, 3] float64, eV/A^3, dE/dstrain / volume; zeros where the cell has no volume."""
     deviation: Deviation | None = None
     """Spread of the members; None with one member."""
+    heads: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Further targets by name, such as a dipole, [S, ...] or [A, ...] float64."""
 
     def __len__(self) -> int:
         return len(self.energy)
@@ -115,6 +119,11 @@ class Committee:
                     "the members of a committee need different graphs",
                     todo="use potentials that were trained with the same `graph` section",
                 )
+            if set(model.card.direct) != set(loaded[0].card.direct):
+                raise AtomloomError(
+                    "the members of a committee predict different targets beside the energy",
+                    todo="use potentials that were trained on the same `dataset.target`",
+                )
         device = choose_device(device)
         wanted = loaded[0].dtype if dtype is None else read_dtype(dtype)
         return cls(tuple(_placed(model, device, wanted) for model in loaded), device, wanted)
@@ -169,6 +178,9 @@ class Committee:
         atom_energies = np.stack([own.atom_energies for own in of_members])
         forces = _stack([own.forces for own in of_members])
         stress = _stack([own.stress for own in of_members])
+        heads = {
+            name: np.stack([own.heads[name] for own in of_members]) for name in of_members[0].heads
+        }
         return Evaluation(
             node_ptr,
             energy.mean(axis=0),
@@ -179,7 +191,9 @@ class Committee:
                 energy.std(axis=0, ddof=1),
                 None if forces is None else forces.std(axis=0, ddof=1),
                 None if stress is None else stress.std(axis=0, ddof=1),
+                {name: values.std(axis=0, ddof=1) for name, values in heads.items()},
             ),
+            {name: values.mean(axis=0) for name, values in heads.items()},
         )
 
     @staticmethod
@@ -207,6 +221,12 @@ class Committee:
             atom_energies=atom_energies,
             forces=if_asked([output.forces for output in outputs]),
             stress=if_asked([output.stress for output in outputs]),
+            heads={
+                name: scaler.restore(
+                    _doubles(torch.cat([output.heads[name] for output in outputs])), numbers
+                )
+                for name, scaler in member.card.head_scalers.items()
+            },
         )
 
 

@@ -102,7 +102,7 @@ class TargetPart:
     count: int
     mae: float
     noun: str
-    """Counted items: structures, or components."""
+    """Counted items: structures, components, or values of atoms."""
     parity: tuple[Drawing, ...]
     errors: Drawing
     holders: str

@@ -122,7 +122,7 @@ class Predictions:
     failed: int
     """Number of rows left out because they have a reference, but no finite prediction."""
     noun: str = "structure"
-    """Meaning of a row: a structure, or a component of a property with several numbers per structure."""
+    """Meaning of a row: a structure, a component of a property with several numbers, or the value of an atom."""
     of_atoms: bool = False
     """Whether a row belongs to one atom, whose element is the only one in `elements`."""
     group: np.ndarray | None = None
@@ -392,14 +392,15 @@ def predictions_of(
     complete = np.isfinite(reference) & np.isfinite(predicted)
     rows = known[complete]
     formula, ids = _texts(rows, "formula"), _texts(rows, "id")
-    parts = "component" in rows
+    of_atoms = "atom" in rows
+    noun = "component" if "component" in rows else "value" if of_atoms else "structure"
     group = np.array([groups.get(name, name) for name in ids], dtype=object) if groups else ids
     return Predictions(
         target=target,
         unit=unit_name(unit),
-        noun="component" if parts else "structure",
-        of_atoms="atom" in rows,
-        group=group if parts or groups else None,
+        noun=noun,
+        of_atoms=of_atoms,
+        group=group if noun != "structure" or groups else None,
         id=ids,
         split=_texts(rows, "split"),
         formula=formula,

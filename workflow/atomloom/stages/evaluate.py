@@ -14,18 +14,19 @@ from atomloom.data.dataset import LabelledGraphs
 from atomloom.data.on_disk import OnDiskGraphs
 from atomloom.graphs.graph import Graph, Graphs, GraphTable
 from atomloom.inference.metrics import split_metrics
-from atomloom.inference.predict import LoadedModel, load_model, predict_table
+from atomloom.inference.predict import LoadedModel, atoms_of, load_model, predict_all
 from atomloom.pipeline.paths import RunPaths
-from atomloom.potentials.committee import Evaluation
 from atomloom.potentials.evaluation import evaluate_table
 from atomloom.potentials.students import TIMED, compare_with_teacher
 from atomloom.reports.figures import parity_figure
 from atomloom.stages.label import read_labels
 from atomloom.stages.labelled import load_records
+from atomloom.stages.labels import array_targets
 from atomloom.store.files import write_atomically, write_json
 from atomloom.store.parquet import write_table
 from atomloom.structures.elements import SYMBOLS
 from atomloom.structures.structure import Structure
+from atomloom.targets import TargetSpec
 
 PARITY = "parity.png"
 BLOCK = 10_000
@@ -39,7 +40,8 @@ def evaluate_run(places: RunPaths, log: Callable[[str], None]) -> Path:
     With several classes the most likely is predicted, and columns `NAME_p0`, `NAME_p1`, ... hold the
     probabilities.
 
-    For a potential, `forces.parquet` and `stress.parquet` hold their components, one row each.
+    Targets that are more than a number per structure have a table each, such as `forces.parquet` and
+    `stress.parquet`: one row per number, with its component, and per atom with the atom and its element.
 
     Raises:
         AtomloomError: when the run is not trained, or index or split are missing.
@@ -48,9 +50,10 @@ def evaluate_run(places: RunPaths, log: Callable[[str], None]) -> Path:
     labelled = load_records(places)
     data, frame, rows = labelled.data, labelled.frame, labelled.rows
     model = load_model(run / "model.safetensors")
-    energies = any(spec.of_energy for spec in config.targets)
+    units, energies = reported_units(config), any(spec.of_energy for spec in config.targets)
     evaluate = _evaluate_potential if energies else _predict_properties
-    tables, units = evaluate(places, model, data, frame, rows), reported_units(config)
+    scalars, arrays = evaluate(places, model, data, frame, rows)
+    tables = {"predictions": scalars, **_array_tables(config, data, frame, rows, arrays)}
     table = tables["predictions"]
     for name, content in tables.items():
         write_table(run / f"{name}.parquet", content)
@@ -141,24 +144,25 @@ def _predict_properties(
     data: LabelledGraphs,
     frame: pd.DataFrame,
     rows: np.ndarray,
-) -> dict[str, pd.DataFrame]:
-    names = places.config.dataset.target
-    predicted = predict_table(
+) -> tuple[pd.DataFrame, Mapping[str, np.ndarray]]:
+    """Scalars as a table, and by name what heads give."""
+    found = predict_all(
         model,
         data.table,
         rows,
         places.config.training.batch,
-        global_features=data.globals,
+        global_features=data.global_features,
         choice=data.choice,
     )
+    names = model.card.scalars
     table = frame[[*DESCRIPTION, *names]].copy()
-    if model.card.columns != model.card.targets:  # several classes
-        table[f"{names[0]}_predicted"] = predicted.argmax(axis=1)
-        columns = dict(zip(model.card.columns, predicted.T, strict=True))
-        return {"predictions": table.assign(**columns)}
+    if model.card.columns != names:  # several classes
+        table[f"{names[0]}_predicted"] = found.scalars.argmax(axis=1)
+        columns = dict(zip(model.card.columns, found.scalars.T, strict=True))
+        return table.assign(**columns), {}
     for column, name in enumerate(names):
-        table[f"{name}_predicted"] = predicted[:, column]
-    return {"predictions": table}
+        table[f"{name}_predicted"] = found.scalars[:, column]
+    return table, found.heads
 
 
 def _evaluate_potential(
@@ -167,77 +171,78 @@ def _evaluate_potential(
     data: LabelledGraphs,
     frame: pd.DataFrame,
     rows: np.ndarray,
-) -> dict[str, pd.DataFrame]:
-    """Evaluate energies as one table, forces and stress as one each, by components."""
-    found, numbers = _evaluate_in_blocks(places, model, data, rows)
-    table = frame[DESCRIPTION].copy()
+) -> tuple[pd.DataFrame, Mapping[str, np.ndarray]]:
+    """Energies as a table, and by name what is more than a number per structure."""
+    parts = [
+        evaluate_table(
+            model,
+            _graphs_of(data, rows[start : start + BLOCK]),
+            forces="forces" in data.arrays,
+            stress="stress" in data.arrays,
+            bounds=places.config.training.batch,
+        )
+        for start in range(0, len(rows), BLOCK)
+    ]
+    table, energy = frame[DESCRIPTION].copy(), np.concatenate([part.energy for part in parts])
     atoms = frame["n_atoms"].to_numpy()
-    for name, values in (("", data.targets[rows, 0]), ("_predicted", found.energy)):
+    for name, values in (("", data.targets[rows, 0]), ("_predicted", energy)):
         table[f"energy{name}"] = values
         table[f"energy_per_atom{name}"] = values / atoms
-    tables: dict[str, pd.DataFrame] = {"predictions": table}
-    if "forces" in data.arrays:
-        structure = np.repeat(np.arange(len(rows)), atoms)
-        own = frame[DESCRIPTION].iloc[structure].reset_index(drop=True)
-        own["elements"] = np.array(SYMBOLS, dtype=object)[numbers]
-        own["atom"] = np.arange(len(structure)) - (np.cumsum(atoms) - atoms)[structure]
-        wanted = data.arrays["forces"][_atoms_of(data.table, rows)]
-        assert found.forces is not None
-        tables["forces"] = _components(own, "forces", wanted, found.forces)
-    if "stress" in data.arrays:
-        assert found.stress is not None
-        wanted, predicted = (
-            values.reshape(-1, 9)[:, [0, 4, 8, 5, 2, 1]]  # xx, yy, zz, yz, xz, xy
-            for values in (data.arrays["stress"][rows], found.stress)
-        )
-        tables["stress"] = _components(frame[DESCRIPTION], "stress", wanted, predicted)
+    answers = [{"forces": part.forces, "stress": part.stress, **part.heads} for part in parts]
+    return table, {
+        name: np.concatenate([answer[name] for answer in answers]) for name in data.arrays
+    }
+
+
+def _array_tables(
+    config: Config,
+    data: LabelledGraphs,
+    frame: pd.DataFrame,
+    rows: np.ndarray,
+    predicted: Mapping[str, np.ndarray],
+) -> dict[str, pd.DataFrame]:
+    """A table for each target that is more than a number per structure.
+
+    Args:
+        config: the whole config.
+        data: the labelled graphs.
+        frame: [D] rows of the data set.
+        rows: [D], their rows of `data.table`.
+        predicted: predictions by name, in the order of `rows`.
+    """
+    atoms = atoms_of(data.table.node_ptr, rows)
+    tables = {}
+    for spec in array_targets(config):
+        wanted, found = data.arrays[spec.name], predicted[spec.name]
+        if spec.per == "atom":
+            own, wanted = _frame_of_atoms(data, frame, rows, atoms), wanted[atoms]
+        else:
+            own, wanted = frame[DESCRIPTION], wanted[rows]
+        tables[spec.name] = _components(own, spec, wanted, found)
     return tables
 
 
-def _evaluate_in_blocks(
-    places: RunPaths, model: LoadedModel, data: LabelledGraphs, rows: np.ndarray
-) -> tuple[Evaluation, np.ndarray]:
-    """Evaluate energies and derivatives of some structures, with their atomic numbers."""
-    parts, numbers = [], []
-    for start in range(0, len(rows), BLOCK):
-        graphs = _graphs_of(data, rows[start : start + BLOCK])
-        numbers.append(graphs.numbers)
-        parts.append(
-            evaluate_table(
-                model,
-                graphs,
-                forces="forces" in data.arrays,
-                stress="stress" in data.arrays,
-                bounds=places.config.training.batch,
-            )
-        )
-
-    def if_asked(found: list[np.ndarray | None]) -> np.ndarray | None:
-        known = [array for array in found if array is not None]
-        return np.concatenate(known) if known else None
-
-    counts = np.concatenate([np.diff(part.node_ptr) for part in parts])
-    whole = Evaluation(
-        node_ptr=np.concatenate([[0], np.cumsum(counts)]),
-        energy=np.concatenate([part.energy for part in parts]),
-        atom_energies=np.concatenate([part.atom_energies for part in parts]),
-        forces=if_asked([part.forces for part in parts]),
-        stress=if_asked([part.stress for part in parts]),
-    )
-    return whole, np.concatenate(numbers)
+def _frame_of_atoms(
+    data: LabelledGraphs, frame: pd.DataFrame, rows: np.ndarray, atoms: np.ndarray
+) -> pd.DataFrame:
+    """One row per atom: its structure, with its own element, and its place there."""
+    counts = np.diff(data.table.node_ptr)[rows]
+    structure = np.repeat(np.arange(len(rows)), counts)
+    own = frame[DESCRIPTION].iloc[structure].reset_index(drop=True)
+    own["elements"] = np.array(SYMBOLS, dtype=object)[data.table.numbers[atoms]]
+    own["atom"] = np.arange(len(structure)) - (np.cumsum(counts) - counts)[structure]
+    return own
 
 
 def _components(
-    own: pd.DataFrame, name: str, wanted: np.ndarray, predicted: np.ndarray
+    own: pd.DataFrame, spec: TargetSpec, wanted: np.ndarray, predicted: np.ndarray
 ) -> pd.DataFrame:
-    """Table with one row per known component."""
+    """One row per number that is known; `component` counts the numbers of a value."""
+    order = list(spec.flat) or slice(None)
+    wanted, predicted = (values.reshape(len(own), -1)[:, order] for values in (wanted, predicted))
     count = wanted.shape[1]
     table = own.iloc[np.repeat(np.arange(len(own)), count)].reset_index(drop=True)
-    table["component"] = np.tile(np.arange(count, dtype=np.int8), len(own))
-    table[name], table[f"{name}_predicted"] = wanted.reshape(-1), predicted.reshape(-1)
-    return table[np.isfinite(table[name])].reset_index(drop=True)
-
-
-def _atoms_of(table: Graphs, rows: np.ndarray) -> np.ndarray:
-    """Indices of the atoms of some structures of a table, in order."""
-    return np.concatenate([np.arange(*table.node_ptr[row : row + 2]) for row in rows])
+    if spec.components:
+        table["component"] = np.tile(np.arange(count, dtype=np.int8), len(own))
+    table[spec.name], table[f"{spec.name}_predicted"] = wanted.reshape(-1), predicted.reshape(-1)
+    return table[np.isfinite(table[spec.name])].reset_index(drop=True)

@@ -81,7 +81,7 @@ def load_records(places: RunPaths) -> LabelledRecords:
         rows={name: rows[(frame["split"] == name).to_numpy()] for name in SPLITS},
         arrays=load_target_arrays(places, records, table.node_ptr),
         specs=array_targets(places.config),
-        globals=by_graph(given) if given else None,
+        global_features=by_graph(given) if given else None,
         choice=choice,
     )
     return LabelledRecords(data, frame, rows)

@@ -177,15 +177,15 @@ class PropertyObjective(Objective):
 
     def _learn_globals(self, data: LabelledGraphs, config: Config, train_rows: np.ndarray) -> None:
         where = "dataset.global_features"
-        if data.globals is None:
+        if data.global_features is None:
             raise AtomloomError("the data set has none", where=where)
         rows = np.concatenate([train_rows, self._val_rows])
         self.global_features = GlobalFeatures.fit(
-            data.globals, train_rows, config.dataset.global_features
+            data.global_features, train_rows, config.dataset.global_features
         )
-        if not np.isfinite(data.globals[rows]).all():
+        if not np.isfinite(data.global_features[rows]).all():
             raise AtomloomError("unknown for a validation structure", where=where)
-        self._given = {GLOBALS: self.global_features.standardize(data.globals)}
+        self._given = {GLOBALS: self.global_features.standardize(data.global_features)}
 
     def labels(self, training: bool) -> BatchLabels:
         """Standardised targets."""
