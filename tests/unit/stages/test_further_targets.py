@@ -124,7 +124,7 @@ def test_predict_writes_components_and_a_table_of_atoms(run, molecules, tmp_path
     assert atoms["row"].tolist() == np.repeat(np.arange(5), table["n_atoms"]).tolist()
     assert len(pd.read_parquet(tmp_path / "out.forces.parquet")) == len(atoms)
     several = tmp_path / "several.parquet"
-    call = ["predict", "--model", model, "--model", model, "--source", source, "--output", several]
+    call = ["predict", "--model", model, model, "--source", source, "--output", several]
     assert main([str(word) for word in call]) == 0
     again = pd.read_parquet(several)
     np.testing.assert_allclose(again[names], table[names], atol=1e-6)
