@@ -56,7 +56,7 @@ def test_global_features_go_by_their_former_name_with_a_warning():
 
 
 def test_a_kind_of_targets_that_is_not_known_here_is_named(tmp_path, monkeypatch):
-    tensors, card = read_model(FOLDER / "painn.safetensors")
+    _, card = read_model(FOLDER / "painn.safetensors")
     content = card.model.model_dump()
     assert content["name"] == "painn"
     from atomloom.inference import model_file

@@ -5,9 +5,8 @@ A network without such heads returns only that tensor. It knows nothing of parti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -24,13 +23,15 @@ class Head:
     """Shape of one value; vectors rotate with the structure."""
 
 
-@dataclass(frozen=True, eq=False)
-class Outputs:
-    """Complete output of a network for a batch."""
+class Outputs(NamedTuple):
+    """Complete output of a network for a batch.
+
+    A tuple, in which FSDP finds the tensors: of a class of our own it would leave gradients unreduced.
+    """
 
     main: Tensor | None
     """[B, outputs], or for a potential atomic energies [N]; None if it predicts neither."""
-    heads: Mapping[str, Tensor] = field(default_factory=dict)
+    heads: dict[str, Tensor] = {}
     """Values of heads by target, [N, ...] or [B, ...]."""
 
     @classmethod
