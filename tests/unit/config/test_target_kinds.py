@@ -60,7 +60,10 @@ def test_units_are_the_config_s_but_for_kinds_that_have_their_own():
         ((["forces", "dipole"],), "energy first"),
         ((["dipole"], "painn", {"target_kinds": {"mu": "vector"}}), "not a target"),
         ((["dipole"], "painn", {"target_kinds": {"dipole": "tensor"}}), "not a kind of targets"),
-        ((["E"], "painn", {"target_kinds": {"E": "energy"}}), "only the kind of the target `energy`"),
+        (
+            (["E"], "painn", {"target_kinds": {"E": "energy"}}),
+            "only the kind of the target `energy`",
+        ),
         ((["my mu"], "painn", {"target_kinds": {"my mu": "vector"}}), "cannot be called"),
         ((["refused"], "painn", {"target_kinds": {"refused": "per_atom"}}), "cannot be called"),
     ],

@@ -382,7 +382,7 @@ class _Tables:
 
     predictions: pa.Table
     atoms: dict[str, pa.Table]
-    """Of what atoms have, by target."""
+    """Tables of values per atom, by target."""
     refused: pa.Table
     unseen: list[tuple[str, ...]]
     """Elements of each predicted structure on which the model was not trained."""

@@ -42,7 +42,7 @@ class Deviation:
     stress: np.ndarray | None
     """[S, 3, 3] eV/A^3; None unless requested."""
     heads: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Of further targets by name, [S, ...] or [A, ...]."""
+    """Deviations of further targets by name, [S, ...] or [A, ...]."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import pandas as pd
 from atomloom.config import Config
 from atomloom.data.dataset import LabelledGraphs
 from atomloom.data.on_disk import OnDiskGraphs
-from atomloom.graphs.graph import Graph, Graphs, GraphTable
+from atomloom.graphs.graph import Graph, GraphTable
 from atomloom.inference.metrics import split_metrics
 from atomloom.inference.predict import LoadedModel, atoms_of, load_model, predict_all
 from atomloom.pipeline.paths import RunPaths
