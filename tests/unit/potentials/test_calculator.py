@@ -259,7 +259,7 @@ def test_what_cannot_be_calculated_is_said_in_one_line(copper, tmp_path):
         ({"xc": "PBE"}, "no keyword `xc`; its constructor knows device, dtype, skin"),
         ({"skin": -1}, "skin: should be a length from 0 to 10 A, not -1"),
         ({"skin": np.nan}, "not nan"),
-        ({"device": "gpu"}, "'gpu' is no device; use auto, cpu or cuda"),
+        ({"device": "gpu"}, "'gpu' is not a device; use auto, cpu or cuda"),
     ],
 )
 def test_a_keyword_that_would_be_kept_in_silence_is_refused(copper, words, says):
