@@ -299,7 +299,7 @@ class _PropertyPredictor:
 
 _Predictor = _PotentialPredictor | _PropertyPredictor
 _Found = tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]
-"""Columns of the table of structures, and those of the tables of what atoms have."""
+"""Columns of the table of structures, and of the tables of values per atom."""
 
 
 def _names(spec: TargetSpec, ending: str) -> list[str]:
@@ -309,13 +309,13 @@ def _names(spec: TargetSpec, ending: str) -> list[str]:
 
 
 def _of_structures(card: ModelCard, endings: Sequence[str]) -> list[str]:
-    """Columns of targets with heads that structures have."""
+    """Columns of targets per structure with heads."""
     specs = [spec for spec in card.direct if spec.per == "structure"]
     return [name for spec in specs for ending in endings for name in _names(spec, ending)]
 
 
 def _of_atoms(card: ModelCard, endings: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """By target, the columns of a table of what atoms have."""
+    """Columns of the tables of values per atom, by target."""
     return {
         spec.name: tuple(name for ending in endings for name in _names(spec, ending))
         for spec in card.direct
@@ -329,7 +329,7 @@ def _sorted(
     answers: Sequence[Mapping[str, np.ndarray]],
     columns: dict[str, np.ndarray],
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Put what heads gave of structures into `columns`; return what they gave of atoms.
+    """Put values of heads per structure into `columns`; return those per atom.
 
     Args:
         card: of a model.

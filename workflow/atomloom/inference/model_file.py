@@ -335,7 +335,7 @@ def _require_trust(path: Path, model: Any, trusted: tuple[str, ...]) -> None:
 
 
 class _Unknown(Exception):
-    """A kind of targets of another version."""
+    """Kind of targets of another version."""
 
 
 def _require_sense(card: ModelCard) -> None:

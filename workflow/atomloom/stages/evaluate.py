@@ -145,7 +145,7 @@ def _predict_properties(
     frame: pd.DataFrame,
     rows: np.ndarray,
 ) -> tuple[pd.DataFrame, Mapping[str, np.ndarray]]:
-    """Scalars as a table, and by name what heads give."""
+    """Predict scalars as a table, and values of heads by name."""
     found = predict_all(
         model,
         data.table,
@@ -172,7 +172,7 @@ def _evaluate_potential(
     frame: pd.DataFrame,
     rows: np.ndarray,
 ) -> tuple[pd.DataFrame, Mapping[str, np.ndarray]]:
-    """Energies as a table, and by name what is more than a number per structure."""
+    """Predict energies as a table, and targets beyond scalars per structure by name."""
     parts = [
         evaluate_table(
             model,
@@ -201,7 +201,7 @@ def _array_tables(
     rows: np.ndarray,
     predicted: Mapping[str, np.ndarray],
 ) -> dict[str, pd.DataFrame]:
-    """A table for each target that is more than a number per structure.
+    """Tables of the targets beyond scalars per structure.
 
     Args:
         config: the whole config.
@@ -225,7 +225,7 @@ def _array_tables(
 def _frame_of_atoms(
     data: LabelledGraphs, frame: pd.DataFrame, rows: np.ndarray, atoms: np.ndarray
 ) -> pd.DataFrame:
-    """One row per atom: its structure, with its own element, and its place there."""
+    """Frame with one row per atom: its structure, element and index there."""
     counts = np.diff(data.table.node_ptr)[rows]
     structure = np.repeat(np.arange(len(rows)), counts)
     own = frame[DESCRIPTION].iloc[structure].reset_index(drop=True)
@@ -237,7 +237,7 @@ def _frame_of_atoms(
 def _components(
     own: pd.DataFrame, spec: TargetSpec, wanted: np.ndarray, predicted: np.ndarray
 ) -> pd.DataFrame:
-    """One row per number that is known; `component` counts the numbers of a value."""
+    """Table with one row per known number; `component` is the index in a value."""
     order = list(spec.flat) or slice(None)
     wanted, predicted = (values.reshape(len(own), -1)[:, order] for values in (wanted, predicted))
     count = wanted.shape[1]
