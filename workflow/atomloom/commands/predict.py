@@ -584,10 +584,10 @@ class _Parts:
         atoms: Mapping[str, Sequence[str]],
     ) -> None:
         """Args:
-        request: what is predicted.
-        content: what that depends on.
-        key: names it.
-        atoms: columns of the tables of what atoms have, by target.
+        request: for predictions.
+        content: everything the tables depend on.
+        key: digest of that.
+        atoms: columns of the tables of values per atom, by target.
         """
         self.request, self.key, self.atoms = request, key, atoms
         self.folder = request.output.with_name(f".{request.output.stem}.{key}.parts")

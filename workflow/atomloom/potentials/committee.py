@@ -121,7 +121,7 @@ class Committee:
                 )
             if set(model.card.direct) != set(loaded[0].card.direct):
                 raise AtomloomError(
-                    "the members of a committee predict different targets beside the energy",
+                    "the members of a committee predict different targets besides the energy",
                     todo="use potentials that were trained on the same `dataset.target`",
                 )
         device = choose_device(device)

@@ -26,7 +26,7 @@ class Head:
 class Outputs(NamedTuple):
     """Complete output of a network for a batch.
 
-    A tuple, in which FSDP finds the tensors: of a class of our own it would leave gradients unreduced.
+    A tuple, in which FSDP finds the tensors: with any other class it would leave gradients unreduced.
     """
 
     main: Tensor | None
