@@ -85,6 +85,7 @@ PER_ATOM = {"target_kinds": {"charges": "per_atom"}}
         ((["dipole"],), {"loss_weights": {"mu": 1.0}}, "mu is not a target"),
         ((["dipole"],), {"potential": {"sampling": "energy"}}, "need the target energy"),
         ((["dipole"],), {"log_targets": ["dipole"]}, "not a scalar"),
+        ((["energy", "forces"],), {"strategy": "fsdp", "devices": 2}, "use ddp"),
         ((["gap", "charges"], "icomformer", PER_ATOM), {"loss": "bce"}, "is for classes"),
         (
             (["a", "b"], "icomformer"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -43,8 +44,6 @@ trainer.train(small_data(60, targets=2), small_config(targets=2, **options), run
 
 
 def launch(folder: Path, options: dict, kill_at: int = 0) -> subprocess.CompletedProcess:
-    import json
-
     script = folder / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, str(script), str(folder / "run"), json.dumps(options), str(kill_at)]
@@ -89,3 +88,45 @@ def test_two_processes_resume_to_the_same_bits(tmp_path, strategy):
     assert history(whole / "run") == history(parts / "run")
     one, other = (load_file(folder / "run" / "model.safetensors") for folder in (whole, parts))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+HEADS = """
+import json, sys
+
+from atomloom.training.trainer import train
+from tests.unit.training.direct import config_of, data_of, ionic_molecules
+
+config = config_of(sys.argv[3].split(","), **json.loads(sys.argv[2]))
+hidden = {"dipole": [2], "charges": [3, 4]}
+train(data_of(ionic_molecules(13), config, hidden), config, sys.argv[1])
+"""
+
+
+@pytest.mark.alone
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "targets"),
+    [("ddp", "energy,forces,dipole,charges"), ("fsdp", "dipole,charges")],
+)
+def test_two_processes_learn_what_heads_give_as_one_does(tmp_path, strategy, targets):
+    options = {"precision": "64", "batch": {"structures": 3}, "epochs": 2, "clip_norm": 0.5}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "workflow"), str(ROOT)])}
+    for name, more in (("one", {}), ("two", {"devices": 2, "strategy": strategy})):
+        script = tmp_path / f"{name}.py"
+        script.write_text(HEADS)
+        command = [
+            sys.executable,
+            str(script),
+            str(tmp_path / name),
+            json.dumps(options | more),
+            targets,
+        ]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    for one, two in zip(history(tmp_path / "one"), history(tmp_path / "two"), strict=True):
+        assert one == pytest.approx(two, rel=1e-8)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-8, atol=1e-10)

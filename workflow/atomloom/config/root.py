@@ -141,6 +141,10 @@ class Config(Section):
         if model.kind == "property":
             self._check_property_model()
             return self
+        if self.training.strategy == "fsdp" and any(spec.derived for spec in targets):
+            raise ValueError(
+                "training.strategy: fsdp frees weights that forces and stress still need: use ddp"
+            )
         if self.training.classes or self.training.log_targets:
             raise ValueError(
                 f"loss: bce, cross_entropy and log_targets are not for {model.name}, a potential"

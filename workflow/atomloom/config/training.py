@@ -150,7 +150,8 @@ class Training(Section):
     strategy: Literal["auto", "ddp", "fsdp"] = unkeyed("auto")
     """Strategy by which several processes share the work. `ddp` (and `auto`): each has the whole network. `fsdp`: each
     keeps its part of weights, gradients and optimiser state, and gathers weights only while a
-    batch passes; the same numbers to rounding. Not with `compile` or mixed precision in 16 bits."""
+    batch passes; the same numbers to rounding. Not with `compile`, mixed precision in
+    16 bits, or forces and stress."""
     threads: int | None = unkeyed(None, ge=1, le=1024)
     """CPU threads of the training job; by default all that the workflow was given."""
     prefetch: int | None = unkeyed(None, ge=0, le=1000)
