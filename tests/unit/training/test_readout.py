@@ -217,7 +217,7 @@ def test_what_depends_on_temperature_alone_is_learnt(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (None, "needs temperature, pressure of every structure"),
+        (None, "needs temperature, pressure for every structure"),
         ({"temperature": 300}, "global features are temperature, not temperature, pressure"),
         ({"temperature": 300, "pressure": [1, 2, 3]}, "not one number for each of 2"),
         (np.zeros((2, 1)), r"shape \(2, 1\), not \(2, 2\)"),
