@@ -78,7 +78,7 @@ OURS = ("atomloom", "tests")
 """Packages that are imported from the copy."""
 BROKEN = 70
 """Exit code of a process in which pytest could not run."""
-MOST = 6
+MOST = 8
 """Files of tests that a mutation meets, at most: of what all tests use, the likeliest."""
 
 SPEAKING = {"log", "warn", "print", "format_exc"}

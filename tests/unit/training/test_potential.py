@@ -10,14 +10,20 @@ import torch
 from safetensors.torch import load_file
 
 from atomloom.config import parse_config
-from atomloom.config.training import PotentialTraining
+from atomloom.config.training import Batching, PotentialTraining
 from atomloom.errors import AtomloomError
 from atomloom.inference.scalers.atomic_energies import AtomicEnergies
 from atomloom.models.derivatives import PotentialOutput
 from atomloom.training.objectives.base import step_shares
 from atomloom.training.objectives.potential import PotentialObjective
 from atomloom.training.trainer import train
-from tests.unit.training.potentials import OFFSETS, pair_config, pair_data, use_pair_model
+from tests.unit.training.potentials import (
+    OFFSETS,
+    PairModel,
+    pair_config,
+    pair_data,
+    use_pair_model,
+)
 from tests.unit.training.runs import history
 from tests.unit.training.test_resume import Killed, assert_equal_runs, kill_at, quiet
 
@@ -47,6 +53,17 @@ def test_each_set_of_targets_trains(tmp_path, monkeypatch, targets):
     row = history(tmp_path)[-1]
     wanted = ["val_mae"] if len(columns) == 1 else [f"val_mae_{name}" for name in columns]
     assert all(np.isfinite(row[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("derived", [(), ("forces",), ("stress",), ("forces", "stress")])
+def test_a_step_computes_the_derivatives_that_are_targets_and_no_others(derived):
+    data = pair_data(8)
+    rows = data.split("train")
+    objective = PotentialObjective(data, pair_config(("energy", *derived)), rows, data.split("val"))
+    (batch,) = data.loader(rows, bounds=Batching(structures=8), dtype=torch.float64)
+    output = objective.step_network(PairModel().double())(batch)
+    assert (output.forces is not None) == ("forces" in derived)
+    assert (output.stress is not None) == ("stress" in derived)
 
 
 @pytest.mark.parametrize("loss", ["mse", "mae", "huber"])
