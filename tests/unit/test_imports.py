@@ -48,7 +48,9 @@ ROOMS = {
         *("reports", "potentials", "training", "inference", "data", "graphs", "readers"),
         *("structures", "pipeline", "targets", "config", "store"),
     ),
+    "sweeps": ("pipeline", "config", "store"),
     "commands": (
+        *("sweeps", "reports"),
         *("stages", "potentials", "training", "inference", "models", "data", "graphs", "readers"),
         *("structures", "pipeline", "targets", "config", "store"),
     ),

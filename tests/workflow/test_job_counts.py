@@ -257,16 +257,16 @@ def test_each_row_of_the_readmes_table_of_changes_is_tested_here():
     """Who changes a row changes the test that is named beside it."""
     rows = {
         "learning rate, width of the model": "a_change_of_training_or_model_rebuilds_no_graph",
-        "cutoff, neighbours": "swapping_cutoff_and_max_neighbors_rebuilds_graphs",
-        "the model, to one that wants": "a_model_that_wants_other_graphs_rebuilds_them",
+        "cutoff, number of neighbours": "swapping_cutoff_and_max_neighbors_rebuilds_graphs",
+        "the model, to one that needs": "a_model_that_wants_other_graphs_rebuilds_them",
         "the split, its seed": "another_seed_of_the_split_divides_and_trains_anew",
         "one label": "editing_one_label_trains_anew_and_rebuilds_no_graph",
-        "one structure (a comment": "a_comment_in_a_file_of_structures_is_another_record",
-        "touch or copy anything": "a_copy_without_snakemake_memory_and_timings_does_nothing",
-        "move or rename the folder": "renaming_the_folder_of_raw_files_only_repeats_the_plan",
-        "back to a setting you had": "going_back_to_a_known_run_only_rewrites_the_report",
+        "one structure (or a comment": "a_comment_in_a_file_of_structures_is_another_record",
+        "files touched or copied": "a_copy_without_snakemake_memory_and_timings_does_nothing",
+        "the folder of raw files, moved": "renaming_the_folder_of_raw_files_only_repeats_the_plan",
+        "back to an earlier setting": "going_back_to_a_known_run_only_rewrites_the_report",
     }
-    table = (ROOT / "README.md").read_text().split("| you change |")[1].split("\n\n")[0]
+    table = (ROOT / "README.md").read_text().split("| change |")[1].split("\n\n")[0]
     shown = [line.removeprefix("| ") for line in table.splitlines()[2:]]
     assert len(shown) == len(rows)
     for (start, test), row in zip(rows.items(), shown, strict=True):

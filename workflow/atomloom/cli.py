@@ -198,6 +198,17 @@ def _parser() -> argparse.ArgumentParser:
             )
         if stage.threads:
             sub.add_argument("--threads", type=_few, metavar="N", help="CPU threads")
+        if stage.name == "train":
+            sub.add_argument(
+                "--until", type=_count, metavar="EPOCH", help="stop after this epoch; resume later"
+            )
+    sub = command("sweep", _sweep, "train the trials of the section `sweep`, and compare them")
+    sub.add_argument("--jobs", type=_few, default=1, metavar="N", help="trials at a time (1)")
+    sub = command("suggest", _suggest, "choose the trials of one round of a sweep")
+    sub.add_argument("--round", type=int, default=0, metavar="N", help="which round (0)")
+    sub = command("trial", _trial, "train one run of a trial of a sweep, to the end of a rung")
+    sub.add_argument("--slot", required=True, help="ROUND-RUNG-NUMBER-REPEAT, as files are named")
+    sub.add_argument("--threads", type=_few, default=1, metavar="N", help="CPU threads (1)")
     sub = command("bench", _bench, "measure training on this data and machine")
     sub.add_argument(
         "what",
@@ -422,7 +433,34 @@ def _silent(message: str) -> None:
 
 
 def _whole_stage(options: argparse.Namespace) -> None:
-    STAGES[options.command].run_timed(_ready(options), _log_to(options))
+    paths, log = _ready(options), _log_to(options)
+    if getattr(options, "until", None) is None:
+        STAGES[options.command].run_timed(paths, log)
+        return
+    from atomloom.stages.train import train_run
+
+    train_run(paths, log, options.until)
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from atomloom.api import prepare
+    from atomloom.commands.sweep import run_sweep
+
+    run_sweep(_planned(options), options.jobs, _log_to(options), prepare)
+
+
+def _suggest(options: argparse.Namespace) -> None:
+    from atomloom.commands.sweep import suggest_round
+
+    suggest_round(_planned(options), options.round, _log_to(options))
+
+
+def _trial(options: argparse.Namespace) -> None:
+    from atomloom.commands.sweep import run_slot
+    from atomloom.sweeps.rounds import Slot
+
+    paths = _planned(options)
+    run_slot(paths, Slot.named(options.slot), options.threads, _log_to(options))
 
 
 def _bench(options: argparse.Namespace) -> None:

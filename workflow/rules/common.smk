@@ -18,6 +18,16 @@ from atomloom.store.files import read_plain, write_text
 from atomloom.pipeline.paths import Layout, RunPaths, report_key_of
 from atomloom.pipeline.plan import Plan
 from atomloom.stages.sources import refresh_sources
+from atomloom.sweeps.rounds import (
+    Slot,
+    before,
+    read_round,
+    result_file,
+    rounds,
+    rungs,
+    slots,
+)
+from atomloom.sweeps.space import repeats_of
 
 put_on_path()
 
@@ -178,12 +188,55 @@ def trained(wildcards):
 
 
 def merged_config(wildcards, output):
-    """Params function: the config that a job reads.
+    """Params function: the config that a job reads, of a trial of the sweep where the job is one's.
 
     A function of `output` is not compared with that of the last run: a new learning rate renames the
     merged config, which must not affect graphs.
     """
+    for kind in ("graph", "index", "dataset"):
+        if hasattr(wildcards, kind):
+            trial = run_of_a_trial(kind, getattr(wildcards, kind))
+            return CONFIG if trial is None else trial.config
     return CONFIG
+
+
+def run_of_a_trial(kind, key):
+    """A run of the sweep whose graph, index or data set has this key; None where there is none."""
+    if layout.config.sweep is None or not PLAN.exists():
+        return None
+    for file in sorted(
+        _read_plan(str(PLAN), PLAN.stat().st_mtime_ns).sweep.glob("round-*.json")
+    ):
+        for run in _runs_of_round(str(file), file.stat().st_mtime_ns):
+            if getattr(run, kind) == key:
+                return run
+    return None
+
+
+@cache
+def _runs_of_round(path: str, time_stamp: int) -> list:
+    return [run for trial in read_round(Path(path)) for run in trial.repeats]
+
+
+def graph_here(wildcards):
+    """Input function of `graphs`: nothing, or what nobody can make for graphs that are not of this config.
+
+    Of two modules on one store, each has a rule for any graphs, but only one may know their spec.
+    """
+    own = wildcards.graph == layout.graph_key
+    if own or run_of_a_trial("graph", wildcards.graph) is not None:
+        return []
+    return [layout.graph_folder.with_name(f"no graphs {wildcards.graph}")]
+
+
+def graphs_of_index(wildcards):
+    """Input function: the shards of graphs of all chunks that an index is of."""
+    trial = run_of_a_trial("index", wildcards.index)
+    graph = layout.graph_key if trial is None else trial.graph
+    return [
+        layout.graph_folder.with_name(graph) / layout.graphs(key).name
+        for key in planned().plan.chunk_keys
+    ]
 
 
 REQUEST = layout.results / ".report-wanted"
@@ -205,3 +258,54 @@ def report_request(wildcards):
         if report_key_of(layout.report) == paths.report_key
         else REQUEST
     )
+
+
+SWEEP = layout.config.sweep
+EPOCHS = layout.config.training.epochs
+
+
+def trials_of(round):
+    """The trials of a round; waits for it."""
+    file = checkpoints.suggest.get(
+        sweep=planned().sweep.name, round=f"{round:04d}"
+    ).output[0]
+    return read_round(Path(file))
+
+
+def results_of(rounds, rung=-1):
+    """The files of the results of some rounds, at one rung (the last unless given)."""
+    last = len(rungs(SWEEP, EPOCHS)) - 1
+    return [
+        result_file(planned().sweep, slot)
+        for round in rounds
+        for slot in slots(
+            SWEEP,
+            EPOCHS,
+            round,
+            len(trials_of(round)),
+            len(repeats_of(SWEEP)),
+            last if rung < 0 else rung,
+        )
+    ]
+
+
+def needed_by_slot(wildcards):
+    """Input function: the results that a slot chooses by; in the first rung, index and split of its run."""
+    slot = Slot.named(wildcards.slot)
+    trials = trials_of(slot.round)
+    if slot.rung:
+        chosen = before(SWEEP, len(trials), slot.rung, slot.number)
+        return [
+            result_file(
+                planned().sweep, Slot(slot.round, slot.rung - 1, number, repeat)
+            )
+            for number in chosen
+            for repeat in range(len(repeats_of(SWEEP)))
+        ]
+    if trials[slot.number].reason:
+        return []
+    run = trials[slot.number].repeats[slot.repeat]
+    return [
+        layout.results / "index" / run.index / "spec.json",
+        layout.results / "split" / run.dataset / "spec.json",
+    ]

@@ -8,11 +8,12 @@ OUTPUTS: one shard of graphs per chunk, and the index that says where the graph 
 rule graphs:
     """Build the neighbour graphs of one chunk."""
     input:
-        ancient(layout.structures("{chunk}")),
+        graph_here,
+        structures=ancient(layout.structures("{chunk}")),
     output:
-        layout.graphs("{chunk}"),
+        layout.graph_folder.with_name("{graph}") / layout.graphs("{chunk}").name,
     log:
-        layout.logs / "graphs" / f"{{chunk}}-{layout.graph_key}.log",
+        layout.logs / "graphs" / "{chunk}-{graph}.log",
     conda:
         environment("graphs.yaml")
     resources:
@@ -29,7 +30,7 @@ rule graphs:
 rule index:
     """Record where each graph is; every record is in the index or in quarantine."""
     input:
-        ancient(chunks(layout.graphs)),
+        ancient(graphs_of_index),
     output:
         layout.results / "index" / "{index}" / "index.json",
         layout.results / "index" / "{index}" / "index.parquet",

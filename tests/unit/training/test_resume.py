@@ -95,6 +95,21 @@ def test_resume_equals_the_uninterrupted_run(tmp_path, monkeypatch, variant):
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_in_legs_equals_the_uninterrupted_run(tmp_path, variant):
+    """Stopped on purpose after epochs, as the rungs of a sweep are."""
+    data = small_data(60)
+    config = small_config(checkpoint_minutes=SAVE_ALWAYS, **VARIANTS[variant])
+    whole = train(data, config, tmp_path / "whole", quiet)
+    for until in (1, 1, 2):
+        assert train(data, config, tmp_path / "legs", quiet, until=until) is None
+        assert len(history(tmp_path / "legs")) == until
+        assert not (tmp_path / "legs" / "state" / "finished.json").exists()
+    last = train(data, config, tmp_path / "legs", quiet, until=10_000)
+    assert last.epochs_run == whole.epochs_run
+    assert_equal_runs(tmp_path / "whole", tmp_path / "legs")
+
+
 @pytest.mark.parametrize(
     "function", ["save_state", "write_model", "share_from_first", "progress_line", "set_rate"]
 )

@@ -16,6 +16,7 @@ from atomloom.config.graph import GraphSpec
 from atomloom.config.mistakes import check_values, mistake, with_present_names, without_empty
 from atomloom.config.model import IComFormerConfig, ModelConfig, ModelSection
 from atomloom.config.reading import read_config_file
+from atomloom.config.sweep import Sweep
 from atomloom.config.teacher import Teacher
 from atomloom.config.training import Training
 from atomloom.targets import KINDS, TargetSpec, kind_class, spec_of
@@ -67,6 +68,8 @@ class Config(Section):
     code."""
     training: Training = Training()
     """Training of the model."""
+    sweep: Sweep | None = unkeyed(None)
+    """Runs that differ in some keys, and the best of them: `snakemake sweep` (docs/sweeps.md)."""
     paths: Paths = unkeyed(Paths())
     """Output folders."""
 

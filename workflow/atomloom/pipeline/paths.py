@@ -243,6 +243,18 @@ class RunPaths:
         """Folder of the run: run card, metrics, predictions, history, model, state."""
         return self.layout.results / "runs" / self.run_key
 
+    # --- sweep ---
+    @property
+    def sweep_spec(self) -> dict[str, Any]:
+        """What determines a sweep: the run that its trials differ from, and the section `sweep`."""
+        sweep = self.config.sweep
+        return {"base": self.run_spec, "sweep": sweep.key_content() if sweep else None}
+
+    @property
+    def sweep(self) -> Path:
+        """Folder of a sweep: its rounds, results, tables, figures and page."""
+        return self.layout.results / "sweeps" / short_hash(self.sweep_spec)
+
     # --- report ---
     @property
     def report_key(self) -> str:

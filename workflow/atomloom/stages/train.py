@@ -19,8 +19,13 @@ from atomloom.store.files import file_digest, read_json, require_digest, write_s
 from atomloom.training.trainer import train
 
 
-def train_run(paths: RunPaths, log: Callable[[str], None]) -> Path:
+def train_run(paths: RunPaths, log: Callable[[str], None], until: int | None = None) -> Path:
     """Train or resume the run of this config; return its folder.
+
+    Args:
+        paths: the paths of the run.
+        log: takes one line at a time.
+        until: stop after this epoch, as a run that is resumed later.
 
     Raises:
         AtomloomError: when index or split are missing, or the training itself fails.
@@ -32,8 +37,11 @@ def train_run(paths: RunPaths, log: Callable[[str], None]) -> Path:
     data = load_labelled(paths)
     assert data.choice is not None  # as it has of graphs on disk
     log(data.choice.text)
-    result = train(data, paths.config, run, log)
+    result = train(data, paths.config, run, log, until=until)
     config = paths.config
+    if result is None:
+        log(f"stopped after epoch {until}, as asked")
+        return run
     if result.rank > 0:
         return run  # one of several processes reports
     counts = read_split(paths)

@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -103,9 +103,29 @@ class TrainResult:
     """Rank of this process; the first one reports."""
 
 
+@overload
 def train(
-    data: LabelledGraphs, config: Config, run_dir: str | Path, log: Log = print
-) -> TrainResult:
+    data: LabelledGraphs,
+    config: Config,
+    run_dir: str | Path,
+    log: Log = ...,
+    until: None = ...,
+) -> TrainResult: ...
+
+
+@overload
+def train(
+    data: LabelledGraphs, config: Config, run_dir: str | Path, log: Log = ..., *, until: int | None
+) -> TrainResult | None: ...
+
+
+def train(
+    data: LabelledGraphs,
+    config: Config,
+    run_dir: str | Path,
+    log: Log = print,
+    until: int | None = None,
+) -> TrainResult | None:
     """Train the config's model, or resume its training; a finished run is only reported.
 
     Writes `model.safetensors` (the best epoch by validation error), `history.csv`, the state for
@@ -117,6 +137,7 @@ def train(
         config: the whole config; `model`, `training`, `graph` and `dataset.target` matter.
         run_dir: the run's folder, for this config and these data only.
         log: takes one line at a time.
+        until: stop after this epoch, as a run that is resumed later; nothing is returned then.
 
     Raises:
         AtomloomError: when the device or precision is not available, a target cannot be learnt, the
@@ -147,12 +168,12 @@ def train(
         check_validation(config.training, len(val_rows))
         kind = FullBatchTrainer if config.training.optimizer == "lbfgs" else Trainer
         trainer = kind(data, config, fabric, train_rows, val_rows, log)
-        result = trainer.fit(run_dir, key, asked_to_stop)
-    if fabric.is_global_zero:
+        result = trainer.fit(run_dir, key, asked_to_stop, until)
+    if result is not None and fabric.is_global_zero:
         own = {"key": key, "result": asdict(result), "history": file_digest(history)}
         write_sealed(finished, own)
     close_fabric(fabric)
-    return replace(result, rank=fabric.global_rank)
+    return None if result is None else replace(result, rank=fabric.global_rank)
 
 
 def _is_whole(model: Path) -> bool:
@@ -276,13 +297,20 @@ class Trainer:
 
     # --- a run ---
 
-    def fit(self, run_dir: Path, key: str, asked_to_stop: Callable[[], int]) -> TrainResult:
+    def fit(
+        self,
+        run_dir: Path,
+        key: str,
+        asked_to_stop: Callable[[], int],
+        until: int | None = None,
+    ) -> TrainResult | None:
         """Train to the end, resuming where the run was.
 
         Args:
             run_dir: the run's folder.
             key: digest of all that determines the run's result.
             asked_to_stop: returns the signal that asks the run to stop; 0 if none.
+            until: save the state after this epoch and return nothing, if the run is not over by then.
 
         Raises:
             AtomloomError: when the state is of another run or damaged, the loss is no longer a finite
@@ -293,13 +321,16 @@ class Trainer:
         self._prepare_batches()
         self.resume()
         self._start_watches()
-        while not self.finished:
+        while not self.finished and (until is None or self.state.epoch < until):
             epoch = self.begin_epoch()
             self.train_epoch(epoch)
             self.end_epoch(epoch)
         for logger in self.loggers:
             logger.close()
         state = self.state
+        if not self.finished:
+            self.checkpoint()
+            return None
         if self.stopped_early:
             self.log(
                 f"stopped: no lower validation error for {state.epochs_without_improvement} epochs"

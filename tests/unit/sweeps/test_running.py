@@ -1,0 +1,211 @@
+"""What a sweep does: trials trained as runs, halved, failed, killed, and compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from ase.build import bulk
+from ase.io import write
+
+from atomloom.api import prepare, run_pipeline, train
+from atomloom.commands import sweep as command
+from atomloom.config import Config, load_config, parse_config
+from atomloom.errors import AtomloomError
+from atomloom.pipeline.paths import RunPaths
+from atomloom.sweeps.progress import read_progress
+from atomloom.sweeps.rounds import Result, Slot, result_file, round_file
+
+
+def config_in(folder: Path, sweep: dict, **training) -> Config:
+    """A config of some copper cells, whose volume is learnt."""
+    source = folder / "cells.extxyz"
+    if not source.exists():
+        cells = [bulk("Cu", a=3.4 + 0.02 * place) for place in range(24)]
+        for cell in cells:
+            cell.info["volume"] = cell.get_volume()
+        write(source, cells)
+    return parse_config(
+        {
+            "dataset": {"name": "d", "source": str(source), "target": "volume"},
+            "split": {"duplicates": "report"},
+            "graph": {"cutoff": 4.0, "max_neighbors": 12},
+            "model": {"name": "icomformer", "width": 8, "layers": 2},
+            "training": {"epochs": 4, "batch": {"structures": 8}, "device": "cpu", **training},
+            "paths": {"store": str(folder / "store"), "results": str(folder / "results")},
+            "sweep": sweep,
+        }
+    )
+
+
+def paths_in(folder: Path, sweep: dict, **training) -> RunPaths:
+    return prepare(config_in(folder, sweep, **training), lambda line: None)
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Trials are trained here, not by a process each; a list of the calls."""
+    calls = []
+
+    def run(arguments):
+        from atomloom.cli import main
+
+        options = list(arguments)
+        calls.append(options[options.index("train") :])
+        status = main(options[options.index("train") :])
+        return status, "the training said no"
+
+    monkeypatch.setattr(command, "_run", run)
+    return calls
+
+
+RATES = {"training.learning_rate": [1e-4, 1e-3, 1e-2, 3e-2]}
+HALVED = {"parameters": RATES, "halving": {"min_epochs": 1, "factor": 2}}
+
+
+def epochs_of(calls: list[list[str]]) -> list[str]:
+    return [call[call.index("--until") + 1] for call in calls]
+
+
+def test_halving_trains_the_better_half_on_and_keeps_the_curves_of_the_others(tmp_path, in_process):
+    paths = paths_in(tmp_path, HALVED)
+    folder = command.run_sweep(paths, 1, lambda line: None, prepare)
+    assert sorted(epochs_of(in_process)) == ["1"] * 4 + ["2"] * 2 + ["4"]
+    table = pd.read_csv(folder / "sweep.csv")
+    assert sorted(table["epochs"]) == [1, 1, 2, 4]
+    first = [Result.read(result_file(folder, Slot(0, 0, number, 0))) for number in range(4)]
+    second = [Result.read(result_file(folder, Slot(0, 1, number, 0))) for number in range(2)]
+    for number, result in enumerate(second):
+        pair = first[2 * number : 2 * number + 2]
+        assert result.trial == min(pair, key=lambda one: one.value).trial
+        assert result.curve[:1] == first[result.trial].curve
+    assert (
+        json.loads((folder / "sweep.json").read_text())["best"]["trial"]
+        == min(second, key=lambda one: one.value).trial
+    )
+
+
+def test_the_winner_has_the_weights_of_a_run_by_hand(tmp_path, in_process):
+    folder = command.run_sweep(paths_in(tmp_path, HALVED), 1, lambda line: None, prepare)
+    best = json.loads((folder / "sweep.json").read_text())["best"]
+    swept = folder.parents[1] / "runs" / best["runs"][0] / "model.safetensors"
+    kept = swept.read_bytes()
+    shutil.rmtree(swept.parent)
+    run = run_pipeline(load_config(folder / "best.yaml"), lambda line: None)
+    assert run.folder == swept.parent
+    assert swept.read_bytes() == kept
+
+
+def test_a_sweep_that_was_finished_trains_nothing_and_says_the_same(tmp_path, in_process):
+    paths = paths_in(tmp_path, HALVED)
+    folder = command.run_sweep(paths, 1, lambda line: None, prepare)
+    before = {path.name: path.read_bytes() for path in folder.glob("*.*")}
+    in_process.clear()
+    for path in (folder / "trials").iterdir():
+        path.unlink()
+    command.run_sweep(paths, 1, lambda line: None, prepare)
+    assert not in_process, "what the runs left says it all"
+    assert {path.name: path.read_bytes() for path in folder.glob("*.*")} == before
+
+
+def test_a_trial_that_fails_fails_alone(tmp_path, in_process):
+    sweep = {"parameters": {"training.learning_rate": [1e-3, 1e-2], "model.width": [8, 1]}}
+    folder = command.run_sweep(paths_in(tmp_path, sweep, epochs=1), 1, lambda line: None, prepare)
+    table = pd.read_csv(folder / "sweep.csv").sort_values("model.width")
+    assert list(table["status"]) == ["failed", "failed", "finished", "finished"]
+    assert table["reason"].iloc[0].count("model.width") >= 1
+
+
+def test_a_run_that_dies_is_begun_again_and_then_counts_as_failed(tmp_path, monkeypatch):
+    starts = []
+    monkeypatch.setattr(command, "_run", lambda arguments: starts.append(arguments) or (-9, ""))
+    sweep = {"parameters": {"training.learning_rate": [1e-3]}, "retries": 2}
+    paths = paths_in(tmp_path, sweep)
+    with pytest.raises(AtomloomError, match="killed by signal 9, 3 times"):
+        command.run_sweep(paths, 1, lambda line: None, prepare)
+    assert len(starts) == 3
+    assert "killed by signal 9" in (paths.sweep / "sweep.csv").read_text()
+
+
+def test_repeats_count_by_their_mean(tmp_path, in_process):
+    sweep = {"parameters": {"training.learning_rate": [1e-3, 1e-2]}, "seeds": [0, 1]}
+    folder = command.run_sweep(paths_in(tmp_path, sweep, epochs=1), 1, lambda line: None, prepare)
+    table = pd.read_csv(folder / "sweep.csv")
+    assert len(in_process) == 4
+    for row in table.itertuples():
+        values = [
+            Result.read(result_file(folder, Slot(0, 0, row.trial, repeat))).value
+            for repeat in range(2)
+        ]
+        assert row.value == pytest.approx(np.mean(values))
+        assert row.std == pytest.approx(np.std(values, ddof=1))
+
+
+def test_rounds_of_tpe_follow_from_the_results_before(tmp_path, in_process):
+    axes = {"training.learning_rate": {"min": 1e-4, "max": 1e-1, "log": True}}
+    sweep = {"method": "tpe", "count": 3, "round": 2, "parameters": axes}
+    paths = paths_in(tmp_path, sweep, epochs=1)
+    folder = command.run_sweep(paths, 1, lambda line: None, prepare)
+    second = round_file(folder, 1).read_bytes()
+    round_file(folder, 1).unlink()
+    command.suggest_round(paths, 1, lambda line: None)
+    assert round_file(folder, 1).read_bytes() == second
+    assert list(pd.read_csv(folder / "sweep.csv")["trial"]) == [0, 1, 2]
+    assert (folder / "journal.log").exists()
+
+
+def test_two_points_of_one_run_are_one_trial(tmp_path):
+    sweep = {"parameters": {"training.threads": [1, 2], "training.learning_rate": [1e-3]}}
+    paths = paths_in(tmp_path, sweep)
+    lines: list[str] = []
+    command.suggest_round(paths, 0, lines.append)
+    assert lines == ["1 trial, 1 run each"]
+
+
+def test_a_sweep_of_which_no_trial_can_run_stops_before_it_begins(tmp_path):
+    paths = paths_in(tmp_path, {"parameters": {"training.lr": [1, 2]}})
+    with pytest.raises(AtomloomError, match=r"training\.lr: unknown key"):
+        command.suggest_round(paths, 0, lambda line: None)
+
+
+def test_a_config_without_a_sweep_says_so(tmp_path):
+    paths = paths_in(tmp_path, HALVED)
+    plain = replace(paths.layout, config=paths.config.model_copy(update={"sweep": None}))
+    with pytest.raises(AtomloomError, match="no section `sweep`"):
+        command.run_sweep(RunPaths(plain, paths.plan), 1, lambda line: None, prepare)
+
+
+def test_the_committee_holds_the_models_of_the_best(tmp_path, in_process):
+    sweep = {"parameters": {"training.learning_rate": [1e-3, 1e-2, 3e-2]}, "ensemble": 2}
+    folder = command.run_sweep(paths_in(tmp_path, sweep, epochs=1), 1, lambda line: None, prepare)
+    table = pd.read_csv(folder / "sweep.csv").sort_values("value")
+    for place in range(2):
+        model = folder.parents[1] / "runs" / table["run"].iloc[place] / "model.safetensors"
+        copied = folder / "committee" / f"{place}.safetensors"
+        assert copied.read_bytes() == model.read_bytes()
+    assert len(list((folder / "committee").iterdir())) == 2
+
+
+def test_progress_of_a_finished_run_is_that_of_the_rung_where_it_would_have_stopped(tmp_path):
+    cells = [bulk("Cu", a=3.4 + 0.02 * place) for place in range(12)]
+    run = train(
+        cells,
+        [float(place) for place in range(12)],
+        folder=tmp_path,
+        epochs=3,
+        model={"name": "icomformer", "width": 8, "layers": 2},
+        split={"duplicates": "report"},
+        log=lambda line: None,
+    )
+    half, whole = (read_progress(run.folder, epochs, 3) for epochs in (2, 3))
+    assert half.best_epoch is None
+    assert half.history["val_mae"] == whole.history["val_mae"][:2]
+    assert whole.best_epoch is not None
+    (run.folder / "run.json").unlink()
+    assert read_progress(run.folder, 2, 3) == half
+    assert read_progress(run.folder, 3, 3) is None

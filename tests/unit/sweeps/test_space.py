@@ -1,0 +1,154 @@
+"""Which trials a sweep has, and the configs of their runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from atomloom.config import Config, parse_config
+from atomloom.errors import AtomloomError
+from atomloom.sweeps.space import config_of, first_points, repeats_of
+
+RATE = {"min": 1e-4, "max": 1e-2, "log": True}
+
+
+def config(sweep: dict, **sections) -> Config:
+    dataset = {"source": "a.cif", "target": "gap", "name": "x"}
+    return parse_config({"dataset": dataset, "sweep": sweep, **sections})
+
+
+def points(sweep: dict) -> list[dict]:
+    return first_points(config(sweep).sweep)
+
+
+def test_a_grid_has_every_combination_once_in_order():
+    found = points({"parameters": {"model.width": [8, 16], "training.loss": ["mse", "mae"]}})
+    assert [tuple(point.values()) for point in found] == [
+        (8, "mse"),
+        (8, "mae"),
+        (16, "mse"),
+        (16, "mae"),
+    ]
+
+
+def test_a_range_in_a_grid_has_both_ends_and_steps_of_the_logarithm():
+    found = points({"parameters": {"training.learning_rate": {**RATE, "steps": 3}}})
+    assert [point["training.learning_rate"] for point in found] == [1e-4, 1e-3, 1e-2]
+
+
+def test_of_whole_bounds_whole_numbers_are_tried():
+    found = points({"parameters": {"model.layers": {"min": 2, "max": 4, "steps": 3}}})
+    assert [point["model.layers"] for point in found] == [2, 3, 4]
+    assert all(isinstance(point["model.layers"], int) for point in found)
+
+
+def test_a_key_with_a_condition_is_set_where_it_holds_and_makes_no_double():
+    sweep = {
+        "parameters": {
+            "model.name": ["icomformer", "ecomformer"],
+            "model.layers": {"values": [2, 3], "when": {"model.name": "icomformer"}},
+        }
+    }
+    assert points(sweep) == [
+        {"model.name": "icomformer", "model.layers": 2},
+        {"model.name": "icomformer", "model.layers": 3},
+        {"model.name": "ecomformer"},
+    ]
+
+
+@pytest.mark.parametrize("method", ["random", "sobol"])
+def test_drawn_points_are_those_of_the_seed_and_lie_in_the_ranges(method):
+    def drawn(seed: int) -> list[dict]:
+        parameters = {"training.learning_rate": RATE, "model.layers": {"min": 2, "max": 5}}
+        return points({"method": method, "count": 50, "seed": seed, "parameters": parameters})
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    rates = np.array([point["training.learning_rate"] for point in drawn(1)])
+    assert len(rates) == 50
+    assert rates.min() >= 1e-4
+    assert rates.max() <= 1e-2
+    assert 0.3 < (rates < 1e-3).mean() < 0.7  # evenly by the logarithm
+    assert {point["model.layers"] for point in drawn(1)} == {2, 3, 4, 5}
+
+
+def test_sobol_fills_the_range_evenly():
+    sweep = {
+        "method": "sobol",
+        "count": 16,
+        "parameters": {"training.warmup": {"min": 0, "max": 0.5}},
+    }
+    shares = np.array([point["training.warmup"] for point in points(sweep)]) / 0.5
+    assert sorted((shares * 16).astype(int)) == list(range(16))
+
+
+def test_a_trial_is_the_config_with_its_values():
+    base = config({"parameters": {"model.width": [8]}}, training={"epochs": 7})
+    own = config_of(base, {"model.width": 8, "training.batch.structures": 5})
+    assert own.model.width == 8
+    assert own.training.batch.structures == 5
+    assert own.training.epochs == 7
+    assert own.sweep is None
+
+
+def test_another_model_starts_from_its_own_defaults_and_graph():
+    base = config(
+        {"parameters": {"model.name": ["ecomformer"]}}, model={"name": "alignn", "width": 32}
+    )
+    own = config_of(base, {"model.name": "ecomformer"})
+    assert own.model == type(own.model)()
+    assert (
+        own.graph.key_content()
+        == parse_config(
+            {"dataset": base.dataset.model_dump(), "model": "ecomformer"}
+        ).graph.key_content()
+    )
+
+
+def test_what_a_model_needs_of_the_graph_follows_its_swept_keys():
+    dataset = {"source": "a.xyz", "target": "energy", "name": "x"}
+    sweep = {"parameters": {"model.cutoff": [4.0, 5.0]}}
+    base = parse_config({"dataset": dataset, "model": {"name": "painn"}, "sweep": sweep})
+    assert config_of(base, {"model.cutoff": 4.0}).graph.cutoff == 4.0
+
+
+def test_seeds_and_folds_repeat_each_trial():
+    sweep = config({"seeds": [0, 1], "folds": [0, 1, 2], "parameters": {"model.width": [8]}}).sweep
+    assert len(repeats_of(sweep)) == 6
+    assert repeats_of(sweep)[1] == {"training.seed": 0, "split.fold": 1}
+    assert repeats_of(config({"parameters": {"model.width": [8]}}).sweep) == [{}]
+
+
+def test_the_sweep_is_in_no_key_of_a_run():
+    one, other = config({"parameters": {"model.width": [8]}}), config({"seeds": [1, 2]})
+    assert one.key_content() == other.key_content()
+
+
+@pytest.mark.parametrize(
+    ("sweep", "says"),
+    [
+        ({"parameters": {"dataset.name": ["a"]}}, "cannot be swept"),
+        ({"parameters": {"model": ["alignn"]}}, "cannot be swept"),
+        ({"parameters": {"model.width": {"min": 3}}}, "a `min` below its `max`"),
+        ({"parameters": {"model.width": {"min": 3, "max": 5}}}, "`steps` of a range"),
+        ({"parameters": {"model.width": [8, 8]}}, "twice"),
+        ({"parameters": {"training.warmup": {"min": 0, "max": 0.5, "log": True}}}, "above 0"),
+        ({"method": "list"}, "`trials`"),
+        ({"method": "grid"}, "`parameters`"),
+        ({"parameters": {"training.seed": [1]}, "seeds": [1, 2]}, "swept twice"),
+        ({"parameters": {"training.epochs": [1, 2]}, "halving": {}}, "exclude each other"),
+        (
+            {"parameters": {"model.width": {"values": [8], "when": {"model.name": "alignn"}}}},
+            "not swept before it",
+        ),
+        ({"parameters": {"model.width": [8]}, "metric": "test_mae"}, "metric"),
+    ],
+)
+def test_a_sweep_that_cannot_be_meant_is_refused(sweep, says):
+    with pytest.raises(AtomloomError, match=says):
+        config(sweep)
+
+
+def test_a_key_that_is_not_there_is_named():
+    base = config({"parameters": {"training.lr": [1]}})
+    with pytest.raises(AtomloomError, match=r"training\.lr: unknown key"):
+        config_of(base, {"training.lr": 1})

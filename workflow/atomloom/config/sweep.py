@@ -1,0 +1,154 @@
+"""The `sweep` section: which values of which keys are tried, and how trials are chosen.
+
+It is in the key of no run: a trial is the run that its own values describe, and has the key that it
+would have by hand.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from atomloom.config.base import MOST, MOST_SEED, Section, check_plain, unkeyed
+
+SWEPT = ("graph", "model", "split", "training")
+"""Sections whose keys may be swept."""
+
+Value = str | bool | int | float | None | list[Any] | dict[str, Any]
+
+
+class Axis(Section):
+    """The values of one key."""
+
+    values: list[Any] = []
+    """Values to choose from."""
+    min: int | float | None = None
+    """Or the lower bound of a range. Of two whole numbers, whole numbers are tried."""
+    max: int | float | None = None
+    """Its upper bound, included."""
+    log: bool = False
+    """Whether steps in the range are those of the logarithm."""
+    steps: int | None = Field(default=None, ge=2, le=MOST)
+    """For `grid`: how many values of the range, both bounds included."""
+    when: dict[str, Any] = {}
+    """The key is only set where other swept keys have these values (or one of a list of values)."""
+
+    @model_validator(mode="after")
+    def _values_or_a_range(self) -> Axis:
+        if bool(self.values) == (self.min is not None or self.max is not None):
+            raise ValueError("a swept key has either `values` or `min` and `max`")
+        if self.values:
+            if self.log or self.steps is not None:
+                raise ValueError("`log` and `steps` are for a range")
+            check_plain({"values": self.values})
+            if any(self.values[i] in self.values[:i] for i in range(len(self.values))):
+                raise ValueError("a value is named twice")
+            return self
+        low, high = self.bounds
+        if not low < high:
+            raise ValueError("a range has a `min` below its `max`")
+        if self.log and low <= 0:
+            raise ValueError("`log` needs a `min` above 0")
+        return self
+
+    @property
+    def bounds(self) -> tuple[int | float, int | float]:
+        """Both bounds of a range; ValueError where one is missing."""
+        if self.min is None or self.max is None:
+            raise ValueError("a range has a `min` below its `max`")
+        return self.min, self.max
+
+    @property
+    def whole(self) -> bool:
+        """Whether the range is one of whole numbers."""
+        return isinstance(self.min, int) and isinstance(self.max, int)
+
+
+def _axis(value: Any) -> Any:
+    return {"values": value} if isinstance(value, (list, tuple)) else value
+
+
+class Halving(Section):
+    """Successive halving: all trials are trained for some epochs, the better ones for longer."""
+
+    min_epochs: int = Field(default=1, ge=1, le=1_000_000)
+    """Epochs of the first rung; each further rung has `factor` times as many, the last all of
+    `training.epochs`. A rung is the whole run stopped early: its learning rates are those of the whole
+    run, and a trial that is promoted resumes where it stopped."""
+    factor: int = Field(default=3, ge=2, le=100)
+    """Of so many trials that have come to a rung, the best goes on to the next."""
+
+
+class Sweep(Section):
+    """Runs that differ in some keys, and the best of them."""
+
+    method: Literal["grid", "list", "random", "sobol", "tpe"] = "grid"
+    """`grid`: all combinations of the values. `list`: those of `trials`. `random`, `sobol` (an evenly
+    filled space: Sobol's sequence, scrambled): `count` points. `tpe`: `count` points that Optuna's
+    tree-structured Parzen estimator chooses in rounds of `round`, each by the results of those before."""
+    parameters: dict[str, Annotated[Axis, BeforeValidator(_axis)]] = {}
+    """Key -> its values: `training.learning_rate: {min: 1e-4, max: 1e-2, log: true}`, `model.width:
+    [64, 128]`. Keys of the sections graph, model, split and training."""
+    trials: list[dict[str, Any]] = []
+    """For `list`: the trials, each a mapping of keys to values."""
+    count: int = Field(default=20, ge=1, le=100_000)
+    """Trials of `random`, `sobol` and `tpe`."""
+    round: int = Field(default=4, ge=1, le=10_000)
+    """For `tpe`: trials chosen at a time, which can run at the same time."""
+    seed: int = Field(default=0, ge=0, le=MOST_SEED)
+    """Seed of the choice."""
+    seeds: list[Annotated[int, Field(ge=0, le=MOST_SEED)]] = []
+    """Values of `training.seed`: each trial is trained with every one, and counts by the mean."""
+    folds: list[Annotated[int, Field(ge=0, le=MOST)]] = []
+    """Values of `split.fold`, likewise: cross-validation."""
+    metric: str | None = Field(default=None, pattern=r"val_(loss|mae(_.+)?)")
+    """What is minimised: a validation column of history.csv, `val_loss`, `val_mae` or `val_mae_NAME`, at the
+    epoch that the model file holds. null: `val_mae` of a single target, else `val_loss`. Never an error of
+    the test set."""
+    halving: Halving | None = None
+    """Stop trials that lag behind; null: train all to the end."""
+    ensemble: int = Field(default=0, ge=0, le=100)
+    """Make a committee of so many of the best trials."""
+    threads: int = unkeyed(1, ge=1, le=1024)
+    """CPU threads of a trial; as many trials run at a time as the cores allow."""
+    retries: int = unkeyed(1, ge=0, le=20)
+    """How often a trial that dies is begun again (it resumes) before it counts as failed."""
+
+    @field_validator("parameters", "trials")
+    @classmethod
+    def _known_sections(cls, value: Any) -> Any:
+        for names in [value] if isinstance(value, dict) else value:
+            for name in names:
+                section, _, key = name.partition(".")
+                if section not in SWEPT or not key:
+                    raise ValueError(
+                        f"`{name}` cannot be swept: name a key of {', '.join(SWEPT)}, such as "
+                        "training.learning_rate"
+                    )
+        return value
+
+    @model_validator(mode="after")
+    def _complete(self) -> Sweep:
+        if self.method == "list":
+            if not self.trials or self.parameters:
+                raise ValueError("method: list has `trials`, each a mapping, and no `parameters`")
+        elif self.trials or not (self.parameters or self.seeds or self.folds):
+            raise ValueError(f"method: {self.method} has `parameters` and no list of `trials`")
+        for name, axis in self.parameters.items():
+            for other in axis.when:
+                if other not in self.parameters or list(self.parameters).index(other) >= list(
+                    self.parameters
+                ).index(name):
+                    raise ValueError(f"{name}: `when` names {other}, which is not swept before it")
+            if self.method == "grid" and not axis.values and axis.steps is None:
+                raise ValueError(f"{name}: a grid takes `values`, or `steps` of a range")
+        taken = {"training.seed": self.seeds, "split.fold": self.folds}
+        for name, listed in taken.items():
+            if listed and name in self.parameters:
+                raise ValueError(f"{name} is swept twice")
+            if len(set(listed)) < len(listed):
+                raise ValueError(f"a value of {name} is named twice")
+        if "training.epochs" in self.parameters and self.halving:
+            raise ValueError("halving and a swept training.epochs exclude each other")
+        return self

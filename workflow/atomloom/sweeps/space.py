@@ -1,0 +1,132 @@
+"""Points of a sweep: the values that its trials give to the swept keys, and the configs they make.
+
+All of it follows from the sweep's section, and for TPE from the results of the rounds before, so that
+any process at any time finds the same trials. It knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from atomloom.config import Config, parse_config
+from atomloom.config.sweep import Axis, Sweep
+from atomloom.errors import AtomloomError
+
+Point = dict[str, Any]
+"""Swept key -> value; keys whose condition does not hold are absent."""
+
+STREAM = 0x73776565  # keeps the draws of a sweep apart from other draws
+
+
+def first_points(sweep: Sweep) -> list[Point]:
+    """The points of a method that needs no results, each once, in order."""
+    if sweep.method == "list":
+        return _each_once(dict(trial) for trial in sweep.trials)
+    if sweep.method == "grid":
+        return _each_once(_grid(sweep.parameters))
+    axes = sweep.parameters
+    shares = _sobol(sweep, len(axes)) if sweep.method == "sobol" else _uniform(sweep, len(axes))
+    return _each_once(_point(axes, row) for row in shares)
+
+
+def repeats_of(sweep: Sweep) -> list[Point]:
+    """What each trial is repeated with: seeds, folds, or both."""
+    axes = {"training.seed": sweep.seeds, "split.fold": sweep.folds}
+    used = {name: values for name, values in axes.items() if values}
+    return [dict(zip(used, row, strict=True)) for row in itertools.product(*used.values())]
+
+
+def config_of(base: Config, point: Mapping[str, Any]) -> Config:
+    """The config of one run of a sweep.
+
+    Raises:
+        AtomloomError: when a key is not known, or has a value that it cannot have.
+    """
+    content = base.model_dump(mode="json", exclude={"sweep"}, exclude_unset=True)
+    if point.get("model.name", base.model.name) != base.model.name:
+        content["model"] = {}  # keys of another model say nothing of this one
+    for key in base.model.graph_needs():
+        content.get("graph", {}).pop(
+            key, None
+        )  # filled in by the base's model, and again by this one
+    for key, value in point.items():
+        *sections, last = key.split(".")
+        inner = content
+        for section in sections:
+            inner = inner.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise AtomloomError(f"`{key}` is not a key of the config", where="sweep.parameters")
+        inner[last] = value
+    shown = ", ".join(f"{key}: {json.dumps(value)}" for key, value in point.items())
+    return parse_config(content, where=f"sweep trial ({shown})")
+
+
+def _grid(axes: Mapping[str, Axis]) -> Iterator[Point]:
+    columns = [axis.values or _spaced(axis) for axis in axes.values()]
+    for row in itertools.product(*columns):
+        yield _where_conditions_hold(axes, dict(zip(axes, row, strict=True)))
+
+
+def _spaced(axis: Axis) -> list[Any]:
+    """Values of a range at equal distances, both bounds among them."""
+    assert axis.steps is not None
+    found = [value_at(axis, place / (axis.steps - 1)) for place in range(axis.steps)]
+    return list(dict.fromkeys(found))
+
+
+def value_at(axis: Axis, share: float) -> Any:
+    """The value at a share in [0, 1] of an axis: of a list by its place, of a range between bounds."""
+    if axis.values:
+        return axis.values[min(int(share * len(axis.values)), len(axis.values) - 1)]
+    low, high = axis.bounds
+    if axis.log:
+        value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+    else:
+        value = low + share * (high - low)
+    value = min(max(value, low), high)
+    # Twelve digits: what is written down in a config is what a person would type.
+    return round(value) if axis.whole else float(f"{value:.12g}")
+
+
+def _uniform(sweep: Sweep, axes: int) -> np.ndarray:
+    draw = np.random.Generator(np.random.PCG64([STREAM, sweep.seed]))
+    return draw.random((sweep.count, axes))
+
+
+def _sobol(sweep: Sweep, axes: int) -> np.ndarray:
+    from scipy.stats import qmc
+
+    rows = 1 << math.ceil(math.log2(sweep.count))  # balanced in powers of two alone
+    return qmc.Sobol(axes, scramble=True, rng=sweep.seed).random(rows)[: sweep.count]
+
+
+def _point(axes: Mapping[str, Axis], shares: Sequence[float]) -> Point:
+    chosen = {n: value_at(a, float(s)) for (n, a), s in zip(axes.items(), shares, strict=True)}
+    return _where_conditions_hold(axes, chosen)
+
+
+def _where_conditions_hold(axes: Mapping[str, Axis], chosen: Mapping[str, Any]) -> Point:
+    point: Point = {}
+    for name, value in chosen.items():
+        if holds(axes[name], point):
+            point[name] = value
+    return point
+
+
+def holds(axis: Axis, point: Mapping[str, Any]) -> bool:
+    """Whether the condition of an axis holds at a point."""
+    return all(
+        name in point and point[name] in (wanted if isinstance(wanted, list) else [wanted])
+        for name, wanted in axis.when.items()
+    )
+
+
+def _each_once(points: Iterator[Point] | Sequence[Point]) -> list[Point]:
+    found = {json.dumps(point, sort_keys=True): point for point in points}
+    return list(found.values())

@@ -1,0 +1,79 @@
+"""Many runs that differ in some keys, and the best of them: `snakemake sweep`.
+
+REQUIRED INPUTS: those of a run, for each trial its own index and split.
+OUTPUTS: a folder a sweep: trials, their results, the table, its figures and page, the best config.
+Trials are ordinary runs: what they leave is where a run by hand would have it.
+"""
+
+SWEEPS = layout.results / "sweeps"
+
+
+checkpoint suggest:
+    """Choose the trials of a round: by the section `sweep`, or by the results of the rounds before."""
+    input:
+        lambda wildcards: results_of(range(int(wildcards.round))),
+        plan=ancient(PLAN),
+    output:
+        SWEEPS / "{sweep}" / "round-{round}.json",
+    log:
+        layout.logs / "suggest" / "{sweep}-{round}.log",
+    conda:
+        environment("training.yaml")
+    params:
+        config=merged_config,
+    message:
+        "Choosing the trials of round {wildcards.round}"
+    shell:
+        "atomloom suggest --config {params.config:q} --round {wildcards.round} --log {log:q}"
+
+
+rule trial:
+    """Train one run of a trial to the end of a rung; one that fails is a result, too."""
+    input:
+        ancient(needed_by_slot),
+    output:
+        SWEEPS / "{sweep}" / "trials" / "{slot}.json",
+    log:
+        layout.logs / "trial" / "{sweep}" / "{slot}.log",
+    wildcard_constraints:
+        slot=r"\d+-\d+-\d+-\d+",
+    conda:
+        environment("training.yaml")
+    threads: SWEEP.threads if SWEEP else 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
+        runtime=24 * 60,
+    params:
+        config=merged_config,
+    message:
+        "Trial {wildcards.slot} of the sweep"
+    shell:
+        "atomloom trial --config {params.config:q} --slot {wildcards.slot} --threads {threads} --log {log:q}"
+
+
+rule tabulate:
+    """Compare the trials of a sweep."""
+    input:
+        ancient(lambda wildcards: results_of(range(rounds(SWEEP)))),
+    output:
+        SWEEPS / "{sweep}" / "sweep.json",
+        SWEEPS / "{sweep}" / "sweep.parquet",
+        SWEEPS / "{sweep}" / "sweep.csv",
+        SWEEPS / "{sweep}" / "sweep.html",
+        SWEEPS / "{sweep}" / "best.yaml",
+    log:
+        layout.logs / "sweep" / "{sweep}.log",
+    conda:
+        environment("training.yaml")
+    params:
+        config=merged_config,
+    message:
+        "Writing {output[3]}"
+    shell:
+        "atomloom sweep --config {params.config:q} --log {log:q}"
+
+
+rule sweep:
+    """All trials of the section `sweep`, and which is best."""
+    input:
+        lambda wildcards: planned().sweep / "sweep.json",
