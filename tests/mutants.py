@@ -15,7 +15,8 @@ annotations, decorators, `__repr__`; statements about time, threads, caches, siz
 
 **Which tests.** Those that import the function or its module, or are called like it, come first, then those
 that import a module which does, the others of the room, and those where stages meet (`JOINTS`). Tests that
-start Snakemake are left out, and slow ones, but for survivors that are tried again. A test that fails must pass without the error: all of them are run so at the end.
+start Snakemake are left out. Slow tests, and more files than the likeliest few (`MOST`), meet only survivors
+that are tried again. A test that fails must pass without the error: all of them are run so at the end.
 
 The outcome is `tests/mutants.json`: how many were killed, room by room, and the survivors, each with a reason
 why no test can notice it, once somebody has written one. Trying some rooms renews what is said of these;
@@ -79,7 +80,8 @@ OURS = ("atomloom", "tests")
 BROKEN = 70
 """Exit code of a process in which pytest could not run."""
 MOST = 8
-"""Files of tests that a mutation meets, at most: of what all tests use, the likeliest."""
+MANY = 24
+"""Files of tests that a mutation meets at most, the likeliest; and that a survivor meets when it is tried again."""
 
 SPEAKING = {"log", "warn", "print", "format_exc"}
 WORDS = {"where", "todo", "reason", "text"}
@@ -503,8 +505,8 @@ class Tests:
         """Modules that import that of a file."""
         return self._users.get(_module(file), set())
 
-    def of(self, mutation: Mutation) -> list[str]:
-        """Those that may notice a mutation, the likeliest and shortest first."""
+    def of(self, mutation: Mutation, most: int = MOST) -> list[str]:
+        """Those that may notice a mutation, the likeliest and shortest first, and no more than `most`."""
         module = _module(Path(mutation.file))
         function = f"{module}.{mutation.function.partition('.')[0]}"
         room, stem = mutation.file.split("/")[0], Path(mutation.file).stem.removesuffix("s")
@@ -516,7 +518,7 @@ class Tests:
             near += 3 * (Path(name).parent.name == room) + (name in JOINTS)
             if near:
                 ranked.append((-near, self._length[name], name))
-        return [name for _, _, name in sorted(ranked)[:MOST]]
+        return [name for _, _, name in sorted(ranked)[:most]]
 
 
 def _module(path: Path) -> str:
@@ -624,7 +626,7 @@ class Copy:
         begun = time.monotonic()
         path = self.root / PACKAGE / mutation.file
         source = path.read_bytes()
-        tests = self.tests.of(mutation)
+        tests = self.tests.of(mutation, most=MANY if slow else MOST)
         if not tests:
             raise LookupError(f"no test for {mutation.file}")
         quick = "not slow and not alone"
@@ -637,7 +639,7 @@ class Copy:
                 if not some:
                     continue
                 code, failed = run_tests(self.root, some, marks, seconds)
-                if code in (pytest.ExitCode.INTERNAL_ERROR, BROKEN):
+                if code in (pytest.ExitCode.INTERNAL_ERROR, BROKEN, -signal.SIGTERM):
                     raise RuntimeError(f"tests cannot run: {(self.root / '.log').read_text()}")
                 if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
                     killed, by = True, failed[0] if failed else ""
@@ -706,6 +708,9 @@ def _in_turns(
             code = 0
         except (RuntimeError, LookupError) as error:
             print(f"error: {error}", flush=True)
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
         finally:
             os._exit(code)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]

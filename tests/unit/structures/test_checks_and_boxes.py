@@ -97,6 +97,24 @@ def test_the_closest_pair_is_that_of_brute_force(seed, count, pbc, within):
     assert 0 <= first <= second < count
 
 
+def test_in_a_sheared_cell_the_closest_image_is_found_in_any_direction():
+    """There it is often not the one with the smallest fractions: of 12 in 100 pairs here."""
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        shear = np.array([[1, 0, 0], [2, 1, 0], [rng.integers(-2, 3), 2, 1]])
+        order = rng.permutation(3)  # so that every direction is the sheared one
+        cell = (shear @ (np.diag(rng.uniform(2, 5, 3)) + rng.normal(0, 0.8, (3, 3))))[order]
+        heights = abs(np.linalg.det(cell)) / np.linalg.norm(
+            np.cross(cell[[1, 2, 0]], cell[[2, 0, 1]]), axis=1
+        )
+        if heights.min() < 0.6:
+            continue
+        made = structure([1, 2], rng.random((2, 3)) @ cell, cell)
+        expected = brute_force(made)
+        distance = closest_pair(made, 2.5)[2]
+        assert distance == (pytest.approx(expected, abs=1e-9) if expected < 2.5 else np.inf)
+
+
 def test_overlaps_are_named():
     cell = np.eye(3) * 5
     with pytest.raises(AtomloomError, match=r"atoms 1 and 2 are 0\.12 A apart"):
