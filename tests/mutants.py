@@ -394,7 +394,7 @@ NAMED: dict[str, tuple[str, str]] = {
         "record=first + converted.record.astype(np.int64)",
         "record=first + np.arange(len(converted.record))",
     ),
-    "components of stress in another order": ("[0, 4, 8, 5, 2, 1]", "[0, 4, 8, 1, 2, 5]"),
+    "components of stress in another order": ("= (0, 4, 8, 5, 2, 1)", "= (0, 4, 8, 1, 2, 5)"),
     "the index's histogram of neighbours is the last chunk's": (
         "_add_counts(\n            neighbors, _neighbor",
         "_add_counts(\n            np.zeros(1, dtype=np.int64), _neighbor",
