@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from atomloom.errors import AtomloomError
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import FORMS, StructureTable, no_structures
 
@@ -53,3 +54,13 @@ def test_rows_are_counted_from_either_end():
     for beyond in (3, -4):
         with pytest.raises(IndexError):
             made[beyond]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [(np.nan, "not a finite number"), (np.inf, "not a"), (1e300, "beyond")]
+)
+def test_an_atom_that_is_nowhere_is_named(value, reason):
+    positions = np.zeros((3, 3))
+    positions[1, 2] = value
+    with pytest.raises(AtomloomError, match=f"coordinate of atom 1 is {reason}"):
+        Structure(np.array([1, 1, 1]), positions, np.zeros((3, 3)), np.zeros(3, dtype=bool))
