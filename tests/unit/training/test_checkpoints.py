@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
+import torch
 
+from atomloom.errors import AtomloomError
+from atomloom.store.keys import fingerprint
 from atomloom.training import checkpoint
-from atomloom.training.checkpoint import CheckpointTimer, termination_noticed
+from atomloom.training.checkpoint import CheckpointTimer, load_state, termination_noticed
 
 
 @pytest.fixture
@@ -66,3 +71,25 @@ def test_beside_the_main_thread_no_signal_is_caught():
     thread.start()
     thread.join()
     assert answers == [0]
+
+
+class Mischief:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_state_that_would_run_code_is_refused_and_runs_none(tmp_path):
+    """Even one whose digest is right, since whoever writes a file can write its digest."""
+    buffer = io.BytesIO()
+    content = {"format": checkpoint.FORMAT, "key": "k", "more": Mischief(tmp_path / "done")}
+    torch.save(content, buffer)
+    buffer.write(fingerprint(buffer.getbuffer()))
+    (tmp_path / "last.ckpt").write_bytes(buffer.getvalue())
+    with pytest.raises(AtomloomError, match="cannot be read"):
+        load_state(tmp_path / "last.ckpt", "k")
+    assert not (tmp_path / "done").exists()

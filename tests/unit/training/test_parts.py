@@ -139,7 +139,7 @@ def with_arrays(**changes) -> LabelledGraphs:
         "forces": np.zeros((len(data.table.numbers), 3)),
     }
     specs = [spec_of(name, name) for name in arrays]
-    own = {"arrays": arrays, "specs": specs, "globals": np.full((12, 1), 2.0)} | changes
+    own = {"arrays": arrays, "specs": specs, "global_features": np.full((12, 1), 2.0)} | changes
     return LabelledGraphs(data.table, data.targets, {"train": np.arange(6)}, **own)
 
 
