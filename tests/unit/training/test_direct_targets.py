@@ -169,6 +169,14 @@ def test_accumulated_small_batches_take_the_step_of_the_large_one(tmp_path):
         torch.testing.assert_close(one[name], four[name], rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize(("targets", "made"), [("dipole", ionic_molecules), ("charges", crystals)])
+def test_the_log_does_not_warn_of_vectors_of_molecules_nor_of_scalars(tmp_path, targets, made):
+    config = config_of([targets], epochs=1)
+    lines = []
+    train(data_of(made(12), config), config, tmp_path, lines.append)
+    assert not any("warning" in line for line in lines)
+
+
 def test_the_log_warns_of_vectors_of_periodic_structures(tmp_path):
     structures = crystals(12)
     for structure in structures:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from atomloom.config import parse_config
+from atomloom.config.model import ChebyshevConfig
 from atomloom.config.training import Batching, PotentialTraining
 from atomloom.errors import AtomloomError
 from atomloom.inference.scalers.atomic_energies import AtomicEnergies
@@ -18,6 +19,7 @@ from atomloom.training.objectives.base import step_shares
 from atomloom.training.objectives.potential import PotentialObjective
 from atomloom.training.trainer import train
 from tests.unit.training.potentials import (
+    CUTOFF,
     OFFSETS,
     PairModel,
     pair_config,
@@ -53,6 +55,31 @@ def test_each_set_of_targets_trains(tmp_path, monkeypatch, targets):
     row = history(tmp_path)[-1]
     wanted = ["val_mae"] if len(columns) == 1 else [f"val_mae_{name}" for name in columns]
     assert all(np.isfinite(row[name]) for name in wanted)
+
+
+@pytest.mark.parametrize(
+    ("targets", "potential"),
+    [(("energy",), {}), (("energy", "forces"), {"force_fraction": 0.5})],
+)
+def test_cached_features_train_the_same_network(tmp_path, targets, potential):
+    data = pair_data(20)
+    for cached in (True, False):
+        options = {**potential, "cache_features": cached}
+        config = pair_config(targets, options, epochs=3, batch={"structures": 5})
+        model = ChebyshevConfig(
+            species=("Li", "F"),
+            radial_order=4,
+            radial_cutoff=CUTOFF,
+            angular_cutoff=3.0,
+            angular_order=2,
+        )
+        lines: list[str] = []
+        config = config.model_copy(update={"model": model})
+        train(data, config, tmp_path / str(cached), lines.append)
+        assert any("cached" in line for line in lines) == cached
+    one, other = (weights(tmp_path / str(cached)) for cached in (True, False))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("derived", [(), ("forces",), ("stress",), ("forces", "stress")])
