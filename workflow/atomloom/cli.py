@@ -407,10 +407,9 @@ def _each_chunk(options: argparse.Namespace) -> None:
                 worker.terminate()  # no file is left half written, whenever it ends
             raise
         except BrokenProcessPool:
-            time.sleep(0.5)  # Ctrl-C ends workers too: it is raised here if they received it first
+            time.sleep(2.0)  # Ctrl-C ends workers too: it is raised here if they received it first
             raise AtomloomError(
                 "a process was killed from outside, perhaps for lack of memory",
-                where=f"atomloom {options.command}",
                 todo="run it again with fewer --workers; finished chunks stay",
             ) from None
         except BaseException:

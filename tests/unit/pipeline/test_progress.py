@@ -16,10 +16,10 @@ def test_rate_and_time_left_follow_from_structures_not_from_chunks():
     assert lines == [], "a line every few seconds is enough"
     now = 110.0
     progress.add(150)
-    assert lines == ["2/3 chunks, 200 structures, 20 a second, 40 s left"]
+    assert lines == ["2/3 chunks, 200 structures, 20 per second, 40 s left"]
     now = 111.0
     progress.add(800)
-    assert lines[1:] == ["3/3 chunks, 1,000 structures, 91 a second, 11 s in all"]
+    assert lines[1:] == ["3/3 chunks, 1,000 structures, 91 per second, 11 s in all"]
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,10 @@ def test_a_grid_has_every_combination_once_in_order():
     ]
 
 
+def test_a_grid_of_nothing_is_the_config_as_it_is():
+    assert points({}) == [{}]
+
+
 def test_a_range_in_a_grid_has_both_ends_and_steps_of_the_logarithm():
     found = points({"parameters": {"training.learning_rate": {**RATE, "steps": 3}}})
     assert [point["training.learning_rate"] for point in found] == [1e-4, 1e-3, 1e-2]
@@ -133,7 +137,8 @@ def test_the_sweep_is_in_no_key_of_a_run():
         ({"parameters": {"model.width": [8, 8]}}, "twice"),
         ({"parameters": {"training.warmup": {"min": 0, "max": 0.5, "log": True}}}, "above 0"),
         ({"method": "list"}, "`trials`"),
-        ({"method": "grid"}, "`parameters`"),
+        ({"method": "random"}, "needs `parameters`"),
+        ({"trials": [{"model.width": 8}]}, "no list of `trials`"),
         ({"parameters": {"training.seed": [1]}, "seeds": [1, 2]}, "swept twice"),
         ({"parameters": {"training.epochs": [1, 2]}, "halving": {}}, "exclude each other"),
         (

@@ -128,7 +128,7 @@ def _trial(paths: RunPaths, number: int, point: Point) -> Trial:
 
 
 def paths_of(paths: RunPaths, repeat: Repeat) -> RunPaths:
-    """Where the files of a run of a sweep are."""
+    """Paths of a run of a sweep."""
     return RunPaths(Layout(load_config(repeat.config)), paths.plan)
 
 
@@ -232,7 +232,7 @@ def _die_with_parent() -> None:
 
 
 def _result(number: int, repeat: Repeat, progress: Progress | None, metric: str | None) -> Result:
-    """What a sweep keeps of a run: of one that is stopped, the least value so far."""
+    """Result of a run, as a sweep keeps it: if the run is stopped, with the min value so far."""
     assert progress is not None
     column = metric or ("val_mae" if "val_mae" in progress.history else "val_loss")
     if column not in progress.history:
@@ -258,7 +258,7 @@ def _result(number: int, repeat: Repeat, progress: Progress | None, metric: str 
 
 
 def _place(curve: Sequence[float | None], value: float | None) -> int:
-    """Where a value is first; -1 where there is none."""
+    """First index of a value; -1 if there is none."""
     return -1 if value is None else list(curve).index(value)
 
 

@@ -23,10 +23,10 @@ class Axis(Section):
 
     values: list[Any] = []
     """Values to choose from."""
-    min: int | float | None = None
-    """Or the lower bound of a range. Of two whole numbers, whole numbers are tried."""
-    max: int | float | None = None
-    """Its upper bound, included."""
+    min: int | float | None = Field(default=None, ge=-1e12, le=1e12)
+    """Lower bound of a range, in place of values. Between two whole numbers, whole numbers are tried."""
+    max: int | float | None = Field(default=None, ge=-1e12, le=1e12)
+    """Upper bound of the range, included."""
     log: bool = False
     """Whether steps in the range are those of the logarithm."""
     steps: int | None = Field(default=None, ge=2, le=MOST)
@@ -77,7 +77,7 @@ class Halving(Section):
     `training.epochs`. A rung is the whole run stopped early: its learning rates are those of the whole
     run, and a trial that is promoted resumes where it stopped."""
     factor: int = Field(default=3, ge=2, le=100)
-    """Of so many trials that have come to a rung, the best goes on to the next."""
+    """Trials of a rung of which one, the best, goes on to the next rung."""
 
 
 class Sweep(Section):
@@ -103,7 +103,7 @@ class Sweep(Section):
     folds: list[Annotated[int, Field(ge=0, le=MOST)]] = []
     """Values of `split.fold`, likewise: cross-validation."""
     metric: str | None = Field(default=None, pattern=r"val_(loss|mae(_.+)?)")
-    """What is minimised: a validation column of history.csv, `val_loss`, `val_mae` or `val_mae_NAME`, at the
+    """Minimised figure: a validation column of history.csv, `val_loss`, `val_mae` or `val_mae_NAME`, at the
     epoch that the model file holds. null: `val_mae` of a single target, else `val_loss`. Never an error of
     the test set."""
     halving: Halving | None = None
@@ -113,7 +113,7 @@ class Sweep(Section):
     threads: int = unkeyed(1, ge=1, le=1024)
     """CPU threads of a trial; as many trials run at a time as the cores allow."""
     retries: int = unkeyed(1, ge=0, le=20)
-    """How often a trial that dies is begun again (it resumes) before it counts as failed."""
+    """Number of times a trial that dies is started again (it resumes) before it counts as failed."""
 
     @field_validator("parameters", "trials")
     @classmethod
@@ -133,8 +133,10 @@ class Sweep(Section):
         if self.method == "list":
             if not self.trials or self.parameters:
                 raise ValueError("method: list has `trials`, each a mapping, and no `parameters`")
-        elif self.trials or not (self.parameters or self.seeds or self.folds):
+        elif self.trials:
             raise ValueError(f"method: {self.method} has `parameters` and no list of `trials`")
+        elif self.method != "grid" and not self.parameters:
+            raise ValueError(f"method: {self.method} needs `parameters`")
         for name, axis in self.parameters.items():
             for other in axis.when:
                 if other not in self.parameters or list(self.parameters).index(other) >= list(

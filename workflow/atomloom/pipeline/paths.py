@@ -246,7 +246,7 @@ class RunPaths:
     # --- sweep ---
     @property
     def sweep_spec(self) -> dict[str, Any]:
-        """What determines a sweep: the run that its trials differ from, and the section `sweep`."""
+        """Content of the sweep key: the run that its trials differ from, and the section `sweep`."""
         sweep = self.config.sweep
         return {"base": self.run_spec, "sweep": sweep.key_content() if sweep else None}
 

@@ -28,7 +28,7 @@ SHOWN = 200
 
 @dataclass(frozen=True)
 class SweepPage:
-    """What the page shows."""
+    """Content of the page."""
 
     title: str
     metric: str

@@ -1,4 +1,4 @@
-"""How far a run has come, and its validation so far, from the files that it leaves."""
+"""Progress of a run: the epochs it has trained and its validation so far, from the files that it leaves."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ class Slot:
     round: int
     rung: int
     number: int
-    """Of the rung, from 0."""
+    """Number of the slot in its rung, from 0."""
     repeat: int
-    """Which seed and fold."""
+    """Number of the seed and fold."""
 
     def __str__(self) -> str:
         return f"{self.round:04d}-{self.rung:02d}-{self.number:05d}-{self.repeat:03d}"
@@ -73,16 +73,16 @@ class Trial:
     """A point of the sweep, and its runs."""
 
     number: int
-    """Of all rounds together, from 0."""
+    """Number of the trial in all rounds together, from 0."""
     point: Point
     repeats: tuple[Repeat, ...] = ()
     reason: str = ""
-    """Why it cannot be run; empty where it can."""
+    """Reason that it cannot be run; empty if it can."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one job."""
+    """Outcome of one job."""
 
     trial: int
     """Number of the trial that was trained."""
@@ -94,7 +94,7 @@ class Result:
     """The sweep's metric at the best epoch so far; None where it failed or was never a number."""
     best_epoch: int = 0
     reason: str = ""
-    """Why it failed."""
+    """Reason of a failure."""
     run: str = ""
     """Run key."""
     curve: list[float | None] = field(default_factory=list)
@@ -106,7 +106,7 @@ class Result:
 
     @classmethod
     def read(cls, path: Path) -> Result:
-        """What was written.
+        """Read what `write` wrote.
 
         Raises:
             AtomloomError: when the file is missing or damaged.
@@ -116,7 +116,7 @@ class Result:
 
 
 def rounds(sweep: Sweep) -> int:
-    """How many rounds a sweep has."""
+    """Number of rounds of a sweep."""
     return math.ceil(sweep.count / sweep.round) if sweep.method == "tpe" else 1
 
 
@@ -160,13 +160,13 @@ def slots(
 
 
 def score(results: Sequence[Result]) -> float:
-    """What a trial counts for by its repeats: their mean; infinite where one has no value."""
+    """Score of a trial by its repeats: their mean; infinite if one has no value."""
     values = [math.inf if result.value is None else result.value for result in results]
     return math.fsum(values) / len(values) if values else math.inf
 
 
 def best_of(candidates: Mapping[int, Sequence[Result]]) -> int:
-    """Which slot goes on; of equal ones the first trial."""
+    """Slot that goes on; of equal ones that of the first trial."""
     return min(
         candidates, key=lambda number: (score(candidates[number]), candidates[number][0].trial)
     )
@@ -191,10 +191,10 @@ def read_round(path: Path) -> list[Trial]:
 
 
 def round_file(folder: Path, round: int) -> Path:
-    """Where the trials of a round are."""
+    """File of the trials of a round."""
     return folder / f"round-{round:04d}.json"
 
 
 def result_file(folder: Path, slot: Slot) -> Path:
-    """Where the result of a job is."""
+    """File of the result of a job."""
     return folder / "trials" / f"{slot}.json"

@@ -36,7 +36,7 @@ def first_points(sweep: Sweep) -> list[Point]:
 
 
 def repeats_of(sweep: Sweep) -> list[Point]:
-    """What each trial is repeated with: seeds, folds, or both."""
+    """Seeds, folds, or both, with which each trial is repeated."""
     axes = {"training.seed": sweep.seeds, "split.fold": sweep.folds}
     used = {name: values for name, values in axes.items() if values}
     return [dict(zip(used, row, strict=True)) for row in itertools.product(*used.values())]

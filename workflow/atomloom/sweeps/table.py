@@ -61,7 +61,7 @@ def swept_keys(trials: Sequence[Trial]) -> list[str]:
 
 
 def status_of(results: Sequence[Result]) -> str:
-    """What became of a trial."""
+    """Status of a trial by its runs."""
     for status in ("failed", "stopped"):
         if any(result.status == status for result in results):
             return status
