@@ -15,29 +15,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def _shared(variable: str, name: str) -> Path:
-    return Path(os.environ.get(variable) or ROOT.parent / "shared" / name)
-
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
-    """Folder with the real data sets."""
-    folder = _shared("ATOMLOOM_DATA", "data")
-    if not folder.is_dir():
+    """Folder with the real data sets, as ATOMLOOM_DATA names it."""
+    named = os.environ.get("ATOMLOOM_DATA")
+    if not named or not Path(named).is_dir():
         pytest.skip("no real data sets here: set ATOMLOOM_DATA to their folder")
-    return folder
+    return Path(named)
 
 
 @pytest.fixture(scope="session")
 def oracle_folder() -> Path:
-    """Folder with the reference numbers."""
-    folder = _shared("ATOMLOOM_ORACLES", "oracles")
-    if not folder.is_dir():
+    """Folder with the reference numbers: ATOMLOOM_ORACLES, or `oracles` next to ATOMLOOM_DATA."""
+    named = os.environ.get("ATOMLOOM_ORACLES")
+    if not named and (data := os.environ.get("ATOMLOOM_DATA")):
+        named = str(Path(data).parent / "oracles")
+    if not named or not Path(named).is_dir():
         pytest.skip("no reference numbers here: set ATOMLOOM_ORACLES to their folder")
-    return folder
+    return Path(named)
 
 
 @pytest.fixture(scope="session")
