@@ -618,8 +618,6 @@ class Copy:
 
         shutil.copytree(root, self.root, ignore=generated)
         self.tests = Tests(self.root)
-        for variable, name in (("ATOMLOOM_DATA", "data"), ("ATOMLOOM_ORACLES", "oracles")):
-            os.environ.setdefault(variable, str(root.parent / "shared" / name))
 
     def attempt(self, mutation: Mutation, seconds: float, slow: bool) -> Verdict:
         """Write the error, run tests until one fails, and take it back."""
