@@ -87,7 +87,7 @@ def killed(tmp_path_factory) -> tuple[Path, list[int]]:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "workflow"), str(ROOT)])},
         timeout=60 + 60 * ROUNDS,
     )
     assert done.returncode == 0, done.stderr

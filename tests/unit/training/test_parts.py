@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from atomloom.targets import spec_of
 from atomloom.training.batch_norm import statistics_of_this_batch
 from atomloom.training.checkpoint import CheckpointTimer, save_state
 from atomloom.training.logging.history import duration
+from atomloom.training.objectives import property as property_objective
 from atomloom.training.objectives.losses import loss_sum
 from atomloom.training.optim.ema import MovingAverage
 from atomloom.training.trainer import train
@@ -277,6 +279,18 @@ def test_metrics_that_are_not_defined_are_none():
     assert error_metrics(np.array([NAN]), np.array([1.0]))["mae"] is None
     assert error_metrics(np.array([2.0, 2.0]), np.array([1.0, 2.0]))["r2"] is None
     assert json.dumps(error_metrics(np.array([2.0]), np.array([1.0])), allow_nan=False)
+
+
+def test_outputs_of_several_processes_are_gathered_in_the_order_of_rows(monkeypatch):
+    outputs = np.arange(10.0).reshape(5, 2)
+    monkeypatch.setattr(property_objective, "summed", lambda tensor, fabric: tensor)
+    gathered = [
+        property_objective._gathered(
+            outputs[rank::2], 5, SimpleNamespace(world_size=2, global_rank=rank, device="cpu")
+        )
+        for rank in (0, 1)
+    ]
+    np.testing.assert_array_equal(gathered[0] + gathered[1], outputs)
 
 
 def test_splits_are_measured_apart():

@@ -47,7 +47,7 @@ def launch(folder: Path, options: dict, kill_at: int = 0) -> subprocess.Complete
     script = folder / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, str(script), str(folder / "run"), json.dumps(options), str(kill_at)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "workflow"), str(ROOT)])}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 

@@ -217,7 +217,7 @@ print(kills)
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
     """SIGKILL at random moments, in the middle of writing files too."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "workflow"), str(ROOT)])}
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(tmp_path / "killed"), "1"],
         capture_output=True,
