@@ -215,7 +215,8 @@ def test_ctrl_c_in_training_saves_and_the_next_call_goes_on(project, capsys):
 def test_ctrl_c_in_other_stages_is_one_line(project):
     """Workers, too, end without a word."""
     code = (
-        "import os, time\n"
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored behind a shell
         "from atomloom import cli\n"
         "from atomloom.stages import convert\n"
         "def slow(layout, plan, key, log):\n"
