@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,21 @@ from benchmarks.common.results import ROOT
 PEERS = ROOT / "benchmarks" / "peers"
 
 
-class Peer:
-    """A running script.
+class Answering:
+    """A process that answers each line with one line of JSON, and says one by itself when it is ready.
 
     Args:
-        python: the interpreter.
-        script: file name in `benchmarks/peers`.
-        arguments: of the script.
+        name: of what runs, for the message when it ends too soon.
+        command: program and arguments.
+        options: of `subprocess.Popen`.
     """
 
-    def __init__(self, python: str | Path, script: str, *arguments: object) -> None:
-        self.script = script
+    def __init__(self, name: str, command: Sequence[str], **options: Any) -> None:
+        self.name = name
         self.process = subprocess.Popen(
-            [str(python), str(PEERS / script), *map(str, arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options
         )
-        self.versions: dict[str, str] = self._answer()
+        self.greeting = self._answer()
 
     def ask(self, request: str) -> Any:
         """The answer to a request, decoded from JSON."""
@@ -52,5 +50,19 @@ class Peer:
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.script} has ended: see what it wrote above")
+            raise SystemExit(f"{self.name} has ended: see what it wrote above")
         return json.loads(line)
+
+
+class Peer(Answering):
+    """A running script.
+
+    Args:
+        python: the interpreter.
+        script: file name in `benchmarks/peers`.
+        arguments: of the script.
+    """
+
+    def __init__(self, python: str | Path, script: str, *arguments: object) -> None:
+        super().__init__(script, [str(python), str(PEERS / script), *map(str, arguments)])
+        self.versions: dict[str, str] = self.greeting

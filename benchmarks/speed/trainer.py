@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common.peer import Answering
 from benchmarks.common.results import ROOT, Parser, machine, rounded, write_result
 
 EPOCHS = {"chebyshev": 12, "painn": 5}
@@ -120,21 +121,18 @@ def _step_us(data: Any, config: Any) -> float:
 # --- both in turns --------------------------------------------------------------------------------
 
 
-class Checkout:
+class Checkout(Answering):
     """A process that trains with the package of a checkout."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         paths = os.pathsep.join([str(root / "workflow"), str(ROOT)])
-        self.process = subprocess.Popen(
+        super().__init__(
+            f"the process of {root}",
             [sys.executable, "-W", "ignore", "-m", "benchmarks.speed.trainer", "--serve"],
             env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
             cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
         )
-        self._answer()
 
     @property
     def commit(self) -> str:
@@ -144,23 +142,7 @@ class Checkout:
 
     def step_us(self, model: str) -> float:
         """Time of a step of a run."""
-        assert self.process.stdin
-        self.process.stdin.write(f"{model}\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        """End the process."""
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
-
-    def _answer(self) -> Any:
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"the process of {self.root} has ended: see what it wrote above")
-        return json.loads(line)
+        return self.ask(model)
 
 
 def compare(ours: Checkout, other: Checkout, model: str, rounds: int) -> dict[str, float]:

@@ -12,6 +12,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "workflow" / "atomloom"
 
+BEFORE_MODELS = ("data", "graphs", "structures", "targets", "config", "store")
+
 ROOMS = {
     "store": (),
     "targets": (),
@@ -22,27 +24,9 @@ ROOMS = {
     "graphs": ("structures", "config", "store"),
     "data": ("graphs", "structures", "targets", "config", "store"),
     "models": ("data", "graphs", "structures", "config", "store"),
-    "inference": ("models", "data", "graphs", "structures", "targets", "config", "store"),
-    "training": (
-        "inference",
-        "models",
-        "data",
-        "graphs",
-        "structures",
-        "targets",
-        "config",
-        "store",
-    ),
-    "potentials": (
-        "inference",
-        "models",
-        "data",
-        "graphs",
-        "structures",
-        "targets",
-        "config",
-        "store",
-    ),
+    "inference": ("models", *BEFORE_MODELS),
+    "training": ("inference", "models", *BEFORE_MODELS),
+    "potentials": ("inference", "models", *BEFORE_MODELS),
     "reports": ("pipeline", "store"),
     "stages": (
         *("reports", "potentials", "training", "inference", "data", "graphs", "readers"),
