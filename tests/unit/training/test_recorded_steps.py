@@ -11,6 +11,7 @@ import torch
 
 from atomloom.config.model import IComFormerConfig
 from atomloom.models import build_model
+from atomloom.training import cuda_graphs
 from atomloom.training.cuda_graphs import RecordedSteps, records_steps
 from atomloom.training.objectives.losses import loss_sum
 from tests.unit.models.batches import batch_from_graphs, random_crystal
@@ -124,16 +125,18 @@ def test_a_replay_is_marked_once(stand_in):
     assert marks == ["backward"]
 
 
-def test_recording_that_does_not_pay_is_given_up(stand_in):
+@pytest.mark.parametrize(("plain", "replayed", "kept"), [(1.0, 0.95, False), (1.0, 0.5, True)])
+def test_recording_is_kept_where_it_pays(stand_in, monkeypatch, plain, replayed, kept):
     network, log = Network(), []
+    seconds = iter([plain, replayed])
+    monkeypatch.setattr(cuda_graphs, "_seconds", lambda work: next(seconds))
     steps = RecordedSteps(network.step, network.model, False, log.append)
-    for _ in range(2):  # the stand-in is no faster
+    for _ in range(2):
         steps(batch_of(0), torch.ones(1, dtype=torch.float64))
-    taken = network.taken
-    steps(batch_of(0), torch.ones(1, dtype=torch.float64))
-    assert network.taken == taken + 1
+    assert steps._on == kept
+    assert bool(steps._recordings) == kept
     assert len(log) == 1
-    assert log[0].startswith("CUDA graphs off")
+    assert log[0].startswith(f"CUDA graphs {'on' if kept else 'off'}")
 
 
 def test_recording_that_fails_leaves_the_step_as_it_is(stand_in, monkeypatch):
