@@ -92,6 +92,7 @@ def test_50_kills_of_plan_convert_and_graphs_change_no_byte(undisturbed, tmp_pat
         length = duration(undisturbed, tmp_path / stage, stage)
         for _ in range(rounds):
             if not kill_at(project, stage, moments.uniform(0.3, 1.0) * length):
+                length *= 0.8  # measured while the machine was busier
                 # It got through: take some of its work away so that the next kill has something to hit.
                 for path in (
                     sorted(project.folder.glob("store/*/**/*.zarr.zip"))[::2]

@@ -239,6 +239,6 @@ def test_ctrl_c_in_other_stages_is_one_line(project):
         os.killpg(process.pid, signal.SIGINT)
         said = process.stderr.read()
     assert process.returncode == 130, said
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 300  # the workers would sleep for 600
     assert said.splitlines()[-1] == "atomloom convert: interrupted; what is finished stays"
     assert "Traceback" not in said
