@@ -67,7 +67,7 @@ def test_nacl_has_72_edges_under_30_motions():
 
 
 @given(structures(most=8), st.integers(0, 10**6), st.sampled_from(SPECS[:1] + SPECS[3:]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rigid_motions_change_no_random_structure(structure, seed, spec):
     other, order = moved(structure, seed)
     expected = shape_of(build_graph(structure, spec), digits=4)
@@ -79,7 +79,7 @@ def test_rigid_motions_change_no_random_structure(structure, seed, spec):
 
 
 @given(structures(most=5, pbc=(True, True, True)), st.integers(0, 10**6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_another_cell_of_the_lattice_gives_the_same_vectors(structure, seed):
     rng = np.random.default_rng(seed)
     change = np.eye(3, dtype=int)

@@ -45,7 +45,7 @@ def knn_by_hand(structure: Structure, k: int, radius: float, tolerance=1e-5, lim
 
 
 @given(structures(most=6), st.integers(1, 14))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_equals_sorting_all_images(structure, k):
     if not structure.pbc.any():
         radius = 1e3
@@ -56,7 +56,7 @@ def test_equals_sorting_all_images(structure, k):
 
 
 @given(structures(most=6), st.integers(1, 14), st.floats(1.0, 5.0))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_keep_stays_within_the_cutoff(structure, k, cutoff):
     spec = GraphSpec(max_neighbors=k, cutoff=cutoff, short="keep")
     assert edge_set(build_graph(structure, spec)) == knn_by_hand(structure, k, 0, limit=cutoff)

@@ -39,7 +39,7 @@ def test_equals_ase_for_every_periodicity(pbc, atoms):
 
 
 @given(structures(most=10), st.floats(0.5, 9.0))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_equals_ase_for_random_structures(structure, cutoff):
     graph = build_graph(structure, GraphSpec(neighbors="radius", cutoff=cutoff))
     assert edge_set(graph) == by_ase(structure, cutoff)

@@ -64,7 +64,7 @@ def unimodular(seed: int) -> np.ndarray:
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_successive_minima_right_handed_and_acute(seed):
     cell = random_cell(seed)
     rows = triad(cell)
@@ -79,7 +79,7 @@ def test_successive_minima_right_handed_and_acute(seed):
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_other_bases_of_a_general_lattice_give_the_same_triad(seed, change):
     cell = random_cell(seed)
     a, b = triad(cell), triad(unimodular(change) @ cell)

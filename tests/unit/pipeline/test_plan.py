@@ -23,7 +23,7 @@ def pieces(records: list[bytes], mean=50, smallest=12, largest=200) -> list[tupl
 
 
 @given(st.integers(0, 400), st.integers(1, 60), st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_chunks_cover_every_record_once_in_order(count, mean, seed):
     least = max(1, mean // 4)
     records = prints(count, seed)

@@ -124,7 +124,7 @@ def test_atoms_wrapped_into_the_cell_give_the_same_graph():
     assert_same(after, fresh([crystal]))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), size=st.sampled_from([0.002, 0.02, 0.1]))
 def test_deforming_cells_give_the_graph_of_a_fresh_search(seed, size):
     """As a barostat or a relaxation of the cell moves them: atoms with the cell, and beside it."""

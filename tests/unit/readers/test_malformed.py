@@ -102,7 +102,6 @@ def structure_or_error(format: str, payload: bytes) -> None:
 def test_mutated_text_never_raises_anything_else(format):
     @settings(
         max_examples=300,
-        deadline=20_000,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         database=None,
         derandomize=True,
@@ -168,7 +167,7 @@ def test_a_symmetric_cif_of_absurd_size_is_refused_soon():
 
 def assert_time_grows_no_faster_than_length(work):
     """`work(n)` on eight times the length may take eight times as long, but not sixty-four."""
-    short, long = (min(_seconds(work, length) for _ in range(3)) for length in (8_000, 64_000))
+    short, long = (min(_seconds(work, length) for _ in range(5)) for length in (8_000, 64_000))
     assert long < 30 * max(short, 1e-3)
 
 

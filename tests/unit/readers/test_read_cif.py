@@ -234,7 +234,7 @@ def test_several_blocks_are_several_records(tmp_path):
     assert [s.id for s in found] == ["two-000000", "two-000001"]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(-0.7, 0.7), st.floats(50, 130), st.floats(60, 120), st.integers(0, 1000))
 def test_cells_have_the_lengths_and_angles_of_the_file(shift, alpha, beta, seed):
     gamma = 95.0

@@ -27,7 +27,7 @@ def in_ase(text: str):
     return ase.io.read(io.StringIO(text), format="extxyz")
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000), st.booleans(), st.integers(1, 12))
 def test_what_ase_writes_is_read_as_ase_reads_it(seed, periodic, count):
     atoms = atoms_with_results(seed, periodic, count)

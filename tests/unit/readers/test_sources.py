@@ -66,7 +66,7 @@ def test_files_of_a_folder_come_in_natural_order(tmp_path):
     assert names == ["1.vasp", "2.vasp", "10.vasp", "a/4.vasp", "a/12.vasp", "b/3.vasp"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.text(st.sampled_from("a1.2-/²٣x"), max_size=8)))
 def test_any_names_can_be_put_in_natural_order(names):
     assert sorted(sorted(names, key=natural_key), key=natural_key) == sorted(names, key=natural_key)

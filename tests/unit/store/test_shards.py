@@ -66,7 +66,7 @@ def test_round_trip_keeps_type_shape_and_bits(tmp_path, arrays):
     st.lists(st.integers(0, 5), min_size=0, max_size=3),
     st.sampled_from(["bool", "int8", "uint16", "int64", "float32", "float64", "complex128", ">f8"]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_numeric_array_survives(tmp_path_factory, shape, dtype):
     path = tmp_path_factory.mktemp("any") / "x.zarr.zip"
     array = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)

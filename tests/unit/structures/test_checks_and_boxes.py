@@ -67,7 +67,7 @@ def test_a_thin_skewed_cell_of_a_roomy_lattice_passes_as_its_compact_cell_does()
         assert found[2] == pytest.approx(expected[2], abs=1e-6)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.integers(0, 10_000),
     st.integers(1, 40),
