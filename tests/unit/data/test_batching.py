@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atomloom.config.training import Batching
@@ -29,7 +29,6 @@ weights = st.lists(
 )
 
 
-@settings(deadline=None)  # the first call compiles
 @given(bounds=bounds, weights=weights, seed=st.integers(0, 9), epoch=st.integers(0, 9))
 def test_every_row_is_in_one_batch_within_the_bounds(bounds, weights, seed, epoch):
     sizes = sizes_of(*zip(*weights, strict=True)) if weights else sizes_of([], [], [])
@@ -77,7 +76,6 @@ def test_parts_of_the_ranks_weigh_about_the_same():
     assert max(loads) - min(loads) <= weights.min(), "the lightest was dealt to the lightest last"
 
 
-@settings(deadline=None)
 @given(
     weights=st.lists(st.integers(0, 50), min_size=1, max_size=20),
     ranks=st.integers(1, 6),

@@ -9,7 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atomloom.config.training import Batching
@@ -40,7 +40,6 @@ def windows_of(graphs, share):
     return Windows(graphs.shard, graphs.weights, int(share * graphs.weights.sum()))
 
 
-@settings(deadline=None)
 @given(
     cuts=st.lists(st.integers(0, 59), max_size=9),
     most=st.integers(1, 400),

@@ -116,7 +116,7 @@ def test_mutated_text_never_raises_anything_else(format):
 
 
 @pytest.mark.parametrize("format", REGISTRY)
-@settings(max_examples=50, deadline=20_000)
+@settings(max_examples=50)
 @given(payload=st.binary(max_size=2000))
 @example(payload=b"")
 @example(payload=b"\x00" * 1000)
@@ -137,7 +137,7 @@ def test_any_bytes_give_a_structure_or_an_error(format, payload):
     structure_or_error(format, payload)
 
 
-@settings(max_examples=150, deadline=20_000)
+@settings(max_examples=150)
 @given(
     payload=st.one_of(
         st.binary(max_size=3000), *(mutations(seeds) for seeds in (*SEEDS.values(), FILES))
