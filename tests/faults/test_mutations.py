@@ -36,7 +36,7 @@ from atomloom.structures import Structure, to_structure
 from atomloom.structures.checks import check_structure
 
 COUNT = int(os.environ.get("ATOMLOOM_MUTATIONS", "200"))
-SECONDS = 10
+SECONDS = 120
 TOLERANCE = 1e-4
 
 
