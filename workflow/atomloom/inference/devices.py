@@ -77,6 +77,12 @@ def choose_device(wanted: str) -> str:
     return wanted
 
 
+def device_name(device: str | torch.device) -> str:
+    """Name of a device as run cards have it: `cpu`, or the GPU's."""
+    kind = torch.device(device)
+    return torch.cuda.get_device_name(kind) if kind.type == "cuda" else kind.type
+
+
 def check_precision(precision: str, device: str, log: Callable[[str], None]) -> None:
     """Check that a precision is available on this device; warn if it is only slow.
 
@@ -182,6 +188,18 @@ def arithmetic(settings: Training, device: str) -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined] # as above
         if settings.precision == "tf32":
             torch.set_float32_matmul_precision(matmul)
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Use this many CPU threads inside the block; None: as many as before."""
+    threads = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

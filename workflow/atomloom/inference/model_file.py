@@ -230,7 +230,15 @@ def read_model(path: Path, trust: str | Sequence[str] = ()) -> tuple[dict[str, T
 def _digest(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> str:
     """Digest of names, types, shapes and bytes of tensors, and of the card without the digest."""
     card = {name: value for name, value in content.items() if name != DIGEST}
-    text = json.dumps(card, sort_keys=True)
+    return _digest_after(json.dumps(card, sort_keys=True), tensors)
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Digest of names, types, shapes and bytes of tensors, which no unit and no version changes."""
+    return _digest_after("", tensors)
+
+
+def _digest_after(text: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.blake2b(text.encode(), digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name]

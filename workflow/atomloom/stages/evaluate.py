@@ -8,21 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from atomloom.config import Config
 from atomloom.data.dataset import LabelledGraphs
 from atomloom.data.on_disk import OnDiskGraphs
 from atomloom.graphs.graph import Graph, GraphTable
+from atomloom.inference.devices import choose_device, cpu_threads, device_name
 from atomloom.inference.metrics import split_metrics
 from atomloom.inference.predict import LoadedModel, atoms_of, load_model, predict_all
 from atomloom.pipeline.paths import RunPaths
+from atomloom.pipeline.run_card import record_results
 from atomloom.potentials.evaluation import evaluate_table
 from atomloom.potentials.students import TIMED, compare_with_teacher
 from atomloom.reports.figures import parity_figure
 from atomloom.stages.label import read_labels
 from atomloom.stages.labelled import load_records
 from atomloom.stages.labels import array_targets
-from atomloom.store.files import write_atomically, write_json
+from atomloom.store.files import file_digest, write_atomically, write_json
 from atomloom.store.parquet import write_table
 from atomloom.structures.elements import SYMBOLS
 from atomloom.structures.structure import Structure
@@ -52,7 +55,9 @@ def evaluate_run(places: RunPaths, log: Callable[[str], None]) -> Path:
     model = load_model(run / "model.safetensors")
     units, energies = reported_units(config), any(spec.of_energy for spec in config.targets)
     evaluate = _evaluate_potential if energies else _predict_properties
-    scalars, arrays = evaluate(places, model, data, frame, rows)
+    with cpu_threads(config.training.threads):
+        scalars, arrays = evaluate(places, model, data, frame, rows)
+        done_by = {"device": device_name(choose_device("auto")), "threads": torch.get_num_threads()}
     tables = {"predictions": scalars, **_array_tables(config, data, frame, rows, arrays)}
     table = tables["predictions"]
     for name, content in tables.items():
@@ -76,6 +81,8 @@ def evaluate_run(places: RunPaths, log: Callable[[str], None]) -> Path:
             log(f"{split:5s} {name}: {_headline(values, unit)} over {values['count']:,}")
     if config.teacher is not None and energies:
         _compare_with_teacher(places, data, log)
+    results = ["metrics.json", *(f"{name}.parquet" for name in tables)]
+    record_results(run, {name: file_digest(run / name) for name in results}, evaluated=done_by)
     return run
 
 

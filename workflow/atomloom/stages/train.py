@@ -11,8 +11,17 @@ import pandas as pd
 
 from atomloom.config import Config
 from atomloom.errors import again
+from atomloom.inference.model_file import read_model, weights_digest
 from atomloom.pipeline.paths import RunPaths
-from atomloom.pipeline.run_card import HISTORY, environment, now
+from atomloom.pipeline.run_card import (
+    CARD,
+    HISTORY,
+    data_facts,
+    environment,
+    history_digest,
+    level_of,
+    now,
+)
 from atomloom.stages.labelled import load_labelled
 from atomloom.stages.split import read_split
 from atomloom.store.files import file_digest, read_json, require_digest, write_sealed, write_spec
@@ -44,10 +53,12 @@ def train_run(paths: RunPaths, log: Callable[[str], None], until: int | None = N
         return run
     if result.rank > 0:
         return run  # one of several processes reports
+    level = level_of(result.device, config.training.devices, config.training.compile)
+    tensors, _ = read_model(run / "model.safetensors")
     counts = read_split(paths)
     del counts["digests"]
     write_sealed(
-        run / "run.json",
+        run / CARD,
         {
             "run_key": paths.run_key,
             "dataset": {"name": config.dataset.name, **counts},
@@ -65,7 +76,13 @@ def train_run(paths: RunPaths, log: Callable[[str], None], until: int | None = N
             "best_epoch": result.best_epoch,
             "seconds": result.seconds,
             "loader": asdict(data.choice),
+            "data": {**data_facts(paths), "labelled_graphs": data.digest()},
             "digests": {HISTORY: file_digest(run / HISTORY)},
+            "results": {
+                "weights": weights_digest(tensors),
+                "history": history_digest(run / HISTORY),
+            },
+            "determinism": {"level": level.name, "promise": level.promise},
             "started": started,
             "finished": now(),
             **environment(result.device, result.threads),
@@ -80,7 +97,7 @@ def read_history(paths: RunPaths) -> pd.DataFrame:
     Raises:
         AtomloomError: when the table is missing or truncated.
     """
-    card = read_json(paths.run / "run.json", "digests", todo=again("train"))
+    card = read_json(paths.run / CARD, "digests", todo=again("train"))
     require_digest(paths.run / HISTORY, card["digests"].get(HISTORY), again("train"))
     return pd.read_csv(paths.run / HISTORY)
 

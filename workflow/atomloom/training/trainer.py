@@ -36,6 +36,7 @@ from atomloom.inference.devices import (
     Sealed,
     arithmetic,
     close_fabric,
+    device_name,
     open_fabric,
     share_from_first,
 )
@@ -578,7 +579,6 @@ class Trainer:
     def _result(self) -> TrainResult:
         state, names = self.state, self.objective.names
         maes = state.best.maes or [None] * len(names)
-        cuda = self.device.type == "cuda"
         return TrainResult(
             parameters=self._parameters(),
             epochs_run=state.epoch,
@@ -587,7 +587,7 @@ class Trainer:
             steps=state.step,
             stopped_early=self.stopped_early,
             seconds=state.seconds,
-            device=torch.cuda.get_device_name(self.device) if cuda else "cpu",
+            device=device_name(self.device),
             threads=torch.get_num_threads(),
         )
 
