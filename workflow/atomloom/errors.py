@@ -28,7 +28,11 @@ class AtomloomError(Exception):
         return (_rebuild, (self.what, self.where, self.todo))
 
 
-class InterruptedRun(AtomloomError):
+class StoppedRun(AtomloomError):
+    """Run stopped by a signal, with its state saved."""
+
+
+class InterruptedRun(StoppedRun):
     """Run stopped by Ctrl-C, with its state saved."""
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from atomloom.config import Config
 from atomloom.errors import again
 from atomloom.inference.model_file import read_model, weights_digest
+from atomloom.pipeline.attempt import attempted
 from atomloom.pipeline.paths import RunPaths
 from atomloom.pipeline.run_card import (
     CARD,
@@ -39,15 +40,22 @@ def train_run(paths: RunPaths, log: Callable[[str], None], until: int | None = N
     Raises:
         AtomloomError: when index or split are missing, or the training itself fails.
     """
-    started = now()
-    run = paths.run
-    run.mkdir(parents=True, exist_ok=True)
-    write_spec(run, paths.run_spec)
+    paths.run.mkdir(parents=True, exist_ok=True)
+    write_spec(paths.run, paths.run_spec)
+    facts = {"config": paths.config.model_dump(mode="json"), **reported(paths.config)}
+    with attempted(paths.run, facts):
+        return _attempt(paths, facts, log, until)
+
+
+def _attempt(
+    paths: RunPaths, facts: dict[str, Any], log: Callable[[str], None], until: int | None
+) -> Path:
+    """Train or resume the run; `facts` go into its card."""
+    started, run, config = now(), paths.run, paths.config
     data = load_labelled(paths)
     assert data.choice is not None  # as it has of graphs on disk
     log(data.choice.text)
-    result = train(data, paths.config, run, log, until=until)
-    config = paths.config
+    result = train(data, config, run, log, until=until)
     if result is None:
         log(f"stopped after epoch {until}, as asked")
         return run
@@ -69,8 +77,7 @@ def train_run(paths: RunPaths, log: Callable[[str], None], until: int | None = N
                 "dataset": paths.dataset_key,
                 "run": paths.run_key,
             },
-            "config": config.model_dump(mode="json"),
-            **reported(config),
+            **facts,
             "model": {"name": config.model.name, "parameters": result.parameters},
             "epochs_run": result.epochs_run,
             "best_epoch": result.best_epoch,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from atomloom.config.training import Training
 from atomloom.data.batch import GraphBatch
-from atomloom.errors import AtomloomError, InterruptedRun
+from atomloom.errors import AtomloomError, InterruptedRun, StoppedRun
 
 
 def check_validation(settings: Training, rows: int) -> None:
@@ -89,7 +89,7 @@ def predicts_nothing(run_dir: Path, epoch: int, step: int) -> AtomloomError:
 
 def stopped(run_dir: Path, by: int) -> AtomloomError:
     """Error of a run that was stopped by a signal, and has saved its state."""
-    kind, name = (InterruptedRun, "Ctrl-C") if by == signal.SIGINT else (AtomloomError, "SIGTERM")
+    kind, name = (InterruptedRun, "Ctrl-C") if by == signal.SIGINT else (StoppedRun, "SIGTERM")
     return kind(
         f"stopped by {name}; the state is saved", where=run_dir, todo="run the same again to resume"
     )

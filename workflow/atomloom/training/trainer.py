@@ -623,6 +623,7 @@ class Trainer:
         ):
             raise diverged(self.run_dir, state.epoch, state.step)
         save_state(self.run_dir / "state" / "last.ckpt", self.key, content)
+        self._tell_progress()
         self._publish()
         self.timer.saved(started)
 
@@ -643,6 +644,18 @@ class Trainer:
             self.checkpoint()
         if stop and not over:
             raise stopped(self.run_dir, stop)
+
+    def _tell_progress(self) -> None:
+        """Write the position of the saved state, and the errors of the best epoch so far, as JSON.
+
+        The history is an output of the workflow, which removes it when the training is stopped.
+        """
+        state, best = self.state, self.state.best
+        position = {"epoch": state.epoch, "epochs": self.settings.epochs, "best_epoch": best.epoch}
+        maes = best.maes or (None,) * len(self.objective.names)
+        errors = dict(zip(self.objective.names, maes, strict=True))
+        whole = {**position, "seconds": state.seconds, "val_mae": errors}
+        write_sealed(self.run_dir / "state" / "progress.json", whole)
 
     def _publish(self) -> None:
         """Write the history, and the best weights so far as the run's model file."""
