@@ -10,7 +10,14 @@ import pandas as pd
 import pytest
 
 from atomloom.config import Split
-from atomloom.data.splits import KINDS, divide, kind_of, names_by_source
+from atomloom.data.splits import (
+    KINDS,
+    divide,
+    fixed_digest,
+    kind_of,
+    names_by_source,
+    torn_groups,
+)
 from atomloom.errors import AtomloomError
 
 
@@ -152,3 +159,89 @@ def test_a_glob_of_files_begins_where_a_name_or_a_folder_does():
     assert among("*1.cif") == ["d/1.cif", "d/11.cif"]
     with pytest.raises(AtomloomError, match="no record is from a file like 'est/"):
         among("est/*")
+
+
+NAMED = {"300K": {"source": "*300K.xyz"}, "600K": {"column": "T", "equals": 600}}
+
+
+def files(*names: str) -> pd.DataFrame:
+    return frame(len(names)).assign(source=[f"data/{name}" for name in names])
+
+
+def test_named_test_sets_are_set_aside_and_the_rest_is_divided():
+    names = ["300K.xyz"] * 4 + ["all.xyz"] * 96
+    heat = [None] * 4 + ["600.0"] * 6 + ["599"] * 90
+    result = divide(Split(test=NAMED), files(*names), columns(100, T=heat), 100)
+    assert (result[:4] == "300K").all()
+    assert (result[4:10] == "600K").all()
+    counts = pd.Series(result[10:]).value_counts().to_dict()
+    assert counts == {"train": 81, "val": 9}  # nothing is lost to a test set that nobody asked for
+    own = Split(test=NAMED, ratios=(0.5, 0.25, 0.25))
+    assert (divide(own, files(*names), columns(100, T=heat), 100) == "test").sum() > 15
+
+
+def test_without_named_test_sets_nothing_about_a_split_is_different():
+    content = Split().key_content()
+    assert "test" not in content
+    assert content["ratios"] == [0.8, 0.1, 0.1]
+    assert "test" not in Split().plan_content()
+    assert fixed_digest(Split(), ["a"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ({"a": {"source": "x.xyz"}, "b": {"column": "T", "equals": "1"}}, "s0 is in two test sets, a and b"),
+        ({"a": {"column": "T", "equals": "7"}}, r"no structure is in the test set a \(T = 7\)"),
+        ({"a": {"source": "other.xyz"}}, r"no structure is in the test set a \(other.xyz\)"),
+    ],
+    ids=["overlap", "no value", "no file"],
+)  # fmt: skip
+def test_sets_that_overlap_or_are_empty_are_refused(sets, message):
+    with pytest.raises(AtomloomError, match=message):
+        divide(Split(test=sets), files("x.xyz", "y.xyz"), columns(2, T=["1", "1"]), 2)
+
+
+def test_the_plan_refuses_files_that_are_missing_or_of_two_sets():
+    sources = ["d/a.xyz", "d/b.xyz"]
+    with pytest.raises(AtomloomError, match=r"split\.test\.hot: no record is from a file like 'c"):
+        fixed_digest(Split(test={"hot": {"source": "c.xyz"}}), sources)
+    two = Split(test={"hot": {"source": "a.xyz"}, "all": {"source": ["*.xyz"]}})
+    with pytest.raises(AtomloomError, match=r"d/a\.xyz is in two test sets, hot and all"):
+        fixed_digest(two, sources)
+    both = Split(kind="sources", test_sources=["a.xyz"], test={"hot": {"source": "a.xyz"}})
+    with pytest.raises(AtomloomError, match="no record outside the sets of split.test is from"):
+        fixed_digest(both, sources)
+
+
+def test_another_file_in_a_named_set_is_another_split():
+    sources = ["d/a.xyz", "d/b.xyz"]
+    digests = {
+        fixed_digest(Split(test={"hot": {"source": glob}}), sources) for glob in ("a.xyz", "b.xyz")
+    }
+    assert len(digests) == 2
+
+
+def test_a_fold_is_divided_without_the_rows_of_named_sets(tmp_path):
+    path = tmp_path / "folds.json"
+    path.write_text(json.dumps({"fold_0": [0, 1, 2, 3]}))
+    split = Split(kind="folds", folds_file=str(path), test={"hot": {"source": "h.xyz"}})
+    names = ["h.xyz"] * 2 + ["c.xyz"] * 18
+    result = divide(split, files(*names), columns(20), 20)
+    assert result[:4].tolist() == ["hot", "hot", "test", "test"]
+    assert set(result[4:]) == {"train", "val"}
+
+
+def test_records_of_a_named_set_need_no_group_and_a_group_across_its_border_is_told():
+    split = Split(group="parent", test={"hot": {"source": "h.xyz"}})
+    names = ["h.xyz"] * 2 + ["c.xyz"] * 20
+    parents = [None, "g0", *(f"g{i // 2}" for i in range(20))]
+    result = divide(split, files(*names), columns(22, parent=parents), 22)
+    assert pd.DataFrame({"g": parents[2:], "s": result[2:]}).groupby("g")["s"].nunique().max() == 1
+    assert torn_groups(parents, result) == ["g0"]
+
+
+@pytest.mark.parametrize("name", ["train", "VAL", "Validation", "test", "", " a", "a\nb", "x" * 61])
+def test_a_set_has_a_name_of_its_own(name):
+    with pytest.raises(ValueError, match="name of a test set"):
+        Split(test={name: {"source": "x"}})

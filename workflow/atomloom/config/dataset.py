@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -182,6 +183,46 @@ class Dataset(Section):
         return self.unit.get(target, "") if isinstance(self.unit, dict) else self.unit
 
 
+SPLITS = ("train", "val", "test")
+"""Splits of a data set, besides named test sets."""
+SPLIT_WORDS = {"training": "train", "valid": "val", "validation": "val"} | {n: n for n in SPLITS}
+"""Word for a split, in lower case -> the split."""
+
+
+class TestSet(Section):
+    """A test set with its own name: records of some files, or with some value in a column."""
+
+    __test__ = False  # for pytest, whose test classes have such names
+
+    source: list[str] = []
+    """Records of files whose path, or its end from some folder on, matches one of these globs."""
+    column: str | None = None
+    """Records with one of the values `equals` in this column: of a label table, alongside the structures
+    or on the comment line of an extxyz frame; or `formula` (reduced)."""
+    equals: list[str] = []
+    """Values of `column`; numbers are compared as numbers."""
+
+    @field_validator("source", "equals", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        several = value if isinstance(value, list) else [value]
+        return [_as_cell(one) for one in several]
+
+    @model_validator(mode="after")
+    def _one_definition(self) -> TestSet:
+        if bool(self.source) == (self.column is not None):
+            raise ValueError("a test set is defined by `source`, or by `column` and `equals`")
+        if (self.column is None) != (not self.equals):
+            raise ValueError("`column` and `equals` go together")
+        return self
+
+
+def _as_cell(value: object) -> object:
+    """Value of the config as a table would have it."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return str(value) if number else value
+
+
 class Split(Section):
     """Division of records into training, validation and test.
 
@@ -211,6 +252,10 @@ class Split(Section):
     globs are the test set."""
     val_sources: list[str] = []
     """For `sources`: globs of the validation set, in the same way."""
+    test: dict[str, TestSet] = keyed_when_set({})
+    """Test sets with names, such as `{300K: {source: md_300K.xyz}, 600K: {column: temperature, equals: 600}}`:
+    each has its own errors. Their records are set aside first, and `kind` divides the rest; `ratios` are then
+    by default 0.9 and 0.1."""
     val_fraction: float = Field(default=0.1, ge=0, lt=1)
     """For `folds`, and for a column or sources without validation: share of the training rows
     held out for validation."""
@@ -223,6 +268,27 @@ class Split(Section):
     """Structures are near duplicates when a rotation, mirror image or translation of one lays its
     atoms over those of the other, element by element, within this tolerance in A (root mean square;
     3 times this for any single atom), whatever their cells. 0: only exact duplicates count."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_sets_are_the_test(cls, data: Any) -> Any:
+        """Name test sets by text, and by default leave the rest to training and validation."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("test"), Mapping):
+            return data
+        own = {_as_cell(name): one for name, one in data["test"].items()}
+        return {**({"ratios": [0.9, 0.1]} if own else {}), **data, "test": own}
+
+    @field_validator("test")
+    @classmethod
+    def _names_are_new(cls, value: dict[str, TestSet]) -> dict[str, TestSet]:
+        for name in value:
+            if name.strip().lower() in SPLIT_WORDS:
+                raise ValueError(f"`{name}` cannot be the name of a test set: it is a split")
+            if name != name.strip() or not name or not name.isprintable() or len(name) > 60:
+                raise ValueError(
+                    f"the name of a test set is up to 60 printable characters, not {name[:80]!r}"
+                )
+        return value
 
     @field_validator("ratios", mode="before")
     @classmethod
@@ -242,20 +308,29 @@ class Split(Section):
     @property
     def columns(self) -> list[str]:
         """Text columns of the label tables, or `formula`, that options name."""
-        return [name for name in (self.column, self.group) if name]
+        own = [self.column, self.group, *(one.column for one in self.test.values())]
+        return list(dict.fromkeys(name for name in own if name))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All splits, the named test sets last."""
+        return (*SPLITS, *self.test)
 
     def plan_content(self) -> dict[str, Any]:
         """Options on which the plan depends, since it reads and digests what they name."""
+        named = {name: [one.column, *one.source] for name, one in self.test.items()}
         return {
             "columns": [self.column, self.group],
             "fixed": [self.folds_file, self.test_sources, self.val_sources],
-        }
+        } | ({"test": named} if named else {})
 
     @model_validator(mode="after")
     def _complete(self) -> Split:
         needed = {"column": "column", "folds": "folds_file", "sources": "test_sources"}.get(
             self.kind
         )
+        if needed == "test_sources" and self.test:
+            needed = None
         if needed and not getattr(self, needed):
             raise ValueError(f"kind: {self.kind} needs `{needed}`")
         if self.kind == "ratio" and (abs(sum(self.ratios) - 1) > 1e-6 or self.ratios[0] <= 0):

@@ -107,7 +107,8 @@ def _write_rows(model: type[BaseModel], prefix: str, lines: list[str]) -> None:
         if sections:
             lines.append(f"| **{prefix}{name}** | | | {description} |")
         for section in sections:
-            label = f"{prefix}{name}."
+            of_any_name = get_origin(field.annotation) is dict
+            label = f"{prefix}{name}.{'NAME.' if of_any_name else ''}"
             if len(sections) > 1:
                 title = section.model_fields["name"].default
                 lines.append(

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -182,9 +182,12 @@ def _reason(error: Any, content: Mapping[str, Any], model: type[Section]) -> str
 
 def _known_keys(location: tuple[Any, ...], content: Any, model: type[Section]) -> list[str]:
     """Keys of the section at a location in the config; a part may name a member of a union."""
-    found, value = [model], content
+    found, value, of_any_name = [model], content, False
     for part in location:
         if isinstance(part, int) or part.startswith("("):  # one of a list, or a tag
+            continue
+        if of_any_name:  # a key of a mapping of sections, which is up to the user
+            value, of_any_name = value.get(part) if isinstance(value, Mapping) else None, False
             continue
         named = [section for section in found if _is_tag(section, part)]
         held = [
@@ -192,6 +195,7 @@ def _known_keys(location: tuple[Any, ...], content: Any, model: type[Section]) -
             for section in found
             if part in section.model_fields
         ]
+        of_any_name = any(get_origin(annotation) is dict for annotation in held)
         found = named or [inner for annotation in held for inner in sections_of(annotation)]
         value = value.get(part) if isinstance(value, Mapping) and not named else value
         name = value.get("name") if isinstance(value, Mapping) else value

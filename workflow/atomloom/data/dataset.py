@@ -36,7 +36,7 @@ class LabelledGraphs:
     targets: np.ndarray
     """[S, K] float64 in real units; NaN where unknown. For a potential, [S, 1] energies in eV."""
     rows: Mapping[str, np.ndarray]
-    """Rows of the table in `train`, `val` and `test`; a split may be missing or empty."""
+    """Rows of the table in `train`, `val`, `test` and test sets with names; any may be missing or empty."""
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Values of the targets that are more than a scalar per structure, by name: [S, ...] or, per atom
     of the table, [A, ...] float64; NaN where unknown."""

@@ -27,7 +27,7 @@ ATOMS_AT_A_TIME = 50_000
 """Approximate number of atoms described together."""
 MOTIFS = 512
 """Number of structures cached for comparison."""
-_RANK = {"train": 0, "val": 1, "test": 2}
+_RANK = {"train": 0, "val": 1}
 
 
 class HasTable(Protocol):
@@ -56,7 +56,7 @@ def find_duplicates(
         One row per duplicate, in the order of `frame`: columns record, id, split, other_id,
         other_split (its first partner in the split nearest to the test), kind (`exact` or `near`).
     """
-    rank = frame["split"].map(_RANK).to_numpy(np.int64)
+    rank = _rank(frame)
     group = pd.factorize(frame["hash"])[0]
     # One structure represents all of its hash: the one nearest to the test, the first of several.
     order = np.lexsort((np.arange(len(frame)), -rank, group))
@@ -80,6 +80,11 @@ def find_duplicates(
             "kind": np.where(exact[rows], "exact", "near"),
         }
     )
+
+
+def _rank(frame: pd.DataFrame) -> np.ndarray:
+    """[S] nearness to the test: 2 in any test set."""
+    return frame["split"].map(_RANK).fillna(2).to_numpy(np.int64)
 
 
 def _near(
@@ -109,7 +114,7 @@ def find_candidates(
         the order of `frame`.
     """
     apart = 2 * FARTHEST_ATOM * tolerance  # both ends of a distance may be displaced by this
-    rank = frame["split"].map(_RANK).to_numpy(np.int64)
+    rank = _rank(frame)
     splits = frame.groupby("formula")["split"].nunique()
     wanted = np.flatnonzero(frame["formula"].isin(splits.index[splits > 1]).to_numpy())
     for points, places in _described(chunks, frame, wanted):

@@ -1,7 +1,7 @@
-"""Division of structures into training, validation and test.
+"""Division of structures into training, validation and test, and into test sets with names.
 
 There is one class per kind: the options it needs, its inputs from files before there are structures, and how
-it divides. It knows labels and ids as columns of a table, and nothing of graphs or torch.
+it divides what is in no named set. It knows labels and ids as columns of a table, and nothing of graphs or torch.
 
 Legend: S structures, R records.
 """
@@ -20,21 +20,11 @@ import numpy as np
 import pandas as pd
 
 from atomloom.config import Split, expand_variables
+from atomloom.config.dataset import SPLIT_WORDS, SPLITS
 from atomloom.errors import AtomloomError
+from atomloom.readers.base import label_number
 from atomloom.store.files import file_digest
 from atomloom.store.keys import chain_hash
-
-SPLITS = ("train", "val", "test")
-
-_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
-
 
 class SplitKind(ABC):
     """Kind of split.
@@ -64,7 +54,8 @@ class SplitKind(ABC):
     def divide(
         self, frame: pd.DataFrame, columns: pd.DataFrame, groups: np.ndarray, records: int
     ) -> np.ndarray:
-        """[S] `train`, `val` or `test`; arguments are those of the function `divide`.
+        """[S] `train`, `val` or `test`; arguments are those of the function `divide`, without the structures of
+        named test sets.
 
         Args:
             groups: [S] integers: structures of one group stay together, if the kind has a choice.
@@ -103,7 +94,7 @@ class ByColumn(SplitKind):
         column = self.split.column
         values = columns[column]
         result = np.array(
-            [_NAMES.get(str(value).strip().lower()) for value in values], dtype=object
+            [SPLIT_WORDS.get(str(value).strip().lower()) for value in values], dtype=object
         )
         unknown = np.flatnonzero(result == None)  # noqa: E711 - element-wise
         if len(unknown):
@@ -173,8 +164,22 @@ def kind_of(split: Split) -> SplitKind:
     return KINDS[split.kind](split)
 
 
+def fixed_digest(split: Split, sources: Sequence[str]) -> str:
+    """Digest of everything besides structures and labels that says which of them are test sets; empty without.
+
+    Args:
+        split: the config's section.
+        sources: [R] the file of each record.
+    """
+    if not split.test:
+        return kind_of(split).digest(sources)
+    named = _sets_by_source(split, sources)
+    rest = [source for source, name in zip(sources, named, strict=True) if not name]
+    return chain_hash([kind_of(split).digest(rest), *named])
+
+
 def divide(split: Split, frame: pd.DataFrame, columns: pd.DataFrame, records: int) -> np.ndarray:
-    """[S] `train`, `val` or `test` for each structure.
+    """[S] `train`, `val`, `test` or the name of a test set for each structure.
 
     Args:
         split: the config's section.
@@ -183,19 +188,86 @@ def divide(split: Split, frame: pd.DataFrame, columns: pd.DataFrame, records: in
         records: number of records of the data set, used or not.
 
     Raises:
-        AtomloomError: when the column or the folds file does not say what is needed.
+        AtomloomError: when the column or the folds file does not say what is needed, a named test set has no
+            structure, or two have one in common.
     """
-    return kind_of(split).divide(frame, columns, _groups(split, columns), records)
+    kind, result = kind_of(split), _named_sets(split, frame, columns)
+    rest = np.flatnonzero(result == "")
+    others = columns.iloc[rest]
+    result[rest] = kind.divide(frame.iloc[rest], others, _groups(split, others), records)
+    return result
+
+
+def _named_sets(split: Split, frame: pd.DataFrame, columns: pd.DataFrame) -> np.ndarray:
+    """[S] name of the test set that a structure belongs to; empty for none."""
+    result = np.full(len(frame), "", dtype=object)
+    for name, own in split.test.items():
+        if own.source:
+            found = np.any([_from_file(glob, frame["source"]) for glob in own.source], axis=0)
+        else:
+            found = _has_value(columns[own.column], own.equals)
+        if not found.any():
+            wanted = ", ".join(own.source or [f"{own.column} = {' or '.join(own.equals)}"])
+            raise AtomloomError(
+                f"no structure is in the test set {name} ({wanted})", where="split.test"
+            )
+        if (twice := np.flatnonzero(found & (result != ""))).size:
+            raise AtomloomError(
+                f"{frame['id'].iloc[twice[0]]} is in two test sets, {result[twice[0]]} and {name}",
+                where="split.test",
+                todo="define them so that each structure is in one",
+            )
+        result[found] = name
+    return result
+
+
+def _has_value(cells: pd.Series, wanted: Sequence[str]) -> np.ndarray:
+    """[S] bool, whether a cell is one of some values: the same text, or an equal number."""
+    numbers = {label_number(value) for value in wanted} - {None}
+    texts = cells.map(lambda cell: "" if pd.isna(cell) else str(cell).strip())
+    return np.array([text in wanted or label_number(text) in numbers for text in texts], dtype=bool)
+
+
+def _sets_by_source(split: Split, sources: Sequence[str]) -> list[str]:
+    """[R] names of the sets that are defined by files, empty for a record in none.
+
+    Raises:
+        AtomloomError: when a glob matches no record's file, or a file is of two sets.
+    """
+    result = np.full(len(sources), "", dtype=object)
+    for name, own in split.test.items():
+        for glob in own.source:
+            found = _from_file(glob, sources)
+            if not found.any():
+                raise AtomloomError(
+                    f"no record is from a file like {glob!r}", where=f"split.test.{name}"
+                )
+            if (twice := np.flatnonzero(found & (result != "") & (result != name))).size:
+                raise AtomloomError(
+                    f"{sources[twice[0]]} is in two test sets, {result[twice[0]]} and {name}",
+                    where="split.test",
+                )
+            result[found] = name
+    return result.tolist()
 
 
 def torn_groups(groups: Sequence[str], sets: Sequence[str]) -> list[str]:
-    """Groups that are both in the test set and outside it, in order of first appearance.
+    """Groups that are both in a test set and outside all, in order of first appearance.
 
-    If a column, folds or sources define the test set, they take precedence over `split.group`.
+    If a column, folds, sources or names define the test sets, they take precedence over `split.group`.
     """
-    inside = pd.Series(np.asarray(sets) == "test").groupby(np.asarray(groups), sort=False)
+    tested = ~np.isin(np.asarray(sets, dtype=object), ("train", "val"))
+    inside = pd.Series(tested).groupby(np.asarray(groups), sort=False)
     some = inside.any() & ~inside.all()
     return [str(name) for name in some.index[some]]
+
+
+def _from_file(glob: str, sources: Sequence[str]) -> np.ndarray:
+    """[R] bool, whether records are from files like this."""
+    # From the start of a folder or file name: `1.cif` is not `11.cif`.
+    own = fnmatch.translate(expand_variables(glob).removeprefix("./"))
+    pattern = re.compile(f"(?s:.*(?:/|::))?{own}")
+    return np.array([pattern.match(path) is not None for path in sources], dtype=bool)
 
 
 def names_by_source(split: Split, sources: Sequence[str]) -> np.ndarray:
@@ -207,13 +279,12 @@ def names_by_source(split: Split, sources: Sequence[str]) -> np.ndarray:
     result = np.full(len(sources), "train", dtype=object)
     for name, globs in (("val", split.val_sources), ("test", split.test_sources)):
         for glob in globs:
-            # From the start of a folder or file name: `1.cif` is not `11.cif`.
-            own = fnmatch.translate(expand_variables(glob).removeprefix("./"))
-            pattern = re.compile(f"(?s:.*(?:/|::))?{own}")
-            found = np.array([pattern.match(path) is not None for path in sources], dtype=bool)
+            found = _from_file(glob, sources)
             if not found.any():
+                others = " outside the sets of split.test" if split.test else ""
                 raise AtomloomError(
-                    f"no record is from a file like {glob!r}", where=f"split.{name}_sources"
+                    f"no record{others} is from a file like {glob!r}",
+                    where=f"split.{name}_sources",
                 )
             result[found] = name
     return result

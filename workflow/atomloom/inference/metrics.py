@@ -6,6 +6,8 @@ It knows nothing of models; unknown targets (NaN) are left out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
@@ -41,6 +43,23 @@ def error_metrics(targets: np.ndarray, predictions: np.ndarray) -> dict[str, flo
         "mad": float(np.abs(spread).mean()),
         "count": len(truth),
     }
+
+
+def log_metrics(targets: np.ndarray, predictions: np.ndarray) -> dict[str, float | int | None]:
+    """MAE, RMSE and R2 of decadic logarithms, as `mae_log10` and so on; None where undefined.
+
+    They are those of the space that is learnt with `training.log_targets`, in decades: in real units, the
+    largest values alone decide.
+
+    Args:
+        targets: [R] in real units, NaN where unknown.
+        predictions: [R] in real units.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = [np.log10(values) for values in (targets, predictions)]
+    both = np.isfinite(logs).all(axis=0)  # a value that is not positive has no logarithm
+    found = error_metrics(*(values[both] for values in logs))
+    return {f"{name}_log10": found[name] for name in ("mae", "rmse", "r2")}
 
 
 def class_metrics(targets: np.ndarray, predictions: np.ndarray) -> dict[str, float | int | None]:
@@ -129,9 +148,14 @@ def _area(own: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def split_metrics(
-    table: pd.DataFrame, target: str, classes: bool = False
+    table: pd.DataFrame,
+    target: str,
+    classes: bool = False,
+    splits: Sequence[str] = ("train", "val", "test"),
+    log: bool = False,
 ) -> dict[str, dict[str, float | int | None]]:
-    """Metrics of each split: `error_metrics`, and `class_metrics` for classes.
+    """Metrics of each split: `error_metrics`, `log_metrics` where logarithms are learnt, and `class_metrics`
+    for classes.
 
     Args:
         table: columns `split`, the target's name, and that with suffix `_predicted`; for several
@@ -139,10 +163,12 @@ def split_metrics(
         target: name of the target.
         classes: whether targets are classes; 0 and 1, with predictions the probabilities of 1, unless
             there are probabilities of several.
+        splits: values of `split`, in the order of the result; those without rows are left out.
+        log: whether the logarithm of the target is learnt.
     """
     metrics = {}
     many = probability_columns(table, target)
-    for split in ("train", "val", "test"):
+    for split in splits:
         part = table[table["split"] == split]
         if len(part):
             truth = part[target].to_numpy(np.float64)
@@ -151,6 +177,8 @@ def split_metrics(
                 metrics[split] = many_class_metrics(truth, part[many].to_numpy(np.float64))
                 continue
             metrics[split] = error_metrics(truth, predicted)
+            if log:
+                metrics[split] |= log_metrics(truth, predicted)
             if classes:
                 metrics[split] |= class_metrics(truth, predicted)
     return metrics

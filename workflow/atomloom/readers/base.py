@@ -60,7 +60,8 @@ class Reader(Protocol):
     """Names that a reader module declares.
 
     A reader of files that must be opened by path (databases, folders of arrays) declares
-    `split_path(path, options)` as well, and `NEEDS_FOLDER = True` if it opens other files of the folder.
+    `split_path(path, options)` as well, and `NEEDS_FOLDER = True` if it opens other files of the folder. One
+    whose records hold text by name, as comment lines of extxyz do, declares `texts(payload, names)`.
     """
 
     NAME: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -56,6 +56,7 @@ __all__ = [
     "format_of",
     "parse_record",
     "reader_of",
+    "texts_of",
 ]
 
 REGISTRY: dict[str, Reader] = {
@@ -166,6 +167,12 @@ def _names(
         [pair for pair in pairs if pair not in plain],
         hints,
     )
+
+
+def texts_of(format: str, payload: bytes, names: Sequence[str]) -> dict[str, str]:
+    """Values of some names inside a record, as text, for formats that hold text (extxyz)."""
+    texts = getattr(REGISTRY.get(format), "texts", None)
+    return {} if texts is None else texts(payload, names)
 
 
 def parse_record(

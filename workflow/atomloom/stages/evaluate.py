@@ -64,7 +64,13 @@ def evaluate_run(places: RunPaths, log: Callable[[str], None]) -> Path:
         write_table(run / f"{name}.parquet", content)
     write_atomically(run / "predictions.csv", lambda path: table.to_csv(path, index=False))
     metrics = {
-        name: split_metrics(tables.get(name, table), name, config.training.classes)
+        name: split_metrics(
+            tables.get(name, table),
+            name,
+            config.training.classes,
+            config.split.names,
+            name in config.training.log_targets,
+        )
         for name in units
     }
     write_json(run / "metrics.json", metrics)
@@ -106,7 +112,8 @@ def _compare_with_teacher(
     assert teacher is not None
     labels = (read_labels(places.layout.labels(key)) for key in places.plan.chunk_keys)
     seconds = [label.seconds for label in labels]
-    unseen = next(rows for name in ("test", "val", "train") if len(rows := data.split(name)))
+    held_out = ("test", *places.config.split.test, "val", "train")
+    unseen = next(rows for name in held_out if len(rows := data.split(name)))
     graphs = _graphs_of(data, unseen[:TIMED])
     structures = [_structure(graphs[place]) for place in range(len(graphs))]
     found = compare_with_teacher(
@@ -139,7 +146,9 @@ def _headline(values: dict[str, float | int | None], unit: str) -> str:
     if not values["count"]:
         return "no known value"
     if "accuracy" not in values:
-        return f"MAE {values['mae']:.4g} {unit}".rstrip()
+        decades = values.get("mae_log10")
+        learnt = "" if decades is None else f" ({decades:.4g} in log10)"
+        return f"MAE {values['mae']:.4g} {unit}".rstrip() + learnt
     named = {"accuracy": "accuracy", "F1": "f1", "AUC": "auc", "calibration error": "calibration"}
     known = [f"{n} {values[k]:.4g}" for n, k in named.items() if values[k] is not None]
     return ", ".join(known)

@@ -17,7 +17,6 @@ import pandas as pd
 from atomloom.data.dataset import LabelledGraphs
 from atomloom.data.on_disk import GraphSource, OnDiskGraphs
 from atomloom.data.placement import Placement, choose_loader
-from atomloom.data.splits import SPLITS
 from atomloom.graphs.store import GraphStore
 from atomloom.pipeline.paths import RunPaths
 from atomloom.stages.index import read_indexed_records
@@ -78,7 +77,7 @@ def load_records(places: RunPaths) -> LabelledRecords:
     data = LabelledGraphs(
         table=table,
         targets=by_graph([one.name for one in places.config.targets if one.is_column]),
-        rows={name: rows[(frame["split"] == name).to_numpy()] for name in SPLITS},
+        rows={name: rows[(frame["split"] == name).to_numpy()] for name in places.config.split.names},
         arrays=load_target_arrays(places, records, table.node_ptr),
         specs=array_targets(places.config),
         global_features=by_graph(given) if given else None,

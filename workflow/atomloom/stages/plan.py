@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 
 from atomloom.config import Config
-from atomloom.data.splits import kind_of
+from atomloom.data.splits import fixed_digest
 from atomloom.errors import AtomloomError, again
 from atomloom.pipeline.paths import Layout
 from atomloom.pipeline.plan import Chunk, Plan, cut_chunks
 from atomloom.readers.naming import tell_apart
-from atomloom.readers.registry import parse_record
+from atomloom.readers.registry import parse_record, texts_of
 from atomloom.readers.sources import RawRecord, enumerate_records, source_name
 from atomloom.stages.labels import (
     LabelTable,
@@ -79,6 +79,8 @@ def make_plan(layout: Layout, log: Callable[[str], None]) -> Plan:
     tables = [read_labels(table) for table in dataset.label_tables]
     members = _Members()
     search = _Search.of(layout.config, tables)
+    in_tables = {name for table in tables for name in table.names}
+    texts = [name for name in layout.config.split.columns if name not in {*in_tables, "formula"}]
 
     tables_within, absolute = label_members(layout), [os.path.abspath(path) for path in files]
 
@@ -88,7 +90,7 @@ def make_plan(layout: Layout, log: Callable[[str], None]) -> Plan:
             for record in records:
                 if (absolute[record.file], record.member.removeprefix("./")) in tables_within:
                     continue
-                _add(members, record, files, file)
+                _add(members, record, files, file, texts)
                 search.look(record)
                 if len(members.id) % 20_000 == 0:
                     log(f"{len(members.id):,} records seen")
@@ -117,7 +119,7 @@ def make_plan(layout: Layout, log: Callable[[str], None]) -> Plan:
         records=len(members.id),
         members_digest=_members_digest(members.id, members.fingerprint),
         labels_digest=_labels_digest(labels),
-        fixed_digest=kind_of(layout.config.split).digest(members.source),
+        fixed_digest=fixed_digest(layout.config.split, members.source),
         labels_without_record=unclaimed,
     )
     frame = pd.DataFrame(
@@ -174,8 +176,10 @@ def _labels_digest(labels: pd.DataFrame) -> str:
     return chain_hash([labels.to_csv(index=False)])
 
 
-def _add(members: _Members, record: RawRecord, files: list[Path], spool: BinaryIO) -> None:
-    """Add a record."""
+def _add(
+    members: _Members, record: RawRecord, files: list[Path], spool: BinaryIO, texts: list[str]
+) -> None:
+    """Add a record, with values of some names inside it that are text."""
     if record.offset >= 0:
         where, offset = record.file, record.offset
     else:
@@ -191,7 +195,8 @@ def _add(members: _Members, record: RawRecord, files: list[Path], spool: BinaryI
     members.length.append(len(record.payload))
     members.fingerprint.append(fingerprint_record(record.format, record.payload))
     members.name.append(record.member.rpartition("/")[2] if record.member else path.name)
-    members.labels.append(record.labels or _NO_LABELS)
+    inside = texts_of(record.format, record.payload, texts) if texts else {}
+    members.labels.append({**inside, **record.labels} if inside else record.labels or _NO_LABELS)
 
 
 @dataclass

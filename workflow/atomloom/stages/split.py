@@ -15,7 +15,7 @@ import pandas as pd
 
 from atomloom.config import Config
 from atomloom.data.duplicates import find_duplicates
-from atomloom.data.splits import SPLITS, divide, torn_groups
+from atomloom.data.splits import divide, torn_groups
 from atomloom.errors import AtomloomError, again
 from atomloom.pipeline.paths import RunPaths
 from atomloom.pipeline.quarantine import QUARANTINE, Quarantine
@@ -46,8 +46,8 @@ class _Records:
 def write_split(paths: RunPaths, log: Callable[[str], None]) -> Path:
     """Write `dataset.parquet`, `split.json`, `quarantine.csv`, `duplicates.csv`; return their folder.
 
-    Columns of `dataset.parquet`: record (row of the plan), id, hash, split (train, val, test), one
-    column per target and global feature, formula, elements (`Na,Cl`), n_atoms, and `text:NAME` where
+    Columns of `dataset.parquet`: record (row of the plan), id, hash, split (train, val, test, or the name of
+    a test set), one column per target and global feature, formula, elements (`Na,Cl`), n_atoms, and `text:NAME` where
     `split.group` is a column NAME. A target with more than a scalar per structure is not a column:
     its values go to a separate file.
 
@@ -70,7 +70,8 @@ def write_split(paths: RunPaths, log: Callable[[str], None]) -> Path:
     if config.split.group and (torn := torn_groups(columns[config.split.group], frame["split"])):
         log(
             f"warning: {len(torn):,} groups of `{config.split.group}` are both in the test set and "
-            f"outside it, by split.kind: {config.split.kind} (first: {torn[0]})"
+            f"outside it, by {'split.test' if config.split.test else f'split.kind: {config.split.kind}'} "
+            f"(first: {torn[0]})"
         )
     if config.split.group not in (None, "formula"):
         frame[f"{TEXT}{config.split.group}"] = columns[config.split.group].to_numpy()
@@ -93,7 +94,8 @@ def write_split(paths: RunPaths, log: Callable[[str], None]) -> Path:
     refused, told = len(quarantine) - len(removed), _told(duplicates, frame)
     quarantine.write(folder / QUARANTINE)
     frame = frame[~frame["record"].isin(removed["record"])]
-    counts = {name: int((frame["split"] == name).sum()) for name in SPLITS}
+    counts = {name: int((frame["split"] == name).sum()) for name in config.split.names}
+    named = {name: counts.pop(name) for name in config.split.test}
     _require_rows(counts, removed, folder)
     known = _known_values(config, frame)
     _require_values(known)
@@ -112,6 +114,7 @@ def write_split(paths: RunPaths, log: Callable[[str], None]) -> Path:
             "used": len(frame),
             "quarantined": refused,
             **counts,
+            **({"test_sets": named} if named else {}),
             "duplicates": len(duplicates),
             "removed_as_duplicates": len(removed),
             "labels_without_record": plan.labels_without_record,
@@ -123,7 +126,7 @@ def write_split(paths: RunPaths, log: Callable[[str], None]) -> Path:
         if (some := sum(values.values())) < len(frame):
             log(f"{some:,} of {len(frame):,} structures have a value of {target}")
     log(
-        f"{counts['train']:,} train, {counts['val']:,} val, {counts['test']:,} test; "
+        f"{', '.join(f'{count:,} {name}' for name, count in (counts | named).items())}; "
         f"{refused:,} in quarantine; {told}{', removed' if len(removed) else ''}"
     )
     return folder
@@ -132,7 +135,7 @@ def write_split(paths: RunPaths, log: Callable[[str], None]) -> Path:
 def _told(duplicates: pd.DataFrame, frame: pd.DataFrame) -> str:
     """Number of training and validation rows that are duplicates, in words."""
     near = int((duplicates["kind"] == "near").sum())
-    of = int((frame["split"] != "test").sum())
+    of = int(frame["split"].isin(("train", "val")).sum())
     return (
         f"{len(duplicates):,} of {of:,} training and validation rows are duplicates across splits "
         f"({len(duplicates) - near:,} exact, {near:,} near)"
@@ -166,7 +169,10 @@ def _require_rows(counts: dict[str, int], removed: pd.DataFrame, folder: Path) -
 def _known_values(config: Config, frame: pd.DataFrame) -> dict[str, dict[str, int]]:
     """Number of structures in each split with a value of each target that is a scalar per structure."""
     return {
-        target: {name: int(frame.loc[frame["split"] == name, target].count()) for name in SPLITS}
+        target: {
+            name: int(frame.loc[frame["split"] == name, target].count())
+            for name in config.split.names
+        }
         for target in config.dataset.target
         if target in frame
     }

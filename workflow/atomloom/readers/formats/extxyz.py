@@ -9,7 +9,7 @@ forces and stress are those of one level of theory. A frame without `Lattice` is
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import islice
 from typing import Any, BinaryIO
@@ -184,6 +184,16 @@ def parse(payload: bytes, options: Mapping[str, Any]) -> Structure:
     return Structure(
         numbers, positions, cell, pbc, properties | of_atoms, per_atom=frozenset(of_atoms)
     )
+
+
+def texts(payload: bytes, names: Sequence[str]) -> dict[str, str]:
+    """Values of some names on the comment line of a frame, as text; a frame that cannot be read has none."""
+    comment = decode(b"".join(payload.split(b"\n", 2)[1:2]))
+    try:
+        keys = _keys(comment) if "=" in comment else {}
+    except AtomloomError:
+        return {}
+    return {name: keys[name].strip("\"'") for name in names if name in keys}
 
 
 class _Layout:
