@@ -22,9 +22,9 @@ import pandas as pd
 from atomloom.config import Split, expand_variables
 from atomloom.config.dataset import SPLIT_WORDS, SPLITS
 from atomloom.errors import AtomloomError
-from atomloom.readers.base import label_number
 from atomloom.store.files import file_digest
 from atomloom.store.keys import chain_hash
+
 
 class SplitKind(ABC):
     """Kind of split.
@@ -223,9 +223,10 @@ def _named_sets(split: Split, frame: pd.DataFrame, columns: pd.DataFrame) -> np.
 
 def _has_value(cells: pd.Series, wanted: Sequence[str]) -> np.ndarray:
     """[S] bool, whether a cell is one of some values: the same text, or an equal number."""
-    numbers = {label_number(value) for value in wanted} - {None}
     texts = cells.map(lambda cell: "" if pd.isna(cell) else str(cell).strip())
-    return np.array([text in wanted or label_number(text) in numbers for text in texts], dtype=bool)
+    numbers = pd.to_numeric(pd.Series(list(wanted)), errors="coerce").dropna()
+    equal = pd.to_numeric(texts, errors="coerce").isin(numbers)
+    return (texts.isin(list(wanted)) | equal).to_numpy(bool)
 
 
 def _sets_by_source(split: Split, sources: Sequence[str]) -> list[str]:

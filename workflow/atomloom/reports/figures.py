@@ -40,7 +40,6 @@ from atomloom.reports.formats import (
     with_unit,
 )
 from atomloom.reports.tables import (
-    SPLITS,
     GraphStatistics,
     Predictions,
     StageTiming,
@@ -59,6 +58,9 @@ WIDTH, HEIGHT, SQUARE = 4.4, 3.1, 4.4  # inches; small, so that letters stay rea
 PIXELS_PER_INCH = 220
 LETTERS_AN_INCH = 14  # of an axis label, with room for ticks and title
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
+"""Splits in words; test sets with names have these."""
+SET_COLOURS = ("#5a6fd6", "#b3478c", "#4d8f3a", "#9a6a3c", "#7a55b5", "#c0504d")
+"""Colours of test sets with names, in turn; with a contrast of 3:1 on both backgrounds."""
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
 
@@ -85,8 +87,8 @@ _DATES: Mapping[str, dict[str, None]] = {
     "pdf": {"CreationDate": None},
 }
 """Formats of a figure file, and metadata left out so that the same figure gives the same bytes."""
-_MARKERS = {"train": "o", "val": "^", "test": "o"}
-_SIZES = {"train": 7.0, "val": 15.0, "test": 15.0}
+_MARKERS = {"train": "o", "val": "^"}
+_SIZES = {"train": 7.0}
 _PARTS = {"data": LIGHT.train, "forward": LIGHT.test, "backward": "#5a6fd6", "optimizer": LIGHT.val}
 _STYLE: Mapping[RcKeyType, Any] = {
     "font.size": 8.0,
@@ -340,18 +342,18 @@ def parity_figures(
     Returns:
         (description, figure, tips for `inline_svg`) of each figure.
     """
-    splits = _present(predictions)
+    splits = predictions.splits
     if len(predictions) <= SCATTER_POINTS:
         figure, axes = _figure(SQUARE)
         tips = _scatter(axes, predictions, splits, vector_points)
         _finish_parity(axes, predictions)
-        return ((_and([SPLIT_NAMES[s] for s in splits]), figure, tips),)
+        return ((_and([SPLIT_NAMES.get(s, s) for s in splits]), figure, tips),)
     found: list[tuple[str, Figure, dict[str, list[str]]]] = []
     for split in reversed(splits):
         figure, axes = _figure(SQUARE)
         _density(figure, axes, predictions, split)
         _finish_parity(axes, predictions)
-        found.append((SPLIT_NAMES[split], figure, {}))
+        found.append((SPLIT_NAMES.get(split, split), figure, {}))
     return tuple(found)
 
 
@@ -360,6 +362,7 @@ def parity_figure(
     target: str | Sequence[str],
     unit: str | Mapping[str, str],
     output: str | Path,
+    named: Sequence[str] = (),
 ) -> Path:
     """Write predicted against reference values as a figure file, one panel per target.
 
@@ -370,6 +373,7 @@ def parity_figure(
         unit: unit of all targets, or of each by name; empty if it has none.
         output: the file; its extension sets the format (.png, .svg or .pdf; the ending of a
             temporary file may follow).
+        named: names of further test sets.
 
     Raises:
         AtomloomError: when a target has no finite pair of values, or the extension is any other.
@@ -383,10 +387,11 @@ def parity_figure(
     frames = [predictions] * len(targets) if isinstance(predictions, pd.DataFrame) else predictions
     panels: list[tuple[Predictions, tuple[str, ...]]] = []
     for name, frame in zip(targets, frames, strict=True):
-        found = predictions_of(frame, name, unit if isinstance(unit, str) else unit.get(name, ""))
+        own = unit if isinstance(unit, str) else unit.get(name, "")
+        found = predictions_of(frame, name, own, named=named)
         if found is None or not len(found):
             raise AtomloomError(f"no finite predictions of {name!r} to draw", where=output)
-        splits = _present(found)
+        splits = found.splits
         many = len(found) > SCATTER_POINTS
         panels += [(found, (split,)) for split in splits] if many else [(found, splits)]
     columns = min(3, len(panels))
@@ -427,7 +432,7 @@ def error_figure(predictions: Predictions) -> tuple[Figure, float, int]:
     bins = min(41, max(11, 2 * math.isqrt(judged_count) + 1))
     edges = np.linspace(-reach, reach, bins + 1)
     figure, axes = _figure(SQUARE)
-    splits = _present(predictions)
+    splits = predictions.splits
     for split in splits:
         values = errors[predictions.of(split)]
         shares = 100 * np.histogram(values, edges)[0] / len(values)
@@ -436,10 +441,10 @@ def error_figure(predictions: Predictions) -> tuple[Figure, float, int]:
             shares,
             edges,
             fill=judged,
-            color=getattr(LIGHT, split),
+            color=_colour(predictions, split),
             alpha=0.55 if judged else 1.0,
             linewidth=1.2,
-            label=SPLIT_NAMES[split],
+            label=SPLIT_NAMES.get(split, split),
         )
     axes.axvline(0, color=LIGHT.muted, linewidth=0.8)
     axes.set_xlim(-reach, reach)
@@ -454,8 +459,10 @@ def error_figure(predictions: Predictions) -> tuple[Figure, float, int]:
     return figure, reach, int((np.abs(errors) > reach).sum())
 
 
-def _present(predictions: Predictions) -> tuple[str, ...]:
-    return tuple(split for split in SPLITS if predictions.of(split).any())
+def _colour(predictions: Predictions, split: str) -> str:
+    if split in SPLIT_NAMES:
+        return getattr(LIGHT, split)
+    return SET_COLOURS[predictions.named.index(split) % len(SET_COLOURS)]
 
 
 def _scatter(
@@ -465,13 +472,13 @@ def _scatter(
     tips = {}
     for order, split in enumerate(splits):
         rows = predictions.of(split)
-        gid = f"points-{split}"
+        gid = f"points-{split if split in SPLIT_NAMES else order}"
         axes.scatter(
             predictions.reference[rows],
             predictions.predicted[rows],
-            s=_SIZES[split] * (1.0 if few else 0.4),
-            marker=_MARKERS[split],
-            color=getattr(LIGHT, split),
+            s=_SIZES.get(split, 15.0) * (1.0 if few else 0.4),
+            marker=_MARKERS.get(split, "o"),
+            color=_colour(predictions, split),
             alpha=0.55 if split == "train" else 0.8,
             linewidths=0,
             zorder=2 + order,
@@ -496,7 +503,7 @@ def _scatter(
 
 def _density(figure: Figure, axes: Axes, predictions: Predictions, split: str) -> None:
     rows = predictions.of(split)
-    colour = to_rgb(getattr(LIGHT, split))
+    colour = to_rgb(_colour(predictions, split))
     ramp = LinearSegmentedColormap.from_list(split, [(*colour, 0.16), (*colour, 1.0)])
     low, high = _limits(predictions)
     norm = LogNorm(vmin=1)
@@ -551,7 +558,9 @@ def _reach(errors: np.ndarray) -> float:
 
 def _split_label(predictions: Predictions, split: str) -> str:
     mae = with_unit(number(predictions.mae(split)), predictions.unit)
-    return f"{SPLIT_NAMES[split]} ({number(int(predictions.of(split).sum()))}), MAE {mae}"
+    return (
+        f"{SPLIT_NAMES.get(split, split)} ({number(int(predictions.of(split).sum()))}), MAE {mae}"
+    )
 
 
 def _tip(predictions: Predictions, row: int) -> str:

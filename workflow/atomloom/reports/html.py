@@ -154,6 +154,7 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
                 target,
                 card.unit(target),
                 groups,
+                tables.test_sets(card),
             )
         )
         is not None
@@ -235,13 +236,15 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
 
 
 def _judged_scores(scores: tuple[Score, ...], targets: tuple[str, ...]) -> tuple[Score, ...]:
-    """One score per target: on test, or on the best substitute that has an MAE."""
+    """Scores of each target: on test, or else on the test sets with names, or on the best substitute that has
+    an MAE."""
     found = []
     for target in targets:
         by_split = {s.split: s for s in scores if s.target == target and s.mae is not None}
-        split = next((split for split in reversed(SPLITS) if split in by_split), None)
+        named = [split for split in by_split if split not in SPLITS]
+        split = next((s for s in tables.judged_first(named) if s in by_split), None)
         if split is not None:
-            found.append(by_split[split])
+            found += [by_split[s] for s in (named if split in named else [split])]
     return tuple(found)
 
 
@@ -343,20 +346,22 @@ def _remarks(
 ) -> list[str]:
     """Remarks that a careful reader needs before trusting the numbers."""
     remarks = []
-    if not any(score.split == "test" for score in scores):
+    if not any(score.is_test for score in scores):
         remarks.append(
             "There is no test split: the errors above are not those of unseen structures."
         )
-    counts = [
-        predictions[s.target].structures("test") if s.target in predictions else s.count
-        for s in scores
-        if s.split == "test" and s.count is not None
+    counts: dict[str, int] = {}
+    for s in scores:
+        if s.is_test and s.count is not None:
+            found = predictions.get(s.target)
+            own = s.count if found is None else found.structures(s.split)
+            counts[s.split] = max(counts.get(s.split, 0), own)
+    remarks += [
+        f"The {split} split holds only {plural(count, 'structure')}: "
+        "consider the standard error of the MAE."
+        for split, count in counts.items()
+        if count < FEW_TEST_STRUCTURES
     ]
-    if counts and max(counts) < FEW_TEST_STRUCTURES:
-        remarks.append(
-            f"The test split holds only {plural(max(counts), 'structure')}: "
-            "consider the standard error of the MAE."
-        )
     remarks += [
         f"{score.split} MAE of {score.target} is no better than guessing the mean of the split."
         for score in scores
@@ -385,7 +390,7 @@ def _remarks(
                     f"The metrics give a {score.split} MAE of {target} of {number(score.mae)}, the "
                     f"predictions {number(mae)}: the two files do not belong together."
                 )
-    if unknown := tables.strangers(frame):
+    if unknown := tables.strangers(frame, tables.test_sets(card)):
         remarks.append(
             f"{plural(unknown, 'row')} of the predictions belong to none of the splits train, val and test, "
             "and are not shown."
@@ -495,18 +500,26 @@ def _segments(card: RunCard) -> list[Segment]:
     names = (*SPLITS, "quarantined", "removed_as_duplicates")
     counts = {name: formats.finite(dataset.get(name)) for name in names}
     known = {name: int(count) for name, count in counts.items() if count}
+    named = {
+        str(name): int(count)
+        for name, value in card.section("dataset", "test_sets").items()
+        if (count := formats.finite(value))
+    }
     records = formats.finite(dataset.get("records"))
-    rest = int(records) - sum(known.values()) if records else 0
+    rest = int(records) - sum(known.values()) - sum(named.values()) if records else 0
     if rest > 0:
         known["unused"] = rest
-    total = sum(known.values())
+    total = sum(known.values()) + sum(named.values())
     labels = {
         **SPLIT_NAMES,
         "quarantined": "in quarantine",
         "removed_as_duplicates": "duplicates across splits, removed",
         "unused": "not used",
     }
-    return [Segment(n, labels[n], c, c / total) for n, c in known.items()]
+    segments = [Segment(n, labels[n], c, c / total) for n, c in known.items()]
+    own = [Segment("test", f"test set {n}", c, c / total) for n, c in named.items()]
+    place = sum(segment.name in SPLITS for segment in segments)
+    return [*segments[:place], *own, *segments[place:]]
 
 
 def _graph_facts(graphs: tables.GraphStatistics | None) -> list[tuple[str, str]]:
@@ -641,7 +654,7 @@ def _target_part(place: int, predictions: Predictions, vector_points: int) -> Ta
     middle = _error(float(np.median(np.abs(errors))), predictions.unit)
     tail = _error(float(np.quantile(np.abs(errors), 0.95)), predictions.unit)
     caption = (
-        f"Errors. On {SPLIT_NAMES[split]}: mean {bias}, half of them within {middle}, "
+        f"Errors. On {SPLIT_NAMES.get(split, split)}: mean {bias}, half of them within {middle}, "
         f"95 % within {tail}."
     )
     if beyond:

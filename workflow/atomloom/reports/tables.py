@@ -11,7 +11,7 @@ import io
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,14 @@ class Score:
     max_error: float | None
     mad: float | None
     """Mean absolute deviation of the reference values: the error of guessing their mean."""
+    mae_log10: float | None = None
+    """MAE of decadic logarithms, where the logarithm of the target is learnt."""
+    rmse_log10: float | None = None
+
+    @property
+    def is_test(self) -> bool:
+        """Whether the split is the test set or one of several with names."""
+        return self.split not in ("train", "val")
 
     @property
     def share_of_mad(self) -> float | None:
@@ -106,7 +114,7 @@ class Predictions:
     id: np.ndarray
     """[N] str."""
     split: np.ndarray
-    """[N] str, each of SPLITS."""
+    """[N] str, each of SPLITS or of `named`."""
     formula: np.ndarray
     """[N] str, empty where unknown."""
     elements: tuple[tuple[str, ...], ...]
@@ -128,6 +136,8 @@ class Predictions:
     group: np.ndarray | None = None
     """[N] independent units: the groups that the split kept together, or structures of which a row is a
     part; None if each row is independent."""
+    named: tuple[str, ...] = ()
+    """Names of further test sets."""
 
     def __len__(self) -> int:
         return len(self.reference)
@@ -180,7 +190,12 @@ class Predictions:
     @property
     def judged_split(self) -> str | None:
         """Split on which errors are broken down: test, or the best substitute that has rows."""
-        return next((split for split in reversed(SPLITS) if self.of(split).any()), None)
+        return next((split for split in judged_first(self.named) if self.of(split).any()), None)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits that have rows, training first."""
+        return tuple(split for split in (*SPLITS, *self.named) if self.of(split).any())
 
 
 @dataclass(frozen=True)
@@ -297,6 +312,16 @@ class RunCard:
         return unit_name(str(found)) if found else ""
 
 
+def test_sets(card: RunCard) -> tuple[str, ...]:
+    """Names of further test sets, from the config on the run card."""
+    return tuple(map(str, card.section("config", "split", "test")))
+
+
+def judged_first(named: Sequence[str]) -> tuple[str, ...]:
+    """Splits in the order in which errors on them count."""
+    return ("test", *named, "val", "train")
+
+
 def read_run_card(path: Path) -> RunCard:
     """Read `run.json`.
 
@@ -307,19 +332,21 @@ def read_run_card(path: Path) -> RunCard:
 
 
 def read_scores(path: Path, card: RunCard) -> tuple[Score, ...]:
-    """Read scores of `metrics.json`, in the order of its targets and of SPLITS.
+    """Read scores of `metrics.json`, in the order of its targets and of SPLITS, named test sets last.
 
     Raises:
         AtomloomError: when the file is missing, damaged or not a JSON object.
     """
     scores = []
     for target, splits in _json_object(path).items():
-        for split in SPLITS:
-            values = splits.get(split) if isinstance(splits, Mapping) else None
+        found = splits if isinstance(splits, Mapping) else {}
+        for split in dict.fromkeys((*SPLITS, *found)):
+            values = found.get(split)
             if not isinstance(values, Mapping):
                 continue
             named = {
-                name: finite(values.get(name)) for name in ("mae", "rmse", "r2", "max_error", "mad")
+                name: finite(values.get(name))
+                for name in ("mae", "rmse", "r2", "max_error", "mad", "mae_log10", "rmse_log10")
             }
             count = finite(values.get("count"))
             if count == 0 or (count is None and not any(v is not None for v in named.values())):
@@ -372,12 +399,16 @@ def frame_of(path: Path, frame: pd.DataFrame, target: str) -> pd.DataFrame:
 
 
 def predictions_of(
-    frame: pd.DataFrame, target: str, unit: str = "", groups: Mapping[str, str] | None = None
+    frame: pd.DataFrame,
+    target: str,
+    unit: str = "",
+    groups: Mapping[str, str] | None = None,
+    named: Sequence[str] = (),
 ) -> Predictions | None:
     """Rows of one target, or None if the table has no such columns; `groups` by id, if the split
-    kept some together.
+    kept some together; `named`, the names of further test sets.
 
-    Rows whose split is not train, val or test are left out here; `strangers` counts them.
+    Rows whose split is neither train, val or test nor named are left out here; `strangers` counts them.
 
     Raises:
         AtomloomError: when the table has no column `split`.
@@ -386,7 +417,7 @@ def predictions_of(
         return None
     if "split" not in frame:
         raise AtomloomError("the predictions have no column `split`", todo="evaluate the run again")
-    known = frame[frame["split"].isin(SPLITS)]
+    known = frame[frame["split"].isin((*SPLITS, *named))]
     reference = pd.to_numeric(known[target], errors="coerce").to_numpy(np.float64)
     predicted = pd.to_numeric(known[f"{target}_predicted"], errors="coerce").to_numpy(np.float64)
     complete = np.isfinite(reference) & np.isfinite(predicted)
@@ -414,12 +445,13 @@ def predictions_of(
         predicted=predicted[complete],
         unlabelled=int((~np.isfinite(reference)).sum()),
         failed=int((np.isfinite(reference) & ~np.isfinite(predicted)).sum()),
+        named=tuple(named),
     )
 
 
-def strangers(frame: pd.DataFrame) -> int:
-    """Number of rows of the predictions whose split is not one of SPLITS."""
-    return int((~frame["split"].isin(SPLITS)).sum()) if "split" in frame else 0
+def strangers(frame: pd.DataFrame, named: Sequence[str] = ()) -> int:
+    """Number of rows of the predictions whose split is neither one of SPLITS nor named."""
+    return int((~frame["split"].isin((*SPLITS, *named))).sum()) if "split" in frame else 0
 
 
 def read_groups(path: Path, card: RunCard) -> dict[str, str]:

@@ -74,7 +74,7 @@ def evaluate_run(places: RunPaths, log: Callable[[str], None]) -> Path:
         for name in units
     }
     write_json(run / "metrics.json", metrics)
-    write_parity(run, [tables.get(name, table) for name in units], units)
+    write_parity(places, [tables.get(name, table) for name in units], units)
     known = set(model.card.elements or ())
     unseen = frame["elements"].map(lambda text: set(str(text).split(",")) - known)
     if model.card.elements is not None and (guessed := int(unseen.map(bool).sum())):
@@ -98,10 +98,14 @@ def reported_units(config: Config) -> dict[str, str]:
     return {spec.reported: "" if classes else spec.reported_unit for spec in config.targets}
 
 
-def write_parity(run: Path, tables: Sequence[pd.DataFrame], units: Mapping[str, str]) -> None:
+def write_parity(
+    places: RunPaths, tables: Sequence[pd.DataFrame], units: Mapping[str, str]
+) -> None:
     """Write `parity.png` of some targets, whose predictions are in these tables."""
-    names = list(units)
-    write_atomically(run / PARITY, lambda path: parity_figure(tables, names, units, path))
+    names, named = list(units), tuple(places.config.split.test)
+    write_atomically(
+        places.run / PARITY, lambda path: parity_figure(tables, names, units, path, named)
+    )
 
 
 def _compare_with_teacher(

@@ -77,7 +77,9 @@ def load_records(places: RunPaths) -> LabelledRecords:
     data = LabelledGraphs(
         table=table,
         targets=by_graph([one.name for one in places.config.targets if one.is_column]),
-        rows={name: rows[(frame["split"] == name).to_numpy()] for name in places.config.split.names},
+        rows={
+            name: rows[(frame["split"] == name).to_numpy()] for name in places.config.split.names
+        },
         arrays=load_target_arrays(places, records, table.node_ptr),
         specs=array_targets(places.config),
         global_features=by_graph(given) if given else None,

@@ -39,7 +39,7 @@ def relabel_run(paths: RunPaths, log: Callable[[str], None]) -> None:
         write_model(path, tensors, replace(own, unit=unit))
     if (run / PARITY).exists():
         units = reported_units(paths.config)
-        write_parity(run, [_table_of(run, name) for name in units], units)
+        write_parity(paths, [_table_of(run, name) for name in units], units)
     # The card comes last: as long as it has the old unit, all of this is repeated.
     card["config"]["dataset"]["unit"] = unit
     write_sealed(run / "run.json", card | reported(paths.config))
