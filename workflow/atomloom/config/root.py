@@ -86,6 +86,7 @@ class Config(Section):
         """All paths that the config names, as written."""
         named = [*(table.file for table in self.dataset.label_tables), *self.split.files]
         named += [self.teacher.model] if self.teacher else []
+        named += [self.training.continue_from]
         paths = [self.paths.results, self.paths.store]
         return [*self.dataset.source, *(name for name in named if name), *paths]
 

@@ -169,6 +169,12 @@ class Training(Section):
     in the run's folder `tensorboard/`. `mlflow`, `wandb`: configured by their own environment variables,
     if these packages are installed."""
 
+    continue_from: str | None = unkeyed(None, min_length=1)
+    """Finished run to train on, up to `epochs` in all: its folder, or its short name or key among the
+    runs of the same results. Nothing else may differ but `early_stopping` and what is in no key. The
+    result is that of having trained all epochs at once. Needs `scheduler: constant` or `plateau`, whose
+    rates do not depend on the number of epochs (or `lbfgs`). The final state of that run is in the key."""
+
     @field_validator("precision", mode="before")
     @classmethod
     def _bits_by_number(cls, value: object) -> object:
@@ -219,6 +225,13 @@ class Training(Section):
                     "optimizer: lbfgs needs one smooth loss: potential.force_resample_every null where "
                     "force_fraction is below 1, and another loss than rmse"
                 )
+        known_end = self.scheduler in ("onecycle", "cosine") and self.optimizer != "lbfgs"
+        if self.continue_from and known_end:
+            raise ValueError(
+                f"continue_from: scheduler {self.scheduler} has come to its end with the last epoch, and "
+                "its rates depend on the number of epochs: use constant or plateau, or train all "
+                "epochs at once"
+            )
         if self.loss == "rmse" and (self.accumulate > 1 or self.devices > 1):
             raise ValueError("loss: rmse needs one whole batch: accumulate and devices must be 1")
         return self

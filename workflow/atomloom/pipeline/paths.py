@@ -13,9 +13,19 @@ from typing import Any
 from atomloom.config import Config, expand_variables
 from atomloom.config.root import direct_kinds
 from atomloom.errors import AtomloomError
+from atomloom.pipeline.parent import Parent, find_parent
 from atomloom.pipeline.plan import Plan
 from atomloom.store.files import file_digest
-from atomloom.store.keys import BUILDER, CONVERTER, GUARD, LABELLER, PLANNER, TRAINER, short_hash
+from atomloom.store.keys import (
+    BUILDER,
+    CONVERTER,
+    GUARD,
+    LABELLER,
+    PLANNER,
+    TRAINER,
+    canonical,
+    short_hash,
+)
 
 
 @dataclass(frozen=True)
@@ -224,14 +234,29 @@ class RunPaths:
     # --- run ---
     @property
     def run_spec(self) -> dict[str, Any]:
-        """Everything that determines a trained model."""
-        return {
+        """Everything that determines a trained model.
+
+        Raises:
+            AtomloomError: when the run that it continues is missing, or is not such a run.
+        """
+        spec = {
             "dataset": self.dataset_key,
             "graph": self.layout.graph_key,
             "model": self.config.model.key_content(),
             "training": self.config.training.key_content(),
             "trainer": TRAINER,
         }
+        parent = self.parent
+        if parent is None:
+            return spec
+        parent.require_continued_by(canonical(spec), self.config.training.epochs)
+        return spec | {"parent": parent.state}
+
+    @property
+    def parent(self) -> Parent | None:
+        """Run that this one continues; None if it starts anew."""
+        named = self.config.training.continue_from
+        return find_parent(expand_variables(named), self.layout.results / "runs") if named else None
 
     @property
     def run_key(self) -> str:

@@ -454,6 +454,7 @@ def _facts(card: RunCard) -> list[tuple[str, str]]:
         ("seed", training.get("seed")),
         ("epochs run", _count(card.value("epochs_run"))),
         ("best epoch", _count(card.value("best_epoch"))),
+        ("continues", _parent(card)),
         ("started", formats.moment(card.value("started"))),
         ("finished", formats.moment(card.value("finished"))),
         ("training time", formats.duration(card.value("seconds"))),
@@ -462,6 +463,12 @@ def _facts(card: RunCard) -> list[tuple[str, str]]:
         ("commit", card.text("code", "commit")[:12]),
     ]
     return [(name, str(v)) for name, v in rows if v is not None and str(v) not in ("", NONE)]
+
+
+def _parent(card: RunCard) -> str:
+    """Run that this one continues, and after how many epochs; empty without."""
+    run, epochs = card.text("parent", "run"), _count(card.value("parent", "epochs"))
+    return f"run {run} after {epochs} epochs" if run else ""
 
 
 def _rows(section: Mapping[str, Any]) -> list[tuple[str, str]]:

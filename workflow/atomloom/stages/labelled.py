@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -88,18 +89,29 @@ def load_records(places: RunPaths) -> LabelledRecords:
     return LabelledRecords(data, frame, rows)
 
 
+def _recorded_choice(path: Path) -> Placement | None:
+    """Placement as recorded in a file; None without the file."""
+    if not path.exists():
+        return None
+    names = [item.name for item in fields(Placement)]
+    content = read_json(path, *names, todo=f"remove {path.parent} to train from the beginning")
+    return Placement(**{name: content[name] for name in names})
+
+
 def _choice_of_loader(places: RunPaths, source: OnDiskGraphs) -> Placement:
     """Placement of the graphs, as recorded when the run began by whichever process was first.
 
-    The order of batches depends on it, so that a resumed run, and all processes of a run, keep it.
+    The order of batches depends on it, so that a resumed run, all processes of a run, and a run that
+    continues another keep it.
     """
-    settings = places.config.training
+    settings, parent = places.config.training, places.parent
     path = places.run / "state" / "loader.json"
-    begun = None
-    if path.exists():
-        names = [item.name for item in fields(Placement)]
-        content = read_json(path, *names, todo=f"remove {path.parent} to train from the beginning")
-        begun = Placement(**{name: content[name] for name in names})
+    begun = _recorded_choice(path)
+    if begun is None and parent is not None:
+        choice = _recorded_choice(parent.folder / "state" / "loader.json")
+        if choice is not None:
+            write_sealed(path, asdict(choice))
+            begun = choice
     gigabytes = settings.loader.memory_gb
     choice = choose_loader(
         source,

@@ -13,6 +13,7 @@ from atomloom.config import Config
 from atomloom.errors import again
 from atomloom.inference.model_file import read_model, weights_digest
 from atomloom.pipeline.attempt import attempted
+from atomloom.pipeline.parent import Parent
 from atomloom.pipeline.paths import RunPaths
 from atomloom.pipeline.run_card import (
     CARD,
@@ -26,7 +27,7 @@ from atomloom.pipeline.run_card import (
 from atomloom.stages.labelled import load_labelled
 from atomloom.stages.split import read_split
 from atomloom.store.files import file_digest, read_json, require_digest, write_sealed, write_spec
-from atomloom.training.trainer import train
+from atomloom.training.trainer import Start, train
 
 
 def train_run(paths: RunPaths, log: Callable[[str], None], until: int | None = None) -> Path:
@@ -55,7 +56,9 @@ def _attempt(
     data = load_labelled(paths)
     assert data.choice is not None  # as it has of graphs on disk
     log(data.choice.text)
-    result = train(data, config, run, log, until=until)
+    parent = paths.parent
+    start = None if parent is None else Start(parent.state_file, parent.key, parent.state)
+    result = train(data, config, run, log, until=until, start=start)
     if result is None:
         log(f"stopped after epoch {until}, as asked")
         return run
@@ -78,6 +81,7 @@ def _attempt(
                 "run": paths.run_key,
             },
             **facts,
+            **({} if parent is None else {"parent": _told(parent)}),
             "model": {"name": config.model.name, "parameters": result.parameters},
             "epochs_run": result.epochs_run,
             "best_epoch": result.best_epoch,
@@ -96,6 +100,11 @@ def _attempt(
         },
     )
     return run
+
+
+def _told(parent: Parent) -> dict[str, Any]:
+    """Content of the card on the run that this one continues."""
+    return {"run": parent.folder.resolve().name, "epochs": parent.epochs, "state": parent.state}
 
 
 def read_history(paths: RunPaths) -> pd.DataFrame:

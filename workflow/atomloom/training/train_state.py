@@ -9,6 +9,7 @@ Legend: L terms of the loss.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,30 @@ from atomloom.training.logging.history import History
 from atomloom.training.objectives.base import Objective
 from atomloom.training.optim.ema import MovingAverage
 from atomloom.training.optim.schedules import Plateau
+
+
+def state_digest(state: Mapping[str, Any]) -> str:
+    """Digest of a saved state without the times in it: equal for runs that are equal to the bit."""
+    digest = hashlib.blake2b(digest_size=16)
+    _add(digest, {name: state[name] for name in state if name not in ("format", "key")})
+    return digest.hexdigest()
+
+
+def _add(digest: hashlib.blake2b, value: Any) -> None:
+    if isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            if not str(key).endswith("seconds"):
+                digest.update(f"{key!r}:".encode())
+                _add(digest, value[key])
+    elif isinstance(value, (list, tuple)):
+        digest.update(f"{len(value)} in order:".encode())
+        for item in value:
+            _add(digest, item)
+    elif isinstance(value, Tensor):
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    else:
+        digest.update(f"{value!r};".encode())
 
 
 @dataclass

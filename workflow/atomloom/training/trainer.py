@@ -70,7 +70,7 @@ from atomloom.training.optim.ema import MovingAverage
 from atomloom.training.optim.full_batch import FullBatch
 from atomloom.training.optim.optimizers import build_optimizer, set_rate
 from atomloom.training.optim.schedules import Schedule
-from atomloom.training.train_state import Best, TrainState
+from atomloom.training.train_state import Best, TrainState, state_digest
 
 Log = Callable[[str], None]
 
@@ -104,6 +104,18 @@ class TrainResult:
     """Rank of this process; the first one reports."""
 
 
+@dataclass(frozen=True)
+class Start:
+    """Final state of a finished run, for another run that continues it."""
+
+    state: Path
+    """File of the state."""
+    key: str
+    """Key under which it was saved."""
+    digest: str
+    """Digest of its content."""
+
+
 @overload
 def train(
     data: LabelledGraphs,
@@ -111,12 +123,19 @@ def train(
     run_dir: str | Path,
     log: Log = ...,
     until: None = ...,
+    start: Start | None = ...,
 ) -> TrainResult: ...
 
 
 @overload
 def train(
-    data: LabelledGraphs, config: Config, run_dir: str | Path, log: Log = ..., *, until: int | None
+    data: LabelledGraphs,
+    config: Config,
+    run_dir: str | Path,
+    log: Log = ...,
+    *,
+    until: int | None,
+    start: Start | None = ...,
 ) -> TrainResult | None: ...
 
 
@@ -126,6 +145,7 @@ def train(
     run_dir: str | Path,
     log: Log = print,
     until: int | None = None,
+    start: Start | None = None,
 ) -> TrainResult | None:
     """Train the config's model, or resume its training; a finished run is only reported.
 
@@ -139,13 +159,14 @@ def train(
         run_dir: the run's folder, for this config and these data only.
         log: takes one line at a time.
         until: stop after this epoch, as a run that is resumed later; nothing is returned then.
+        start: final state of another run, which this one continues.
 
     Raises:
         AtomloomError: when the device or precision is not available, a target cannot be learnt, the
             state is of another run or damaged, or the loss is no longer a finite number.
     """
     run_dir = Path(run_dir)
-    key = _run_digest(data, config)
+    key = _run_digest(data, config, start)
     finished, history = run_dir / "state" / "finished.json", run_dir / "history.csv"
     if finished.exists():
         content = read_json(finished, "key", "result", "history", todo=f"remove {finished.parent}")
@@ -169,10 +190,11 @@ def train(
         check_validation(config.training, len(val_rows))
         kind = FullBatchTrainer if config.training.optimizer == "lbfgs" else Trainer
         trainer = kind(data, config, fabric, train_rows, val_rows, log)
-        result = trainer.fit(run_dir, key, asked_to_stop, until)
+        result = trainer.fit(run_dir, key, asked_to_stop, until, start)
     if result is not None and fabric.is_global_zero:
+        state = load_state(run_dir / "state" / "last.ckpt", key)
         own = {"key": key, "result": asdict(result), "history": file_digest(history)}
-        write_sealed(finished, own)
+        write_sealed(finished, own | ({"state": state_digest(state)} if state else {}))
     close_fabric(fabric)
     return None if result is None else replace(result, rank=fabric.global_rank)
 
@@ -304,6 +326,7 @@ class Trainer:
         key: str,
         asked_to_stop: Callable[[], int],
         until: int | None = None,
+        start: Start | None = None,
     ) -> TrainResult | None:
         """Train to the end, resuming where the run was.
 
@@ -312,6 +335,7 @@ class Trainer:
             key: digest of all that determines the run's result.
             asked_to_stop: returns the signal that asks the run to stop; 0 if none.
             until: save the state after this epoch and return nothing, if the run is not over by then.
+            start: final state of another run, which this one continues.
 
         Raises:
             AtomloomError: when the state is of another run or damaged, the loss is no longer a finite
@@ -320,7 +344,7 @@ class Trainer:
         self.run_dir, self.key, self.asked_to_stop = run_dir, key, asked_to_stop
         self.elements = self.data.elements(self.train_rows)
         self._prepare_batches()
-        self.resume()
+        self.resume(start)
         self._start_watches()
         while not self.finished and (until is None or self.state.epoch < until):
             epoch = self.begin_epoch()
@@ -596,10 +620,13 @@ class Trainer:
 
     # --- files ---
 
-    def resume(self) -> None:
-        """Load the run's state, if there is one."""
+    def resume(self, start: Start | None = None) -> None:
+        """Load the run's state, if there is one; else that of the run it continues, if there is one."""
         state = self.state
         saved = load_state(self.run_dir / "state" / "last.ckpt", self.key)
+        if saved is None and start is not None:
+            self._continue(start)
+            return
         if saved is not None:
             state.load_state_dict(saved)
             self.log(f"resuming at epoch {state.epoch + 1}, batch {state.batch_idx + 1}")
@@ -609,6 +636,25 @@ class Trainer:
             f"{len(self.train_rows):,} structures to train, {len(self.val_rows):,} to validate; "
             f"{self.device}, precision {self.settings.precision}"
         )
+
+    def _continue(self, start: Start) -> None:
+        """Load the final state of another run.
+
+        Raises:
+            AtomloomError: when it is damaged, of other data or settings, or leaves nothing to train.
+        """
+        saved = load_state(start.state, start.key)
+        if saved is None:
+            raise AtomloomError("does not exist", where=start.state)
+        self.state.load_state_dict(saved)
+        if self.finished:
+            waited = self.state.epochs_without_improvement
+            raise AtomloomError(
+                f"its run was stopped early, {waited:,} epochs after its best",
+                where="training.continue_from",
+                todo="training.early_stopping must be more, or null",
+            )
+        self.log(f"continuing {start.state.parents[1]} after epoch {self.state.epoch}")
 
     def checkpoint(self) -> None:
         """Write the state for a killed run, and the files that users may read meanwhile."""
@@ -714,7 +760,7 @@ def _say_nothing(_: str) -> None:
     """Ignore a message: the first process reports."""
 
 
-def _run_digest(data: LabelledGraphs, config: Config) -> str:
+def _run_digest(data: LabelledGraphs, config: Config, start: Start | None) -> str:
     """Digest of everything that determines the run's result."""
     return short_hash(
         {
@@ -726,6 +772,7 @@ def _run_digest(data: LabelledGraphs, config: Config) -> str:
             "globals": config.dataset.global_features,
             "trainer": TRAINER,
             **direct_kinds(config),
+            **({} if start is None else {"parent": start.digest}),
         }
     )
 
