@@ -11,6 +11,7 @@ import math
 import multiprocessing
 import os
 import select
+import shutil
 import signal
 import sys
 import time
@@ -228,6 +229,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_predict(commands)
     _add_export(commands)
+    _add_runs(commands)
 
     sub = commands.add_parser("inspect", help="show what is in a shard, an index or raw files")
     sub.add_argument("path", type=Path, help="a shard, a folder of graphs, an index or raw files")
@@ -359,6 +361,33 @@ def _add_export(commands: Commands) -> None:
     _add_trust(sub)
     sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
     sub.set_defaults(run=_export, log=None)
+
+
+def _add_runs(commands: Commands) -> None:
+    text = "list all runs: what differs between them, their states, errors and times"
+    sub = commands.add_parser("runs", help=text, description=text)
+    sub.add_argument(
+        "results",
+        type=Path,
+        nargs="?",
+        metavar="RESULTS",
+        help="results folder of a project, or of one data set (results)",
+    )
+    sub.add_argument(
+        "--config", nargs="+", metavar="FILE", help="only runs of the data set of this config"
+    )
+    sub.add_argument(
+        "--sort",
+        default="val",
+        metavar="COLUMN",
+        help="val, test, time, when, state, name or a field of the config (val)",
+    )
+    sub.add_argument("--reverse", action="store_true", help="the greatest first")
+    form = sub.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="all columns as CSV")
+    form.add_argument("--json", action="store_true", help="everything as JSON")
+    sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    sub.set_defaults(run=_runs, log=None)
 
 
 # --- stages: modules are imported where they are used, so that a command starts fast ---
@@ -527,6 +556,24 @@ def _export(options: argparse.Namespace) -> None:
         trust=options.trust,
     )
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _runs(options: argparse.Namespace) -> None:
+    from atomloom.commands.runs import Listing, as_csv, as_json, as_text, shown
+
+    if options.config and options.results:
+        raise AtomloomError("give a results folder or --config, not both", where=options.results)
+    config = load_config(*options.config) if options.config else None
+    request = Listing(options.results or Path("results"), config, options.sort, options.reverse)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    if options.csv:
+        print(shown([as_csv(request)], encoding), end="")
+    elif options.json:
+        print(shown([as_json(request)], encoding))
+    else:
+        terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
+        width = shutil.get_terminal_size().columns if terminal else None
+        print(shown(list(as_text(request, width)), encoding))
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import csv
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -454,14 +454,15 @@ def differences(runs: Sequence[RunRecord]) -> dict[str, list[Any]]:
         if _changes_nothing(name) and not (len(data) > 1 and _names_files(name)):
             continue
         values = [one.get(name, _default(name)) for one in flat]
-        if len({short_hash(_comparable(values[place])) for place in known}) > 1:
+        # What only some models have is told by the model's name, unless it differs among those.
+        of_models = name.startswith("model.")
+        having = [place for place in known if name in flat[place] or not of_models]
+        if len({_comparable(values[place]) for place in having}) > 1:
             found[name] = [
                 value if run.config is not None else None
                 for value, run in zip(values, runs, strict=True)
             ]
-    told = [
-        short_hash([_comparable(values[place]) for values in found.values()]) for place in known
-    ]
+    told = [tuple(_comparable(values[place]) for values in found.values()) for place in known]
     apart = {
         (text, runs[place].keys.get("dataset")) for text, place in zip(told, known, strict=True)
     }
@@ -482,9 +483,13 @@ def _flat(content: Mapping[str, Any], place: str = "") -> dict[str, Any]:
     return found
 
 
-def _comparable(value: Any) -> Any:
-    """Value that a key can hold, so that 8 equals 8.0."""
-    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+def _comparable(value: Any) -> Hashable:
+    """Value in a form in which 8 equals 8.0, and true does not equal 1."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_comparable, value))
+    if isinstance(value, Mapping):
+        return tuple(sorted((str(name), _comparable(item)) for name, item in value.items()))
+    return (value,) if isinstance(value, bool) else value
 
 
 @cache
@@ -511,6 +516,7 @@ def _sections(annotation: Any) -> list[type[Section]]:
     return [section for part in get_args(annotation) for section in _sections(part)]
 
 
+@cache
 def _changes_nothing(name: str) -> bool:
     parts = name.split(".")
     return any(".".join(parts[:end]) in _unkeyed() for end in range(1, len(parts) + 1)) or (
