@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -91,3 +92,15 @@ def test_the_best_trial_is_a_run_like_any_other(swept, tmp_path):
     found = table(project)
     value = yaml.safe_load(best.read_text())["training"]["learning_rate"]
     assert value == found.loc[found["value"].idxmin(), "training.learning_rate"]
+
+
+@pytest.mark.slow
+def test_the_refit_is_one_more_job(swept, tmp_path):
+    project = swept.copy(tmp_path / "refit")
+    project.write_config(CONFIG | {"sweep": SWEEP | {"refit": "best"}})
+    sweep(project)
+    (folder,) = (file.parent for file in project.folder.glob("results/tiny/sweeps/*/refit.yaml"))
+    assert len(list(project.folder.glob("results/tiny/runs/*/run.json"))) == 5
+    (refit,) = json.loads((folder / "sweep.json").read_text())["refit"]
+    assert refit["errors"]["energy"]["test"]["mae"] > 0
+    assert "Nothing to be done" in sweep(project, "--dry-run")

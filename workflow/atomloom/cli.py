@@ -210,6 +210,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("trial", _trial, "train one run of a trial of a sweep, to the end of a rung")
     sub.add_argument("--slot", required=True, help="ROUND-RUNG-NUMBER-REPEAT, as files are named")
     sub.add_argument("--threads", type=_few, default=1, metavar="N", help="CPU threads (1)")
+    sub = command(
+        "refit", _refit, "train the best trial of a sweep on training and validation rows"
+    )
+    sub.add_argument("--threads", type=_few, default=1, metavar="N", help="CPU threads (1)")
     sub = command("bench", _bench, "measure training on this data and machine")
     sub.add_argument(
         "what",
@@ -479,17 +483,24 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _suggest(options: argparse.Namespace) -> None:
-    from atomloom.commands.sweep import suggest_round
+    from atomloom.commands.trials import suggest_round
 
     suggest_round(_planned(options), options.round, _log_to(options))
 
 
 def _trial(options: argparse.Namespace) -> None:
-    from atomloom.commands.sweep import run_slot
+    from atomloom.commands.trials import run_slot
     from atomloom.sweeps.rounds import Slot
 
     paths = _planned(options)
     run_slot(paths, Slot.named(options.slot), options.threads, _log_to(options))
+
+
+def _refit(options: argparse.Namespace) -> None:
+    from atomloom.api import prepare
+    from atomloom.commands.refit import refit_best
+
+    refit_best(_planned(options), options.threads, _log_to(options), prepare)
 
 
 def _bench(options: argparse.Namespace) -> None:

@@ -27,7 +27,6 @@ from atomloom.sweeps.rounds import (
     rungs,
     slots,
 )
-from atomloom.sweeps.space import repeats_of
 
 put_on_path()
 
@@ -283,10 +282,15 @@ def results_of(rounds, rung=-1):
             EPOCHS,
             round,
             len(trials_of(round)),
-            len(repeats_of(SWEEP)),
+            len(SWEEP.repeats),
             last if rung < 0 else rung,
         )
     ]
+
+
+def refit_of(wildcards):
+    """Input function: the refit of the best trial, if there is to be one."""
+    return [planned().sweep / "refit.json"] if SWEEP.refit else []
 
 
 def needed_by_slot(wildcards):
@@ -300,7 +304,7 @@ def needed_by_slot(wildcards):
                 planned().sweep, Slot(slot.round, slot.rung - 1, number, repeat)
             )
             for number in chosen
-            for repeat in range(len(repeats_of(SWEEP)))
+            for repeat in range(len(SWEEP.repeats))
         ]
     if trials[slot.number].reason:
         return []

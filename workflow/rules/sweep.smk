@@ -51,10 +51,33 @@ rule trial:
         "atomloom trial --config {params.config:q} --slot {wildcards.slot} --threads {threads} --log {log:q}"
 
 
+rule refit:
+    """Train the best trial on training and validation rows, and evaluate it on the test set."""
+    input:
+        ancient(lambda wildcards: results_of(range(rounds(SWEEP)))),
+    output:
+        SWEEPS / "{sweep}" / "refit.json",
+    log:
+        layout.logs / "refit" / "{sweep}.log",
+    conda:
+        environment("training.yaml")
+    threads: SWEEP.threads if SWEEP else 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
+        runtime=24 * 60,
+    params:
+        config=merged_config,
+    message:
+        "Training the best trial on training and validation rows"
+    shell:
+        "atomloom refit --config {params.config:q} --threads {threads} --log {log:q}"
+
+
 rule tabulate:
     """Compare the trials of a sweep."""
     input:
         ancient(lambda wildcards: results_of(range(rounds(SWEEP)))),
+        ancient(refit_of),
     output:
         SWEEPS / "{sweep}" / "sweep.json",
         SWEEPS / "{sweep}" / "sweep.parquet",

@@ -101,6 +101,60 @@ def test_folds_take_rows_of_the_plan_even_where_records_are_missing(tmp_path):
         divide(split, used, columns(4), 5)
 
 
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"ratios": (0.8, 0.1, 0.1)},
+        {"kind": "column", "column": "set"},
+        {"kind": "sources", "test_sources": ["t*"]},
+    ],
+    ids=lambda section: section.get("kind", "ratio"),
+)
+def test_every_row_outside_the_test_set_is_validated_exactly_once(section):
+    groups = [f"g{i // 3}" for i in range(90)]
+    sets = ["test" if i < 9 else "train" for i in range(90)]
+    table = frame(90)
+    table["source"] = ["t.xyz" if i < 9 else "a.xyz" for i in range(90)]
+    texts = columns(90, parent=groups, set=sets)
+    plain = divide(Split(group="parent", **section), table, texts, 90)
+    validated = np.zeros(90, dtype=int)
+    for fold in range(5):
+        split = Split(group="parent", val_folds=5, val_fold=fold, **section)
+        result = divide(split, table, texts, 90)
+        assert ((result == "test") == (plain == "test")).all()
+        held = pd.DataFrame({"g": groups, "s": result}).groupby("g")["s"].nunique()
+        assert held.max() == 1
+        assert 12 <= (result == "val").sum() <= 21
+        validated += result == "val"
+    assert (validated == (plain != "test")).all()
+
+
+def test_folds_are_drawn_by_the_seed():
+    first, again, other = (
+        divide(Split(val_folds=3, seed=seed, ratios=(0.9, 0.1, 0.0)), frame(60), columns(60), 60)
+        for seed in (0, 0, 1)
+    )
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+def test_without_validation_its_rows_are_training_rows_and_the_test_set_stays():
+    apart, together = (
+        divide(Split(validation=wanted), frame(60), columns(60), 60) for wanted in (True, False)
+    )
+    assert (apart == "val").any()
+    assert ((apart == "test") == (together == "test")).all()
+    assert set(together) == {"train", "test"}
+
+
+def test_a_fold_that_is_not_there_is_refused():
+    for given in ({"val_folds": 3, "val_fold": 3}, {"val_fold": 1}):
+        with pytest.raises(ValueError, match="there is no val_fold"):
+            Split(**given)
+    with pytest.raises(ValueError, match="exclude each other"):
+        Split(val_folds=3, validation=False)
+
+
 def test_every_kind_of_the_config_is_a_class():
     assert tuple(KINDS) == get_args(Split.model_fields["kind"].annotation)
 

@@ -17,7 +17,7 @@ RULES = Path(__file__).parents[3] / "workflow" / "rules"
 def test_every_stage_is_a_rule_and_every_other_rule_is_of_the_plan_or_a_sweep():
     texts = "\n".join(path.read_text() for path in RULES.glob("*.smk"))
     commands = set(re.findall(r"atomloom (\w+) --config", texts))
-    assert commands == {"plan", "suggest", "trial", "sweep", *STAGES}
+    assert commands == {"plan", "suggest", "trial", "refit", "sweep", *STAGES}
 
 
 def test_stages_stand_behind_those_they_need():

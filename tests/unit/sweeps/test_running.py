@@ -15,6 +15,7 @@ from ase.io import write
 
 from atomloom.api import prepare, run_pipeline, train
 from atomloom.commands import sweep as command
+from atomloom.commands import trials
 from atomloom.config import Config, load_config, parse_config
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import RunPaths
@@ -55,12 +56,11 @@ def in_process(monkeypatch):
     def run(arguments):
         from atomloom.cli import main
 
-        options = list(arguments)
-        calls.append(options[options.index("train") :])
-        status = main(options[options.index("train") :])
-        return status, "the training said no"
+        options = list(arguments)[4:]  # after `python -P -m atomloom`
+        calls.append(options)
+        return main(options), "the training said no"
 
-    monkeypatch.setattr(command, "_run", run)
+    monkeypatch.setattr(trials, "_run", run)
     return calls
 
 
@@ -123,13 +123,13 @@ def test_a_trial_that_fails_fails_alone(tmp_path, in_process):
 
 def test_a_run_that_dies_is_begun_again_and_then_counts_as_failed(tmp_path, monkeypatch):
     starts = []
-    monkeypatch.setattr(command, "_run", lambda arguments: starts.append(arguments) or (-9, ""))
+    monkeypatch.setattr(trials, "_run", lambda arguments: starts.append(arguments) or (-9, ""))
     sweep = {"parameters": {"training.learning_rate": [1e-3]}, "retries": 2}
     paths = paths_in(tmp_path, sweep)
     with pytest.raises(AtomloomError, match="killed by signal 9, 3 times"):
         command.run_sweep(paths, 1, lambda line: None, prepare)
     assert len(starts) == 3
-    assert "killed by signal 9" in (paths.sweep / "sweep.csv").read_text()
+    assert "killed by signal 9" in (paths.sweep / command.FAILED).read_text()
 
 
 def test_repeats_count_by_their_mean(tmp_path, in_process):
@@ -153,7 +153,7 @@ def test_rounds_of_tpe_follow_from_the_results_before(tmp_path, in_process):
     folder = command.run_sweep(paths, 1, lambda line: None, prepare)
     second = round_file(folder, 1).read_bytes()
     round_file(folder, 1).unlink()
-    command.suggest_round(paths, 1, lambda line: None)
+    trials.suggest_round(paths, 1, lambda line: None)
     assert round_file(folder, 1).read_bytes() == second
     assert list(pd.read_csv(folder / "sweep.csv")["trial"]) == [0, 1, 2]
     assert (folder / "journal.log").exists()
@@ -163,14 +163,14 @@ def test_two_points_of_one_run_are_one_trial(tmp_path):
     sweep = {"parameters": {"training.threads": [1, 2], "training.learning_rate": [1e-3]}}
     paths = paths_in(tmp_path, sweep)
     lines: list[str] = []
-    command.suggest_round(paths, 0, lines.append)
+    trials.suggest_round(paths, 0, lines.append)
     assert lines == ["1 trial, 1 run each"]
 
 
 def test_a_sweep_of_which_no_trial_can_run_stops_before_it_begins(tmp_path):
     paths = paths_in(tmp_path, {"parameters": {"training.lr": [1, 2]}})
     with pytest.raises(AtomloomError, match=r"training\.lr: unknown key"):
-        command.suggest_round(paths, 0, lambda line: None)
+        trials.suggest_round(paths, 0, lambda line: None)
 
 
 def test_a_config_without_a_sweep_says_so(tmp_path):
@@ -189,6 +189,58 @@ def test_the_committee_holds_the_models_of_the_best(tmp_path, in_process):
         copied = folder / "committee" / f"{place}.safetensors"
         assert copied.read_bytes() == model.read_bytes()
     assert len(list((folder / "committee").iterdir())) == 2
+
+
+def test_the_best_trial_is_trained_once_more_on_training_and_validation(tmp_path, in_process):
+    sweep = {"parameters": {"training.learning_rate": [1e-3, 1e-2]}, "folds": 2, "refit": "best"}
+    paths = paths_in(tmp_path, sweep, epochs=2, scheduler="plateau")
+    folder = command.run_sweep(paths, 1, lambda line: None, prepare)
+    (refit,) = json.loads((folder / "sweep.json").read_text())["refit"]
+    run = folder.parents[1] / "runs" / refit["run"]
+    card = json.loads((run / "run.json").read_text())
+    trial = json.loads(
+        (
+            folder.parents[1] / "runs" / table_row(folder)["run"].split(",")[0] / "run.json"
+        ).read_text()
+    )
+    rows, before = card["dataset"], trial["dataset"]
+    assert (rows["train"], rows["val"]) == (before["train"] + before["val"], 0)
+    assert rows["test"] == before["test"] > 0
+    assert card["epochs_run"] == card["best_epoch"] == refit["epochs"] == min(refit["best_epochs"])
+    errors = json.loads((run / "metrics.json").read_text())["volume"]
+    assert refit["errors"] == {"volume": {"test": errors["test"]}}
+    assert table_row(folder)["refit"] == refit["run"]
+    assert f"runs/{refit['run']}/" in (folder / "sweep.html").read_text()
+    assert RunPaths(
+        replace(paths.layout, config=load_config(folder / "refit.yaml")), paths.plan
+    ).run.samefile(run)
+    in_process.clear()
+    kept = (folder / "refit.json").read_bytes()
+    (folder / "refit.json").unlink()
+    command.run_sweep(paths, 1, lambda line: None, prepare)
+    assert not in_process
+    assert (folder / "refit.json").read_bytes() == kept
+
+
+def table_row(folder: Path) -> pd.Series:
+    """The best trial's row."""
+    table = pd.read_csv(folder / "sweep.csv")
+    return table.loc[table["value"].idxmin()]
+
+
+def test_each_fold_validates_its_own_structures_and_none_that_are_trained_on(tmp_path, in_process):
+    sweep = {"parameters": {"training.learning_rate": [1e-3]}, "folds": 3}
+    folder = command.run_sweep(paths_in(tmp_path, sweep, epochs=1), 1, lambda line: None, prepare)
+    seen: list[bytes] = []
+    for fold in table_row(folder)["run"].split(","):
+        card = json.loads((folder.parents[1] / "runs" / fold / "run.json").read_text())
+        split = folder.parents[1] / "split" / card["keys"]["dataset"] / "dataset.parquet"
+        rows = pd.read_parquet(split)
+        val = set(rows.loc[rows["split"] == "val", "hash"])
+        assert not val & set(rows.loc[rows["split"] == "train", "hash"])
+        seen += val
+        others = set(rows.loc[rows["split"] != "test", "hash"])
+    assert len(seen) == len(set(seen)) == len(others)
 
 
 def test_progress_of_a_finished_run_is_that_of_the_rung_where_it_would_have_stopped(tmp_path):

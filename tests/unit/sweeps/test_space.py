@@ -7,7 +7,7 @@ import pytest
 
 from atomloom.config import Config, parse_config
 from atomloom.errors import AtomloomError
-from atomloom.sweeps.space import config_of, first_points, repeats_of
+from atomloom.sweeps.space import config_of, first_points
 
 RATE = {"min": 1e-4, "max": 1e-2, "log": True}
 
@@ -117,9 +117,9 @@ def test_what_a_model_needs_of_the_graph_follows_its_swept_keys():
 
 def test_seeds_and_folds_repeat_each_trial():
     sweep = config({"seeds": [0, 1], "folds": [0, 1, 2], "parameters": {"model.width": [8]}}).sweep
-    assert len(repeats_of(sweep)) == 6
-    assert repeats_of(sweep)[1] == {"training.seed": 0, "split.fold": 1}
-    assert repeats_of(config({"parameters": {"model.width": [8]}}).sweep) == [{}]
+    assert len(sweep.repeats) == 6
+    assert sweep.repeats[1] == {"training.seed": 0, "split.fold": 1}
+    assert config({"parameters": {"model.width": [8]}}).sweep.repeats == [{}]
 
 
 def test_the_sweep_is_in_no_key_of_a_run():

@@ -71,3 +71,18 @@ def test_plateau_continues_from_its_state():
     for error in errors[2:]:
         second.see(error)
     assert second == whole
+
+
+def test_multistep_falls_after_its_milestones():
+    settings = Training(
+        scheduler="multistep", milestones=[2, 5], epochs=7, learning_rate=1.0, plateau_factor=0.1
+    )
+    schedule = Schedule(settings)
+    rates = [schedule.lr(epoch / 7) for epoch in range(8)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01])
+    assert schedule.lr((2 + 0.99) / 7) == schedule.lr(2 / 7)
+    for given in ({"milestones": [2]}, {"scheduler": "multistep"}):
+        with pytest.raises(ValueError, match="go together"):
+            Training(**given)
+    with pytest.raises(ValueError, match="increasing"):
+        Training(scheduler="multistep", milestones=[3, 3])

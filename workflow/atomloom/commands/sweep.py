@@ -1,286 +1,30 @@
-"""Sweeps: choose trials, run them as ordinary runs, and say which is best.
-
-Each step is a function from files to files, called by a rule of the workflow, or all of them in turn by
-`atomloom sweep`. A trial is trained by a process of its own, so that one that dies is seen to have died.
-"""
+"""A whole sweep: all trials in turn, without Snakemake; tables, figures, page and the best config."""
 
 from __future__ import annotations
 
-import ctypes
-import math
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from atomloom.commands.refit import REFIT, Refitted, read_refit, refit_best
+from atomloom.commands.trials import Log, outcomes, run_slot, suggest_round, sweep_of
 from atomloom.config import Config, dump_config, load_config
 from atomloom.config.sweep import Sweep
 from atomloom.errors import AtomloomError
-from atomloom.pipeline.paths import Layout, RunPaths
+from atomloom.pipeline.paths import RunPaths
 from atomloom.reports.formats import plural
-from atomloom.reports.sweep import SweepPage, write_sweep_page
-from atomloom.store.files import write_atomically, write_sealed, write_spec, write_text
+from atomloom.reports.sweep import RefitRow, SweepPage, write_sweep_page
+from atomloom.store.files import write_atomically, write_sealed, write_text
 from atomloom.store.parquet import write_table
-from atomloom.sweeps.progress import Progress, read_progress
-from atomloom.sweeps.rounds import (
-    Repeat,
-    Result,
-    Slot,
-    Trial,
-    before,
-    best_of,
-    read_round,
-    result_file,
-    round_file,
-    rounds,
-    rungs,
-    score,
-    slots,
-    width,
-    write_round,
-)
-from atomloom.sweeps.space import Point, config_of, first_points, repeats_of
+from atomloom.sweeps.rounds import read_round, result_file, round_file, rounds, rungs, slots
+from atomloom.sweeps.space import config_of
 from atomloom.sweeps.table import Outcome, best_trial, curves, importance, status_of, table_of
 
-Log = Callable[[str], None]
-
-PR_SET_PDEATHSIG = 1
-
-
-def sweep_of(paths: RunPaths) -> Sweep:
-    """The sweep of a config.
-
-    Raises:
-        AtomloomError: when it has none.
-    """
-    if paths.config.sweep is None:
-        raise AtomloomError("the config has no section `sweep`", todo="see docs/sweeps.md")
-    return paths.config.sweep
-
-
-def suggest_round(paths: RunPaths, round: int, log: Log) -> Path:
-    """Choose the trials of a round, and write them with the merged configs of their runs.
-
-    Raises:
-        AtomloomError: when the results of the rounds before are missing, or there is no such round.
-    """
-    sweep = sweep_of(paths)
-    if not 0 <= round < rounds(sweep):
-        raise AtomloomError(f"there is no round {round}", todo=f"the last is {rounds(sweep) - 1}")
-    first = 0
-    if sweep.method == "tpe":
-        from atomloom.sweeps.tpe import next_points
-
-        done = outcomes(paths, range(round))
-        first = len(done)
-        points = next_points(
-            sweep,
-            [(trial.point, value) for trial, _, value in done],
-            min(sweep.round, sweep.count - first),
-            paths.sweep / "journal.log",
-        )
-    else:
-        points = first_points(sweep)
-    trials = [_trial(paths, first + place, point) for place, point in enumerate(points)]
-    trials = _each_run_once(trials)
-    unfit = [trial for trial in trials if trial.reason]
-    if len(unfit) == len(trials):
-        raise AtomloomError(unfit[0].reason)
-    path = round_file(paths.sweep, round)
-    write_spec(paths.sweep, paths.sweep_spec)
-    write_round(path, trials)
-    log(
-        f"{plural(len(trials), 'trial')}, {plural(len(repeats_of(sweep)), 'run')} each"
-        + (f"; {len(unfit):,} of them cannot be run" if unfit else "")
-    )
-    return path
-
-
-def _each_run_once(trials: Sequence[Trial]) -> list[Trial]:
-    """Trials whose runs differ: two processes would otherwise train one run at a time."""
-    found: dict[Any, Trial] = {}
-    for trial in trials:
-        found.setdefault(tuple(repeat.run for repeat in trial.repeats) or trial.number, trial)
-    return list(found.values())
-
-
-def _trial(paths: RunPaths, number: int, point: Point) -> Trial:
-    """A trial, with the merged config of each of its runs written."""
-    repeats = []
-    try:
-        for values in repeats_of(sweep_of(paths)):
-            own = RunPaths(Layout(config_of(paths.config, {**point, **values})), paths.plan)
-            if own.layout.plan_folder != paths.layout.plan_folder:
-                raise AtomloomError("changes which records there are, which a sweep cannot")
-            file = own.layout.merged_config
-            if not file.exists():
-                write_text(file, dump_config(own.config))
-            keys = (own.run_key, own.dataset_key, own.layout.graph_key, own.index.name)
-            repeats.append(Repeat(values, str(file), *keys))
-    except AtomloomError as error:
-        return Trial(number, point, (), str(error))
-    return Trial(number, point, tuple(repeats))
-
-
-def paths_of(paths: RunPaths, repeat: Repeat) -> RunPaths:
-    """Paths of a run of a sweep."""
-    return RunPaths(Layout(load_config(repeat.config)), paths.plan)
-
-
-def run_slot(paths: RunPaths, slot: Slot, threads: int, log: Log) -> Path:
-    """Train what a slot calls for, up to the end of its rung, and write what came of it.
-
-    A trial that fails is a result like any other: it says why.
-
-    Raises:
-        AtomloomError: when what it needs is missing.
-    """
-    sweep, epochs = sweep_of(paths), paths.config.training.epochs
-    trials = read_round(round_file(paths.sweep, slot.round))
-    path = result_file(paths.sweep, slot)
-    trial, failed = _chosen(paths, sweep, trials, slot)
-    if failed is not None:
-        failed.write(path)
-        return path
-    repeat = trial.repeats[slot.repeat]
-    own = paths_of(paths, repeat)
-    reach = rungs(sweep, epochs)[slot.rung] if sweep.halving else own.config.training.epochs
-    reason = _trained(own, repeat, reach, threads, sweep.retries, log)
-    if reason:
-        log(f"trial {trial.number} failed: {reason}")
-        Result(trial.number, "failed", reason=reason, run=repeat.run).write(path)
-        return path
-    result = _result(trial.number, repeat, _progress(own, reach), sweep.metric)
-    result.write(path)
-    value = "no value" if result.value is None else f"{result.value:.4g}"
-    log(f"trial {trial.number}: {value} after {plural(result.epochs, 'epoch')}")
-    return path
-
-
-def _chosen(
-    paths: RunPaths, sweep: Sweep, trials: Sequence[Trial], slot: Slot
-) -> tuple[Trial, Result | None]:
-    """The trial of a slot; and its result, where it has failed already."""
-    if slot.rung == 0:
-        trial = trials[slot.number]
-        failed = Result(trial.number, "failed", reason=trial.reason) if trial.reason else None
-        return trial, failed
-    candidates = {
-        number: [
-            Result.read(result_file(paths.sweep, Slot(slot.round, slot.rung - 1, number, repeat)))
-            for repeat in range(len(repeats_of(sweep)))
-        ]
-        for number in before(sweep, len(trials), slot.rung, slot.number)
-    }
-    best = candidates[best_of(candidates)]
-    trial = next(trial for trial in trials if trial.number == best[0].trial)
-    if any(result.status == "failed" for result in best):
-        return trial, next(result for result in best if result.status == "failed")
-    return trial, None
-
-
-def _trained(
-    own: RunPaths, repeat: Repeat, reach: int, threads: int, retries: int, log: Log
-) -> str:
-    """Train a run up to some epoch in a process of its own; why that failed, or nothing."""
-    known = _progress(own, reach)
-    if known is not None:
-        return ""
-    command = [sys.executable, "-P", "-m", "atomloom", "train", "--config", repeat.config]
-    command += ["--threads", str(threads), "--until", str(reach)]
-    for attempt in range(retries + 1):
-        status, last = _run(command)
-        if status == 0:
-            return "" if _progress(own, reach) else "ended without a result"
-        if status > 0:
-            return last or f"ended with status {status}"
-        log(f"run {repeat.run} was killed by signal {-status}; attempt {attempt + 1}")
-    return f"was killed by signal {-status}, {retries + 1} times"
-
-
-def _progress(own: RunPaths, reach: int) -> Progress | None:
-    return read_progress(own.run, reach, own.config.training.epochs)
-
-
-def _run(command: Sequence[str]) -> tuple[int, str]:
-    """Exit status of a command, and the last line it said; it ends when this process does."""
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-    )
-    last = ""
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            last = line.strip() or last
-        return process.wait(), last.removeprefix("atomloom: ")
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _result(number: int, repeat: Repeat, progress: Progress | None, metric: str | None) -> Result:
-    """Result of a run, as a sweep keeps it: if the run is stopped, with the min value so far."""
-    assert progress is not None
-    column = metric or ("val_mae" if "val_mae" in progress.history else "val_loss")
-    if column not in progress.history:
-        columns = ", ".join(name for name in progress.history if name.startswith("val_"))
-        raise AtomloomError(
-            f"the history has no column `{column}`",
-            where="sweep.metric",
-            todo=f"choose from {columns}",
-        )
-    curve = [value if math.isfinite(value) else None for value in progress.history[column]]
-    best = progress.best_epoch
-    known = [value for value in curve if value is not None]
-    value = curve[best - 1] if best is not None else min(known, default=None)
-    return Result(
-        number,
-        "stopped" if best is None else "finished",
-        epochs=len(curve),
-        value=value,
-        best_epoch=best if best is not None else _place(curve, value) + 1,
-        run=repeat.run,
-        curve=curve,
-    )
-
-
-def _place(curve: Sequence[float | None], value: float | None) -> int:
-    """First index of a value; -1 if there is none."""
-    return -1 if value is None else list(curve).index(value)
-
-
-def outcomes(
-    paths: RunPaths, chosen: Sequence[int] | range
-) -> list[tuple[Trial, list[Result], float | None]]:
-    """Each trial of some rounds, the results of the last rung that it came to, and its value there."""
-    sweep, epochs = sweep_of(paths), paths.config.training.epochs
-    found: dict[int, tuple[Trial, list[Result], float | None]] = {}
-    repeats = len(repeats_of(sweep))
-    for round in chosen:
-        trials = {trial.number: trial for trial in read_round(round_file(paths.sweep, round))}
-        for rung in range(len(rungs(sweep, epochs))):
-            for number in range(width(sweep, len(trials), rung)):
-                results = [
-                    Result.read(result_file(paths.sweep, Slot(round, rung, number, repeat)))
-                    for repeat in range(repeats)
-                ]
-                value = score(results)
-                trial = trials[results[0].trial]
-                found[trial.number] = (trial, results, value if value < float("inf") else None)
-    return [found[number] for number in sorted(found)]
+FAILED = "failed.csv"
+"""Table of a sweep of which no trial was trained to the end."""
 
 
 def write_sweep(paths: RunPaths, log: Log) -> Path:
@@ -291,13 +35,25 @@ def write_sweep(paths: RunPaths, log: Log) -> Path:
     """
     sweep, folder, epochs = sweep_of(paths), paths.sweep, paths.config.training.epochs
     done = outcomes(paths, range(rounds(sweep)))
+    refit = read_refit(folder) if sweep.refit else []
     table = table_of(done)
+    best = best_trial(done)
+    if best is None:
+        # not under the names of the workflow's outputs, which Snakemake removes after an error
+        write_atomically(folder / FAILED, lambda path: table.to_csv(path, index=False))
+        reasons = [result.reason for _, results, _ in done for result in results if result.reason]
+        raise AtomloomError(
+            f"no trial was trained to the end{f'; the first says: {reasons[0]}' if reasons else ''}",
+            where=folder / FAILED,
+        )
+    if refit:
+        runs_of_refit = ",".join(run.run for run in refit)
+        table["refit"] = [runs_of_refit if n == best[0].number else "" for n in table["trial"]]
     write_table(folder / "sweep.parquet", table)
     write_atomically(folder / "sweep.csv", lambda path: table.to_csv(path, index=False))
-    best = best_trial(done)
     metric = sweep.metric or ("val_mae" if len(paths.config.targets) == 1 else "val_loss")
     worth = importance(sweep, done)
-    runs = len(repeats_of(sweep))
+    runs = len(sweep.repeats)
     write_sweep_page(
         SweepPage(
             title=f"Sweep of {paths.config.dataset.name}",
@@ -305,18 +61,13 @@ def write_sweep(paths: RunPaths, log: Log) -> Path:
             table=table,
             curves=curves(done),
             importance=worth,
-            best=None if best is None else best[0].number,
+            best=best[0].number,
+            refit=[_shown_refit(paths, run) for run in refit],
             full_epochs=epochs * runs * len(done) if sweep.halving else 0,
             facts=[("sweep", folder.name), ("method", sweep.method), ("minimised", metric)],
         ),
         folder,
     )
-    if best is None:
-        reasons = [result.reason for _, results, _ in done for result in results if result.reason]
-        raise AtomloomError(
-            f"no trial was trained to the end{f'; the first says: {reasons[0]}' if reasons else ''}",
-            where=folder / "sweep.csv",
-        )
     trial, results, value = best
     chosen = config_of(paths.config, {**trial.point, **trial.repeats[0].values})
     write_text(folder / "best.yaml", dump_config(chosen))
@@ -336,14 +87,31 @@ def write_sweep(paths: RunPaths, log: Log) -> Path:
             },
             "importance": worth,
             "committee": committee,
+            "refit": [asdict(run) for run in refit],
         },
     )
     shown = ", ".join(f"{key} {item}" for key, item in trial.point.items())
     log(
         f"best of {plural(len(done), 'trial')}: {shown or 'the config as it is'}; {metric} {value:.4g}"
     )
+    if refit:
+        write_text(folder / "refit.yaml", Path(refit[0].config).read_text())
     log(f"table, figures and best.yaml are in {folder}")
     return folder
+
+
+def _shown_refit(paths: RunPaths, refit: Refitted) -> RefitRow:
+    """A run of the refit, as the page has it."""
+    units = {spec.reported: spec.reported_unit for spec in paths.config.targets}
+    errors = [
+        f"{name} of {target}: {key} {found[key]:.4g}" + f" {units[target]}" * (key == "mae")
+        for target, sets in refit.errors.items()
+        for name, found in sets.items()
+        for key in ("mae", "accuracy")
+        if found.get(key) is not None
+    ]
+    values = ", ".join(f"{key} {value}" for key, value in refit.values.items())
+    return RefitRow(refit.run, values, refit.epochs, refit.best_epochs, errors, refit.reason)
 
 
 def _committee(paths: RunPaths, sweep: Sweep, done: Sequence[Outcome]) -> list[str]:
@@ -359,6 +127,12 @@ def _committee(paths: RunPaths, sweep: Sweep, done: Sequence[Outcome]) -> list[s
     runs = []
     for place, (_, results, _) in enumerate(finished[: sweep.ensemble]):
         model = paths.layout.results / "runs" / results[0].run / "model.safetensors"
+        if not model.exists():
+            raise AtomloomError(
+                "a run of the sweep has no model file any more",
+                where=model,
+                todo=f"remove {paths.sweep / 'trials'} and run the sweep again, which trains that run alone",
+            )
         copied = paths.sweep / "committee" / f"{place}.safetensors"
         write_atomically(copied, partial(shutil.copyfile, model))
         runs.append(results[0].run)
@@ -380,7 +154,7 @@ def run_sweep(
         AtomloomError: when a step before training fails.
     """
     sweep, epochs = sweep_of(paths), paths.config.training.epochs
-    repeats = len(repeats_of(sweep))
+    repeats = len(sweep.repeats)
     for round in range(rounds(sweep)):
         file = round_file(paths.sweep, round)
         if not file.exists():
@@ -402,4 +176,6 @@ def run_sweep(
             ]
             with ThreadPoolExecutor(jobs) as pool:
                 list(pool.map(lambda slot: run_slot(paths, slot, sweep.threads, log), wanted))
+    if sweep.refit and not (paths.sweep / REFIT).exists():
+        refit_best(paths, sweep.threads, log, prepare)
     return write_sweep(paths, log)

@@ -259,6 +259,14 @@ class Split(Section):
     val_fraction: float = Field(default=0.1, ge=0, lt=1)
     """For `folds`, and for a column or sources without validation: share of the training rows
     held out for validation."""
+    val_folds: int | None = keyed_when_set(None, ge=2, le=MOST)
+    """Cross-validation, for any kind: the rows outside the test set are divided at random, by `seed` and
+    with groups kept together, into so many folds, and `val_fold` is the validation set."""
+    val_fold: int = keyed_when_set(0, ge=0, le=MOST)
+    """For `val_folds`: which fold is the validation set, from 0."""
+    validation: bool = keyed_when_set(True)
+    """false: the rows of the validation set are training rows, too, and there is no validation set: for a
+    last training with settings that were chosen before."""
     group: str | None = None
     """Records that share this stay together: a column of the label table, or `formula` (reduced)."""
     duplicates: Literal["remove", "stop", "report"] = "remove"
@@ -333,6 +341,11 @@ class Split(Section):
             needed = None
         if needed and not getattr(self, needed):
             raise ValueError(f"kind: {self.kind} needs `{needed}`")
+        if self.val_fold >= (self.val_folds or 1):
+            counted = self.val_folds or "no"
+            raise ValueError(f"there is no val_fold {self.val_fold} of {counted} val_folds")
+        if self.val_folds and not self.validation:
+            raise ValueError("val_folds and validation: false exclude each other")
         if self.kind == "ratio" and (abs(sum(self.ratios) - 1) > 1e-6 or self.ratios[0] <= 0):
             raise ValueError(
                 "ratios must be three shares that add up to 1, the first above 0 (or two: no test)"

@@ -6,11 +6,19 @@ would have by hand.
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from atomloom.config.base import MOST, MOST_SEED, Section, check_plain, unkeyed
+from atomloom.config.base import (
+    MOST,
+    MOST_SEED,
+    Section,
+    check_plain,
+    keyed_when_set,
+    unkeyed,
+)
 
 SWEPT = ("graph", "model", "split", "training")
 """Sections whose keys may be swept."""
@@ -100,8 +108,10 @@ class Sweep(Section):
     """Seed of the choice."""
     seeds: list[Annotated[int, Field(ge=0, le=MOST_SEED)]] = []
     """Values of `training.seed`: each trial is trained with every one, and counts by the mean."""
-    folds: list[Annotated[int, Field(ge=0, le=MOST)]] = []
-    """Values of `split.fold`, likewise: cross-validation."""
+    folds: Annotated[int, Field(ge=2, le=1000)] | list[Annotated[int, Field(ge=0, le=MOST)]] = []
+    """Cross-validation, likewise. A number: the rows outside the test set are divided into so many folds
+    (`split.val_folds`), each of which is the validation set once. A list: values of `split.fold`, each of
+    which is a test set."""
     metric: str | None = Field(default=None, pattern=r"val_(loss|mae(_.+)?)")
     """Minimised figure: a validation column of history.csv, `val_loss`, `val_mae` or `val_mae_NAME`, at the
     epoch that the model file holds. null: `val_mae` of a single target, else `val_loss`. Never an error of
@@ -110,6 +120,10 @@ class Sweep(Section):
     """Stop trials that lag behind; null: train all to the end."""
     ensemble: int = Field(default=0, ge=0, le=100)
     """Make a committee of so many of the best trials."""
+    refit: Literal["best"] | None = keyed_when_set(None)
+    """`best`: train the best trial once more, on training and validation rows together, and evaluate it on
+    the test set. Without a validation set no epoch can be chosen: it stops after the epoch that was best in
+    the trial."""
     threads: int = unkeyed(1, ge=1, le=1024)
     """CPU threads of a trial; as many trials run at a time as the cores allow."""
     retries: int = unkeyed(1, ge=0, le=20)
@@ -145,12 +159,25 @@ class Sweep(Section):
                     raise ValueError(f"{name}: `when` names {other}, which is not swept before it")
             if self.method == "grid" and not axis.values and axis.steps is None:
                 raise ValueError(f"{name}: a grid takes `values`, or `steps` of a range")
-        taken = {"training.seed": self.seeds, "split.fold": self.folds}
-        for name, listed in taken.items():
-            if listed and name in self.parameters:
-                raise ValueError(f"{name} is swept twice")
-            if len(set(listed)) < len(listed):
+        for repeat in self.repeats:
+            for name in repeat:
+                if name in self.parameters or any(name in trial for trial in self.trials):
+                    raise ValueError(f"{name} is swept twice")
+        listed = {"seeds": self.seeds, "folds": self.folds}
+        for name, values in listed.items():
+            if isinstance(values, list) and len(set(values)) < len(values):
                 raise ValueError(f"a value of {name} is named twice")
         if "training.epochs" in self.parameters and self.halving:
             raise ValueError("halving and a swept training.epochs exclude each other")
         return self
+
+    @property
+    def repeats(self) -> list[dict[str, Any]]:
+        """Keys and values of each run of a trial: seeds, folds, or both; one without any where there are none."""
+        seeds = [{"training.seed": seed} for seed in self.seeds] or [{}]
+        if isinstance(self.folds, int):
+            count = self.folds
+            folds = [{"split.val_folds": count, "split.val_fold": fold} for fold in range(count)]
+        else:
+            folds = [{"split.fold": fold} for fold in self.folds] or [{}]
+        return [{**seed, **fold} for seed, fold in itertools.product(seeds, folds)]

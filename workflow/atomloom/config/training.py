@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -80,6 +81,8 @@ class Training(Section):
 
     epochs: int = Field(default=100, ge=1, le=1_000_000)
     """Passes over the training set."""
+    stop_after: int | None = keyed_when_set(None, ge=1, le=1_000_000)
+    """Epoch after which the run ends, though the schedule is that of `epochs`; null: the last."""
     seed: int = Field(default=0, ge=0, le=MOST_SEED)
     """Seed of the initial weights and of the order of batches."""
     batch: Batching = Batching()
@@ -109,7 +112,7 @@ class Training(Section):
     """Peak learning rate."""
     weight_decay: float = Field(default=1e-5, ge=0, le=10)
     """Decoupled weight decay; norms and biases are exempt."""
-    scheduler: Literal["onecycle", "cosine", "plateau", "constant"] = "onecycle"
+    scheduler: Literal["onecycle", "cosine", "plateau", "multistep", "constant"] = "onecycle"
     """Schedule of the learning rate, step by step; the final value is kept."""
     warmup: float = Field(default=0.3, ge=0, lt=1)
     """Share of the steps in which the rate rises (one-cycle and cosine)."""
@@ -119,7 +122,9 @@ class Training(Section):
     plateau_patience: int = Field(default=10, ge=0, le=MOST)
     """Plateau: epochs without a lower validation error before the rate falls."""
     plateau_factor: float = Field(default=0.5, gt=0, lt=1)
-    """Plateau: factor by which the rate is then multiplied."""
+    """Plateau: factor by which the rate is then multiplied; multistep: at each of the `milestones`."""
+    milestones: list[Annotated[int, Field(ge=1, le=1_000_000)]] = keyed_when_set([])
+    """Multistep: epochs after which the rate falls, in increasing order."""
     clip_norm: float | None = Field(default=None, ge=1e-6, le=1e6)
     """Max norm of the gradient; larger ones are clipped."""
     accumulate: int = Field(default=1, ge=1, le=MOST)
@@ -186,12 +191,21 @@ class Training(Section):
         return [value] if isinstance(value, str) else value
 
     @property
+    def last_epoch(self) -> int:
+        """Epoch after which the run ends, unless it is stopped early."""
+        return min(self.stop_after or self.epochs, self.epochs)
+
+    @property
     def classes(self) -> bool:
         """Whether targets are classes."""
         return self.loss in ("bce", "cross_entropy")
 
     @model_validator(mode="after")
     def _options_go_together(self) -> Training:
+        if (self.scheduler == "multistep") != bool(self.milestones):
+            raise ValueError("scheduler: multistep and `milestones` go together")
+        if any(a >= b for a, b in pairwise(self.milestones)):
+            raise ValueError("milestones are epochs in increasing order")
         if self.classes and self.log_targets:
             raise ValueError(f"log_targets and loss: {self.loss} exclude each other")
         if self.strategy == "fsdp" and self.devices == 1:

@@ -194,7 +194,16 @@ def divide(split: Split, frame: pd.DataFrame, columns: pd.DataFrame, records: in
     kind, result = kind_of(split), _named_sets(split, frame, columns)
     rest = np.flatnonzero(result == "")
     others = columns.iloc[rest]
-    result[rest] = kind.divide(frame.iloc[rest], others, _groups(split, others), records)
+    groups = _groups(split, others)
+    divided = kind.divide(frame.iloc[rest], others, groups, records)
+    outside = np.flatnonzero(divided != "test")
+    if split.val_folds:
+        codes = pd.factorize(groups[outside])[0]
+        folds = _dealt_out([1 / split.val_folds] * split.val_folds, codes, split.seed)
+        divided[outside] = np.where(folds == split.val_fold, "val", "train")
+    if not split.validation:
+        divided[outside] = "train"
+    result[rest] = divided
     return result
 
 
@@ -304,14 +313,17 @@ def _groups(split: Split, columns: pd.DataFrame) -> np.ndarray:
 
 
 def _deal_out(ratios: tuple[float, float, float], groups: np.ndarray, seed: int) -> np.ndarray:
-    """Shuffle the groups and assign them by cumulative size."""
+    """Shuffle the groups and assign them to the splits."""
+    return np.array(SPLITS, dtype=object)[_dealt_out(ratios, groups, seed)]
+
+
+def _dealt_out(shares: Sequence[float], groups: np.ndarray, seed: int) -> np.ndarray:
+    """[S] index of a share for each structure: groups in random order, by cumulative size."""
     if not len(groups):
-        return np.zeros(0, dtype=object)
+        return np.zeros(0, dtype=np.int64)
     order = np.random.default_rng(seed).permutation(groups.max() + 1)
     sizes = np.bincount(groups)[order]
     middle = (np.cumsum(sizes) - sizes / 2) / sizes.sum()
-    bounds = np.cumsum(ratios)[:2]
-    names = np.array(SPLITS, dtype=object)[np.searchsorted(bounds, middle)]
-    of_group = np.empty(len(order), dtype=object)
-    of_group[order] = names
+    of_group = np.empty(len(order), dtype=np.int64)
+    of_group[order] = np.searchsorted(np.cumsum(shares)[:-1], middle)
     return of_group[groups]

@@ -20,10 +20,28 @@ from atomloom.reports.formats import NONE, number, plural
 from atomloom.reports.html import Drawing, _drawing, _environment
 from atomloom.store.files import write_atomically
 
-OWN = ("trial", "status", "value", "std", "runs", "epochs", "best_epoch", "run", "reason")
+OWN = ("trial", "status", "value", "std", "runs", "epochs", "best_epoch", "run", "reason", "refit")
 """Columns of the table that are not swept keys."""
 SHOWN = 200
 """Rows of the table in the page; all are in the file."""
+
+
+@dataclass(frozen=True)
+class RefitRow:
+    """One run of the refit of the best trial."""
+
+    run: str
+    """Run key."""
+    values: str
+    """Its seed or fold, in words; empty if it has none of its own."""
+    epochs: int
+    """Epochs trained."""
+    best_epochs: Sequence[int]
+    """Best epochs of the trial's runs."""
+    errors: Sequence[str]
+    """Errors on the test set, in words; none where there is no test set."""
+    reason: str
+    """Reason of a failure."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +60,7 @@ class SweepPage:
     full_epochs: int
     """Epochs of all trials trained to the end."""
     facts: Sequence[tuple[str, str]]
+    refit: Sequence[RefitRow] = ()
 
 
 def write_sweep_page(page: SweepPage, folder: Path) -> None:
@@ -227,6 +246,7 @@ def _page(page: SweepPage, ranked: pd.DataFrame, drawings: Sequence[Drawing]) ->
             left_out=max(0, len(ordered) - SHOWN),
             drawings=drawings,
             facts=page.facts,
+            refit=page.refit,
             light=asdict(figures.LIGHT),
             dark=asdict(figures.DARK),
         )

@@ -96,7 +96,7 @@ def write_split(paths: RunPaths, log: Callable[[str], None]) -> Path:
     frame = frame[~frame["record"].isin(removed["record"])]
     counts = {name: int((frame["split"] == name).sum()) for name in config.split.names}
     named = {name: counts.pop(name) for name in config.split.test}
-    _require_rows(counts, removed, folder)
+    _require_rows(config, counts, removed, folder)
     known = _known_values(config, frame)
     _require_values(known)
     frame = frame.drop(columns="source")  # the location of files is not part of the data set
@@ -142,14 +142,16 @@ def _told(duplicates: pd.DataFrame, frame: pd.DataFrame) -> str:
     )
 
 
-def _require_rows(counts: dict[str, int], removed: pd.DataFrame, folder: Path) -> None:
-    """Refuse a split without training or validation rows.
+def _require_rows(
+    config: Config, counts: dict[str, int], removed: pd.DataFrame, folder: Path
+) -> None:
+    """Refuse a split without training rows, or without the validation rows that it should have.
 
     Raises:
         AtomloomError: saying whether the leak guard removed them.
     """
     for split, name in (("train", "training"), ("val", "validation")):
-        if counts[split]:
+        if counts[split] or (split == "val" and not config.split.validation):
             continue
         gone = int((removed["split"] == split).sum())
         if gone:
@@ -162,7 +164,9 @@ def _require_rows(counts: dict[str, int], removed: pd.DataFrame, folder: Path) -
         raise AtomloomError(
             f"no structure is left for {name}",
             where="split",
-            todo="change split.ratios or split.val_fraction",
+            todo="fewer split.val_folds"
+            if config.split.val_folds
+            else "change split.ratios or split.val_fraction",
         )
 
 

@@ -35,13 +35,6 @@ def first_points(sweep: Sweep) -> list[Point]:
     return _each_once(_point(axes, row) for row in shares)
 
 
-def repeats_of(sweep: Sweep) -> list[Point]:
-    """Seeds, folds, or both, with which each trial is repeated."""
-    axes = {"training.seed": sweep.seeds, "split.fold": sweep.folds}
-    used = {name: values for name, values in axes.items() if values}
-    return [dict(zip(used, row, strict=True)) for row in itertools.product(*used.values())]
-
-
 def config_of(base: Config, point: Mapping[str, Any]) -> Config:
     """The config of one run of a sweep.
 

@@ -374,7 +374,7 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether no epoch is left to train; also true for a run killed before its result."""
-        return self.state.epoch >= self.settings.epochs or self.stopped_early
+        return self.state.epoch >= self.settings.last_epoch or self.stopped_early
 
     def _prepare_batches(self) -> None:
         """Plan batches for training and validation; compile the model, or record steps, on request."""
@@ -578,7 +578,7 @@ class Trainer:
             state.epochs_without_improvement += 1
         if settings.keep_every and epoch % settings.keep_every == 0:
             self._keep(f"epoch-{epoch:04d}", scores)
-        if epoch == settings.epochs or self.stopped_early:
+        if epoch == settings.last_epoch or self.stopped_early:
             self._keep("last", scores)
 
     def _report(self, epoch: Epoch) -> None:
@@ -593,7 +593,7 @@ class Trainer:
             state.epoch - self._epochs_before
         )
         names, units = self.objective.names, self.objective.units
-        line = progress_line(state.history, self.settings.epochs, names, units, epoch_seconds)
+        line = progress_line(state.history, self.settings.last_epoch, names, units, epoch_seconds)
         self.log(line)
 
     def _elapsed(self) -> float:

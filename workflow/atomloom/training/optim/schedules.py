@@ -68,6 +68,10 @@ class Schedule:
             return peak
         if kind == "plateau":
             return peak * self.plateau.scale
+        if kind == "multistep":
+            epoch = done * self.settings.epochs * (1.0 + 1e-12)  # a whole number at its first step
+            passed = sum(epoch >= milestone for milestone in self.settings.milestones)
+            return peak * self.settings.plateau_factor**passed
         if done < rise:
             if kind == "onecycle":
                 return peak * _cosine(START, 1.0, done / rise)

@@ -1,0 +1,135 @@
+"""Refit of a sweep: train its best trial on training and validation rows, and evaluate it on the test set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from atomloom.commands.trials import Log, call, outcomes, paths_of, sweep_of, train_to
+from atomloom.config import Config, dump_config
+from atomloom.pipeline.paths import RunPaths
+from atomloom.reports.formats import plural
+from atomloom.store.files import read_json, write_sealed, write_text
+from atomloom.sweeps.progress import read_progress
+from atomloom.sweeps.refit import Refit, refits
+from atomloom.sweeps.rounds import TODO, Result, Trial, rounds
+from atomloom.sweeps.space import Point
+from atomloom.sweeps.table import best_trial
+
+REFIT = "refit.json"
+"""File of a sweep's folder that says what came of its refit."""
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """Outcome of one run of a refit."""
+
+    trial: int
+    """Number of the trial whose values it has."""
+    values: Point
+    """Its seed, or the fold that is its test set."""
+    run: str
+    """Run key."""
+    config: str
+    """File of its merged config."""
+    epochs: int
+    """Epochs trained."""
+    best_epochs: list[int]
+    """Best epochs of the trial's runs, of which it trained the median."""
+    errors: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    """Target -> test set -> metrics; empty where there is no test set."""
+    reason: str = ""
+    """Reason of a failure."""
+
+
+def read_refit(folder: Path) -> list[Refitted]:
+    """The runs of a sweep's refit; none where no trial was trained to the end.
+
+    Raises:
+        AtomloomError: when the file is missing or damaged.
+    """
+    return [Refitted(**run) for run in read_json(folder / REFIT, "runs", todo=TODO)["runs"]]
+
+
+def refit_best(
+    paths: RunPaths, threads: int, log: Log, prepare: Callable[[Config, Log], RunPaths]
+) -> Path:
+    """Train and evaluate the refit of a sweep whose trials are there, and write what came of it.
+
+    A refit that fails is a result like any other: it says why.
+
+    Args:
+        paths: of the base config.
+        threads: CPU threads.
+        log: takes one line at a time.
+        prepare: makes what the training of a config needs.
+
+    Raises:
+        AtomloomError: when a trial's result is missing.
+    """
+    sweep = sweep_of(paths)
+    best = best_trial(outcomes(paths, range(rounds(sweep))))
+    runs: list[Refitted] = []
+    if best is not None:
+        trial, results, _ = best
+        runs.extend(
+            _refitted(refit, trial.number, threads, sweep.retries, log, prepare)
+            for refit in refits(paths.config, trial, results, _rates(paths, trial, results))
+        )
+    path = paths.sweep / REFIT
+    write_sealed(path, {"runs": [asdict(run) for run in runs]})
+    return path
+
+
+def _rates(paths: RunPaths, trial: Trial, results: Sequence[Result]) -> list[list[float]]:
+    """Learning rate by epoch, of each run of a trial."""
+    found = []
+    for repeat, result in zip(trial.repeats, results, strict=True):
+        own = paths_of(paths, repeat)
+        progress = read_progress(own.run, result.epochs, own.config.training.last_epoch)
+        found.append([] if progress is None else progress.history["learning_rate"])
+    return found
+
+
+def _refitted(
+    refit: Refit,
+    trial: int,
+    threads: int,
+    retries: int,
+    log: Log,
+    prepare: Callable[[Config, Log], RunPaths],
+) -> Refitted:
+    own = prepare(refit.config, log)
+    file = own.layout.merged_config
+    if not file.exists():
+        write_text(file, dump_config(refit.config))
+    reason = train_to(own, file, refit.stop_after, threads, retries, log)
+    if not reason and not (own.run / "metrics.json").exists():
+        options = ["--config", str(file), "--threads", str(threads)]
+        reason = call("evaluate", options, retries, log)
+    said = Refitted(
+        trial,
+        refit.values,
+        own.run_key,
+        str(file),
+        refit.stop_after,
+        list(refit.best_epochs),
+        {} if reason else _test_errors(own.run),
+        reason,
+    )
+    log(
+        f"refit of trial {trial}: {reason}"
+        if reason
+        else f"refit of trial {trial}: {plural(said.epochs, 'epoch')} on training and validation rows"
+    )
+    return said
+
+
+def _test_errors(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    metrics = read_json(run / "metrics.json")
+    return {
+        target: {name: errors for name, errors in splits.items() if name != "train"}
+        for target, splits in metrics.items()
+    }

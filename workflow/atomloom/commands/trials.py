@@ -1,0 +1,279 @@
+"""Trials of a sweep: choose them, train them as ordinary runs, and read what came of them.
+
+Each step is a function from files to files, called by a rule of the workflow. A trial is trained by a
+process of its own, so that one that dies is seen to have died.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from atomloom.config import dump_config, load_config
+from atomloom.config.sweep import Sweep
+from atomloom.errors import AtomloomError
+from atomloom.pipeline.paths import Layout, RunPaths
+from atomloom.reports.formats import plural
+from atomloom.store.files import write_spec, write_text
+from atomloom.sweeps.progress import Progress, read_progress
+from atomloom.sweeps.rounds import (
+    Repeat,
+    Result,
+    Slot,
+    Trial,
+    before,
+    best_of,
+    read_round,
+    result_file,
+    round_file,
+    rounds,
+    rungs,
+    score,
+    width,
+    write_round,
+)
+from atomloom.sweeps.space import Point, config_of, first_points
+from atomloom.sweeps.table import Outcome
+
+Log = Callable[[str], None]
+
+PR_SET_PDEATHSIG = 1
+
+
+def sweep_of(paths: RunPaths) -> Sweep:
+    """The sweep of a config.
+
+    Raises:
+        AtomloomError: when it has none.
+    """
+    if paths.config.sweep is None:
+        raise AtomloomError("the config has no section `sweep`", todo="see docs/sweeps.md")
+    return paths.config.sweep
+
+
+def suggest_round(paths: RunPaths, round: int, log: Log) -> Path:
+    """Choose the trials of a round, and write them with the merged configs of their runs.
+
+    Raises:
+        AtomloomError: when the results of the rounds before are missing, or there is no such round.
+    """
+    sweep = sweep_of(paths)
+    if not 0 <= round < rounds(sweep):
+        raise AtomloomError(f"there is no round {round}", todo=f"the last is {rounds(sweep) - 1}")
+    first = 0
+    if sweep.method == "tpe":
+        from atomloom.sweeps.tpe import next_points
+
+        done = outcomes(paths, range(round))
+        first = len(done)
+        points = next_points(
+            sweep,
+            [(trial.point, value) for trial, _, value in done],
+            min(sweep.round, sweep.count - first),
+            paths.sweep / "journal.log",
+        )
+    else:
+        points = first_points(sweep)
+    trials = [_trial(paths, first + place, point) for place, point in enumerate(points)]
+    trials = _each_run_once(trials)
+    unfit = [trial for trial in trials if trial.reason]
+    if len(unfit) == len(trials):
+        raise AtomloomError(unfit[0].reason)
+    path = round_file(paths.sweep, round)
+    write_spec(paths.sweep, paths.sweep_spec)
+    write_round(path, trials)
+    log(
+        f"{plural(len(trials), 'trial')}, {plural(len(sweep.repeats), 'run')} each"
+        + (f"; {len(unfit):,} of them cannot be run" if unfit else "")
+    )
+    return path
+
+
+def _each_run_once(trials: Sequence[Trial]) -> list[Trial]:
+    """Trials whose runs differ: two processes would otherwise train one run at a time."""
+    found: dict[Any, Trial] = {}
+    for trial in trials:
+        found.setdefault(tuple(repeat.run for repeat in trial.repeats) or trial.number, trial)
+    return list(found.values())
+
+
+def _trial(paths: RunPaths, number: int, point: Point) -> Trial:
+    """A trial, with the merged config of each of its runs written."""
+    repeats = []
+    try:
+        for values in sweep_of(paths).repeats:
+            own = RunPaths(Layout(config_of(paths.config, {**point, **values})), paths.plan)
+            if own.layout.plan_folder != paths.layout.plan_folder:
+                raise AtomloomError("changes which records there are, which a sweep cannot")
+            file = own.layout.merged_config
+            if not file.exists():
+                write_text(file, dump_config(own.config))
+            keys = (own.run_key, own.dataset_key, own.layout.graph_key, own.index.name)
+            repeats.append(Repeat(values, str(file), *keys))
+    except AtomloomError as error:
+        return Trial(number, point, (), str(error))
+    return Trial(number, point, tuple(repeats))
+
+
+def paths_of(paths: RunPaths, repeat: Repeat) -> RunPaths:
+    """Paths of a run of a sweep."""
+    return RunPaths(Layout(load_config(repeat.config)), paths.plan)
+
+
+def run_slot(paths: RunPaths, slot: Slot, threads: int, log: Log) -> Path:
+    """Train what a slot calls for, up to the end of its rung, and write what came of it.
+
+    A trial that fails is a result like any other: it says why.
+
+    Raises:
+        AtomloomError: when what it needs is missing.
+    """
+    sweep, epochs = sweep_of(paths), paths.config.training.epochs
+    trials = read_round(round_file(paths.sweep, slot.round))
+    path = result_file(paths.sweep, slot)
+    trial, failed = _chosen(paths, sweep, trials, slot)
+    if failed is not None:
+        failed.write(path)
+        return path
+    repeat = trial.repeats[slot.repeat]
+    own = paths_of(paths, repeat)
+    reach = rungs(sweep, epochs)[slot.rung] if sweep.halving else own.config.training.epochs
+    reason = train_to(own, Path(repeat.config), reach, threads, sweep.retries, log)
+    if reason:
+        log(f"trial {trial.number} failed: {reason}")
+        Result(trial.number, "failed", reason=reason, run=repeat.run).write(path)
+        return path
+    result = _result(trial.number, repeat, _progress(own, reach), sweep.metric)
+    result.write(path)
+    value = "no value" if result.value is None else f"{result.value:.4g}"
+    log(f"trial {trial.number}: {value} after {plural(result.epochs, 'epoch')}")
+    return path
+
+
+def _chosen(
+    paths: RunPaths, sweep: Sweep, trials: Sequence[Trial], slot: Slot
+) -> tuple[Trial, Result | None]:
+    """The trial of a slot; and its result, where it has failed already."""
+    if slot.rung == 0:
+        trial = trials[slot.number]
+        failed = Result(trial.number, "failed", reason=trial.reason) if trial.reason else None
+        return trial, failed
+    candidates = {
+        number: [
+            Result.read(result_file(paths.sweep, Slot(slot.round, slot.rung - 1, number, repeat)))
+            for repeat in range(len(sweep.repeats))
+        ]
+        for number in before(sweep, len(trials), slot.rung, slot.number)
+    }
+    best = candidates[best_of(candidates)]
+    trial = next(trial for trial in trials if trial.number == best[0].trial)
+    if any(result.status == "failed" for result in best):
+        return trial, next(result for result in best if result.status == "failed")
+    return trial, None
+
+
+def train_to(own: RunPaths, config: Path, reach: int, threads: int, retries: int, log: Log) -> str:
+    """Train a run up to some epoch in a process of its own; why that failed, or nothing."""
+    if _progress(own, reach) is not None:
+        return ""
+    options = ["--config", str(config), "--threads", str(threads), "--until", str(reach)]
+    reason = call("train", options, retries, log)
+    return reason or ("" if _progress(own, reach) else "ended without a result")
+
+
+def call(stage: str, options: Sequence[str], retries: int, log: Log) -> str:
+    """Run a stage in a process of its own, again if it is killed; why that failed, or nothing."""
+    command = [sys.executable, "-P", "-m", "atomloom", stage, *options]
+    for attempt in range(retries + 1):
+        status, last = _run(command)
+        if status == 0:
+            return ""
+        if status > 0:
+            return last or f"ended with status {status}"
+        log(f"{stage} was killed by signal {-status}; attempt {attempt + 1}")
+    return f"was killed by signal {-status}, {retries + 1} times"
+
+
+def _progress(own: RunPaths, reach: int) -> Progress | None:
+    return read_progress(own.run, reach, own.config.training.last_epoch)
+
+
+def _run(command: Sequence[str]) -> tuple[int, str]:
+    """Exit status of a command, and the last line it said; it ends when this process does."""
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+    )
+    last = ""
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            last = line.strip() or last
+        return process.wait(), re.sub(r"^atomloom( \w+)?: ", "", last)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _result(number: int, repeat: Repeat, progress: Progress | None, metric: str | None) -> Result:
+    """Result of a run, as a sweep keeps it: if the run is stopped, with the min value so far."""
+    assert progress is not None
+    column = metric or ("val_mae" if "val_mae" in progress.history else "val_loss")
+    if column not in progress.history:
+        columns = ", ".join(name for name in progress.history if name.startswith("val_"))
+        raise AtomloomError(
+            f"the history has no column `{column}`",
+            where="sweep.metric",
+            todo=f"choose from {columns}",
+        )
+    curve = [value if math.isfinite(value) else None for value in progress.history[column]]
+    best = progress.best_epoch
+    known = [value for value in curve if value is not None]
+    value = curve[best - 1] if best is not None else min(known, default=None)
+    return Result(
+        number,
+        "stopped" if best is None else "finished",
+        epochs=len(curve),
+        value=value,
+        best_epoch=best if best is not None else _place(curve, value) + 1,
+        run=repeat.run,
+        curve=curve,
+    )
+
+
+def _place(curve: Sequence[float | None], value: float | None) -> int:
+    """First index of a value; -1 if there is none."""
+    return -1 if value is None else list(curve).index(value)
+
+
+def outcomes(paths: RunPaths, chosen: Sequence[int] | range) -> list[Outcome]:
+    """Each trial of some rounds, the results of the last rung that it came to, and its value there."""
+    sweep, epochs = sweep_of(paths), paths.config.training.epochs
+    found: dict[int, Outcome] = {}
+    repeats = len(sweep.repeats)
+    for round in chosen:
+        trials = {trial.number: trial for trial in read_round(round_file(paths.sweep, round))}
+        for rung in range(len(rungs(sweep, epochs))):
+            for number in range(width(sweep, len(trials), rung)):
+                results = [
+                    Result.read(result_file(paths.sweep, Slot(round, rung, number, repeat)))
+                    for repeat in range(repeats)
+                ]
+                value = score(results)
+                trial = trials[results[0].trial]
+                found[trial.number] = (trial, results, value if value < float("inf") else None)
+    return [found[number] for number in sorted(found)]
