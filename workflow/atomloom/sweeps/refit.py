@@ -56,7 +56,7 @@ def refits(
         point = {**trial.point, **values}
         own = config_of(base, point)
         point |= {"split.validation": False, "split.val_folds": None, "split.val_fold": 0}
-        point |= {"training.early_stopping": None}
+        point |= {"training.early_stopping": None, "training.continue_from": None}
         point |= {"training.stop_after": stop if stop < own.training.epochs else None}
         if own.training.scheduler == "plateau":
             point |= _same_steps(rates[median][:stop])
