@@ -49,7 +49,8 @@ class Project:
         """Lay out the workflow and `structures` cells with labels."""
         folder.mkdir(parents=True)
         shutil.copy(ROOT / "Snakefile", folder)
-        shutil.copytree(ROOT / "workflow" / "rules", folder / "workflow" / "rules")
+        for name in ("rules", "report"):
+            shutil.copytree(ROOT / "workflow" / name, folder / "workflow" / name)
         shutil.copy(ROOT / "workflow" / "Snakefile", folder / "workflow")
         for name in ("profiles", "envs"):
             shutil.copytree(ROOT / name, folder / name)

@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import time
+import zipfile
+from pathlib import Path
 
 import pytest
 import yaml
@@ -251,6 +253,26 @@ def test_the_report_that_stands_shows_the_run_that_is_configured(finished):
     report = (finished.folder / "results" / "tiny" / "report.html").read_text()
     (run,) = (finished.folder / "results" / "tiny" / "runs").iterdir()
     assert run.name in report
+
+
+def test_snakemakes_own_report_holds_the_results(finished, tmp_path):
+    finished.snakemake("--report", str(tmp_path / "whole.zip"))
+    results = finished.folder / "results" / "tiny"
+    with zipfile.ZipFile(tmp_path / "whole.zip") as archive:
+        held = {
+            Path(name).name: archive.read(name) for name in archive.namelist() if "/data/" in name
+        }
+        page = archive.read("whole/report.html").decode()
+    for path in (
+        results / "report.html",
+        *(next(results.glob(f"runs/*/{name}")) for name in ("metrics.json", "parity.png")),
+        next(results.glob("runs/*/history.csv")),
+        next(results.glob("split/*/quarantine.csv")),
+    ):
+        assert held[path.name] == path.read_bytes()
+    (run,) = (results / "runs").iterdir()
+    assert f"Errors of run {run.name} by target and split." in page
+    assert finished.jobs() == {}
 
 
 def test_each_row_of_the_readmes_table_of_changes_is_tested_here():

@@ -58,7 +58,12 @@ rule split:
     output:
         layout.results / "split" / "{dataset}" / "dataset.parquet",
         layout.results / "split" / "{dataset}" / "split.json",
-        layout.results / "split" / "{dataset}" / "quarantine.csv",
+        report(
+            layout.results / "split" / "{dataset}" / "quarantine.csv",
+            caption="../report/quarantine.rst",
+            category="Data",
+            labels={"result": "quarantine"},
+        ),
         layout.results / "split" / "{dataset}" / "spec.json",
     log:
         layout.logs / "split" / "{dataset}.log",

@@ -16,7 +16,12 @@ rule report:
         ancient(place("split", "quarantine.csv")),
         ancient(place("index", "index.json")),
     output:
-        layout.report,
+        report(
+            layout.report,
+            caption="../report/run.rst",
+            category="Run",
+            labels={"result": "report"},
+        ),
     log:
         layout.logs / "report.log",
     conda:

@@ -81,8 +81,18 @@ rule tabulate:
     output:
         SWEEPS / "{sweep}" / "sweep.json",
         SWEEPS / "{sweep}" / "sweep.parquet",
-        SWEEPS / "{sweep}" / "sweep.csv",
-        SWEEPS / "{sweep}" / "sweep.html",
+        report(
+            SWEEPS / "{sweep}" / "sweep.csv",
+            caption="../report/trials.rst",
+            category="Sweep",
+            labels={"result": "table of trials"},
+        ),
+        report(
+            SWEEPS / "{sweep}" / "sweep.html",
+            caption="../report/sweep.rst",
+            category="Sweep",
+            labels={"result": "figures and trials"},
+        ),
         SWEEPS / "{sweep}" / "best.yaml",
     log:
         layout.logs / "sweep" / "{sweep}.log",

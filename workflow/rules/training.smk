@@ -16,7 +16,12 @@ rule train:
     output:
         RUN / "run.json",
         RUN / "model.safetensors",
-        RUN / "history.csv",
+        report(
+            RUN / "history.csv",
+            caption="../report/history.rst",
+            category="Run",
+            labels={"result": "learning curve, table"},
+        ),
     log:
         layout.logs / "train" / "{run}.log",
     conda:
@@ -41,10 +46,20 @@ rule evaluate:
         index=ancient(place("index", "spec.json")),
         split=ancient(place("split", "spec.json")),
     output:
-        RUN / "metrics.json",
+        report(
+            RUN / "metrics.json",
+            caption="../report/metrics.rst",
+            category="Run",
+            labels={"result": "errors by split"},
+        ),
         RUN / "predictions.parquet",
         RUN / "predictions.csv",
-        RUN / "parity.png",
+        report(
+            RUN / "parity.png",
+            caption="../report/parity.rst",
+            category="Run",
+            labels={"result": "parity plot"},
+        ),
     log:
         layout.logs / "evaluate" / "{run}.log",
     conda:
