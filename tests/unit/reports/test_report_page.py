@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import tomllib
@@ -14,9 +16,10 @@ import pandas as pd
 import pytest
 
 from atomloom.errors import AtomloomError
-from atomloom.reports import html, write_report
+from atomloom.reports import figures, html, write_report
 from atomloom.reports.formats import NONE
-from atomloom.reports.html import formula_markup
+from atomloom.reports.page import formula_markup
+from atomloom.reports.tables import predictions_of
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 SIZE = 1_500_000
@@ -118,9 +121,12 @@ def test_the_summary_is_the_metrics_in_one_sentence(make_run):
     assert "MAE / MAD 3.6 %" in page.text
 
 
-def test_the_page_asks_nothing_of_the_network_and_runs_nothing(make_run):
+def test_the_page_asks_nothing_of_the_network_and_runs_its_own_script_alone(make_run):
     page, text = page_of(make_run())
-    assert "script" not in page.tags
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert len(scripts) == text.count("<script") == 1
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    assert re.findall(r"script-src ([^;]*);", text) == [f"'sha256-{digest}'"]
     assert all(a.startswith(("#", "data:")) or a == "quarantine.csv" for a in page.addresses)
     assert not re.search(r"url\((?!#)", text)
     assert "@import" not in text
@@ -136,6 +142,56 @@ def test_the_page_follows_light_and_dark_narrow_and_print(make_run):
     assert "@media print" in text
     declared = set(re.findall(r"(--[\w-]+):", text))
     assert set(re.findall(r"var\((--[\w-]+)\)", text)) <= declared
+
+
+def test_the_data_are_shown_before_any_error(make_run):
+    run = make_run(targets=("bulk", "poisson"), unit={"bulk": "GPa", "poisson": ""})
+    frame = pd.read_parquet(run.folder / "predictions.parquet")
+    frame.loc[frame["split"] == "val", "poisson"] = np.nan
+    xenon = frame.index[frame["split"] == "test"][0]
+    frame.loc[xenon, ["formula", "elements"]] = "XeF2", "F,Xe"
+    frame.to_parquet(run.folder / "predictions.parquet")
+    page, text = page_of(run)
+    before, _, after = page.text.partition(" Scores iComFormer on minerals:")
+    assert "MAE" in after
+    assert "MAE" not in before
+    assert "error" not in before
+    counts = frame["split"].value_counts()
+    assert f"400 labelled structures: {counts['train']} training, " in before
+    bulk = frame.loc[frame["split"] == "train", "bulk"]
+    assert (
+        f"bulk GPa training {counts['train']} 0 {bulk.mean():.3f} {bulk.std(ddof=0):.3f} "
+        f"{bulk.min():.3f} {bulk.median():.3f} {bulk.max():.3f}"
+    ).replace("-", "\N{MINUS SIGN}") in before
+    assert "poisson validation" not in before  # no label of it is known there
+    assert "Sizes of structures: 2 to 19 atoms" in before
+    assert "dashed: in no training structure" in before
+    with_ti = frame[frame["elements"].str.contains("Ti")]["split"].value_counts()
+    assert f"Ti {with_ti['train']} {with_ti['val']} {with_ti['test']} {with_ti.sum()}" in before
+    assert "Xe: structures: 0 training, 0 validation, 1 test" in text
+
+
+def test_labels_that_are_classes_are_counted_by_class(make_run):
+    run = make_run()
+    frame = pd.read_parquet(run.folder / "predictions.parquet")
+    frame["band_gap"] = (frame["band_gap"] > 0).astype(float)
+    found = predictions_of(frame, "band_gap")
+    figure, beyond = figures.label_figure(found)
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0", "1"]
+    assert beyond == 0
+    heights = sorted(bar.get_height() for bar in figure.axes[0].patches[:2])
+    shares = frame.loc[frame["split"] == "train", "band_gap"].value_counts(normalize=True)
+    assert heights == pytest.approx(sorted(100 * shares))
+
+
+def test_a_few_odd_labels_do_not_hide_the_rest(make_run):
+    run = make_run(count=2000)
+    frame = pd.read_parquet(run.folder / "predictions.parquet")
+    frame.loc[[0, 1], "band_gap"] = [1e6, -1e6]
+    figure, beyond = figures.label_figure(predictions_of(frame, "band_gap"))
+    assert beyond == 2
+    low, high = figure.axes[0].get_xlim()
+    assert -20 < low < high < 20
 
 
 def test_text_from_files_stays_text(make_run):
@@ -240,7 +296,7 @@ def test_nan_in_any_file_becomes_a_dash_and_a_remark(make_run):
     assert "2 predictions of band_gap are not finite numbers" in page.text
     assert "1 structure without a reference band_gap" in page.text
     assert f"validation 3 {NONE} {NONE} {NONE}" in page.text
-    assert "NaN" not in text
+    assert "NaN" not in text.partition("<script>")[0]
     assert "Learning rate;" not in page.text
 
 

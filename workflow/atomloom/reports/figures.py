@@ -43,6 +43,7 @@ from atomloom.reports.tables import (
     GraphStatistics,
     Predictions,
     StageTiming,
+    Structures,
     predictions_of,
 )
 from atomloom.store.files import write_atomically
@@ -54,6 +55,8 @@ VECTOR_POINTS = 2_000
 """Max number of points in a figure drawn as SVG elements that show their names under the pointer."""
 SCATTER_POINTS = 6_000
 """Max number of points in a parity plot; beyond it densities are shown, one panel per split."""
+CLASSES = 12
+"""Max number of different whole numbers among labels that are drawn as bars, one per number."""
 WIDTH, HEIGHT, SQUARE = 4.4, 3.1, 4.4  # inches; small, so that letters stay readable on a phone
 PIXELS_PER_INCH = 220
 LETTERS_AN_INCH = 14  # of an axis label, with room for ticks and title
@@ -182,6 +185,8 @@ def inline_svg(
     for attribute in ("width", "height", "version"):
         root.attrib.pop(attribute, None)
     root.attrib |= {"role": "img", "aria-label": alt}
+    if tips:
+        root.set("class", "named")  # points that the page's script names under the pointer
     ElementTree.register_namespace("", SVG)
     ElementTree.register_namespace("xlink", XLINK)
     return ElementTree.tostring(root, encoding="unicode")
@@ -237,6 +242,118 @@ def _drop_unused_ids(root: ElementTree.Element) -> None:
     for element in root.iter():
         if element.attrib.get("id") not in used:
             element.attrib.pop("id", None)
+
+
+# --- data -------------------------------------------------------------------------------------
+
+
+@style()
+def label_figure(predictions: Predictions) -> tuple[Figure, int]:
+    """Histogram of the labels, as shares of each split; bars where they are a few whole numbers.
+
+    Returns:
+        figure, and the number of labels beyond its ends, which are not shown.
+    """
+    values = predictions.reference
+    figure, axes = _figure()
+    distinct = np.unique(values)
+    whole = len(distinct) <= CLASSES and np.array_equal(distinct, np.round(distinct))
+    if whole:
+        _bars_by_split(axes, predictions, values, distinct)
+        axes.set_xticks(range(len(distinct)), [f"{v:.0f}".replace("-", MINUS) for v in distinct])
+    low, high = (values.min(), values.max()) if whole else _ends(values)
+    if not whole:
+        _stairs_by_split(axes, predictions, values, np.linspace(low, high, 41))
+        axes.set_xlim(low, high)
+    axes.set_xlabel(_label(f"reference {predictions.target}", predictions.unit, WIDTH))
+    axes.set_ylabel(f"{predictions.noun}s of the split (%)")
+    return figure, int(((values < low) | (values > high)).sum())
+
+
+@style()
+def size_figure(structures: Structures) -> Figure:
+    """Histogram of the numbers of atoms, as shares of each split."""
+    sizes = structures.n_atoms
+    least, most = float(np.nanmin(sizes)), float(np.nanmax(sizes))
+    figure, axes = _figure()
+    if most - least <= 60:
+        edges = np.arange(least - 0.5, most + 1.0)
+    elif most / least > 50:
+        edges = np.unique(np.round(np.geomspace(least, most + 1, 31))) - 0.5
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(_power))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        edges = np.linspace(least - 0.5, most + 0.5, 41)
+    _stairs_by_split(axes, structures, sizes, edges)
+    if axes.get_xscale() == "linear":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("atoms per structure")
+    axes.set_ylabel("structures of the split (%)")
+    return figure
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    """Ends of a histogram: all values, unless a few outliers would compress the rest."""
+    low, high = float(values.min()), float(values.max())
+    inner = np.quantile(values, [0.005, 0.995])
+    width = float(inner[1] - inner[0])
+    if width > 0:
+        low, high = max(low, inner[0] - 0.5 * width), min(high, inner[1] + 0.5 * width)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _stairs_by_split(
+    axes: Axes, divided: Predictions | Structures, values: np.ndarray, edges: np.ndarray
+) -> None:
+    """Histograms of all splits over the same bins, the training split filled."""
+    for split in divided.splits:
+        own = values[divided.split == split]
+        axes.stairs(
+            100 * np.histogram(own, edges)[0] / len(own),
+            edges,
+            fill=split == "train",
+            color=_colour(divided.named, split),
+            alpha=0.45 if split == "train" else 1.0,
+            linewidth=1.3,
+            label=_counted(split, len(own)),
+        )
+    axes.set_ylim(bottom=0)
+    _legend_above(axes)
+
+
+def _bars_by_split(
+    axes: Axes, divided: Predictions | Structures, values: np.ndarray, distinct: np.ndarray
+) -> None:
+    """Bars of all splits side by side, one group per value."""
+    width = 0.8 / len(divided.splits)
+    for place, split in enumerate(divided.splits):
+        own = values[divided.split == split]
+        axes.bar(
+            np.arange(len(distinct)) + (place - (len(divided.splits) - 1) / 2) * width,
+            [100 * float((own == value).mean()) for value in distinct],
+            width=0.92 * width,
+            color=_colour(divided.named, split),
+            label=_counted(split, len(own)),
+        )
+    _legend_above(axes)
+
+
+def _counted(split: str, count: int) -> str:
+    return f"{SPLIT_NAMES.get(split, split)} ({number(count)})"
+
+
+def _legend_above(axes: Axes) -> None:
+    """Legend above the axes: inside, it would hide what is drawn."""
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        frameon=False,
+        ncols=3,
+        handlelength=1.2,
+        columnspacing=1.2,
+        borderpad=0.1,
+    )
 
 
 # --- learning curve ---------------------------------------------------------------------------
@@ -441,7 +558,7 @@ def error_figure(predictions: Predictions) -> tuple[Figure, float, int]:
             shares,
             edges,
             fill=judged,
-            color=_colour(predictions, split),
+            color=_colour(predictions.named, split),
             alpha=0.55 if judged else 1.0,
             linewidth=1.2,
             label=SPLIT_NAMES.get(split, split),
@@ -459,10 +576,10 @@ def error_figure(predictions: Predictions) -> tuple[Figure, float, int]:
     return figure, reach, int((np.abs(errors) > reach).sum())
 
 
-def _colour(predictions: Predictions, split: str) -> str:
+def _colour(named: Sequence[str], split: str) -> str:
     if split in SPLIT_NAMES:
         return getattr(LIGHT, split)
-    return SET_COLOURS[predictions.named.index(split) % len(SET_COLOURS)]
+    return SET_COLOURS[named.index(split) % len(SET_COLOURS)]
 
 
 def _scatter(
@@ -478,7 +595,7 @@ def _scatter(
             predictions.predicted[rows],
             s=_SIZES.get(split, 15.0) * (1.0 if few else 0.4),
             marker=_MARKERS.get(split, "o"),
-            color=_colour(predictions, split),
+            color=_colour(predictions.named, split),
             alpha=0.55 if split == "train" else 0.8,
             linewidths=0,
             zorder=2 + order,
@@ -503,7 +620,7 @@ def _scatter(
 
 def _density(figure: Figure, axes: Axes, predictions: Predictions, split: str) -> None:
     rows = predictions.of(split)
-    colour = to_rgb(_colour(predictions, split))
+    colour = to_rgb(_colour(predictions.named, split))
     ramp = LinearSegmentedColormap.from_list(split, [(*colour, 0.16), (*colour, 1.0)])
     low, high = _limits(predictions)
     norm = LogNorm(vmin=1)

@@ -1,29 +1,27 @@
 """Assembly of the report: reads the files, decides what to say, fills the page.
 
-The page is one file without scripts or network requests. Missing parts are named where they would
+The page is one file that asks nothing of the network; its only script names points and sorts tables. Missing parts are named where they would
 be. All text from files reaches the page through autoescape; markup is made only here (formulas) and
 in `figures` (drawings).
 """
 
 from __future__ import annotations
 
-import os
-import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 from atomloom.reports import figures, formats, tables
 from atomloom.reports.figures import SPLIT_NAMES, Course
 from atomloom.reports.formats import NONE, number, plural, with_unit
+from atomloom.reports.overview import overview_of
+from atomloom.reports.page import Drawing, count_text, drawing, environment, error_text, link
 from atomloom.reports.tables import (
     POSITIONS,
     RELIABLE,
@@ -56,14 +54,6 @@ class Tile:
     value: str
     note: str = ""
     unit: str = ""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """Figure in the page."""
-
-    svg: Markup
-    caption: str
 
 
 @dataclass(frozen=True)
@@ -181,12 +171,15 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
     learning = _learning(card, history, course, targets)
     epoch_times = _epoch_times(history, course)
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             title=f"{card.model_name or 'a model'} on {_dataset_name(card)}",
+            subject=_subject(card, frame),
             summary=_summary(card, judged, predictions),
             meta=_meta(card),
+            overview=overview_of(frame, shown[:FIGURED_TARGETS], tables.test_sets(card)),
+            several=len(shown) > 1,
             tiles=_tiles(card, judged, predictions, course, groups),
             remarks=_remarks(card, scores, frame, targets, predictions, quarantine, history),
             scores=scores,
@@ -203,7 +196,7 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
             dataset=card.section("dataset"),
             quarantine=quarantine,
             quarantine_rows=QUARANTINE_ROWS,
-            quarantine_link=_link(paths.quarantine, folder),
+            quarantine_link=link(paths.quarantine, folder),
             graphs=graphs,
             graph_facts=_graph_facts(graphs),
             neighbors=_neighbors(graphs),
@@ -224,8 +217,6 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
             commit=card.text("code", "commit"),
             dirty=card.value("code", "dirty") is True,
             command=_command(card),
-            light=asdict(figures.LIGHT),
-            dark=asdict(figures.DARK),
             split_names=SPLIT_NAMES,
             reliable=RELIABLE,
         )
@@ -248,6 +239,15 @@ def _judged_scores(scores: tuple[Score, ...], targets: tuple[str, ...]) -> tuple
     return tuple(found)
 
 
+def _subject(card: RunCard, frame: pd.DataFrame) -> str:
+    """Sentence on the structures, and nothing on errors: those stand below the data."""
+    splits = tables.structures_of(frame, tables.test_sets(card)).splits
+    counts = {split: int((frame["split"] == split).sum()) for split in splits}
+    parts = [f"{number(n)} {SPLIT_NAMES.get(split, split)}" for split, n in counts.items()]
+    text = plural(sum(counts.values()), "labelled structure")
+    return f"{text}: {', '.join(parts)}" if len(parts) > 1 else text
+
+
 def _summary(
     card: RunCard, judged: tuple[Score, ...], predictions: Mapping[str, Predictions]
 ) -> str:
@@ -258,7 +258,7 @@ def _summary(
     parts = []
     for score in judged[:4]:
         name = f" of {score.target}" if len(judged) > 1 else ""
-        parts.append(f"{score.split} MAE{name} {_error(score.mae, score.unit)}")
+        parts.append(f"{score.split} MAE{name} {error_text(score.mae, score.unit)}")
     if len(judged) > 4:
         parts.append(f"and {len(judged) - 4} more targets")
     text = f"{head}: {', '.join(parts)}"
@@ -271,7 +271,7 @@ def _summary(
     if len(counts) == 1 and (count := counts.pop()) is not None:
         text += f" over {plural(count, 'structure')}"
     if len(judged) == 1 and judged[0].mad is not None:
-        text += f" (mean absolute deviation {_error(judged[0].mad, judged[0].unit)})"
+        text += f" (mean absolute deviation {error_text(judged[0].mad, judged[0].unit)})"
     return text
 
 
@@ -299,7 +299,7 @@ def _tiles(
     if len(judged) == 1:
         score = judged[0]
         if score.rmse is not None:
-            largest = _error(score.max_error, score.unit)
+            largest = error_text(score.max_error, score.unit)
             value, unit = formats.measured(score.rmse, score.unit)
             note = f"largest error {largest}" if score.max_error is not None else ""
             tiles.append(Tile(f"{score.split} RMSE", value, note, unit))
@@ -312,12 +312,12 @@ def _tiles(
     if (used := card.value("dataset", "used")) is not None:
         train = formats.finite(card.value("dataset", "train"))
         note = f"{number(int(train))} to train on" if train is not None else ""
-        tiles.append(Tile("structures", _count(used), note))
+        tiles.append(Tile("structures", count_text(used), note))
     if (parameters := card.value("model", "parameters")) is not None:
-        tiles.append(Tile("parameters", _count(parameters)))
+        tiles.append(Tile("parameters", count_text(parameters)))
     if (epochs := card.value("epochs_run")) is not None:
         note = f"best: {course.best:,.0f}" if course and course.best is not None else ""
-        tiles.append(Tile("epochs", _count(epochs), note))
+        tiles.append(Tile("epochs", count_text(epochs), note))
     if (seconds := card.value("seconds")) is not None:
         device = card.text("environment", "device")
         tiles.append(
@@ -446,14 +446,14 @@ def _facts(card: RunCard) -> list[tuple[str, str]]:
         ("data set", card.text("dataset", "name")),
         ("target", targets),
         ("model", card.model_name),
-        ("parameters", _count(card.value("model", "parameters"))),
+        ("parameters", count_text(card.value("model", "parameters"))),
         ("loss", training.get("loss")),
         ("optimiser", schedule),
         ("learning rate", formats.brief(training.get("learning_rate"))),
         ("precision", training.get("precision")),
         ("seed", training.get("seed")),
-        ("epochs run", _count(card.value("epochs_run"))),
-        ("best epoch", _count(card.value("best_epoch"))),
+        ("epochs run", count_text(card.value("epochs_run"))),
+        ("best epoch", count_text(card.value("best_epoch"))),
         ("continues", _parent(card)),
         ("started", formats.moment(card.value("started"))),
         ("finished", formats.moment(card.value("finished"))),
@@ -533,9 +533,9 @@ def _graph_facts(graphs: tables.GraphStatistics | None) -> list[tuple[str, str]]
     if graphs is None:
         return []
     rows = [
-        ("graphs", _count(graphs.structures)),
-        ("atoms", _count(graphs.atoms)),
-        ("edges", _count(graphs.edges)),
+        ("graphs", count_text(graphs.structures)),
+        ("atoms", count_text(graphs.atoms)),
+        ("edges", count_text(graphs.edges)),
         ("on disk", formats.byte_size(graphs.bytes)),
     ]
     if graphs.structures:
@@ -556,7 +556,7 @@ def _neighbors(graphs: tables.GraphStatistics | None) -> Drawing | None:
     figure = figures.neighbor_figure(graphs)
     least, most = graphs.neighbors[0][0], graphs.neighbors[-1][0]
     caption = f"Neighbours per atom in the graphs: {least} to {most}."
-    return _drawing(figure, "neighbors", caption)
+    return drawing(figure, "neighbors", caption)
 
 
 # --- learning ---------------------------------------------------------------------------------
@@ -592,7 +592,7 @@ def _learning(
             f"{SPLIT_NAMES[s]} {number(_last(values))}" for s, values in losses.items()
         )
         caption = f"Loss over training. At the end: {last}."
-        drawings.append(_drawing(figures.loss_figure(course, losses, label), "loss", caption))
+        drawings.append(drawing(figures.loss_figure(course, losses, label), "loss", caption))
     errors = {
         target: values
         for target in targets
@@ -605,14 +605,14 @@ def _learning(
     for place, unit in enumerate(dict.fromkeys(units.values())):
         group = {name: values for name, values in errors.items() if units[name] == unit}
         least = ", ".join(
-            f"{name} {_error(float(np.nanmin(values)), unit)}" for name, values in group.items()
+            f"{name} {error_text(float(np.nanmin(values)), unit)}" for name, values in group.items()
         )
         caption = f"Mean absolute error on the validation split. Lowest: {least}."
         figure = figures.validation_figure(course, group, unit)
-        drawings.append(_drawing(figure, f"validation-{place}", caption))
+        drawings.append(drawing(figure, f"validation-{place}", caption))
     if (rate := tables.numeric(history, "learning_rate")) is not None:
         caption = f"Learning rate; its peak is {formats.brief(float(np.nanmax(rate)))}."
-        drawings.append(_drawing(figures.learning_rate_figure(course, rate), "rate", caption))
+        drawings.append(drawing(figures.learning_rate_figure(course, rate), "rate", caption))
     return drawings
 
 
@@ -635,7 +635,7 @@ def _epoch_times(history: pd.DataFrame | None, course: Course | None) -> Drawing
     of_epochs = np.nan_to_num(np.sum(list(parts.values()), axis=0))
     if of_epochs.max() > figures.longest_shown(of_epochs):
         caption += f" The longest took {formats.duration(of_epochs.max())}, beyond the figure."
-    return _drawing(figures.epoch_time_figure(course, parts), "epoch-times", caption)
+    return drawing(figures.epoch_time_figure(course, parts), "epoch-times", caption)
 
 
 # --- predictions ------------------------------------------------------------------------------
@@ -653,13 +653,13 @@ def _target_part(place: int, predictions: Predictions, vector_points: int) -> Ta
         caption = f"Predicted against reference {predictions.target}, {what}."
         if any(tips.values()):
             caption += " Point at a structure to see its name."
-        parity.append(_drawing(figure, f"parity-{place}-{panel}", caption, tips))
+        parity.append(drawing(figure, f"parity-{place}-{panel}", caption, tips))
     figure, reach, beyond = figures.error_figure(predictions)
     bias = with_unit(
         formats.fixed(errors.mean(), formats.decimals_for(mae), sign=True), predictions.unit
     )
-    middle = _error(float(np.median(np.abs(errors))), predictions.unit)
-    tail = _error(float(np.quantile(np.abs(errors), 0.95)), predictions.unit)
+    middle = error_text(float(np.median(np.abs(errors))), predictions.unit)
+    tail = error_text(float(np.quantile(np.abs(errors), 0.95)), predictions.unit)
     caption = (
         f"Errors. On {SPLIT_NAMES.get(split, split)}: mean {bias}, half of them within {middle}, "
         f"95 % within {tail}."
@@ -681,7 +681,7 @@ def _target_part(place: int, predictions: Predictions, vector_points: int) -> Ta
         ),
         named=any(predictions.elements),
         parity=tuple(parity),
-        errors=_drawing(figure, f"errors-{place}", caption),
+        errors=drawing(figure, f"errors-{place}", caption),
         elements=_element_table(predictions, split),
         worst=tables.worst_predictions(predictions, split, WORST),
     )
@@ -700,7 +700,7 @@ def _element_table(predictions: Predictions, split: str) -> ElementTable | None:
         heat, tip = 0.0, f"{symbol}: in no {predictions.noun} of the split"
         if error is not None:
             heat = (error.mae - low) / (high - low) if high > low else 0.5
-            mae = _error(error.mae, predictions.unit)
+            mae = error_text(error.mae, predictions.unit)
             tip = f"{symbol}: MAE {mae} over {plural(error.count, predictions.noun)}"
         cells.append(ElementCell(symbol, row, column, error, min(1.0, max(0.0, heat)), tip))
     return ElementTable(
@@ -721,23 +721,10 @@ def _timing_figure(timings: tuple[tables.StageTiming, ...]) -> Drawing | None:
     total = sum(t.seconds for t in timings)
     jobs = sum(t.jobs for t in timings)
     caption = f"Time by stage: {formats.duration(total)} in {plural(jobs, 'job')}."
-    return _drawing(figures.stage_figure(timings), "stages", caption)
+    return drawing(figures.stage_figure(timings), "stages", caption)
 
 
 # --- shared -----------------------------------------------------------------------------------
-
-
-def formula_markup(formula: str) -> Markup:
-    """Formula with its numbers as subscripts: Na2Cl becomes Na<sub>2</sub>Cl."""
-    parts = re.split(r"(?<=[A-Za-z)\]])(\d+(?:\.\d+)?)", formula)
-    return Markup("").join(
-        Markup("<sub>{}</sub>").format(part) if place % 2 else escape(part)
-        for place, part in enumerate(parts)
-    )
-
-
-def _drawing(figure: Any, name: str, caption: str, tips: Any = None) -> Drawing:
-    return Drawing(Markup(figures.inline_svg(figure, name, caption, tips)), caption)
 
 
 def _optional_frame(path: Path | None, what: str, file: str) -> tuple[pd.DataFrame | None, str]:
@@ -748,55 +735,9 @@ def _optional_frame(path: Path | None, what: str, file: str) -> tuple[pd.DataFra
     return (frame, "") if len(frame) else (None, f"no {what}: {file} has no rows")
 
 
-def _link(path: Path | None, folder: Path) -> str:
-    if path is None:
-        return ""
-    try:
-        return Path(os.path.relpath(path, folder)).as_posix()
-    except ValueError:  # another drive on Windows
-        return path.as_posix()
-
-
-def _error(value: object, unit: str) -> str:
-    """Error with its unit."""
-    return with_unit(*formats.measured(value, unit))
-
-
 def _last(values: np.ndarray) -> float:
     return float(values[np.isfinite(values)][-1])
 
 
-def _count(value: Any) -> str:
-    found = formats.finite(value)
-    if found is None:
-        return NONE
-    return number(int(found)) if found.is_integer() else number(found)
-
-
 def _dataset_name(card: RunCard) -> str:
     return card.text("dataset", "name") or "an unnamed data set"
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": number,
-        "fixed": formats.fixed,
-        "count": _count,
-        "percent": formats.percent,
-        "duration": formats.duration,
-        "memory": lambda mebibytes: (
-            formats.byte_size((formats.finite(mebibytes) or 0) * 2**20)
-            if formats.finite(mebibytes) is not None
-            else NONE
-        ),
-        "unit": with_unit,
-        "formula": formula_markup,
-    }
-    return environment

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from atomloom.reports import figures
 from atomloom.reports.formats import NONE, number, plural
-from atomloom.reports.html import Drawing, _drawing, _environment
+from atomloom.reports.page import Drawing, drawing, environment
 from atomloom.store.files import write_atomically
 
 OWN = ("trial", "status", "value", "std", "runs", "epochs", "best_epoch", "run", "reason", "refit")
@@ -97,7 +97,7 @@ def write_sweep_page(page: SweepPage, folder: Path) -> None:
     for name, figure, _ in drawn:
         for ending in ("png", "svg"):
             _save(figure, folder / f"{name}.{ending}")
-    text = _page(page, ranked, [_drawing(figure, name, text) for name, figure, text in drawn])
+    text = _page(page, ranked, [drawing(figure, name, text) for name, figure, text in drawn])
     write_atomically(folder / "sweep.html", lambda path: path.write_text(text, encoding="utf-8"))
 
 
@@ -234,7 +234,7 @@ def _page(page: SweepPage, ranked: pd.DataFrame, drawings: Sequence[Drawing]) ->
         f"{plural(trained, 'epoch')} in all{share}."
     )
     return (
-        _environment()
+        environment()
         .get_template("sweep.html.j2")
         .render(
             title=page.title,

@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,8 @@ class Predictions:
     """Meaning of a row: a structure, a component of a property with several numbers, or the value of an atom."""
     of_atoms: bool = False
     """Whether a row belongs to one atom, whose element is the only one in `elements`."""
+    missing: Mapping[str, int] = field(default_factory=dict)
+    """Number of rows left out because they have no finite reference, by split."""
     group: np.ndarray | None = None
     """[N] independent units: the groups that the split kept together, or structures of which a row is a
     part; None if each row is independent."""
@@ -196,6 +198,29 @@ class Predictions:
     def splits(self) -> tuple[str, ...]:
         """Splits that have rows, training first."""
         return tuple(split for split in (*SPLITS, *self.named) if self.of(split).any())
+
+
+@dataclass(frozen=True, eq=False)
+class Structures:
+    """Structures of all predictions, whether a target is known or not. S is their number."""
+
+    id: np.ndarray
+    """[S] str."""
+    split: np.ndarray
+    """[S] str."""
+    formula: np.ndarray
+    """[S] str, empty where unknown."""
+    elements: tuple[tuple[str, ...], ...]
+    """S tuples of different element symbols."""
+    n_atoms: np.ndarray
+    """[S] float64, NaN where unknown."""
+    named: tuple[str, ...] = ()
+    """Names of further test sets."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits that have rows, training first."""
+        return tuple(s for s in (*SPLITS, *self.named) if (self.split == s).any())
 
 
 @dataclass(frozen=True)
@@ -436,15 +461,27 @@ def predictions_of(
         split=_texts(rows, "split"),
         formula=formula,
         elements=_elements(rows, formula),
-        n_atoms=(
-            pd.to_numeric(rows["n_atoms"], errors="coerce").to_numpy(np.float64)
-            if "n_atoms" in rows
-            else np.full(len(rows), np.nan)
-        ),
+        n_atoms=_sizes(rows),
         reference=reference[complete],
         predicted=predicted[complete],
         unlabelled=int((~np.isfinite(reference)).sum()),
+        missing=known["split"][~np.isfinite(reference)].value_counts().to_dict(),
         failed=int((np.isfinite(reference) & ~np.isfinite(predicted)).sum()),
+        named=tuple(named),
+    )
+
+
+def structures_of(frame: pd.DataFrame, named: Sequence[str] = ()) -> Structures:
+    """Structures of the predictions, one per row; `named` as for `predictions_of`, other rows are left out."""
+    splits = (*SPLITS, *named)
+    known = frame[frame["split"].isin(splits)] if "split" in frame else frame.iloc[:0]
+    formula = _texts(known, "formula")
+    return Structures(
+        id=_texts(known, "id"),
+        split=_texts(known, "split"),
+        formula=formula,
+        elements=_elements(known, formula),
+        n_atoms=_sizes(known),
         named=tuple(named),
     )
 
@@ -608,6 +645,13 @@ def _elements(frame: pd.DataFrame, formula: np.ndarray) -> tuple[tuple[str, ...]
             names = symbols_in(text)
         found.append(tuple(dict.fromkeys(str(name).strip() for name in names if str(name).strip())))
     return tuple(found)
+
+
+def _sizes(frame: pd.DataFrame) -> np.ndarray:
+    """[rows] float64 numbers of atoms, NaN where unknown."""
+    if "n_atoms" not in frame:
+        return np.full(len(frame), np.nan)
+    return pd.to_numeric(frame["n_atoms"], errors="coerce").to_numpy(np.float64)
 
 
 def _texts(frame: pd.DataFrame, column: str) -> np.ndarray:
