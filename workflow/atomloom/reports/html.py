@@ -467,7 +467,7 @@ def _facts(card: RunCard) -> list[tuple[str, str]]:
 
 def _parent(card: RunCard) -> str:
     """Run that this one continues, and after how many epochs; empty without."""
-    run, epochs = card.text("parent", "run"), _count(card.value("parent", "epochs"))
+    run, epochs = card.text("parent", "run"), count_text(card.value("parent", "epochs"))
     return f"run {run} after {epochs} epochs" if run else ""
 
 

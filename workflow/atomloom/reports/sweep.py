@@ -6,7 +6,7 @@ Knows its table and its curves, nothing of how trials were chosen or run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -247,8 +247,6 @@ def _page(page: SweepPage, ranked: pd.DataFrame, drawings: Sequence[Drawing]) ->
             drawings=drawings,
             facts=page.facts,
             refit=page.refit,
-            light=asdict(figures.LIGHT),
-            dark=asdict(figures.DARK),
         )
     )
 
