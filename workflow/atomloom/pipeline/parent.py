@@ -7,13 +7,14 @@ they are, give equal keys. The state itself is read by training (`atomloom.train
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from atomloom.errors import AtomloomError, again
 from atomloom.store.files import file_digest, read_json
+from atomloom.store.keys import flat
 
 WHERE = "training.continue_from"
 MAY_DIFFER = ("epochs", "early_stopping")
@@ -44,11 +45,9 @@ class Parent:
 
     def require_continued_by(self, spec: Mapping[str, Any], epochs: int) -> None:
         """Raise AtomloomError if a run of this spec and number of epochs does not continue this one."""
-        differing = [
-            name
-            for name in _differences(self.spec, spec)
-            if name not in {"parent", *(f"training.{key}" for key in MAY_DIFFER)}
-        ]
+        own, wanted = flat(self.spec), flat(spec)
+        free = {"parent", *(f"training.{key}" for key in MAY_DIFFER)}
+        differing = sorted(n for n in {**own, **wanted} if own.get(n) != wanted.get(n) and n not in free)
         if differing:
             raise AtomloomError(
                 f"only epochs can be added to a run, but {', '.join(differing)} "
@@ -103,13 +102,3 @@ def find_parent(named: str, runs: Path) -> Parent:
         content["result"]["epochs_run"],
         read_json(folder / "spec.json"),
     )
-
-
-def _differences(one: Any, other: Any, name: str = "") -> Iterator[str]:
-    """Names, such as `training.seed`, under which two specs differ."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        for key in sorted({*one, *other}):
-            inner = f"{name}.{key}" if name else key
-            yield from _differences(one.get(key), other.get(key), inner)
-    elif one != other:
-        yield name

@@ -55,6 +55,17 @@ def canonical(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no canonical form")
 
 
+def flat(content: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """Values of nested mappings by dotted name, such as `training.batch.structures`."""
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{place}{name}.")
+        else:
+            found[f"{place}{name}"] = value
+    return found
+
+
 def canonical_json(value: Any) -> str:
     """Compact JSON of `canonical(value)`; equal specs give equal text."""
     return json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)

@@ -1,0 +1,414 @@
+"""`atomloom diff`: two runs, and what differs in config, data, code, environment and results.
+
+Results are compared number by number, weights tensor by tensor. `atomloom reproduce` uses the same comparison
+to say how close a run came to its repetition.
+
+Differences of weights are relative to the largest weight of a tensor, those of errors and predictions to
+the larger of two numbers, or the largest of a column.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from atomloom.errors import AtomloomError
+from atomloom.inference.model_file import weights_digest
+from atomloom.pipeline.evidence import Evidence
+from atomloom.pipeline.run_card import HISTORY
+from atomloom.pipeline.runs import changes_nothing, default_of
+from atomloom.reports.formats import number, plural
+from atomloom.store.keys import canonical, flat
+from atomloom.store.parquet import read_table
+
+MODEL = "model.safetensors"
+SHOWN = 5
+"""Number of tensors and of errors that are listed, those that differ most first."""
+TOLD = 24
+"""Characters of a digest or another long value that are shown."""
+NOTHING = "-"
+TIMES = ("seconds", "started", "finished")
+"""Entries of a card that differ between any two runs."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Value that differs between two runs."""
+
+    name: str
+    one: Any
+    """Value of the first; None where it has none."""
+    other: Any
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Comparison of results of one kind."""
+
+    kind: str
+    """`weights`, `errors` or `predictions`."""
+    count: int
+    """Number of tensors, numbers or columns compared; 0 if only digests could be."""
+    worst: float | None
+    """Max relative difference: 0 if equal to the bit, infinite if not comparable; None if not known."""
+    changes: tuple[Change, ...] = ()
+    """Those that differ, worst first."""
+    note: str = ""
+
+    @property
+    def equal(self) -> bool:
+        """Whether they are equal to the bit."""
+        return self.worst == 0.0
+
+    @property
+    def text(self) -> str:
+        """Line for people."""
+        many = {"weights": "tensor", "errors": "number", "predictions": "column"}[self.kind]
+        of = f" ({plural(self.count, many)})" if self.count else ""
+        if self.equal:
+            return f"{self.kind}: equal to the bit{of}"
+        if self.worst is None:
+            return f"{self.kind}: differ, how far is not known: {self.note}"
+        if math.isinf(self.worst):
+            return f"{self.kind}: cannot be compared: {self.note}"
+        return (
+            f"{self.kind}: {len(self.changes):,} of {plural(self.count, many)} differ, by up to "
+            f"{number(self.worst)} of their size{f'; {self.note}' if self.note else ''}"
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs compared."""
+
+    config: list[Change] = field(default_factory=list)
+    data: list[Change] = field(default_factory=list)
+    code: list[Change] = field(default_factory=list)
+    environment: list[Change] = field(default_factory=list)
+    results: list[Change] = field(default_factory=list)
+    agreements: list[Agreement] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Content as JSON values."""
+        sections = ("config", "data", "code", "environment", "results")
+        found: dict[str, Any] = {
+            section: {item.name: [item.one, item.other] for item in getattr(self, section)}
+            for section in sections
+        }
+        found["comparison"] = {
+            item.kind: {
+                "equal": item.equal,
+                "compared": item.count,
+                "max_difference": item.worst if item.worst is None or math.isfinite(item.worst) else None,
+                "where": {change.name: [change.one, change.other] for change in item.changes[:SHOWN]},
+                "note": item.note,
+            }
+            for item in self.agreements
+        }
+        return found
+
+    def lines(self, one: str, other: str) -> Iterator[str]:
+        """Text for people, one section after another."""
+        yield f"a: {one}"
+        yield f"b: {other}"
+        for section in ("config", "data", "code", "environment", "results"):
+            changes: list[Change] = getattr(self, section)
+            yield ""
+            yield f"{section}{'' if changes else ': no difference'}"
+            yield from table_of(changes)
+        for agreement in self.agreements:
+            yield f"  {agreement.text}"
+            yield from table_of(agreement.changes[:SHOWN], indent=4)
+
+
+def table_of(changes: Sequence[Change], indent: int = 2) -> Iterator[str]:
+    """Lines of a table of what differs."""
+    rows = [(item.name, shown(item.one), shown(item.other), item.note) for item in changes]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        yield " " * indent + "  ".join([*cells, row[3]]).rstrip()
+
+
+def shown(value: Any) -> str:
+    """Value as text of bounded length."""
+    if value is None:
+        return NOTHING
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)
+    return text if len(text) <= 2 * TOLD else f"{text[:TOLD]}..."
+
+
+# --- two runs ---
+
+
+def compare_runs(one: Evidence, other: Evidence) -> Comparison:
+    """Compare two runs by their cards and by the files that there are."""
+    return Comparison(
+        config=config_changes(one, other),
+        data=data_changes(one, other),
+        code=_changes(one.section("code"), other.section("code")),
+        environment=environment_changes(one, other),
+        results=_result_changes(one, other),
+        agreements=compare_results(one, other),
+    )
+
+
+def config_changes(one: Evidence, other: Evidence) -> list[Change]:
+    """Fields of the config that differ; what only one version has counts with its default."""
+    first, second = flat(one.section("config")), flat(other.section("config"))
+    found = []
+    for name in dict.fromkeys([*first, *second]):
+        values = first.get(name, default_of(name)), second.get(name, default_of(name))
+        if _plain(values[0]) != _plain(values[1]):
+            found.append(Change(name, *values, "(in no key)" if changes_nothing(name) else ""))
+    return found
+
+
+def data_changes(one: Evidence, other: Evidence) -> list[Change]:
+    """Keys, digests and counts of the data that differ, and the raw files that do."""
+    sides = []
+    for run in (one, other):
+        data = {name: value for name, value in run.section("data").items() if name != "index"}
+        lists = {name: data.pop(name, {}) for name in ("files", "tables")}
+        counts = flat({"dataset": run.section("dataset")})
+        keys = {f"{name} key": run.section("keys").get(name) for name in ("dataset", "graph", "index")}
+        digests = {f"raw {name}": lists[name].get("digest") for name in lists}
+        sides.append((keys | counts | data | digests, lists))
+    (first, lists), (second, others) = sides
+    if not (one.section("data") and other.section("data")):
+        first, second = ({k: v for k, v in side.items() if k in first.keys() & second.keys()} for side in (first, second))
+    found = _changes(first, second)
+    for name in ("files", "tables"):
+        found += _file_changes(lists[name].get("listed", []), others[name].get("listed", []))
+    return found
+
+
+def _file_changes(one: Sequence[Any], other: Sequence[Any]) -> list[Change]:
+    """Raw files whose content differs, or that only one run has, by the ends of their paths."""
+    first, second = ({Path(path).name: digest for path, digest in side} for side in (one, other))
+    names = [name for name in {**first, **second} if first.get(name) != second.get(name)]
+    return [Change(f"raw file {name}", first.get(name), second.get(name)) for name in names]
+
+
+def environment_changes(one: Evidence, other: Evidence) -> list[Change]:
+    """Versions, machine, device and threads that differ; what one card does not record is left out."""
+    first, second = one.section("environment"), other.section("environment")
+    recorded = _both_record(one, other)
+    names = [name for name in {**first, **second} if recorded or {name} <= first.keys() & second.keys()]
+    found = _changes({n: first.get(n) for n in names}, {n: second.get(n) for n in names})
+    placed = [_placement(run) for run in (one, other)]
+    if placed[0] != placed[1]:
+        found.append(Change("graphs held", *placed))
+    return found
+
+
+def _both_record(one: Evidence, other: Evidence) -> bool:
+    """Whether both cards record all that a card records today."""
+    return bool(one.section("data") and other.section("data"))
+
+
+def _placement(run: Evidence) -> str:
+    """Place of the graphs in training, on which the order of batches depends."""
+    window = run.section("loader").get("window")
+    return "in memory" if window is None else f"on disk, windows of {window:,} bytes"
+
+
+def _result_changes(one: Evidence, other: Evidence) -> list[Change]:
+    names = ("epochs_run", "best_epoch", "seconds")
+    first, second = ({name: run.card.get(name) for name in names} for run in (one, other))
+    first["parameters"], second["parameters"] = (
+        run.section("model").get("parameters") for run in (one, other)
+    )
+    found = _changes(first, second)
+    errors = [flat(run.metrics or {}) for run in (one, other)]
+    for name in {**errors[0], **errors[1]}:
+        if name.endswith(".mae") or name.endswith(".accuracy"):
+            values = errors[0].get(name), errors[1].get(name)
+            if values[0] != values[1]:
+                found.append(Change(name, *values, _percent(*values)))
+    return found
+
+
+def _percent(one: Any, other: Any) -> str:
+    if not (_is_number(one) and _is_number(other) and one):
+        return ""
+    return f"({100 * (other - one) / abs(one):+.3g} %)"
+
+
+def _changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Change]:
+    names = [name for name in {**one, **other} if name not in TIMES or name == "seconds"]
+    return [
+        Change(name, one.get(name), other.get(name))
+        for name in names
+        if _plain(one.get(name)) != _plain(other.get(name))
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """Value such that 8 equals 8.0, whatever it is."""
+    try:
+        return canonical(value)
+    except TypeError:
+        return repr(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+# --- results ---
+
+
+def compare_results(one: Evidence, other: Evidence) -> list[Agreement]:
+    """Compare weights, errors and predictions, as far as both runs have them."""
+    found = [_weights(one, other), _errors(one, other), _predictions(one, other)]
+    return [item for item in found if item is not None]
+
+
+def _recorded(one: Evidence, other: Evidence, name: str) -> tuple[Any, Any]:
+    return one.section("results").get(name), other.section("results").get(name)
+
+
+def _by_digest(kind: str, pair: tuple[Any, Any], missing: str) -> Agreement | None:
+    """Agreement as two digests tell; None where one is missing."""
+    if None in pair:
+        return None
+    if pair[0] == pair[1]:
+        return Agreement(kind, 0, 0.0)
+    return Agreement(kind, 0, None, note=missing)
+
+
+def _weights(one: Evidence, other: Evidence) -> Agreement | None:
+    """Compare the weights, tensor by tensor where both model files are there."""
+    tensors = [_tensors(run) for run in (one, other)]
+    digests = [
+        run.section("results").get("weights") if own is None else weights_digest(own)
+        for run, own in zip((one, other), tensors, strict=True)
+    ]
+    first, second = tensors
+    if first is None or second is None:
+        return _by_digest("weights", (digests[0], digests[1]), f"one run has no {MODEL}")
+    if first.keys() != second.keys() or any(first[n].shape != second[n].shape for n in first):
+        return Agreement("weights", len(first), math.inf, note="the networks differ")
+    changes = []
+    for name, tensor in first.items():
+        if tensor.dtype == second[name].dtype and torch.equal(tensor, second[name]):
+            continue
+        a, b = tensor.double(), second[name].double()
+        size = float(a.abs().max())
+        difference = float((a - b).abs().max()) / size if size else math.inf
+        changes.append((difference, Change(name, None, None, f"by {number(difference)} of {number(size)}")))
+    changes.sort(key=lambda item: -item[0])
+    worst = changes[0][0] if changes else 0.0
+    told = _first_epoch(one, other) if changes else ""
+    return Agreement("weights", len(first), worst, tuple(c for _, c in changes), told)
+
+
+def _tensors(run: Evidence) -> dict[str, torch.Tensor] | None:
+    """Tensors of the model file, whatever model it is of; None where it is missing."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = run.file(MODEL)
+    if path is None:
+        return None
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise AtomloomError(f"cannot be read: {error}", where=path) from None
+
+
+def _first_epoch(one: Evidence, other: Evidence) -> str:
+    """First epoch at which the histories differ, in words."""
+    rows = [_history(run) for run in (one, other)]
+    if rows[0] is None or rows[1] is None:
+        return ""
+    for epoch, (first, second) in enumerate(zip(*rows, strict=False), start=1):
+        if first != second:
+            return f"the histories differ from epoch {epoch} on"
+    return "the histories agree" if len(rows[0]) == len(rows[1]) else "one history is longer"
+
+
+def _history(run: Evidence) -> list[dict[str, str]] | None:
+    path = run.file(HISTORY)
+    if path is None:
+        return None
+    with open(path, newline="", errors="replace") as file:
+        return [
+            {name: value for name, value in row.items() if not str(name).endswith("seconds")}
+            for row in csv.DictReader(file)
+        ]
+
+
+def _errors(one: Evidence, other: Evidence) -> Agreement | None:
+    """Compare the numbers of `metrics.json`."""
+    pair = one.metrics, other.metrics
+    if pair[0] is None or pair[1] is None:
+        return _by_digest("errors", _recorded(one, other, "metrics.json"), "one run has no metrics.json")
+    first, second = flat(pair[0]), flat(pair[1])
+    names = [name for name in {**first, **second} if _is_number(first.get(name, second.get(name)))]
+    changes = []
+    for name in names:
+        a, b = first.get(name), second.get(name)
+        if a == b:
+            continue
+        difference = math.inf
+        if _is_number(a) and _is_number(b):
+            assert a is not None and b is not None
+            difference = abs(a - b) / max(abs(a), abs(b))
+        changes.append((difference, Change(name, a, b, f"by {number(difference)}")))
+    changes.sort(key=lambda item: -item[0])
+    worst = changes[0][0] if changes else 0.0
+    note = "one has numbers that the other has not" if math.isinf(worst) else ""
+    return Agreement("errors", len(names), worst, tuple(change for _, change in changes), note)
+
+
+def _predictions(one: Evidence, other: Evidence) -> Agreement | None:
+    """Compare the predicted columns of `predictions.parquet`, structure by structure."""
+    name = "predictions.parquet"
+    recorded = _recorded(one, other, name)
+    if None not in recorded and recorded[0] == recorded[1]:
+        return Agreement("predictions", 0, 0.0)
+    paths = one.file(name), other.file(name)
+    if paths[0] is None or paths[1] is None:
+        return _by_digest("predictions", recorded, f"one run has no {name}")
+    first, second = (read_table(path, todo="") for path in paths if path is not None)
+    if len(first) != len(second) or not _same(first, second, "id"):
+        return Agreement("predictions", 0, math.inf, note="they are of other structures")
+    columns = [c for c in first if c in second and _is_prediction(first, c)]
+    changes = []
+    for column in columns:
+        a, b = (frame[column].to_numpy(np.float64) for frame in (first, second))
+        if np.array_equal(a, b, equal_nan=True):
+            continue
+        apart = np.abs(a - b)
+        size = float(np.nanmax(np.abs(a))) or 1.0
+        row = int(np.nanargmax(apart))
+        difference = float(apart[row]) / size
+        where = f"{column} of {first['id'][row]}"
+        changes.append((difference, Change(where, float(a[row]), float(b[row]), f"by {number(difference)}")))
+    changes.sort(key=lambda item: -item[0])
+    worst = changes[0][0] if changes else 0.0
+    return Agreement("predictions", len(columns), worst, tuple(change for _, change in changes))
+
+
+def _same(one: pd.DataFrame, other: pd.DataFrame, column: str) -> bool:
+    return column in one and column in other and one[column].equals(other[column])
+
+
+def _is_prediction(frame: pd.DataFrame, column: str) -> bool:
+    """Whether a column holds predictions: `NAME_predicted`, or the probability of a class."""
+    return str(column).endswith("_predicted") or (
+        str(column).rpartition("_p")[2].isdigit() and pd.api.types.is_float_dtype(frame[column])
+    )
