@@ -163,7 +163,7 @@ def run_pipeline(config: Config, log: Log = print) -> Run:
         if config.training.devices == 1:
             STAGES["train"].run(paths, log)
         else:
-            _train_in_processes(paths.layout, log)
+            train_in_processes(paths.layout, log)
     if not STAGES["evaluate"].done(paths):
         STAGES["evaluate"].run(paths, log)
     relabel_run(paths, log)
@@ -196,7 +196,7 @@ def _plan(layout: Layout, log: Log) -> Plan:
     return make_plan(layout, log)
 
 
-def _train_in_processes(layout: Layout, log: Log) -> None:
+def train_in_processes(layout: Layout, log: Log) -> None:
     """Train by the command, since several processes are started by starting the same command again."""
     path = layout.merged_config
     write_text(path, dump_config(layout.config))

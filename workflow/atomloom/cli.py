@@ -234,6 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_export(commands)
     _add_runs(commands)
+    _add_provenance(commands)
 
     sub = commands.add_parser("inspect", help="show what is in a shard, an index or raw files")
     sub.add_argument("path", type=Path, help="a shard, a folder of graphs, an index or raw files")
@@ -365,6 +366,59 @@ def _add_export(commands: Commands) -> None:
     _add_trust(sub)
     sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
     sub.set_defaults(run=_export, log=None)
+
+
+RUN_HELP = "a run's folder, card or archive, or its short name or key"
+
+
+def _add_provenance(commands: Commands) -> None:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], None], text: str, *runs: str
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        for each in runs:
+            sub.add_argument(each, metavar=each.upper(), help=RUN_HELP)
+        sub.add_argument(
+            "--results",
+            type=Path,
+            default=Path("results"),
+            metavar="FOLDER",
+            help="where names and keys are looked for (results)",
+        )
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        sub.set_defaults(run=run, log=None)
+        return sub
+
+    text = "train a run again from its card, and say how close it comes"
+    sub = command("reproduce", _reproduce, text, "run_name")
+    sub.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="of the repetition (reproduced/KEY)"
+    )
+    sub.add_argument(
+        "--from-raw",
+        action="store_true",
+        help="make everything anew from the raw files, in a store of its own",
+    )
+    sub.add_argument(
+        "--config",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="config that says where the data are here",
+    )
+    sub.add_argument(
+        "--threads", type=_few, metavar="N", help="CPU threads (as many as the run had)"
+    )
+    _add_trust(sub)
+    sub.add_argument("--json", action="store_true", help="the verdict as JSON")
+    text = "what differs between two runs: config, data, code, environment, results"
+    sub = command("diff", _diff, text, "a", "b")
+    sub.add_argument("--json", action="store_true", help="as JSON")
+    text = "pack a run as one archive: card, config, model, results, report, digests of its inputs"
+    sub = command("export-run", _export_run, text, "run_name")
+    sub.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="the archive (DATASET-KEY.zip)"
+    )
 
 
 def _add_runs(commands: Commands) -> None:
@@ -585,6 +639,50 @@ def _runs(options: argparse.Namespace) -> None:
         terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
         width = shutil.get_terminal_size().columns if terminal else None
         print(shown(list(as_text(request, width)), encoding))
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    import json
+
+    from atomloom.commands.reproduce import Request, reproduce_run
+
+    request = Request(
+        run=options.run_name,
+        output=options.output,
+        results=options.results,
+        from_raw=options.from_raw,
+        config=options.config,
+        threads=options.threads,
+        trust=options.trust,
+    )
+    verdict = reproduce_run(request, _log_to(options))
+    if options.json:
+        print(json.dumps(verdict.to_dict(), indent=1))
+    else:
+        print("\n".join(verdict.lines()))
+    if not verdict.success:
+        raise AtomloomError(f"was not reproduced: {verdict.outcome}", where=options.run_name)
+
+
+def _diff(options: argparse.Namespace) -> None:
+    import json
+
+    from atomloom.commands.compare import compare_runs
+    from atomloom.pipeline.evidence import opened
+
+    with opened(options.a, options.results) as one, opened(options.b, options.results) as other:
+        comparison = compare_runs(one, other)
+    if options.json:
+        print(json.dumps(comparison.to_dict(), indent=1))
+    else:
+        print("\n".join(comparison.lines(options.a, options.b)))
+
+
+def _export_run(options: argparse.Namespace) -> None:
+    from atomloom.commands.export_run import export_run
+
+    path = export_run(options.run_name, options.output, options.results, _log_to(options))
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
 def _inspect(options: argparse.Namespace) -> None:

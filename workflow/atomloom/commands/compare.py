@@ -108,8 +108,12 @@ class Comparison:
             item.kind: {
                 "equal": item.equal,
                 "compared": item.count,
-                "max_difference": item.worst if item.worst is None or math.isfinite(item.worst) else None,
-                "where": {change.name: [change.one, change.other] for change in item.changes[:SHOWN]},
+                "max_difference": item.worst
+                if item.worst is None or math.isfinite(item.worst)
+                else None,
+                "where": {
+                    change.name: [change.one, change.other] for change in item.changes[:SHOWN]
+                },
                 "note": item.note,
             }
             for item in self.agreements
@@ -182,14 +186,19 @@ def data_changes(one: Evidence, other: Evidence) -> list[Change]:
         data = {name: value for name, value in run.section("data").items() if name != "index"}
         lists = {name: data.pop(name, {}) for name in ("files", "tables")}
         counts = flat({"dataset": run.section("dataset")})
-        keys = {f"{name} key": run.section("keys").get(name) for name in ("dataset", "graph", "index")}
+        keys = {
+            f"{name} key": run.section("keys").get(name) for name in ("dataset", "graph", "index")
+        }
         digests = {f"raw {name}": lists[name].get("digest") for name in lists}
         sides.append((keys | counts | data | digests, lists))
     (first, lists), (second, others) = sides
-    if not (one.section("data") and other.section("data")):
-        first, second = ({k: v for k, v in side.items() if k in first.keys() & second.keys()} for side in (first, second))
+    if not _both_record(one, other):
+        known = {
+            name for name in {**first, **second} if None not in (first.get(name), second.get(name))
+        }
+        first, second = ({n: v for n, v in side.items() if n in known} for side in (first, second))
     found = _changes(first, second)
-    for name in ("files", "tables"):
+    for name in ("files", "tables") if _both_record(one, other) else ():
         found += _file_changes(lists[name].get("listed", []), others[name].get("listed", []))
     return found
 
@@ -205,7 +214,9 @@ def environment_changes(one: Evidence, other: Evidence) -> list[Change]:
     """Versions, machine, device and threads that differ; what one card does not record is left out."""
     first, second = one.section("environment"), other.section("environment")
     recorded = _both_record(one, other)
-    names = [name for name in {**first, **second} if recorded or {name} <= first.keys() & second.keys()]
+    names = [
+        name for name in {**first, **second} if recorded or {name} <= first.keys() & second.keys()
+    ]
     found = _changes({n: first.get(n) for n in names}, {n: second.get(n) for n in names})
     placed = [_placement(run) for run in (one, other)]
     if placed[0] != placed[1]:
@@ -306,9 +317,11 @@ def _weights(one: Evidence, other: Evidence) -> Agreement | None:
         if tensor.dtype == second[name].dtype and torch.equal(tensor, second[name]):
             continue
         a, b = tensor.double(), second[name].double()
-        size = float(a.abs().max())
-        difference = float((a - b).abs().max()) / size if size else math.inf
-        changes.append((difference, Change(name, None, None, f"by {number(difference)} of {number(size)}")))
+        size = float(torch.maximum(a.abs(), b.abs()).max())
+        difference = float((a - b).abs().max()) / size if size else 0.0
+        changes.append(
+            (difference, Change(name, None, None, f"by {number(difference)} of {number(size)}"))
+        )
     changes.sort(key=lambda item: -item[0])
     worst = changes[0][0] if changes else 0.0
     told = _first_epoch(one, other) if changes else ""
@@ -355,7 +368,9 @@ def _errors(one: Evidence, other: Evidence) -> Agreement | None:
     """Compare the numbers of `metrics.json`."""
     pair = one.metrics, other.metrics
     if pair[0] is None or pair[1] is None:
-        return _by_digest("errors", _recorded(one, other, "metrics.json"), "one run has no metrics.json")
+        return _by_digest(
+            "errors", _recorded(one, other, "metrics.json"), "one run has no metrics.json"
+        )
     first, second = flat(pair[0]), flat(pair[1])
     names = [name for name in {**first, **second} if _is_number(first.get(name, second.get(name)))]
     changes = []
@@ -364,8 +379,7 @@ def _errors(one: Evidence, other: Evidence) -> Agreement | None:
         if a == b:
             continue
         difference = math.inf
-        if _is_number(a) and _is_number(b):
-            assert a is not None and b is not None
+        if isinstance(a, (int, float)) and isinstance(b, (int, float)):
             difference = abs(a - b) / max(abs(a), abs(b))
         changes.append((difference, Change(name, a, b, f"by {number(difference)}")))
     changes.sort(key=lambda item: -item[0])
@@ -397,7 +411,9 @@ def _predictions(one: Evidence, other: Evidence) -> Agreement | None:
         row = int(np.nanargmax(apart))
         difference = float(apart[row]) / size
         where = f"{column} of {first['id'][row]}"
-        changes.append((difference, Change(where, float(a[row]), float(b[row]), f"by {number(difference)}")))
+        changes.append(
+            (difference, Change(where, float(a[row]), float(b[row]), f"by {number(difference)}"))
+        )
     changes.sort(key=lambda item: -item[0])
     worst = changes[0][0] if changes else 0.0
     return Agreement("predictions", len(columns), worst, tuple(change for _, change in changes))

@@ -47,7 +47,9 @@ class Parent:
         """Raise AtomloomError if a run of this spec and number of epochs does not continue this one."""
         own, wanted = flat(self.spec), flat(spec)
         free = {"parent", *(f"training.{key}" for key in MAY_DIFFER)}
-        differing = sorted(n for n in {**own, **wanted} if own.get(n) != wanted.get(n) and n not in free)
+        differing = sorted(
+            n for n in {**own, **wanted} if own.get(n) != wanted.get(n) and n not in free
+        )
         if differing:
             raise AtomloomError(
                 f"only epochs can be added to a run, but {', '.join(differing)} "

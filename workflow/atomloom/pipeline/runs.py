@@ -28,7 +28,7 @@ from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.plan import Plan
 from atomloom.pipeline.run_card import HISTORY
 from atomloom.store.files import read_json
-from atomloom.store.keys import short_hash
+from atomloom.store.keys import flat, short_hash
 
 STATES = (
     "evaluated",
@@ -446,17 +446,17 @@ def differences(runs: Sequence[RunRecord]) -> dict[str, list[Any]]:
     Fields that change no result are left out, and so are paths of raw files, unless the data differ. Where
     runs of one config have other data, the field `data` holds their dataset keys.
     """
-    flat = [_flat(run.config or {}) for run in runs]
+    fields_of = [flat(run.config or {}) for run in runs]
     known = [place for place, run in enumerate(runs) if run.config is not None]
     data = {runs[place].keys.get("dataset") for place in known}
     found = {}
-    for name in dict.fromkeys(name for place in known for name in flat[place]):
-        if _changes_nothing(name) and not (len(data) > 1 and _names_files(name)):
+    for name in dict.fromkeys(name for place in known for name in fields_of[place]):
+        if changes_nothing(name) and not (len(data) > 1 and _names_files(name)):
             continue
-        values = [one.get(name, _default(name)) for one in flat]
+        values = [one.get(name, default_of(name)) for one in fields_of]
         # What only some models have is told by the model's name, unless it differs among those.
         of_models = name.startswith("model.")
-        having = [place for place in known if name in flat[place] or not of_models]
+        having = [place for place in known if name in fields_of[place] or not of_models]
         if len({_comparable(values[place]) for place in having}) > 1:
             found[name] = [
                 value if run.config is not None else None
@@ -469,17 +469,6 @@ def differences(runs: Sequence[RunRecord]) -> dict[str, list[Any]]:
     if len(apart) > len(set(told)):
         keys = [run.keys.get("dataset") for run in runs]
         found["data"] = [key[:DIGITS] if key else None for key in keys]
-    return found
-
-
-def _flat(content: Mapping[str, Any], place: str = "") -> dict[str, Any]:
-    """Values by dotted name."""
-    found: dict[str, Any] = {}
-    for name, value in content.items():
-        if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{place}{name}.")
-        else:
-            found[f"{place}{name}"] = value
     return found
 
 
@@ -517,7 +506,8 @@ def _sections(annotation: Any) -> list[type[Section]]:
 
 
 @cache
-def _changes_nothing(name: str) -> bool:
+def changes_nothing(name: str) -> bool:
+    """Whether a config field, by its dotted name, changes no result: it is in no key, or names raw files."""
     parts = name.split(".")
     return any(".".join(parts[:end]) in _unkeyed() for end in range(1, len(parts) + 1)) or (
         _names_files(name)
@@ -533,7 +523,7 @@ def _names_files(name: str) -> bool:
 @cache
 def _defaults() -> Mapping[str, Any]:
     whole = Config.model_validate({"dataset": {"name": "x", "source": ["x"], "target": ["x"]}})
-    found = _flat(whole.model_dump(mode="json"))
+    found = flat(whole.model_dump(mode="json"))
     return {
         name: value
         for name, value in found.items()
@@ -541,6 +531,6 @@ def _defaults() -> Mapping[str, Any]:
     }
 
 
-def _default(name: str) -> Any:
+def default_of(name: str) -> Any:
     """Default of a field that the card of another version does not have; of a model's, None."""
     return _defaults().get(name)
