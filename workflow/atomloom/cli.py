@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NoReturn, Protocol, TypeAlias
 
 from atomloom import __version__, former
+from atomloom.commands.leaderboard import add_leaderboard
 from atomloom.config import Config, load_config
 from atomloom.errors import AtomloomError, InterruptedRun
 from atomloom.pipeline.paths import Layout, RunPaths
@@ -235,6 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_runs(commands)
     _add_provenance(commands)
+    add_leaderboard(commands.add_parser)
 
     sub = commands.add_parser("inspect", help="show what is in a shard, an index or raw files")
     sub.add_argument("path", type=Path, help="a shard, a folder of graphs, an index or raw files")

@@ -15,10 +15,12 @@ from atomloom.config.dataset import Dataset, Split
 from atomloom.config.graph import GraphSpec
 from atomloom.config.mistakes import check_values, mistake, with_present_names, without_empty
 from atomloom.config.model import IComFormerConfig, ModelConfig, ModelSection
+from atomloom.config.published import Published
 from atomloom.config.reading import read_config_file
 from atomloom.config.sweep import Sweep
 from atomloom.config.teacher import Teacher
 from atomloom.config.training import Training
+from atomloom.errors import AtomloomError
 from atomloom.targets import KINDS, TargetSpec, kind_class, spec_of
 
 _PLAIN_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
@@ -70,6 +72,8 @@ class Config(Section):
     """Training of the model."""
     sweep: Sweep | None = unkeyed(None)
     """Runs that differ in some keys, and the best of them: `snakemake sweep` (docs/sweeps.md)."""
+    published: Published | None = unkeyed(None)
+    """Published errors on the same data, for comparison (docs/published.md)."""
     paths: Paths = unkeyed(Paths())
     """Output folders."""
 
@@ -142,6 +146,7 @@ class Config(Section):
             )
         self._check_weights()
         self._check_direct_targets()
+        self._check_published()
         if model.kind == "property":
             self._check_property_model()
             return self
@@ -183,6 +188,22 @@ class Config(Section):
             raise ValueError("the weights of all targets are 0: nothing would be learnt")
         if self.training.classes and self.training.loss_weights:
             raise ValueError(f"loss_weights and loss: {self.training.loss} exclude each other")
+
+    def _check_published(self) -> None:
+        """Check that published errors are of targets that the run reports, and of folds that it has."""
+        if self.published is None:
+            return
+        reported = [spec.reported for spec in self.targets]
+        for error in self.published.errors:
+            if error.target not in reported:
+                raise ValueError(
+                    f"published.errors: {error.target} is not a target that is reported "
+                    f"({', '.join(reported)}); published: null leaves the comparison out"
+                )
+        if self.training.classes:
+            raise ValueError(f"published errors are not for loss: {self.training.loss}")
+        if self.published.folds > 1 and self.split.kind != "folds":
+            raise ValueError("published.folds above 1 needs split.kind: folds")
 
     def _check_direct_targets(self) -> None:
         """Check targets with their own heads for conflicting options and names."""
@@ -269,8 +290,19 @@ def parse_config(content: Mapping[str, Any], where: str = "config") -> Config:
     except ValidationError as error:
         raise mistake(error, content, Config, where) from None
     for name in config.files():
-        expand_variables(name)
+        try:
+            expand_variables(name)
+        except AtomloomError as error:
+            raise told_where_data_are(error, config) from None
     return config
+
+
+def told_where_data_are(error: AtomloomError, config: Config) -> AtomloomError:
+    """The error of a missing file, which also says where the data of a preset can be had."""
+    if config.published is None or not config.published.data:
+        return error
+    todo = "; ".join(part for part in (error.todo, f"the data: {config.published.data}") if part)
+    return AtomloomError(error.what, where=error.where, todo=todo)
 
 
 def dump_config(config: Config) -> str:

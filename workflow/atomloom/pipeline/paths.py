@@ -283,9 +283,10 @@ class RunPaths:
     # --- report ---
     @property
     def report_key(self) -> str:
-        """Key that names the content of the report: the run, its index and split, and the unit."""
-        unit = self.config.dataset.unit
-        return short_hash([self.run_key, self.index.name, self.split.name, unit])
+        """Key that names the content of the report: the run, its index and split, the unit, and what is published."""
+        unit, published = self.config.dataset.unit, self.config.published
+        beside = [published.model_dump(mode="json")] if published else []
+        return short_hash([self.run_key, self.index.name, self.split.name, unit, *beside])
 
 
 REPORT_MARK = "<!-- atomloom report "

@@ -8,7 +8,7 @@ in `figures` (drawings).
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from atomloom.pipeline.published import Verdict
 from atomloom.reports import figures, formats, tables
 from atomloom.reports.figures import SPLIT_NAMES, Course
 from atomloom.reports.formats import NONE, number, plural, with_unit
@@ -183,6 +184,7 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
             tiles=_tiles(card, judged, predictions, course, groups),
             remarks=_remarks(card, scores, frame, targets, predictions, quarantine, history),
             scores=scores,
+            published=_published(paths.published),
             decimals={
                 target: formats.decimals_for(min(maes))
                 for target in targets
@@ -426,6 +428,30 @@ def _duplicate_remarks(card: RunCard) -> list[str]:
         gone = "was" if found == 1 else "were"
         return [f"{rows}, which {stand} also in a split nearer to the test, {gone} removed."]
     return [f"{rows} {stand} also in a split nearer to the test: errors may look too small."]
+
+
+def _published(verdicts: Sequence[Verdict]) -> list[dict[str, str]]:
+    """Rows of the table that shows the run's errors beside published ones."""
+    rows = []
+    for found in verdicts:
+        theirs, unit = formats.measured(found.published.value, formats.unit_name(found.unit))
+        scale = 1000 if unit == "meV/atom" and found.unit == "eV/atom" else 1
+        state = found.state
+        if found.ours is not None and found.folds < found.wanted:
+            state = f"{state}: {found.folds} of {found.wanted} folds"
+        rows.append(
+            {
+                "source": found.source,
+                "error": f"{found.published.metric.upper()} of {found.published.target}",
+                "theirs": with_unit(theirs, unit),
+                "ours": NONE
+                if found.ours is None
+                else with_unit(number(float(scale * found.ours)), unit),
+                "limit": with_unit(number(float(scale * found.published.limit)), unit),
+                "state": state,
+            }
+        )
+    return rows
 
 
 # --- what was run -----------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from atomloom.errors import AtomloomError
+from atomloom.pipeline.published import Verdict
 from atomloom.pipeline.quarantine import reason_kind
 from atomloom.reports.formats import finite, unit_name
 from atomloom.store.files import read_json
@@ -74,6 +75,8 @@ class ReportInputs:
     """Graph statistics of the index, JSON: structures, atoms, edges, bytes."""
     model: str = ""
     """Name of the model in the report; by default that on the run card."""
+    published: Sequence[Verdict] = ()
+    """Published errors, each with that of the run."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from atomloom.inference.devices import choose_device, cpu_threads, device_name
 from atomloom.inference.metrics import split_metrics
 from atomloom.inference.predict import LoadedModel, atoms_of, load_model, predict_all
 from atomloom.pipeline.paths import RunPaths
+from atomloom.pipeline.published import verdicts
 from atomloom.pipeline.run_card import record_results
 from atomloom.potentials.evaluation import evaluate_table
 from atomloom.potentials.students import TIMED, compare_with_teacher
@@ -85,6 +86,8 @@ def evaluate_run(places: RunPaths, log: Callable[[str], None]) -> Path:
     for name, unit in units.items():
         for split, values in metrics[name].items():
             log(f"{split:5s} {name}: {_headline(values, unit)} over {values['count']:,}")
+    for verdict in verdicts(config.published, [metrics], units):
+        log(verdict.line)
     if config.teacher is not None and energies:
         _compare_with_teacher(places, data, log)
     results = ["metrics.json", *(f"{name}.parquet" for name in tables)]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from atomloom.errors import again
 from atomloom.pipeline.paths import RunPaths, report_mark
+from atomloom.pipeline.published import Verdict, verdicts
 from atomloom.pipeline.quarantine import QUARANTINE
 from atomloom.pipeline.run_card import HISTORY
 from atomloom.reports import ReportInputs, write_report
@@ -39,6 +40,7 @@ def report_run(paths: RunPaths, log: Callable[[str], None]) -> Path:
         index=paths.index / "index.json",
         timings=paths.layout.timings,
         model=paths.config.model.shown_name,
+        published=published_of(paths),
     )
 
     def write(path: Path) -> None:
@@ -49,3 +51,13 @@ def report_run(paths: RunPaths, log: Callable[[str], None]) -> Path:
     write_atomically(output, write)
     log(f"open {output.resolve()}")
     return output
+
+
+def published_of(paths: RunPaths) -> list[Verdict]:
+    """The published errors of the config, each with that of the run."""
+    config = paths.config
+    if config.published is None:
+        return []
+    metrics = read_json(paths.run / "metrics.json", todo=again("evaluate"))
+    units = {spec.reported: spec.reported_unit for spec in config.targets}
+    return verdicts(config.published, [metrics], units)

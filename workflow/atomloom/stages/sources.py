@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from atomloom.config import expand_variables
+from atomloom.config.root import told_where_data_are
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import Layout
 from atomloom.readers.downloads import Download, is_download
@@ -45,13 +46,16 @@ def refresh_sources(layout: Layout, fetch: Callable[[str], None] | None = None) 
     if fetch is not None:
         for item in downloads.values():
             item.fetch(fetch)
-    paths = [str(path) for path in source_files(layout)]
+    try:
+        paths = [str(path) for path in source_files(layout)]
+        tables = [str(path) for path in table_files(layout)]
+    except AtomloomError as error:
+        raise told_where_data_are(error, layout.config) from None
     local = [path for path in paths if path not in downloads]
     with ThreadPoolExecutor(8) as pool:
         seen = dict(
             zip(local, pool.map(lambda path: _look(path, known.get(path)), local), strict=True)
         )
-    tables = [str(path) for path in table_files(layout)]
     seen |= {path: _look(path, known.get(path)) for path in tables}
     digests = {path: row[2] for path, row in seen.items()}
     digests |= {path: item.digest() for path, item in downloads.items()}

@@ -1,0 +1,118 @@
+"""A run is held against published errors: reached, not reached, or not measured, and never by other settings."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+import pytest
+import yaml
+
+from atomloom import cli
+from atomloom.commands.leaderboard import compare_published
+from atomloom.config import parse_config
+from atomloom.errors import AtomloomError
+from atomloom.pipeline.paths import Layout
+from atomloom.pipeline.published import verdicts
+from tests.unit.leaderboards.finished import write_run
+
+PUBLISHED = {"source": "A et al., 2020", "errors": [{"target": "y", "value": 2.0, "gap": 0.1}]}
+CONTENT = {
+    "dataset": {"name": "x", "source": "x", "target": "y", "unit": "eV"},
+    "model": {"width": 8},
+    "published": PUBLISHED,
+}
+TEST = pd.DataFrame({"id": ["a"], "label": [0.0], "prediction": [1.0]})
+
+
+def config_of(**more):
+    return parse_config({**CONTENT, **more})
+
+
+def metrics_of(mae):
+    return {"y": {"test": {"mae": mae, "rmse": 9.0, "count": 1}, "train": {"mae": 0.0}}}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "state"),
+    [
+        ([metrics_of(2.2)], "reached"),
+        ([metrics_of(2.201)], "not reached"),
+        ([], "not measured"),
+        ([{"y": {"train": {"mae": 0.0}}}], "not measured"),
+        ([metrics_of(None)], "not measured"),
+        ([metrics_of(float("nan"))], "not measured"),
+        ([{"z": metrics_of(1.0)["y"]}], "not measured"),
+    ],
+)
+def test_a_verdict_depends_on_the_test_error_alone(metrics, state):
+    (found,) = verdicts(config_of().published, metrics, {"y": "eV"})
+    assert found.state == state
+    assert state in found.line
+
+
+def test_a_mean_over_folds_needs_all_of_them():
+    split = {"kind": "folds", "folds_file": "f.json"}
+    published = config_of(split=split, published=PUBLISHED | {"folds": 3}).published
+    (found,) = verdicts(published, [metrics_of(1.0), metrics_of(3.0)], {"y": "eV"})
+    assert (found.state, found.ours) == ("not measured", 2.0)
+    assert "ours 2 eV from 2: not measured" in found.line
+    (found,) = verdicts(published, [metrics_of(1.0), metrics_of(3.0), metrics_of(2.0)], {})
+    assert found.state == "reached"
+
+
+def test_what_is_published_changes_no_key():
+    plain = parse_config({name: CONTENT[name] for name in ("dataset", "model")})
+    assert config_of().key_content() == plain.key_content()
+    assert Layout(config_of()).plan_spec == Layout(plain).plan_spec
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"published": PUBLISHED | {"errors": [{"target": "z", "value": 1}]}}, "z is not a target that is reported (y)"),
+        ({"published": PUBLISHED | {"folds": 5}}, "published.folds above 1 needs split.kind: folds"),
+        ({"training": {"loss": "bce"}}, "published errors are not for loss: bce"),
+        ({"published": PUBLISHED | {"errors": []}}, "published.errors"),
+        ({"published": PUBLISHED | {"errors": PUBLISHED["errors"] * 2}}, "is named twice"),
+        ({"published": PUBLISHED | {"errors": [{"target": "y", "value": 0}]}}, "greater than 0"),
+    ],
+)  # fmt: skip
+def test_a_published_error_that_no_run_can_have_is_refused(more, says):
+    with pytest.raises(AtomloomError, match=re.escape(says)) as error:
+        config_of(**more)
+    assert "\n" not in str(error.value)
+
+
+def test_only_runs_with_all_settings_of_the_config_count(tmp_path):
+    config = config_of()
+    sections = {"dataset": CONTENT["dataset"]}
+
+    def states():
+        return [(row.verdict.state, row.note) for row in compare_published(config, "p", tmp_path)]
+
+    assert states() == [("not measured", "")]
+    runs = tmp_path / "x" / "runs"
+    write_run(runs / "a", TEST, metrics=metrics_of(1.0), training={"epochs": 2}, **sections)
+    assert states() == [("not measured", "1 run(s) with another training.epochs")]
+    elsewhere = {"dataset": CONTENT["dataset"] | {"source": "/elsewhere"}}
+    write_run(runs / "b", TEST, metrics=metrics_of(1.0), training={"threads": 3}, **elsewhere)
+    assert states() == [("reached", "1 run(s) with another training.epochs")]
+    (runs / "b" / "run.json").write_text("{")
+    assert states()[0][0] == "not measured"
+    assert "is not valid JSON" in states()[0][1]
+
+
+def test_the_command_shows_one_line_per_published_error(tmp_path, capsys):
+    path = tmp_path / "paper.yaml"
+    path.write_text(yaml.safe_dump({**CONTENT, "paths": {"results": str(tmp_path)}}))
+    write_run(
+        tmp_path / "x" / "runs" / "a", TEST, metrics=metrics_of(3.0), dataset=CONTENT["dataset"]
+    )
+    assert cli.main(["leaderboard", "published", str(path)]) == 0
+    head, line = capsys.readouterr().out.splitlines()
+    assert head.split() == ["preset", "error", "theirs", "ours", "allowed", "state"]
+    assert re.split(r"  +", line) == ["paper", "MAE of y", "2 eV", "3 eV", "2.2 eV", "not reached"]
+    path.write_text(yaml.safe_dump({"dataset": CONTENT["dataset"]}))
+    assert cli.main(["leaderboard", "published", str(path)]) == 1
+    assert "no section `published` here" in capsys.readouterr().err
