@@ -87,6 +87,9 @@ KEYS += [("model", model, name) for model, cls in MODELS.items() for name in cls
 
 def _case(place: tuple[str, ...]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """A whole config in which a key can be set, and its place there."""
+    if place[0] == "published":
+        error = {"target": "energy", "value": 1.0}
+        return {**BASE, "published": {"source": "a paper", "errors": error}}, place
     if place[0] != "model":
         return BASE, place
     own = {"name": place[1], **({"species": ["Cu"]} if place[1] == "chebyshev" else {})}

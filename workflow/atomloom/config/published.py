@@ -5,9 +5,10 @@ It is in no key: what others have published changes no result.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from atomloom.config.base import Section
 
@@ -37,11 +38,16 @@ class Published(Section):
     source: str = Field(min_length=1)
     """Paper or leaderboard, with its identifier."""
     errors: list[PublishedError] = Field(min_length=1)
-    """Published errors."""
+    """Published errors; a single one needs no list."""
     folds: int = Field(default=1, ge=1, le=100)
     """Number of folds over which they are means; runs are needed with `split.fold` 0, 1, ..."""
     data: str = ""
     """Origin of the data, which the error of a missing file names."""
+
+    @field_validator("errors", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
     def _each_once(self) -> Published:
