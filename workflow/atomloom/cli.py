@@ -646,7 +646,8 @@ def _runs(options: argparse.Namespace) -> None:
 def _reproduce(options: argparse.Namespace) -> None:
     import json
 
-    from atomloom.commands.reproduce import Request, reproduce_run
+    from atomloom.api import prepare, train_in_processes
+    from atomloom.commands.reproduce import Request, Steps, reproduce_run
 
     request = Request(
         run=options.run_name,
@@ -657,7 +658,8 @@ def _reproduce(options: argparse.Namespace) -> None:
         threads=options.threads,
         trust=options.trust,
     )
-    verdict = reproduce_run(request, _log_to(options))
+    steps = Steps(prepare, train_in_processes)
+    verdict = reproduce_run(request, steps, _log_to(options))
     if options.json:
         print(json.dumps(verdict.to_dict(), indent=1))
     else:

@@ -61,7 +61,7 @@ class Agreement:
     worst: float | None
     """Max relative difference: 0 if equal to the bit, infinite if not comparable; None if not known."""
     changes: tuple[Change, ...] = ()
-    """Those that differ, worst first."""
+    """Items that differ, worst first."""
     note: str = ""
 
     @property

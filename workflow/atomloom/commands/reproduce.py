@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from atomloom.api import prepare, train_in_processes
 from atomloom.commands.compare import (
     SHOWN,
     Agreement,
@@ -64,6 +63,16 @@ class Request:
     """CPU threads; by default as many as the run had."""
     trust: Sequence[str] = ()
     """Packages whose code the card may name."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Steps of a run that need the whole pipeline, such as those of `atomloom.api`."""
+
+    prepare: Callable[[Config, Log], RunPaths]
+    """Everything before training."""
+    train_in_processes: Callable[[Layout, Log], None]
+    """Training by several processes."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +160,7 @@ class Verdict:
         }
 
 
-def reproduce_run(request: Request, log: Log) -> Verdict:
+def reproduce_run(request: Request, steps: Steps, log: Log) -> Verdict:
     """Train and evaluate a run again, and compare; the verdict is also written into the folder of the repetition.
 
     Raises:
@@ -166,9 +175,9 @@ def reproduce_run(request: Request, log: Log) -> Verdict:
         overrides = [read_config_file(Path(file).absolute()) for file in request.config]
         with contextlib.chdir(root_of(original)):
             config = config_again(original, overrides, request.threads, log)
-            paths = paths_again(original, config, output, request.from_raw, log)
+            paths = paths_again(original, config, output, request.from_raw, steps, log)
             require_run_of(original, paths)
-            train_again(original, paths, log)
+            train_again(original, paths, steps, log)
         log(f"the repetition is in {paths.run}")
         with opened(str(paths.run), request.results) as again:
             verdict = judge(original, again)
@@ -240,7 +249,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def paths_again(
-    original: Evidence, config: Config, output: Path, from_raw: bool, log: Log
+    original: Evidence, config: Config, output: Path, from_raw: bool, steps: Steps, log: Log
 ) -> RunPaths:
     """Paths of the repetition, with everything before training in place.
 
@@ -267,7 +276,7 @@ def paths_again(
         update["training"] = training
     log(f"plan, graphs and split are made from the raw files, in {output}")
     try:
-        return prepare(config.model_copy(update=update), log)
+        return steps.prepare(config.model_copy(update=update), log)
     except AtomloomError as error:
         if any(Path(expand_variables(name)).exists() for name in config.dataset.source):
             raise
@@ -363,7 +372,7 @@ def require_run_of(original: Evidence, paths: RunPaths) -> None:
 # --- the repetition ---
 
 
-def train_again(original: Evidence, paths: RunPaths, log: Log) -> None:
+def train_again(original: Evidence, paths: RunPaths, steps: Steps, log: Log) -> None:
     """Train the run, and evaluate it if the original was evaluated."""
     if (paths.run / CARD).exists():
         log(
@@ -377,7 +386,7 @@ def train_again(original: Evidence, paths: RunPaths, log: Log) -> None:
             )  # the order of batches depends on it
         STAGES["train"].run(paths, log)
     else:
-        train_in_processes(paths.layout, log)
+        steps.train_in_processes(paths.layout, log)
     evaluated = original.section("evaluated")
     if not (original.metrics is None and not evaluated) and not STAGES["evaluate"].done(paths):
         threads = evaluated.get("threads") or paths.config.training.threads
