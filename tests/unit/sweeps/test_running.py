@@ -8,44 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 from ase.build import bulk
-from ase.io import write
 
 from atomloom.api import prepare, run_pipeline, train
 from atomloom.commands import sweep as command
 from atomloom.commands import trials
-from atomloom.config import Config, load_config, parse_config
+from atomloom.config import load_config
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import RunPaths
 from atomloom.sweeps.progress import read_progress
-from atomloom.sweeps.rounds import Result, Slot, result_file, round_file
-
-
-def config_in(folder: Path, sweep: dict, **training) -> Config:
-    """A config of some copper cells, whose volume is learnt."""
-    source = folder / "cells.extxyz"
-    if not source.exists():
-        cells = [bulk("Cu", a=3.4 + 0.02 * place) for place in range(24)]
-        for cell in cells:
-            cell.info["volume"] = cell.get_volume()
-        write(source, cells)
-    return parse_config(
-        {
-            "dataset": {"name": "d", "source": str(source), "target": "volume"},
-            "split": {"duplicates": "report"},
-            "graph": {"cutoff": 4.0, "max_neighbors": 12},
-            "model": {"name": "icomformer", "width": 8, "layers": 2},
-            "training": {"epochs": 4, "batch": {"structures": 8}, "device": "cpu", **training},
-            "paths": {"store": str(folder / "store"), "results": str(folder / "results")},
-            "sweep": sweep,
-        }
-    )
-
-
-def paths_in(folder: Path, sweep: dict, **training) -> RunPaths:
-    return prepare(config_in(folder, sweep, **training), lambda line: None)
+from atomloom.sweeps.rounds import Result, Slot, read_round, result_file, round_file
+from tests.unit.sweeps.cells import paths_in
 
 
 @pytest.fixture
@@ -156,7 +132,14 @@ def test_rounds_of_tpe_follow_from_the_results_before(tmp_path, in_process):
     trials.suggest_round(paths, 1, lambda line: None)
     assert round_file(folder, 1).read_bytes() == second
     assert list(pd.read_csv(folder / "sweep.csv")["trial"]) == [0, 1, 2]
-    assert (folder / "journal.log").exists()
+    journal = folder / "journal.log"
+    before = journal.read_bytes()
+    command.write_sweep(paths, lambda line: None)
+    assert journal.read_bytes() == before
+    backend = optuna.storages.journal.JournalFileBackend(str(journal))
+    study = optuna.load_study(study_name="sweep", storage=optuna.storages.JournalStorage(backend))
+    values = pd.read_csv(folder / "sweep.csv")["value"]
+    assert [trial.value for trial in study.trials] == pytest.approx(list(values), rel=1e-12)
 
 
 def test_two_points_of_one_run_are_one_trial(tmp_path):
@@ -165,6 +148,30 @@ def test_two_points_of_one_run_are_one_trial(tmp_path):
     lines: list[str] = []
     trials.suggest_round(paths, 0, lines.append)
     assert lines == ["1 trial, 1 run each"]
+
+
+def test_trials_of_later_rounds_have_numbers_of_their_own_though_points_coincide(
+    tmp_path, in_process
+):
+    axes = {"training.threads": [1, 2], "training.learning_rate": [1e-3]}
+    sweep = {"method": "tpe", "count": 6, "round": 3, "parameters": axes}
+    paths = paths_in(tmp_path, sweep, epochs=1)
+    folder = command.run_sweep(paths, 1, lambda line: None, prepare)
+    numbers = [t.number for round in (0, 1) for t in read_round(round_file(folder, round))]
+    assert numbers == [0, 1]
+    assert len(in_process) == 1
+    assert list(pd.read_csv(folder / "sweep.csv")["trial"]) == numbers
+
+
+def test_another_value_trains_its_trials_alone(tmp_path, in_process):
+    few, more = (
+        {"parameters": {"training.learning_rate": rates}} for rates in ([1e-3], [1e-3, 1e-2])
+    )
+    command.run_sweep(paths_in(tmp_path, few, epochs=1), 1, lambda line: None, prepare)
+    in_process.clear()
+    folder = command.run_sweep(paths_in(tmp_path, more, epochs=1), 1, lambda line: None, prepare)
+    assert len(in_process) == 1
+    assert len(pd.read_csv(folder / "sweep.csv")) == 2
 
 
 def test_a_sweep_of_which_no_trial_can_run_stops_before_it_begins(tmp_path):

@@ -37,6 +37,11 @@ def write_sweep(paths: RunPaths, log: Log) -> Path:
     done = outcomes(paths, range(rounds(sweep)))
     refit = read_refit(folder) if sweep.refit else []
     table = table_of(done)
+    if sweep.method == "tpe":
+        from atomloom.sweeps.tpe import write_journal
+
+        known = [(trial.point, value) for trial, _, value in done]
+        write_journal(sweep, known, folder / "journal.log")
     best = best_trial(done)
     if best is None:
         # not under the names of the workflow's outputs, which Snakemake removes after an error

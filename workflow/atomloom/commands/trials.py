@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +74,14 @@ def suggest_round(paths: RunPaths, round: int, log: Log) -> Path:
 
         done = outcomes(paths, range(round))
         first = len(done)
-        points = next_points(
-            sweep,
-            [(trial.point, value) for trial, _, value in done],
-            min(sweep.round, sweep.count - first),
-            paths.sweep / "journal.log",
-        )
+        known = [(trial.point, value) for trial, _, value in done]
+        points = next_points(sweep, known, min(sweep.round, sweep.count - first))
     else:
         points = first_points(sweep)
     trials = [_trial(paths, first + place, point) for place, point in enumerate(points)]
     trials = _each_run_once(trials)
     unfit = [trial for trial in trials if trial.reason]
-    if len(unfit) == len(trials):
+    if len(unfit) == len(trials) and round == 0:
         raise AtomloomError(unfit[0].reason)
     path = round_file(paths.sweep, round)
     write_spec(paths.sweep, paths.sweep_spec)
@@ -97,11 +94,12 @@ def suggest_round(paths: RunPaths, round: int, log: Log) -> Path:
 
 
 def _each_run_once(trials: Sequence[Trial]) -> list[Trial]:
-    """Trials whose runs differ: two processes would otherwise train one run at a time."""
+    """Trials whose runs differ, numbered anew: several points can describe one run."""
     found: dict[Any, Trial] = {}
     for trial in trials:
         found.setdefault(tuple(repeat.run for repeat in trial.repeats) or trial.number, trial)
-    return list(found.values())
+    first = min(trial.number for trial in trials)
+    return [replace(trial, number=first + place) for place, trial in enumerate(found.values())]
 
 
 def _trial(paths: RunPaths, number: int, point: Point) -> Trial:

@@ -6,6 +6,7 @@ each time, so that what it says follows from the results alone.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,14 @@ from atomloom.config.sweep import Axis, Sweep
 from atomloom.store.files import write_atomically
 from atomloom.sweeps.space import Point, holds
 
+STUDY = "sweep"
+"""Name of the study in its journal."""
+NO_TIME = "1970-01-01T00:00:00+00:00"
+"""Time of everything in a journal: when a trial ran would make two journals of one study differ."""
+
 
 def next_points(
-    sweep: Sweep, done: Sequence[tuple[Point, float | None]], count: int, journal: Path
+    sweep: Sweep, done: Sequence[tuple[Point, float | None]], count: int
 ) -> list[Point]:
     """The points of the next round.
 
@@ -25,31 +31,47 @@ def next_points(
         sweep: the sweep.
         done: points of all rounds before and their values, in order; None where a trial failed.
         count: how many points are wanted.
-        journal: where the study's journal is written, for Optuna's own tools.
     """
+    import optuna
+
+    optuna.logging.set_verbosity(logging.WARNING)
+    sampler = optuna.samplers.TPESampler(seed=(sweep.seed + len(done)) % 2**32)
+    study = optuna.create_study(study_name=STUDY, sampler=sampler)
+    for point, value in done:
+        study.add_trial(_frozen(sweep, point, value))
+    found: list[Point] = []
+    for _ in range(count):
+        trial, point = study.ask(), {}
+        for name, axis in sweep.parameters.items():
+            if holds(axis, point):
+                point[name] = _asked(trial, name, axis)
+        found.append(point)
+    return found
+
+
+def write_journal(sweep: Sweep, done: Sequence[tuple[Point, float | None]], journal: Path) -> None:
+    """Write the study as a journal, for Optuna's own tools; the same study gives the same bytes."""
     import optuna
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     optuna.logging.set_verbosity(logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=(sweep.seed + len(done)) % 2**32)
-    found: list[Point] = []
 
     def fill(path: Path) -> None:
         backend = JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path)))
-        study = optuna.create_study(
-            storage=optuna.storages.JournalStorage(backend), study_name="sweep", sampler=sampler
-        )
+        storage = optuna.storages.JournalStorage(backend)
+        study = optuna.create_study(storage=storage, study_name=STUDY)
         for point, value in done:
             study.add_trial(_frozen(sweep, point, value))
-        for _ in range(count):
-            trial, point = study.ask(), {}
-            for name, axis in sweep.parameters.items():
-                if holds(axis, point):
-                    point[name] = _asked(trial, name, axis)
-            found.append(point)
+        lines = [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     write_atomically(journal, fill)
-    return found
+
+
+def _timeless(entry: dict[str, Any]) -> dict[str, Any]:
+    """Entry of a journal without its time and the process that wrote it."""
+    times = {name: NO_TIME for name in entry if name.startswith("datetime") and entry[name]}
+    return {**entry, **times, "worker_id": STUDY}
 
 
 def _asked(trial: Any, name: str, axis: Axis) -> Any:

@@ -70,6 +70,7 @@ from atomloom.training.optim.ema import MovingAverage
 from atomloom.training.optim.full_batch import FullBatch
 from atomloom.training.optim.optimizers import build_optimizer, set_rate
 from atomloom.training.optim.schedules import Schedule
+from atomloom.training.run_lock import alone
 from atomloom.training.train_state import Best, TrainState, state_digest
 
 Log = Callable[[str], None]
@@ -184,17 +185,22 @@ def train(
     fabric = open_fabric(config.training, log)
     if not fabric.is_global_zero:
         log = _say_nothing
-    with arithmetic(config.training, fabric.device.type), termination_noticed() as asked_to_stop:
+    # Of several processes the first holds the lock; the others wait for it at their first exchange.
+    with (
+        alone(run_dir, log) if fabric.is_global_zero else nullcontext(),
+        arithmetic(config.training, fabric.device.type),
+        termination_noticed() as asked_to_stop,
+    ):
         train_rows = rows_with_targets(data, "train", log)
         val_rows = rows_with_targets(data, "val", log)
         check_validation(config.training, len(val_rows))
         kind = FullBatchTrainer if config.training.optimizer == "lbfgs" else Trainer
         trainer = kind(data, config, fabric, train_rows, val_rows, log)
         result = trainer.fit(run_dir, key, asked_to_stop, until, start)
-    if result is not None and fabric.is_global_zero:
-        state = load_state(run_dir / "state" / "last.ckpt", key)
-        own = {"key": key, "result": asdict(result), "history": file_digest(history)}
-        write_sealed(finished, own | ({"state": state_digest(state)} if state else {}))
+        if result is not None and fabric.is_global_zero:
+            state = load_state(run_dir / "state" / "last.ckpt", key)
+            own = {"key": key, "result": asdict(result), "history": file_digest(history)}
+            write_sealed(finished, own | ({"state": state_digest(state)} if state else {}))
     close_fabric(fabric)
     return None if result is None else replace(result, rank=fabric.global_rank)
 
