@@ -88,7 +88,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _expand_homes(options: argparse.Namespace) -> None:
     """Replace `~` by the home folder; shells leave it as it is in `--output=~/x`."""
-    for name in ("config", "log", "model", "output", "path", "results", "source", "store"):
+    for name in (
+        "config",
+        "labels",
+        "log",
+        "model",
+        "output",
+        "path",
+        "results",
+        "source",
+        "store",
+    ):
         given = getattr(options, name, None)
         if isinstance(given, list):
             setattr(options, name, [type(item)(expand_home(item)) for item in given])
@@ -168,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--config",
             nargs="+",
-            required=True,
+            required=name != "evaluate",
             metavar="FILE",
             help="config; each file overrides the one before",
         )
@@ -204,6 +214,9 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--until", type=_count, metavar="EPOCH", help="stop after this epoch; resume later"
             )
+        if stage.name == "evaluate":
+            _add_comparison(sub)
+            sub.set_defaults(run=_evaluate)
     sub = command("sweep", _sweep, "train the trials of the section `sweep`, and compare them")
     sub.add_argument("--jobs", type=_few, default=1, metavar="N", help="trials at a time (1)")
     sub = command("suggest", _suggest, "choose the trials of one round of a sweep")
@@ -283,6 +296,75 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_comparison(sub: argparse.ArgumentParser) -> None:
+    """Add the options of `evaluate --model`, which takes no config."""
+    sub.description = (
+        "Measure the errors of the run of a config, or, with --model and --source, those of a model file "
+        "on new data with labels."
+    )
+    sub.add_argument("--model", type=Path, metavar="FILE", help="model.safetensors of a run")
+    sub.add_argument(
+        "--source",
+        nargs="+",
+        metavar="PATH",
+        help="files, folders or archives with structures and labels",
+    )
+    sub.add_argument(
+        "--labels",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="label tables (labels in the records)",
+    )
+    sub.add_argument(
+        "--id-column", metavar="NAME", help="column of the tables with ids (the first)"
+    )
+    sub.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        metavar="TARGET=COLUMN",
+        help="what a target of the model is called in the data; may be repeated",
+    )
+    sub.add_argument(
+        "--unit",
+        action="append",
+        default=[],
+        metavar="TARGET=UNIT",
+        help="unit of the labels, if not that of the model; may be repeated",
+    )
+    sub.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="table of labels and predictions, NAME.parquet or NAME.csv",
+    )
+    sub.add_argument("--json", action="store_true", help="print metrics as JSON")
+    _add_reading(sub)
+
+
+def _add_reading(sub: argparse.ArgumentParser) -> None:
+    """Add the options of commands that read records without a config."""
+    for name, most in (("structures", 256), ("atoms", 4096), ("edges", 200_000)):
+        sub.add_argument(
+            f"--batch-{name}",
+            type=_count,
+            default=most,
+            metavar="N",
+            help=f"max in a batch ({most})",
+        )
+    sub.add_argument("--format", default="auto", help="format of the records (auto)")
+    sub.add_argument("--pattern", metavar="GLOB", help="read only files or members that match")
+    sub.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="option of the format's reader; may be repeated",
+    )
+    _add_trust(sub)
+
+
 def _add_predict(commands: Commands) -> None:
     text = "predict structures with a trained model: energies and forces, or properties"
     sub = commands.add_parser("predict", help=text, description=text)
@@ -310,25 +392,8 @@ def _add_predict(commands: Commands) -> None:
     sub.add_argument(
         "--chunk", type=_count, default=1000, metavar="N", help="records per chunk (1000)"
     )
-    for name, most in (("structures", 256), ("atoms", 4096), ("edges", 200_000)):
-        sub.add_argument(
-            f"--batch-{name}",
-            type=_count,
-            default=most,
-            metavar="N",
-            help=f"max in a batch ({most})",
-        )
-    sub.add_argument("--format", default="auto", help="format of the records (auto)")
-    sub.add_argument("--pattern", metavar="GLOB", help="read only files or members that match")
-    sub.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="option of the format's reader; may be repeated",
-    )
+    _add_reading(sub)
     sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    _add_trust(sub)
     sub.add_argument("--threads", type=_few, metavar="N", help="CPU threads")
     sub.add_argument("--log", type=Path, metavar="FILE", help="also append messages to this file")
     sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -572,23 +637,90 @@ def _bench(options: argparse.Namespace) -> None:
         bench_precision(paths, options.steps, _log_to(options))
 
 
-def _predict(options: argparse.Namespace) -> None:
-    import torch
+def _reader_options(options: argparse.Namespace) -> dict[str, object]:
+    """Options of readers, given as NAME=VALUE."""
     import yaml
 
-    from atomloom.commands.predict import Prediction, predict_files
     from atomloom.config.base import check_plain
-    from atomloom.config.training import Batching
 
     readers: dict[str, object] = {}
-    for item in options.option:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise AtomloomError(f"`{item}` is not NAME=VALUE", where="--option")
+    for name, value in _pairs(options.option, "--option").items():
         try:
             readers |= check_plain({name: yaml.safe_load(value)})
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise AtomloomError(f"`{item}`: {error}", where="--option") from None
+            raise AtomloomError(f"`{name}={value}`: {error}", where="--option") from None
+    return readers
+
+
+def _pairs(items: Sequence[str], option: str) -> dict[str, str]:
+    """Values by name, of an option that is given as NAME=VALUE any number of times."""
+    pairs = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise AtomloomError(f"`{item}` is not NAME=VALUE", where=option)
+        pairs[name] = value
+    return pairs
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    """Measure errors: of a run, or of a model file on labelled data."""
+    given = (options.config, options.model or options.source)
+    if (
+        all(given)
+        or not any(given)
+        or (not options.config and not (options.model and options.source))
+    ):
+        raise AtomloomError(
+            "give either --config, for a run, or --model and --source, for a model file on new data"
+        )
+    if options.config:
+        usual = vars(_parser().parse_args(["evaluate", "--config", "any"]))
+        own = {"config", "threads", "log", "debug"}
+        stray = [name for name, value in usual.items() if vars(options)[name] != value]
+        if others := [f"--{name.replace('_', '-')}" for name in stray if name not in own]:
+            raise AtomloomError("is only for a model file, with --model", where=others[0])
+        _whole_stage(options)
+        return
+    import json
+
+    import torch
+
+    from atomloom.commands.evaluate import Comparison, compare_with_labels
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    request = Comparison(
+        model=options.model,
+        sources=tuple(options.source),
+        labels=tuple(options.labels),
+        id_column=0 if options.id_column is None else options.id_column,
+        names=_pairs(options.target, "--target"),
+        units=_pairs(options.unit, "--unit"),
+        output=options.output,
+        format=options.format,
+        pattern=options.pattern,
+        options=_reader_options(options),
+        bounds={
+            "structures": options.batch_structures,
+            "atoms": options.batch_atoms,
+            "edges": options.batch_edges,
+        },
+        trust=tuple(options.trust),
+    )
+    found = compare_with_labels(request, _log_to(options))
+    if options.json:
+        print(json.dumps(found.metrics, indent=1, ensure_ascii=False))
+    else:
+        print("\n".join(found.lines()))
+
+
+def _predict(options: argparse.Namespace) -> None:
+    import torch
+
+    from atomloom.commands.predict import Prediction, predict_files
+    from atomloom.config.training import Batching
+
     if options.threads:
         torch.set_num_threads(options.threads)
     request = Prediction(
@@ -605,7 +737,7 @@ def _predict(options: argparse.Namespace) -> None:
         device=options.device,
         format=options.format,
         pattern=options.pattern,
-        options=readers,
+        options=_reader_options(options),
         trust=tuple(options.trust),
     )
     predict_files(request, _log_to(options))

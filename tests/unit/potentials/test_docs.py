@@ -40,8 +40,14 @@ def test_the_page_can_be_followed_to_the_letter(tmp_path, monkeypatch, capsys):
             else:
                 assert words[0] == "atomloom"
                 assert main(words[1:]) == 0, command
-    assert commands == [["snakemake", "--cores"], ["atomloom", "predict"], ["atomloom", "export"]]
+    assert commands == [
+        ["snakemake", "--cores"],
+        ["atomloom", "predict"],
+        ["atomloom", "evaluate"],
+        ["atomloom", "export"],
+    ]
     assert names["atoms"].get_volume() / 8 == pytest.approx(11.56, rel=0.05)  # EMT: 11.56 A^3
     assert len(names["results"]) == len(names["energies"]) == 3
     assert Path("runs/3.xyz").stat().st_size
     assert Path("out/table.forces.parquet").exists()
+    assert Path("out/errors.forces.parquet").exists()

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from atomloom.api import Run, run_pipeline
+from atomloom.commands.evaluate import Comparison, compare_with_labels
 from atomloom.config import parse_config
 from atomloom.errors import AtomloomError
 from tests.workflow.project import cif_text
@@ -68,6 +69,7 @@ def run(tmp_path_factory) -> Run:
         assert f"{ODD} sigma" in "\n".join(lines)
         for name in ("metrics", "predictions"):  # read while the folder is the present one
             getattr(found, name)
+        found.__dict__["project"] = Path.cwd()
         found.__dict__["page"] = found.report.read_text()
         found.__dict__["split"] = json.loads((found.places.split / "split.json").read_text())
         found.__dict__["guard"] = pd.read_csv(found.places.split / "duplicates.csv")
@@ -85,6 +87,15 @@ def test_each_set_has_its_errors_beside_training_and_validation(run):
         assert len(own) == values["count"] == count
         errors = np.abs(own["sigma_predicted"] - own["sigma"])
         assert values["mae"] == pytest.approx(errors.mean())
+
+
+def test_a_model_file_has_the_same_errors_on_the_same_file(run):
+    model = run.project / run.places.run / "model.safetensors"
+    lines: list[str] = []
+    again = compare_with_labels(Comparison(model, (str(run.project / "hot.csv"),)), lines.append)
+    assert list(again.metrics) == ["sigma"]
+    assert again.metrics["sigma"]["test"] == pytest.approx(run.metrics["sigma"][ODD], rel=1e-5)
+    assert "no record has gap: it is not compared" in lines
 
 
 def test_errors_of_a_learnt_logarithm_are_given_in_decades_too(run):

@@ -71,7 +71,9 @@ _CALLED = (
     (re.compile(r"the option `(\w+): ([^`]+)`"), r"--option \1=\2"),
     (re.compile(r"the option `?(\w+)`?"), r"--option \1"),
     (re.compile(r"dataset\.options"), "--option"),
-    (re.compile(r"dataset\.(source|format|pattern)"), r"--\1"),
+    (re.compile(r"dataset\.labels\.id_column"), "--id-column"),
+    (re.compile(r"dataset\.labels(\.file)?"), "--labels"),
+    (re.compile(r"dataset\.(source|format|pattern|target)"), r"--\1"),
 )
 """Advice of readers by config key -> how the option is given here."""
 IDENTITY = [
@@ -144,7 +146,7 @@ def predict_files(request: Prediction, log: Callable[[str], None]) -> Path:
     try:
         return _predict_files(request, log)
     except AtomloomError as error:
-        where, what, todo = map(_as_called, (error.where, error.what, error.todo))
+        where, what, todo = map(as_called, (error.where, error.what, error.todo))
         raise AtomloomError(what, where=where, todo=todo) from None
 
 
@@ -191,8 +193,8 @@ def _predict_files(request: Prediction, log: Callable[[str], None]) -> Path:
     return request.output
 
 
-def _as_called(text: str) -> str:
-    """Message of the readers, with options as given on the command line."""
+def as_called(text: str) -> str:
+    """Message of readers and stages, with options as given on the command line."""
     for words, here in _CALLED:
         text = words.sub(here, text)
     return text
@@ -417,7 +419,7 @@ def _parse(records: Sequence[RawRecord], options: Mapping[str, Any], checks: Che
             structure = parse_record(record.format, record.payload, record.id, options)
             check_structure(structure, checks)
         except AtomloomError as error:
-            found.refused.append((record, _as_called(str(error))))
+            found.refused.append((record, as_called(str(error))))
             continue
         found.structures.append(structure)
         found.records.append(record)

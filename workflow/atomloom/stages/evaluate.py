@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from atomloom.config import Config
+from atomloom.config import Batching, Config
 from atomloom.data.dataset import LabelledGraphs
 from atomloom.data.on_disk import OnDiskGraphs
 from atomloom.graphs.graph import Graph, GraphTable
@@ -55,25 +55,14 @@ def evaluate_run(places: RunPaths, log: Callable[[str], None]) -> Path:
     data, frame, rows = labelled.data, labelled.frame, labelled.rows
     model = load_model(run / "model.safetensors")
     units, energies = reported_units(config), any(spec.of_energy for spec in config.targets)
-    evaluate = _evaluate_potential if energies else _predict_properties
     with cpu_threads(config.training.threads):
-        scalars, arrays = evaluate(places, model, data, frame, rows)
+        tables = predicted_tables(config, model, data, frame, rows)
         done_by = {"device": device_name(choose_device("auto")), "threads": torch.get_num_threads()}
-    tables = {"predictions": scalars, **_array_tables(config, data, frame, rows, arrays)}
     table = tables["predictions"]
     for name, content in tables.items():
         write_table(run / f"{name}.parquet", content)
     write_atomically(run / "predictions.csv", lambda path: table.to_csv(path, index=False))
-    metrics = {
-        name: split_metrics(
-            tables.get(name, table),
-            name,
-            config.training.classes,
-            config.split.names,
-            name in config.training.log_targets,
-        )
-        for name in units
-    }
+    metrics = metrics_of(config, tables)
     write_json(run / "metrics.json", metrics)
     write_parity(places, [tables.get(name, table) for name in units], units)
     known = set(model.card.elements or ())
@@ -93,6 +82,40 @@ def evaluate_run(places: RunPaths, log: Callable[[str], None]) -> Path:
     results = ["metrics.json", *(f"{name}.parquet" for name in tables)]
     record_results(run, {name: file_digest(run / name) for name in results}, evaluated=done_by)
     return run
+
+
+def predicted_tables(
+    config: Config, model: LoadedModel, data: LabelledGraphs, frame: pd.DataFrame, rows: np.ndarray
+) -> dict[str, pd.DataFrame]:
+    """Labels and predictions as tables: `predictions`, and one per target beyond scalars per structure.
+
+    Args:
+        config: the config with the targets.
+        model: the trained model.
+        data: the labelled graphs.
+        frame: [D] rows of the data set.
+        rows: [D], their rows of `data.table`.
+    """
+    energies = any(spec.of_energy for spec in config.targets)
+    evaluate = _evaluate_potential if energies else _predict_properties
+    scalars, arrays = evaluate(config.training.batch, model, data, frame, rows)
+    return {"predictions": scalars, **_array_tables(config, data, frame, rows, arrays)}
+
+
+def metrics_of(
+    config: Config, tables: Mapping[str, pd.DataFrame]
+) -> dict[str, dict[str, dict[str, float | int | None]]]:
+    """Metrics by target and split, from the tables of `predicted_tables`."""
+    return {
+        name: split_metrics(
+            tables.get(name, tables["predictions"]),
+            name,
+            config.training.classes,
+            config.split.names,
+            name in config.training.log_targets,
+        )
+        for name in reported_units(config)
+    }
 
 
 def reported_units(config: Config) -> dict[str, str]:
@@ -162,7 +185,7 @@ def _headline(values: dict[str, float | int | None], unit: str) -> str:
 
 
 def _predict_properties(
-    places: RunPaths,
+    bounds: Batching,
     model: LoadedModel,
     data: LabelledGraphs,
     frame: pd.DataFrame,
@@ -173,7 +196,7 @@ def _predict_properties(
         model,
         data.table,
         rows,
-        places.config.training.batch,
+        bounds,
         global_features=data.global_features,
         choice=data.choice,
     )
@@ -189,7 +212,7 @@ def _predict_properties(
 
 
 def _evaluate_potential(
-    places: RunPaths,
+    bounds: Batching,
     model: LoadedModel,
     data: LabelledGraphs,
     frame: pd.DataFrame,
@@ -202,7 +225,7 @@ def _evaluate_potential(
             _graphs_of(data, rows[start : start + BLOCK]),
             forces="forces" in data.arrays,
             stress="stress" in data.arrays,
-            bounds=places.config.training.batch,
+            bounds=bounds,
         )
         for start in range(0, len(rows), BLOCK)
     ]

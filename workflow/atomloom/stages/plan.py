@@ -28,6 +28,7 @@ from atomloom.stages.labels import (
     LabelTable,
     Named,
     array_targets,
+    is_missing,
     join_labels,
     no_column,
     read_here,
@@ -143,6 +144,31 @@ def make_plan(layout: Layout, log: Callable[[str], None]) -> Plan:
     if unclaimed:
         log(f"{unclaimed:,} rows of the label table have no record")
     return plan
+
+
+def absent_targets(layout: Layout) -> list[str]:
+    """Targets of a config of which no record and no label table has a value; if that would take parsing more
+    than LOOKED_AT structures, those that are undecided are not among them."""
+    dataset = layout.config.dataset
+    sought = set(dataset.target)
+    for table in [read_labels(one) for one in dataset.label_tables]:
+        for name in sought & set(table.names):
+            if not all(map(is_missing, table.column(name))):
+                sought.discard(name)
+    manifest = read_json(refresh_sources(layout, fetch=lambda _: None))
+    files = [Path(path) for path, _ in manifest["files"]]
+    parsed = unread = 0
+    for record in enumerate_records(files, dataset.format, dataset.options, dataset.pattern):
+        sought -= {name for name, value in record.labels.items() if not is_missing(value)}
+        if not sought or parsed == LOOKED_AT:
+            return []
+        parsed += 1
+        try:
+            structure = parse_record(record.format, record.payload, record.id, dataset.options)
+            sought -= structure.properties.keys()
+        except AtomloomError:
+            unread += 1  # the reason is reported by convert
+    return [] if parsed == unread else [name for name in dataset.target if name in sought]
 
 
 def read_members(layout: Layout, plan: Plan) -> pd.DataFrame:

@@ -36,7 +36,7 @@ from atomloom.targets import TargetSpec
 
 
 @dataclass(frozen=True)
-class _Records:
+class Records:
     """Structures of all chunks, in the order of the plan."""
 
     frame: pd.DataFrame
@@ -58,11 +58,11 @@ def write_split(paths: RunPaths, log: Callable[[str], None]) -> Path:
     layout, plan, config = paths.layout, paths.plan, paths.config
     members, labels = read_members(layout, plan), read_planned_labels(layout, plan)
     quarantine = Quarantine.of(members)
-    records = _read_structures(paths, members, quarantine)
+    records = read_structures(paths, members, quarantine)
     folder, max_fraction = paths.split, config.dataset.checks.max_fraction
     if len(quarantine) == plan.records:  # reported first, rather than that no record has the target
         quarantine.close(folder, max_fraction)
-    frame = _join_targets(config, records, labels, quarantine, log)
+    frame = join_targets(config, records, labels, quarantine, log)
     quarantine.close(folder, max_fraction)
 
     columns = _columns_for_split(config, frame, labels)
@@ -206,7 +206,8 @@ def read_split(paths: RunPaths) -> dict[str, Any]:
     return read_json(paths.split / "split.json", "digests", todo=again("split"))
 
 
-def _read_structures(paths: RunPaths, members: pd.DataFrame, quarantine: Quarantine) -> _Records:
+def read_structures(paths: RunPaths, members: pd.DataFrame, quarantine: Quarantine) -> Records:
+    """Read the structures of all chunks; records without one are added to the quarantine."""
     parts: list[pd.DataFrame] = []
     chunks: list[ConvertedChunk] = []
     for chunk, converted, unlabelled in labelled_chunks(paths):
@@ -235,12 +236,12 @@ def _read_structures(paths: RunPaths, members: pd.DataFrame, quarantine: Quarant
             )
         )
         chunks.append(converted)
-    return _Records(pd.concat(parts, ignore_index=True), chunks)
+    return Records(pd.concat(parts, ignore_index=True), chunks)
 
 
-def _join_targets(
+def join_targets(
     config: Config,
-    records: _Records,
+    records: Records,
     labels: pd.DataFrame,
     quarantine: Quarantine,
     log: Callable[[str], None],
@@ -292,7 +293,7 @@ def _join_targets(
     return frame[problem == ""].reset_index(drop=True)
 
 
-def _have_arrays(records: _Records, specs: Sequence[TargetSpec]) -> np.ndarray:
+def _have_arrays(records: Records, specs: Sequence[TargetSpec]) -> np.ndarray:
     """[S] bool, whether a structure has known components of one of these targets."""
     parts = []
     for chunk in records.chunks:
@@ -302,7 +303,7 @@ def _have_arrays(records: _Records, specs: Sequence[TargetSpec]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _require_array(records: _Records, spec: TargetSpec) -> None:
+def _require_array(records: Records, spec: TargetSpec) -> None:
     """Refuse a target that no record has in its shape.
 
     Raises:
@@ -321,7 +322,7 @@ def _agree(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.isnan(a) | np.isnan(b) | np.isclose(a, b, rtol=1e-6, atol=1e-9)
 
 
-def _from_properties(records: _Records, target: str, asked: bool = True) -> np.ndarray:
+def _from_properties(records: Records, target: str, asked: bool = True) -> np.ndarray:
     """[S] scalar property of the structures' own records, NaN where missing.
 
     Raises:
@@ -340,7 +341,7 @@ def _from_properties(records: _Records, target: str, asked: bool = True) -> np.n
     return np.concatenate(parts)
 
 
-def _require_property(records: _Records, target: str) -> None:
+def _require_property(records: Records, target: str) -> None:
     known = sorted({name for chunk in records.chunks for name in chunk.table.properties})
     if target not in known:
         raise AtomloomError(
