@@ -62,7 +62,7 @@ def swept(folder, last):
             return genuine(*arguments)
         return call
 
-    def run(command):
+    def run(command, environment):
         count(trainings)
         return fork(lambda: main(list(command)[4:])), "it failed"
 

@@ -3,6 +3,7 @@
 Only the plan knows the chunks, so functions that need it are evaluated after the checkpoint.
 """
 
+import math
 import os
 import shutil
 import sys
@@ -261,6 +262,11 @@ def report_request(wildcards):
 
 SWEEP = layout.config.sweep
 EPOCHS = layout.config.training.epochs
+
+# What a cluster is asked for. On one machine the jobs themselves share its GPUs.
+TRIAL_GPUS = 0
+if SWEEP and layout.config.training.device == "cuda":
+    TRIAL_GPUS = math.ceil(SWEEP.gpus or layout.config.training.devices)
 
 
 def trials_of(round):

@@ -42,6 +42,7 @@ rule trial:
     threads: SWEEP.threads if SWEEP else 1
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
+        gpu=TRIAL_GPUS,
         runtime=24 * 60,
     params:
         config=merged_config,
@@ -64,6 +65,7 @@ rule refit:
     threads: SWEEP.threads if SWEEP else 1
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
+        gpu=TRIAL_GPUS,
         runtime=24 * 60,
     params:
         config=merged_config,

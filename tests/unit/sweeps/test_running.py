@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def in_process(monkeypatch):
     """Trials are trained here, not by a process each; a list of the calls."""
     calls = []
 
-    def run(arguments):
+    def run(arguments, environment):
         from atomloom.cli import main
 
         options = list(arguments)[4:]  # after `python -P -m atomloom`
@@ -99,7 +100,7 @@ def test_a_trial_that_fails_fails_alone(tmp_path, in_process):
 
 def test_a_run_that_dies_is_begun_again_and_then_counts_as_failed(tmp_path, monkeypatch):
     starts = []
-    monkeypatch.setattr(trials, "_run", lambda arguments: starts.append(arguments) or (-9, ""))
+    monkeypatch.setattr(trials, "_run", lambda arguments, _: starts.append(arguments) or (-9, ""))
     sweep = {"parameters": {"training.learning_rate": [1e-3]}, "retries": 2}
     paths = paths_in(tmp_path, sweep)
     with pytest.raises(AtomloomError, match="killed by signal 9, 3 times"):
@@ -248,6 +249,39 @@ def test_each_fold_validates_its_own_structures_and_none_that_are_trained_on(tmp
         seen += val
         others = set(rows.loc[rows["split"] != "test", "hash"])
     assert len(seen) == len(set(seen)) == len(others)
+
+
+def test_loggers_keep_the_trials_of_a_sweep_under_one_name(tmp_path, in_process, monkeypatch):
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+
+    seen, inner = [], trials._run
+    monkeypatch.setattr(trials, "_run", lambda c, e: seen.append(dict(e)) or inner(c, e))
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+    sweep = {"parameters": {"training.learning_rate": [1e-3, 1e-2]}}
+    paths = paths_in(tmp_path, sweep, epochs=2, loggers=["tensorboard"])
+    folder = command.run_sweep(paths, 1, lambda line: None, prepare)
+    names = {(env["WANDB_RUN_GROUP"], env["MLFLOW_EXPERIMENT_NAME"]) for env in seen}
+    assert names == {(f"d-{folder.name}", "mine")}
+    events = EventMultiplexer().AddRunsFromDirectory(str(folder / "tensorboard")).Reload()
+    assert set(events.Runs()) == {"trial-00000-0", "trial-00001-0"}
+    assert len(events.Tensors("trial-00001-0", "error/val_mae")) == 2
+
+
+def test_trials_at_the_same_time_are_given_gpus_of_their_own(tmp_path, in_process, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    seen, both = [], threading.Barrier(2, timeout=300)
+
+    def run(arguments, environment):
+        seen.append(environment["CUDA_VISIBLE_DEVICES"])
+        both.wait()  # each of two holds its own
+        return 1, "there is no such GPU"
+
+    monkeypatch.setattr(trials, "_run", run)
+    paths = paths_in(tmp_path, {"parameters": RATES}, device="auto")
+    with pytest.raises(AtomloomError, match="no such GPU"):
+        command.run_sweep(paths, 2, lambda line: None, prepare)
+    assert sorted(seen) == ["4", "4", "5", "5"]
 
 
 def test_progress_of_a_finished_run_is_that_of_the_rung_where_it_would_have_stopped(tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from atomloom.commands.trials import Log, call, outcomes, paths_of, sweep_of, train_to
+from atomloom.commands.trials import Job, Log, outcomes, paths_of, sweep_of
 from atomloom.config import Config, dump_config
 from atomloom.pipeline.paths import RunPaths
 from atomloom.reports.formats import plural
@@ -75,7 +75,7 @@ def refit_best(
     if best is not None:
         trial, results, _ = best
         runs.extend(
-            _refitted(refit, trial.number, threads, sweep.retries, log, prepare)
+            _refitted(paths, refit, trial.number, threads, log, prepare)
             for refit in refits(paths.config, trial, results, _rates(paths, trial, results))
         )
     path = paths.sweep / REFIT
@@ -94,10 +94,10 @@ def _rates(paths: RunPaths, trial: Trial, results: Sequence[Result]) -> list[lis
 
 
 def _refitted(
+    paths: RunPaths,
     refit: Refit,
     trial: int,
     threads: int,
-    retries: int,
     log: Log,
     prepare: Callable[[Config, Log], RunPaths],
 ) -> Refitted:
@@ -105,10 +105,10 @@ def _refitted(
     file = own.layout.merged_config
     if not file.exists():
         write_text(file, dump_config(refit.config))
-    reason = train_to(own, file, refit.stop_after, threads, retries, log)
+    job = Job(paths, own, file, threads, log)
+    reason = job.train_to(refit.stop_after)
     if not reason and not (own.run / "metrics.json").exists():
-        options = ["--config", str(file), "--threads", str(threads)]
-        reason = call("evaluate", options, retries, log)
+        reason = job.call("evaluate")
     said = Refitted(
         trial,
         refit.values,

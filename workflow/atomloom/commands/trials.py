@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from atomloom.commands.gpus import lent
 from atomloom.config import dump_config, load_config
 from atomloom.config.sweep import Sweep
 from atomloom.errors import AtomloomError
@@ -143,7 +146,10 @@ def run_slot(paths: RunPaths, slot: Slot, threads: int, log: Log) -> Path:
     repeat = trial.repeats[slot.repeat]
     own = paths_of(paths, repeat)
     reach = rungs(sweep, epochs)[slot.rung] if sweep.halving else own.config.training.epochs
-    reason = train_to(own, Path(repeat.config), reach, threads, sweep.retries, log)
+    job = Job(paths, own, Path(repeat.config), threads, log)
+    if "tensorboard" in own.config.training.loggers:
+        _link(paths.sweep / "tensorboard" / f"trial-{trial.number:05d}-{slot.repeat}", own.run)
+    reason = job.train_to(reach)
     if reason:
         log(f"trial {trial.number} failed: {reason}")
         Result(trial.number, "failed", reason=reason, run=repeat.run).write(path)
@@ -177,36 +183,65 @@ def _chosen(
     return trial, None
 
 
-def train_to(own: RunPaths, config: Path, reach: int, threads: int, retries: int, log: Log) -> str:
-    """Train a run up to some epoch in a process of its own; why that failed, or nothing."""
-    if _progress(own, reach) is not None:
-        return ""
-    options = ["--config", str(config), "--threads", str(threads), "--until", str(reach)]
-    reason = call("train", options, retries, log)
-    return reason or ("" if _progress(own, reach) else "ended without a result")
+@dataclass(frozen=True)
+class Job:
+    """A run of a sweep, whose stages are processes of their own."""
 
+    sweep: RunPaths
+    """Paths of the base config."""
+    own: RunPaths
+    """Paths of the run."""
+    config: Path
+    """File of its merged config."""
+    threads: int
+    log: Log
 
-def call(stage: str, options: Sequence[str], retries: int, log: Log) -> str:
-    """Run a stage in a process of its own, again if it is killed; why that failed, or nothing."""
-    command = [sys.executable, "-P", "-m", "atomloom", stage, *options]
-    for attempt in range(retries + 1):
-        status, last = _run(command)
-        if status == 0:
+    def train_to(self, reach: int) -> str:
+        """Train it up to some epoch, unless it is; why that failed, or nothing."""
+        if _progress(self.own, reach) is not None:
             return ""
-        if status > 0:
-            return last or f"ended with status {status}"
-        log(f"{stage} was killed by signal {-status}; attempt {attempt + 1}")
-    return f"was killed by signal {-status}, {retries + 1} times"
+        reason = self.call("train", "--until", str(reach))
+        return reason or ("" if _progress(self.own, reach) else "ended without a result")
+
+    def call(self, stage: str, *options: str) -> str:
+        """Run a stage, again if it is killed; why that failed, or nothing."""
+        sweep, training = sweep_of(self.sweep), self.own.config.training
+        command = [sys.executable, "-P", "-m", "atomloom", stage, "--config", str(self.config)]
+        command += ["--threads", str(self.threads), *options]
+        wanted = training.devices if sweep.gpus is None else sweep.gpus
+        for attempt in range(sweep.retries + 1):
+            with lent(0 if training.device == "cpu" else wanted, self.log) as gpus:
+                status, last = _run(command, {**self._names, **os.environ, **gpus})
+            if status == 0:
+                return ""
+            if status > 0:
+                return last or f"ended with status {status}"
+            self.log(f"{stage} was killed by signal {-status}; attempt {attempt + 1}")
+        return f"was killed by signal {-status}, {sweep.retries + 1} times"
+
+    @property
+    def _names(self) -> dict[str, str]:
+        """Variables by which MLflow and Weights & Biases keep the runs of a sweep together."""
+        name = f"{self.own.config.dataset.name}-{self.sweep.sweep.name}"
+        return {"MLFLOW_EXPERIMENT_NAME": name, "WANDB_RUN_GROUP": name}
+
+
+def _link(link: Path, run: Path) -> None:
+    """Let a folder of TensorBoard's hold a run's event files under another name."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        link.symlink_to(os.path.relpath(run / "tensorboard", link.parent), target_is_directory=True)
 
 
 def _progress(own: RunPaths, reach: int) -> Progress | None:
     return read_progress(own.run, reach, own.config.training.last_epoch)
 
 
-def _run(command: Sequence[str]) -> tuple[int, str]:
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str]:
     """Exit status of a command, and the last line it said; it ends when this process does."""
     process = subprocess.Popen(
         command,
+        env=environment,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=_die_with_parent if sys.platform == "linux" else None,

@@ -126,6 +126,9 @@ class Sweep(Section):
     the trial."""
     threads: int = unkeyed(1, ge=1, le=1024)
     """CPU threads of a trial; as many trials run at a time as the cores allow."""
+    gpus: float | None = unkeyed(None, ge=0.01, le=64)
+    """GPUs of a trial, of which no other trial on the machine has any; below 1, the share of one that it has
+    (0.5: two trials at a time on each). null: `training.devices`. Not with `training.device: cpu`."""
     retries: int = unkeyed(1, ge=0, le=20)
     """Number of times a trial that dies is started again (it resumes) before it counts as failed."""
 
@@ -159,6 +162,8 @@ class Sweep(Section):
                     raise ValueError(f"{name}: `when` names {other}, which is not swept before it")
             if self.method == "grid" and not axis.values and axis.steps is None:
                 raise ValueError(f"{name}: a grid takes `values`, or `steps` of a range")
+        if self.gpus is not None and self.gpus > 1 and self.gpus % 1:
+            raise ValueError("gpus is a whole number, or a share of one GPU")
         for repeat in self.repeats:
             for name in repeat:
                 if name in self.parameters or any(name in trial for trial in self.trials):
