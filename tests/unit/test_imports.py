@@ -27,7 +27,7 @@ ROOMS = {
     "inference": ("models", *BEFORE_MODELS),
     "training": ("inference", "models", *BEFORE_MODELS),
     "potentials": ("inference", "models", *BEFORE_MODELS),
-    "reports": ("pipeline", "store"),
+    "reports": ("structures", "pipeline", "store"),
     "stages": (
         *("reports", "potentials", "training", "inference", "data", "graphs", "readers"),
         *("structures", "pipeline", "targets", "config", "store"),

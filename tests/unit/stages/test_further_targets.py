@@ -12,6 +12,8 @@ import atomloom
 from atomloom.cli import main
 from atomloom.errors import AtomloomError
 from atomloom.potentials.calculator import AtomloomCalculator
+from atomloom.stages.lookup import StructureLookup
+from atomloom.stages.report import report_run
 from atomloom.structures.adapters import to_ase
 from atomloom.structures.structure import Structure
 from tests.unit.training.direct import SMALL, crystals, ionic_molecules
@@ -101,6 +103,26 @@ def test_metrics_report_and_run_card_know_every_target(run):
         header = file.readline()
     assert "val_mae_dipole" in header
     assert "val_mae_charges" in header
+
+
+def test_the_report_draws_the_worst_structures_and_rings_the_atom(run, molecules, tmp_path):
+    page = run.report.read_text()
+    charges = page[page.index('id="target-4"') :]
+    assert 'class="marked"' in charges
+    assert "A red ring marks the atom of the error" in charges
+    known = by_id(run, molecules)
+    some = list(known)[:5]
+    found = StructureLookup(run.places)([*some, "nobody"])
+    assert list(found) == some
+    for name, structure in found.items():
+        assert structure.hash == known[name].hash
+    shard = run.places.layout.structures(run.places.plan.chunks[0].key)
+    shard.rename(tmp_path / "away")
+    try:
+        assert not StructureLookup(run.places)(some)
+        assert "not drawn" not in report_run(run.places, lambda line: None).read_text()
+    finally:
+        (tmp_path / "away").rename(shard)
 
 
 def test_the_data_set_and_the_run_have_keys_of_their_kinds(run):

@@ -46,6 +46,7 @@ from atomloom.reports.tables import (
     Structures,
     predictions_of,
 )
+from atomloom.reports.trends import Bin
 from atomloom.store.files import write_atomically
 
 if TYPE_CHECKING:
@@ -686,6 +687,109 @@ def _tip(predictions: Predictions, row: int) -> str:
         number(v[row], 4) for v in (predictions.reference, predictions.predicted)
     )
     return f"{name}: {with_unit(predicted, predictions.unit)}, reference {reference}"
+
+
+# --- errors against what may cause them -------------------------------------------------------
+
+
+@style()
+def trend_figure(
+    values: np.ndarray,
+    errors: np.ndarray,
+    bins: Sequence[Bin],
+    label: str,
+    predictions: Predictions,
+    names: Sequence[str],
+) -> tuple[Figure, dict[str, list[str]]]:
+    """Absolute errors against a property of structures, and their mean in bins with its standard error.
+
+    Args:
+        values: [P] of the structures that are drawn as points.
+        errors: [P] their absolute errors.
+        bins: of all structures.
+        label: name of the property.
+        predictions: of the target.
+        names: [P] tip of each point.
+
+    Returns:
+        figure, tips for `inline_svg`.
+    """
+    figure, axes = _figure()
+    split = predictions.judged_split or "test"
+    colour = _colour(predictions.named, split)
+    positive = errors[errors > 0]
+    logarithmic = len(positive) > 0 and errors.max() > 10 * np.median(positive)
+    floor = float(np.quantile(positive, 0.02)) if logarithmic else 0.0
+    axes.scatter(
+        values,
+        np.maximum(errors, floor),
+        s=12.0,
+        color=colour,
+        alpha=0.45,
+        linewidths=0,
+        gid="points-trend",
+    )
+    axes.errorbar(
+        [one.middle for one in bins],
+        [max(one.mae, floor) for one in bins],
+        yerr=[one.uncertainty or 0.0 for one in bins],
+        color=LIGHT.ink,
+        linewidth=1.2,
+        marker="s",
+        markersize=3.5,
+        capsize=2.0,
+        label="mean of a bin, standard error",
+    )
+    if logarithmic:
+        _log_scale(axes, "y")
+        axes.set_ylim(bottom=0.8 * floor)
+    else:
+        axes.set_ylim(bottom=0)
+    if np.array_equal(values, np.round(values)):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel(_label(label, "", WIDTH))
+    axes.set_ylabel(_label("absolute error", predictions.unit, HEIGHT))
+    _legend_above(axes)
+    return figure, {"points-trend": list(names)}
+
+
+@style()
+def quantile_figure(bins: Sequence[Bin], predictions: Predictions) -> Figure:
+    """MAE by quantile of the label, with its standard error; the ends of each bin are written below."""
+    figure, axes = _figure()
+    split = predictions.judged_split or "test"
+    places = np.arange(len(bins))
+    axes.bar(
+        places,
+        [one.mae for one in bins],
+        yerr=[one.uncertainty or 0.0 for one in bins],
+        width=0.9,
+        color=_colour(predictions.named, split),
+        alpha=0.75,
+        error_kw={"ecolor": LIGHT.ink, "elinewidth": 1.0, "capsize": 2.0},
+    )
+    mae = predictions.mae(split) or 0.0
+    axes.axhline(mae, color=LIGHT.muted, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.annotate(
+        "MAE of all",
+        (1, mae),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 2),
+        textcoords="offset points",
+        ha="right",
+        color=LIGHT.muted,
+        fontsize=7.0,
+        bbox={"facecolor": LIGHT.card, "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
+    )
+    ends = [bins[0].low, *(one.high for one in bins)]
+    axes.set_xticks(
+        np.arange(len(ends)) - 0.5, [number(end) for end in ends], rotation=35, fontsize=6.5
+    )
+    axes.grid(axis="x", visible=False)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(_label(f"reference {predictions.target}", predictions.unit, WIDTH))
+    axes.set_ylabel(_label("MAE", predictions.unit, HEIGHT))
+    return figure
 
 
 # --- timing and graphs ------------------------------------------------------------------------

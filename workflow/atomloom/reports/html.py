@@ -18,7 +18,8 @@ import pandas as pd
 import yaml
 
 from atomloom.pipeline.published import Verdict
-from atomloom.reports import figures, formats, tables
+from atomloom.reports import drawings, figures, formats, tables
+from atomloom.reports.breakdown import Breakdown, break_down
 from atomloom.reports.figures import SPLIT_NAMES, Course
 from atomloom.reports.formats import NONE, number, plural, with_unit
 from atomloom.reports.overview import overview_of
@@ -41,6 +42,8 @@ FIGURED_TARGETS = 6
 """Max number of targets with their own figures; more would make the page too long."""
 QUARANTINE_ROWS = 50
 WORST = 10
+TREND_SHARE = 4
+"""A figure of errors against a property has at most one in so many of the points of a parity plot."""
 FEW_TEST_STRUCTURES = 50
 MAE_TOLERANCE = 0.01
 """Min relative difference between the MAE of the metrics and of the predictions that is reported."""
@@ -98,10 +101,12 @@ class TargetPart:
     errors: Drawing
     holders: str
     """Items over which an element's error is the mean."""
+    of_atoms: bool
     named: bool
     """Whether the elements are known."""
     elements: ElementTable | None
     worst: tuple[WorstPrediction, ...]
+    breakdown: Breakdown
 
 
 @dataclass(frozen=True)
@@ -206,7 +211,10 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
             history_note=history_note,
             parts=[
                 _target_part(
-                    place, found, figures.VECTOR_POINTS // min(len(shown), FIGURED_TARGETS)
+                    place,
+                    found,
+                    figures.VECTOR_POINTS // min(len(shown), FIGURED_TARGETS),
+                    paths.structures,
                 )
                 for place, found in enumerate(shown[:FIGURED_TARGETS])
             ],
@@ -221,6 +229,7 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
             command=_command(card),
             split_names=SPLIT_NAMES,
             reliable=RELIABLE,
+            bond=drawings.BOND,
         )
     )
 
@@ -667,7 +676,9 @@ def _epoch_times(history: pd.DataFrame | None, course: Course | None) -> Drawing
 # --- predictions ------------------------------------------------------------------------------
 
 
-def _target_part(place: int, predictions: Predictions, vector_points: int) -> TargetPart:
+def _target_part(
+    place: int, predictions: Predictions, vector_points: int, find: tables.FindStructures | None
+) -> TargetPart:
     split = predictions.judged_split
     assert split is not None  # predictions without rows are not shown
     errors = predictions.error[predictions.of(split)]
@@ -692,6 +703,7 @@ def _target_part(place: int, predictions: Predictions, vector_points: int) -> Ta
     )
     if beyond:
         caption += f" {plural(beyond, predictions.noun)} beyond ± {number(reach)} not shown."
+    worst = tables.worst_predictions(predictions, split, WORST)
     return TargetPart(
         target=predictions.target,
         unit=predictions.unit,
@@ -705,11 +717,13 @@ def _target_part(place: int, predictions: Predictions, vector_points: int) -> Ta
             if predictions.of_atoms
             else f"{'components of ' * (predictions.noun != 'structure')}structures that contain it"
         ),
+        of_atoms=predictions.of_atoms,
         named=any(predictions.elements),
         parity=tuple(parity),
         errors=drawing(figure, f"errors-{place}", caption),
         elements=_element_table(predictions, split),
-        worst=tables.worst_predictions(predictions, split, WORST),
+        worst=worst,
+        breakdown=break_down(place, predictions, worst, vector_points // TREND_SHARE, find),
     )
 
 

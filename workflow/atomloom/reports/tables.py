@@ -11,7 +11,7 @@ import io
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from atomloom.pipeline.quarantine import reason_kind
 from atomloom.reports.formats import finite, unit_name
 from atomloom.store.files import read_json
 from atomloom.store.parquet import read_table
+from atomloom.structures.structure import Structure
 
 SPLITS = ("train", "val", "test")
 STAGES = ("plan", "convert", "graphs", "index", "split", "train", "evaluate", "predict", "report")
@@ -52,6 +53,10 @@ POSITIONS = {
 """Element symbol -> (row, column), both from 1, of the usual 18-column periodic table."""
 
 
+FindStructures = Callable[[Collection[str]], Mapping[str, Structure]]
+"""Function from ids to structures; ids whose structure is not known are left out."""
+
+
 @dataclass(frozen=True)
 class ReportInputs:
     """Files of a run from which the report is made."""
@@ -77,6 +82,8 @@ class ReportInputs:
     """Name of the model in the report; by default that on the run card."""
     published: Sequence[Verdict] = ()
     """Published errors, each with that of the run."""
+    structures: FindStructures | None = None
+    """Function that looks up the structures to be drawn."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,8 @@ class Predictions:
     part; None if each row is independent."""
     named: tuple[str, ...] = ()
     """Names of further test sets."""
+    atom: np.ndarray | None = None
+    """[N] int64, index of the atom in its structure; None if rows are not of atoms."""
 
     def __len__(self) -> int:
         return len(self.reference)
@@ -164,20 +173,12 @@ class Predictions:
     def mae_uncertainty(self, split: str) -> float | None:
         """Standard error of the MAE on a split; None below two groups.
 
-        Errors within a group are correlated: groups are independent, so the sums of deviations over
-        each group count (the cluster-robust variance of a mean).
+        Errors within a group are correlated: see `standard_error`.
         """
         rows = self.of(split)
-        errors = np.abs(self.error[rows])
-        if not len(errors):
-            return None
-        groups = np.arange(len(errors)) if self.group is None else self.group[rows]
-        codes = pd.factorize(groups)[0]
-        count = int(codes.max()) + 1
-        if count < 2:
-            return None
-        sums = np.bincount(codes, errors - errors.mean())
-        return float(math.sqrt(count / (count - 1) * (sums**2).sum()) / len(errors))
+        return standard_error(
+            np.abs(self.error[rows]), None if self.group is None else self.group[rows]
+        )
 
     def independent(self, split: str) -> int:
         """Number of groups on a split, or of rows if each is independent."""
@@ -245,6 +246,8 @@ class WorstPrediction:
     reference: float
     predicted: float
     error: float
+    atom: int | None = None
+    """Index of the atom, where an error belongs to one."""
 
 
 @dataclass(frozen=True)
@@ -471,6 +474,7 @@ def predictions_of(
         missing=known["split"][~np.isfinite(reference)].value_counts().to_dict(),
         failed=int((np.isfinite(reference) & ~np.isfinite(predicted)).sum()),
         named=tuple(named),
+        atom=rows["atom"].to_numpy(np.int64) if of_atoms else None,
     )
 
 
@@ -492,6 +496,26 @@ def structures_of(frame: pd.DataFrame, named: Sequence[str] = ()) -> Structures:
 def strangers(frame: pd.DataFrame, named: Sequence[str] = ()) -> int:
     """Number of rows of the predictions whose split is neither one of SPLITS nor named."""
     return int((~frame["split"].isin((*SPLITS, *named))).sum()) if "split" in frame else 0
+
+
+def standard_error(errors: np.ndarray, groups: np.ndarray | None) -> float | None:
+    """Standard error of a mean of absolute errors; None below two groups.
+
+    Groups are independent, rows within one are not: the sums of deviations over each group count (the
+    cluster-robust variance of a mean).
+
+    Args:
+        errors: [R] absolute errors.
+        groups: [R] their groups; None if each row is independent.
+    """
+    if not len(errors):
+        return None
+    codes = pd.factorize(np.arange(len(errors)) if groups is None else groups)[0]
+    count = int(codes.max()) + 1
+    if count < 2:
+        return None
+    sums = np.bincount(codes, errors - errors.mean())
+    return float(math.sqrt(count / (count - 1) * (sums**2).sum()) / len(errors))
 
 
 def read_groups(path: Path, card: RunCard) -> dict[str, str]:
@@ -547,6 +571,7 @@ def worst_predictions(
             reference=float(predictions.reference[row]),
             predicted=float(predictions.predicted[row]),
             error=float(predictions.error[row]),
+            atom=None if predictions.atom is None else int(predictions.atom[row]),
         )
         for row in rows[order]
     )

@@ -11,6 +11,7 @@ from atomloom.pipeline.published import Verdict, verdicts
 from atomloom.pipeline.quarantine import QUARANTINE
 from atomloom.pipeline.run_card import HISTORY
 from atomloom.reports import ReportInputs, write_report
+from atomloom.stages.lookup import StructureLookup
 from atomloom.stages.relabel import relabel_run
 from atomloom.stages.split import read_split
 from atomloom.store.files import read_json, require_digest, write_atomically
@@ -41,6 +42,7 @@ def report_run(paths: RunPaths, log: Callable[[str], None]) -> Path:
         timings=paths.layout.timings,
         model=paths.config.model.shown_name,
         published=published_of(paths),
+        structures=StructureLookup(paths),
     )
 
     def write(path: Path) -> None:
