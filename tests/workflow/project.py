@@ -5,6 +5,7 @@ Tests change one thing in it and count the jobs of a dry run.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -16,6 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+
+from atomloom.commands.status import status_of
+from atomloom.config import load_config
+from atomloom.pipeline.paths import Layout
 
 ROOT = Path(__file__).resolve().parents[2]
 CATIONS = ("Li", "Na", "K", "Rb", "Mg", "Ca")
@@ -114,14 +119,25 @@ class Project:
         """Jobs that a call would run, by rule; the plan is brought up to date first if it must be.
 
         Jobs after the plan can be counted only once the plan is there, so a stale plan is made
-        anew and counted as one job.
+        anew and counted as one job. `atomloom status` says the same beforehand, and writes nothing.
         """
+        told, said = self.status()
         counted = counts(self.snakemake("-n", **environment))
-        if "plan" not in counted:
-            return counted
-        assert counted == {"plan": 1, "report": 1}, "what lies between only the plan knows"
-        self.snakemake("--until", "plan", **environment)
-        return {"plan": 1} | counts(self.snakemake("-n", **environment))
+        if "plan" in counted:
+            assert counted == {"plan": 1, "report": 1}, "what lies between only the plan knows"
+            self.snakemake("--until", "plan", **environment)
+            counted = {"plan": 1} | counts(self.snakemake("-n", **environment))
+        assert told == counted, said
+        return counted
+
+    def status(self) -> tuple[dict[str, int], str]:
+        """Jobs that `atomloom status --dry` counts, and everything it says."""
+        before = {path: path.stat().st_mtime_ns for path in self.folder.rglob("*")}
+        with contextlib.chdir(self.folder):
+            status = status_of(Layout(load_config("my.yaml")), print, dry=True)
+        after = {path: path.stat().st_mtime_ns for path in self.folder.rglob("*")}
+        assert after == before, "status --dry writes nothing"
+        return status.jobs, "\n".join(status.lines())
 
 
 def counts(output: str) -> dict[str, int]:

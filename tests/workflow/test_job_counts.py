@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -82,6 +84,51 @@ def test_commands_by_hand_and_the_workflow_do_nothing_twice(tmp_path, monkeypatc
     for stage in ("plan", "convert", "graphs", "index", "split", "train", "evaluate", "report"):
         assert main([stage, "--config", "my.yaml"]) == 0
     assert project.jobs() == {}
+
+
+def test_a_run_without_snakemake_leaves_the_same_bytes_and_nothing_to_do(finished, tmp_path):
+    """Only times, and what they are part of, differ."""
+    project = Project.create(tmp_path / "project")
+    command = [sys.executable, "-m", "atomloom", "run", "--config", "my.yaml", "--cores", "2"]
+    done = subprocess.run(command, cwd=project.folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(" epoch ") == 2, "one line per epoch where nobody watches"
+    assert project.jobs() == {}
+    kept, own = (
+        {
+            path.relative_to(one.folder): path.read_bytes()
+            for folder in ("store", "results")
+            for path in (one.folder / folder).rglob("*")
+            if path.is_file() and not {"logs", "timings", "state"} & {*path.parts}
+        }
+        for one in (finished, project)
+    )
+    assert kept.keys() == own.keys()
+    differing = {path.name for path in kept if kept[path] != own[path]}
+    assert differing == {"history.csv", "run.json", "report.html", ".seen.json"}
+    again = subprocess.run(command, cwd=project.folder, capture_output=True, text=True)
+    assert "nothing to do" in again.stderr
+    assert [path.stem for path in (project.folder / "results/tiny/configs").iterdir()] == [
+        path.stem for path in (finished.folder / "results/tiny/configs").iterdir()
+    ]
+
+
+def test_status_says_where_a_training_would_resume(project):
+    project.write_config(changed(training={"epochs": 3}))
+    command = [sys.executable, "-m", "atomloom", "train", "--config", "my.yaml", "--until", "1"]
+    subprocess.run(command, cwd=project.folder, check=True, capture_output=True)
+    assert project.jobs() == NEW_RUN
+    assert "resumes after epoch 1 of 3" in project.status()[1]
+
+
+def test_status_names_what_changed(project):
+    project.write_config(changed(graph={"cutoff": 7}))
+    assert "graph.cutoff 8 -> 7 (since" in project.status()[1]
+    project.cifs[3].write_text(project.cifs[3].read_text() + "# seen\n")
+    said = project.status()[1]
+    assert "data/cif/s003.cif changed" in said
+    project.cifs[5].unlink()
+    assert "data/cif/s003.cif changed, data/cif/s005.cif gone" in project.status()[1]
 
 
 def test_reordering_and_reformatting_the_yaml_does_nothing(project):

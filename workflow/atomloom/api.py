@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from atomloom.config import Config, dump_config, parse_config
+from atomloom.config import Config, parse_config
 from atomloom.config.base import Section
 from atomloom.config.dataset import Dataset, Split
 from atomloom.config.graph import GraphSpec
@@ -32,7 +30,6 @@ from atomloom.config.training import Training
 from atomloom.errors import AtomloomError, again
 from atomloom.inference.predict import LoadedModel, load_model
 from atomloom.pipeline.paths import Layout, RunPaths
-from atomloom.pipeline.plan import Plan
 from atomloom.pipeline.stage_table import STAGES
 from atomloom.store.files import expand_home, read_json, write_text
 from atomloom.store.keys import chain_hash
@@ -157,6 +154,7 @@ def run_pipeline(config: Config, log: Log = print) -> Run:
         AtomloomError: when a stage fails.
     """
     from atomloom.stages.relabel import relabel_run
+    from atomloom.stages.train import train_in_processes
 
     paths = prepare(config, log)
     if not STAGES["train"].done(paths):
@@ -176,38 +174,15 @@ def prepare(config: Config, log: Log = print) -> RunPaths:
     Raises:
         AtomloomError: when a stage fails.
     """
+    from atomloom.stages.plan import current_plan
+
     layout = Layout(config)
-    paths = RunPaths(layout, _plan(layout, log))
+    paths = RunPaths(layout, current_plan(layout, log))
     for stage in takewhile(lambda stage: stage.name != "train", STAGES.values()):
         for key in paths.plan.chunk_keys if stage.per_chunk else [""]:
             if stage.wanted(config) and not stage.done(paths, key):
                 stage.run(paths, log, key)
     return paths
-
-
-def _plan(layout: Layout, log: Log) -> Plan:
-    from atomloom.stages.plan import make_plan
-    from atomloom.stages.sources import refresh_sources
-
-    path = layout.plan_folder / "plan.json"
-    manifest = refresh_sources(layout, fetch=log)
-    if path.exists() and path.stat().st_mtime_ns >= manifest.stat().st_mtime_ns:
-        return Plan.read(path)
-    return make_plan(layout, log)
-
-
-def train_in_processes(layout: Layout, log: Log) -> None:
-    """Train by the command, since several processes are started by starting the same command again."""
-    path = layout.merged_config
-    write_text(path, dump_config(layout.config))
-    command = [sys.executable, "-P", "-m", "atomloom", "train", "--config", str(path)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        last = ""
-        for line in process.stderr or ():
-            last = line.strip()
-            log(last)
-    if process.returncode:
-        raise AtomloomError(f"training failed: {last}", where=path)
 
 
 # --- structures and labels that are in memory ---

@@ -7,17 +7,14 @@ missing. Errors that a user can act on are printed as one line.
 from __future__ import annotations
 
 import argparse
+import json
 import math
-import multiprocessing
 import os
 import select
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeAlias
@@ -26,6 +23,7 @@ from atomloom import __version__, former
 from atomloom.commands.leaderboard import add_leaderboard
 from atomloom.config import Config, load_config
 from atomloom.errors import AtomloomError, InterruptedRun
+from atomloom.pipeline.chunk_jobs import run_chunks
 from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.plan import Plan
 from atomloom.pipeline.progress import Progress
@@ -217,6 +215,17 @@ def _parser() -> argparse.ArgumentParser:
         if stage.name == "evaluate":
             _add_comparison(sub)
             sub.set_defaults(run=_evaluate)
+    sub = command("run", _run, "run all stages of a config, as the workflow would")
+    sub.add_argument(
+        "--cores",
+        type=_few,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes of a stage, threads of training (all cores)",
+    )
+    sub = command("status", _status, "say what would be done for a config, and why")
+    sub.add_argument("--dry", action="store_true", help="write nothing, not even a plan")
+    sub.add_argument("--json", action="store_true", help="as JSON")
     sub = command("sweep", _sweep, "train the trials of the section `sweep`, and compare them")
     sub.add_argument("--jobs", type=_few, default=1, metavar="N", help="trials at a time (1)")
     sub = command("suggest", _suggest, "choose the trials of one round of a sweep")
@@ -543,47 +552,7 @@ def _each_chunk(options: argparse.Namespace) -> None:
     log(f"{len(missing)} of {len(plan.chunk_keys)} chunks to do")
     size = {chunk.key: chunk.count for chunk in plan.chunks}
     progress = Progress(log, len(missing), sum(size[key] for key in missing))
-    if options.workers <= 1 or len(missing) <= 1:
-        for key in missing:
-            stage.run_timed(paths, log, key)
-            progress.add(size[key])
-        return
-    with ProcessPoolExecutor(
-        min(options.workers, len(missing)), initializer=_die_of_interrupts
-    ) as pool:
-        jobs = {pool.submit(_one_chunk, stage.name, paths, key): key for key in missing}
-        try:
-            for job in as_completed(jobs):
-                job.result()
-                progress.add(size[jobs[job]])
-        except KeyboardInterrupt:
-            for worker in multiprocessing.active_children():
-                worker.terminate()  # no file is left half written, whenever it ends
-            raise
-        except BrokenProcessPool:
-            time.sleep(0.5)  # Ctrl-C ends workers too: it is raised here if they received it first
-            raise AtomloomError(
-                "a process was killed from outside, perhaps for lack of memory",
-                todo="run it again with fewer --workers; finished chunks stay",
-            ) from None
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # what fails for one chunk fails for others
-            raise
-
-
-def _one_chunk(stage: str, paths: RunPaths, key: str) -> None:
-    """A job of a worker process, which is given the stage by its name."""
-    STAGES[stage].run_timed(paths, _silent, key)
-
-
-def _die_of_interrupts() -> None:
-    """Let a worker process end silently at Ctrl-C: the parent process reports."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as shells start what runs behind
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def _silent(message: str) -> None:
-    """Ignore a message: the parent process reports."""
+    run_chunks(stage, paths, missing, options.workers, log, lambda key: progress.add(size[key]))
 
 
 def _whole_stage(options: argparse.Namespace) -> None:
@@ -594,6 +563,26 @@ def _whole_stage(options: argparse.Namespace) -> None:
     from atomloom.stages.train import train_run
 
     train_run(paths, log, options.until)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from atomloom.commands.run import run_all
+
+    def log_of(stage: str, file: Path) -> Log:
+        own = {**vars(options), "command": stage, "log": options.log or file}
+        return _log_to(argparse.Namespace(**own))
+
+    run_all(Layout(_config(options)), options.cores, log_of)
+
+
+def _status(options: argparse.Namespace) -> None:
+    from atomloom.commands.status import status_of
+
+    status = status_of(Layout(_config(options)), _log_to(options), options.dry)
+    if options.json:
+        print(json.dumps(status.content(), indent=1))
+    else:
+        print("\n".join(status.lines()))
 
 
 def _sweep(options: argparse.Namespace) -> None:
@@ -778,8 +767,9 @@ def _runs(options: argparse.Namespace) -> None:
 def _reproduce(options: argparse.Namespace) -> None:
     import json
 
-    from atomloom.api import prepare, train_in_processes
+    from atomloom.api import prepare
     from atomloom.commands.reproduce import Request, Steps, reproduce_run
+    from atomloom.stages.train import train_in_processes
 
     request = Request(
         run=options.run_name,

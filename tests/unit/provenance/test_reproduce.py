@@ -12,13 +12,14 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from atomloom.api import prepare, train_in_processes
+from atomloom.api import prepare
 from atomloom.cli import main
 from atomloom.commands.compare import Agreement, Change
 from atomloom.commands.reproduce import Request, Steps, Verdict, judge, level_between, reproduce_run
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.evidence import Evidence, opened
 from atomloom.pipeline.run_card import LEVELS
+from atomloom.stages.train import train_in_processes
 from atomloom.store.files import read_json, write_sealed
 
 STEPS = Steps(prepare, train_in_processes)

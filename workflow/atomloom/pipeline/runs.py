@@ -231,14 +231,7 @@ def runs_of(dataset: Path) -> list[RunRecord]:
     for key, config, paths in _configured(dataset, told):
         known = runs.get(key)
         if known is None:
-            runs[key] = RunRecord(
-                dataset / "runs" / key,
-                dataset.name,
-                "planned",
-                epochs=config.training.epochs,
-                config=config.model_dump(mode="json"),
-                keys=_keys_of(paths),
-            )
+            runs[key] = replace(planned_run(paths), folder=dataset / "runs" / key)
         elif known.config is None and known.state != "damaged":
             runs[key] = _told_by(known, config, paths)
     return sorted(runs.values(), key=lambda run: (run.state == "planned", run.key))
@@ -266,6 +259,19 @@ def _configured(dataset: Path, told: set[str]) -> Iterator[tuple[str, Config, Ru
                 plans[folder] = Plan.read(folder / "plan.json")
             paths = RunPaths(layout, plans[folder])
             yield paths.run_key, config, paths
+
+
+def planned_run(paths: RunPaths) -> RunRecord:
+    """The run of a config, as if nothing of it had been trained."""
+    config = paths.config
+    return RunRecord(
+        paths.run,
+        config.dataset.name,
+        "planned",
+        epochs=config.training.epochs,
+        config=config.model_dump(mode="json"),
+        keys=_keys_of(paths),
+    )
 
 
 def _say_nothing(_: str) -> None:
@@ -304,9 +310,7 @@ def read_run(folder: Path) -> RunRecord:
     """The run in a folder; a damaged file is its state and not an error."""
     record = RunRecord(folder, folder.parents[1].name, "stopped", when=_changed(folder))
     try:
-        if (folder / "run.json").exists() and (folder / "model.safetensors").exists():
-            return _finished(record)
-        return _unfinished(record)
+        return _finished(record) if (folder / "run.json").exists() else _unfinished(record)
     except AtomloomError as error:
         return replace(record, state="damaged", reason=_local(str(error), folder))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -345,6 +349,9 @@ def _finished(record: RunRecord) -> RunRecord:
         seconds=_number(card.get("seconds")),
         when=str(card.get("finished", record.when)),
     )
+    if not (record.folder / "model.safetensors").exists():
+        reason = "model.safetensors is missing, which the next call trains again"
+        return replace(record, state="damaged", reason=reason)
     metrics = record.folder / "metrics.json"
     if not metrics.exists():
         return replace(record, errors=_validated(record.folder, record.units, best))

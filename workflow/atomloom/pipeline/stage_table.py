@@ -14,7 +14,7 @@ from pathlib import Path
 
 from atomloom.config import Config
 from atomloom.errors import AtomloomError
-from atomloom.pipeline.paths import RunPaths
+from atomloom.pipeline.paths import RunPaths, report_key_of
 from atomloom.pipeline.timing import timed
 
 
@@ -34,6 +34,8 @@ class Stage:
     """Stages whose files it reads; all of them need the plan."""
     outputs: Callable[[RunPaths, str], tuple[Path, ...]]
     """Files whose presence means that the stage is done, for the key of a chunk if it is per chunk."""
+    reads: Callable[[RunPaths, str], tuple[Path, ...]] = lambda paths, chunk: ()
+    """Files without which it cannot run, and after whose return it runs again, as its rule does."""
     job: Callable[[RunPaths, str], str] | None = None
     """Name of the job in the timings of the stage; None: it is not timed."""
     per_chunk: bool = False
@@ -68,6 +70,17 @@ class Stage:
             self.run(paths, log, chunk)
 
 
+def _within(folder: Path, *names: str) -> tuple[Path, ...]:
+    return tuple(folder / name for name in names)
+
+
+def _shards_of_split(paths: RunPaths) -> tuple[Path, ...]:
+    """Shards that the split reads."""
+    keys = paths.plan.chunk_keys
+    labels = map(paths.layout.labels, keys) if paths.config.teacher is not None else ()
+    return (*map(paths.layout.structures, keys), *labels)
+
+
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
@@ -88,6 +101,7 @@ STAGES: dict[str, Stage] = {
             takes=("layout", "chunk"),
             needs=("convert",),
             outputs=lambda paths, chunk: (paths.layout.labels(chunk),),
+            reads=lambda paths, chunk: (paths.layout.structures(chunk),),
             job=lambda paths, chunk: f"{chunk}-{paths.layout.teacher_key}",
             per_chunk=True,
             wanted=lambda config: config.teacher is not None,
@@ -99,6 +113,7 @@ STAGES: dict[str, Stage] = {
             takes=("layout", "chunk"),
             needs=("convert",),
             outputs=lambda paths, chunk: (paths.layout.graphs(chunk),),
+            reads=lambda paths, chunk: (paths.layout.structures(chunk),),
             job=lambda paths, chunk: f"{chunk}-{paths.layout.graph_key}",
             per_chunk=True,
         ),
@@ -108,7 +123,10 @@ STAGES: dict[str, Stage] = {
             function="atomloom.stages.index:write_index",
             takes=("paths",),
             needs=("convert", "graphs"),
-            outputs=lambda paths, chunk: (paths.index / "index.json",),
+            outputs=lambda paths, chunk: _within(
+                paths.index, "index.json", "index.parquet", "quarantine.csv", "spec.json"
+            ),
+            reads=lambda paths, chunk: tuple(map(paths.layout.graphs, paths.plan.chunk_keys)),
             job=lambda paths, chunk: paths.index.name,
         ),
         Stage(
@@ -117,7 +135,10 @@ STAGES: dict[str, Stage] = {
             function="atomloom.stages.split:write_split",
             takes=("paths",),
             needs=("convert", "label"),
-            outputs=lambda paths, chunk: (paths.split / "split.json",),
+            outputs=lambda paths, chunk: _within(
+                paths.split, "split.json", "dataset.parquet", "quarantine.csv", "spec.json"
+            ),
+            reads=lambda paths, chunk: _shards_of_split(paths),
             job=lambda paths, chunk: paths.split.name,
         ),
         Stage(
@@ -126,10 +147,10 @@ STAGES: dict[str, Stage] = {
             function="atomloom.stages.train:train_run",
             takes=("paths",),
             needs=("index", "split"),
-            outputs=lambda paths, chunk: (
-                paths.run / "model.safetensors",
-                paths.run / "run.json",
+            outputs=lambda paths, chunk: _within(
+                paths.run, "model.safetensors", "run.json", "history.csv"
             ),
+            reads=lambda paths, chunk: (paths.index / "spec.json", paths.split / "spec.json"),
             job=lambda paths, chunk: paths.run_key,
             threads=True,
             once=True,
@@ -140,9 +161,13 @@ STAGES: dict[str, Stage] = {
             function="atomloom.stages.evaluate:evaluate_run",
             takes=("paths",),
             needs=("index", "split", "train"),
-            outputs=lambda paths, chunk: (
-                paths.run / "metrics.json",
-                paths.run / "parity.png",
+            outputs=lambda paths, chunk: _within(
+                paths.run, "metrics.json", "predictions.parquet", "predictions.csv", "parity.png"
+            ),
+            reads=lambda paths, chunk: (
+                *_within(paths.run, "run.json", "model.safetensors"),
+                paths.index / "spec.json",
+                paths.split / "spec.json",
             ),
             job=lambda paths, chunk: paths.run_key,
             threads=True,
@@ -154,6 +179,13 @@ STAGES: dict[str, Stage] = {
             takes=("paths",),
             needs=("evaluate",),
             outputs=lambda paths, chunk: (paths.layout.report,),
+            reads=lambda paths, chunk: (
+                *_within(
+                    paths.run, "metrics.json", "predictions.parquet", "run.json", "history.csv"
+                ),
+                paths.split / "quarantine.csv",
+                paths.index / "index.json",
+            ),
         ),
     )
 }
@@ -161,6 +193,39 @@ STAGES: dict[str, Stage] = {
 
 OTHERS = {"bench": ("index", "split")}
 """Commands that are not stages -> stages whose files they read."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of a stage that is still to be made, and why."""
+
+    stage: str
+    chunk: str
+    """Key of the chunk; empty if the stage is not per chunk."""
+    missing: tuple[Path, ...]
+    """Its outputs that are missing; if none is, it reads what will be made again."""
+    whole: bool
+    """Whether all its outputs are missing, as where it never ran."""
+
+
+def jobs_to_do(paths: RunPaths) -> list[Job]:
+    """Jobs that the workflow would run with this plan, in order: their outputs, or files they read, are missing.
+
+    The report is also one where it is of another run or unit.
+    """
+    jobs = []
+    for stage in STAGES.values():
+        if not stage.wanted(paths.config):
+            continue
+        for chunk in paths.plan.chunk_keys if stage.per_chunk else [""]:
+            outputs = stage.outputs(paths, chunk)
+            missing = tuple(path for path in outputs if not path.exists())
+            again = not all(path.exists() for path in stage.reads(paths, chunk))
+            if stage.name == "report" and not missing:
+                again = again or report_key_of(outputs[0]) != paths.report_key
+            if missing or again:
+                jobs.append(Job(stage.name, chunk, missing, len(missing) == len(outputs)))
+    return jobs
 
 
 def require_earlier(paths: RunPaths, command: str, chunks: Sequence[str]) -> None:

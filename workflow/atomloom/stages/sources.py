@@ -39,9 +39,23 @@ def refresh_sources(layout: Layout, fetch: Callable[[str], None] | None = None) 
     Raises:
         AtomloomError: when a source is missing, holds no file or cannot be downloaded.
     """
-    folder = layout.plan_folder
-    manifest, cache = folder / "sources.json", folder / ".seen.json"
-    known = _known(cache)
+    manifest, cache = layout.plan_folder / "sources.json", layout.plan_folder / ".seen.json"
+    content, seen = current_sources(layout, fetch)
+    if kept_sources(layout) != content:
+        write_json(manifest, content)
+    if seen != _known(cache):
+        write_json(cache, seen)
+    return manifest
+
+
+def current_sources(
+    layout: Layout, fetch: Callable[[str], None] | None = None
+) -> tuple[dict[str, list[list[Any]]], dict[str, list[Any]]]:
+    """Content that `sources.json` should have, and size, time stamp and digest of each file; nothing is written.
+
+    Arguments and errors as of `refresh_sources`.
+    """
+    known = _known(layout.plan_folder / ".seen.json")
     downloads = {str(item.path): item for item in downloads_of(layout)}
     if fetch is not None:
         for item in downloads.values():
@@ -63,11 +77,12 @@ def refresh_sources(layout: Layout, fetch: Callable[[str], None] | None = None) 
         "files": [[path, digests[path]] for path in paths],
         "tables": [[path, digests[path]] for path in tables],
     }
-    if _kept(manifest) != content:
-        write_json(manifest, content)
-    if seen != known:
-        write_json(cache, seen)
-    return manifest
+    return content, seen
+
+
+def kept_sources(layout: Layout) -> Any:
+    """Content of `sources.json` as it is; None where it is missing or damaged."""
+    return _kept(layout.plan_folder / "sources.json")
 
 
 def _kept(path: Path) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -9,12 +11,12 @@ from typing import Any
 
 import pandas as pd
 
-from atomloom.config import Config
-from atomloom.errors import again
+from atomloom.config import Config, dump_config
+from atomloom.errors import AtomloomError, again
 from atomloom.inference.model_file import read_model, weights_digest
 from atomloom.pipeline.attempt import attempted
 from atomloom.pipeline.parent import Parent
-from atomloom.pipeline.paths import RunPaths
+from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.run_card import (
     CARD,
     HISTORY,
@@ -26,7 +28,14 @@ from atomloom.pipeline.run_card import (
 )
 from atomloom.stages.labelled import load_labelled
 from atomloom.stages.split import read_split
-from atomloom.store.files import file_digest, read_json, require_digest, write_sealed, write_spec
+from atomloom.store.files import (
+    file_digest,
+    read_json,
+    require_digest,
+    write_sealed,
+    write_spec,
+    write_text,
+)
 from atomloom.training.trainer import Start, train
 
 
@@ -105,6 +114,20 @@ def _attempt(
 def _told(parent: Parent) -> dict[str, Any]:
     """Content of the card on the run that this one continues."""
     return {"run": parent.folder.resolve().name, "epochs": parent.epochs, "state": parent.state}
+
+
+def train_in_processes(layout: Layout, log: Callable[[str], None]) -> None:
+    """Train by the command, since several processes are started by starting the same command again."""
+    path = layout.merged_config
+    write_text(path, dump_config(layout.config))
+    command = [sys.executable, "-P", "-m", "atomloom", "train", "--config", str(path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        last = ""
+        for line in process.stderr or ():
+            last = line.strip()
+            log(last)
+    if process.returncode:
+        raise AtomloomError(f"training failed: {last}", where=path)
 
 
 def read_history(paths: RunPaths) -> pd.DataFrame:
