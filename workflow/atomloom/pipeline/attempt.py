@@ -1,7 +1,8 @@
 """Attempts to train a run: which config, since when, and how the last one failed, beside the run's state.
 
 A killed process cannot say that it was killed. So an attempt holds a lock that the system releases with
-the process, whatever ended it: a run is in training if its lock is held.
+the process, whatever ended it: a run is in training if its lock is held. All processes of a run share it, from
+loading the data to writing the card; which of several attempts trains is not decided here.
 """
 
 from __future__ import annotations
