@@ -86,6 +86,12 @@ class Config(Section):
         } | dataset.target_kinds
         return tuple(spec_of(name, kinds[name], dataset.unit_of(name)) for name in dataset.target)
 
+    @property
+    def uses_isolated_atoms(self) -> bool:
+        """Whether frames of isolated atoms are not structures of the data set, but give reference energies."""
+        asked = self.training.potential.reference_energies == "isolated_atoms"
+        return asked and any(spec.of_energy for spec in self.targets)
+
     def files(self) -> list[str]:
         """All paths that the config names, as written."""
         named = [*(table.file for table in self.dataset.label_tables), *self.split.files]

@@ -49,10 +49,12 @@ class PotentialTraining(Section):
     energy_loss: Literal["per_atom", "per_structure"] = "per_atom"
     """Energy errors are taken per atom, or of whole structures."""
     reference_energies: (
-        Literal["fit", "none"] | dict[Symbol, Annotated[float, Field(ge=-1e7, le=1e7)]]
+        Literal["fit", "isolated_atoms", "none"]
+        | dict[Symbol, Annotated[float, Field(ge=-1e7, le=1e7)]]
     ) = "fit"
     """Energies of single atoms in eV by element, subtracted before learning and added back: `fit`
-    takes those that fit the training energies best (least squares)."""
+    takes those that fit the training energies best (least squares). `isolated_atoms` takes those of the frames that
+    are a single atom without neighbours, which are then not trained on; elements without one are fitted."""
     energy_scale: (
         Literal["auto", "forces", "energy", "range"] | Annotated[float, Field(ge=1e-6, le=1e6)]
     ) = "auto"

@@ -46,6 +46,8 @@ class LabelledGraphs:
     """[S, G] float64, global features; NaN where unknown; None without any."""
     choice: Placement | None = None
     """Placement of graphs on disk; None in memory."""
+    isolated_atoms: Mapping[str, float] = field(default_factory=dict)
+    """Energies in eV of isolated atoms by element, where they are the references of a potential."""
 
     def __post_init__(self) -> None:
         structures, atoms = len(self.table), int(self.table.node_ptr[-1])
@@ -105,6 +107,8 @@ class LabelledGraphs:
         values = [self.targets, *(self.arrays[name] for name in sorted(self.arrays))]
         values += [] if self.global_features is None else [self.global_features]
         parts += [np.ascontiguousarray(array).tobytes() for array in values]
+        for element in sorted(self.isolated_atoms):
+            parts += [element.encode(), np.float64(self.isolated_atoms[element]).tobytes()]
         for name in sorted(self.rows):
             parts += [name.encode(), self.rows[name].tobytes()]
         return chain_hash(parts)

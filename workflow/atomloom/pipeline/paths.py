@@ -214,6 +214,7 @@ class RunPaths:
             "target": self.config.dataset.target,
             "globals": self.config.dataset.global_features,
             "split": self.config.split.key_content() | guard,
+            **({"isolated_atoms": True} if self.config.uses_isolated_atoms else {}),
             **direct_kinds(self.config),
         }
 

@@ -46,6 +46,10 @@ class Quarantine:
         """Refuse the record in this row of the plan."""
         self.reasons.setdefault(int(record), legible(" ".join(str(reason).split())))
 
+    def count(self, words: str) -> int:
+        """Number of records whose reason has these words."""
+        return sum(words in reason for reason in self.reasons.values())
+
     def frame(self) -> pd.DataFrame:
         """Columns id, source, record (number within its source), reason; in the order of the plan."""
         rows = sorted(self.reasons)

@@ -539,7 +539,7 @@ def _command(card: RunCard) -> str:
 def _segments(card: RunCard) -> list[Segment]:
     """Use of the records: splits, quarantine, the leak guard, and those in none of these."""
     dataset = card.section("dataset")
-    names = (*SPLITS, "quarantined", "removed_as_duplicates")
+    names = (*SPLITS, "quarantined", "removed_as_duplicates", "isolated_frames")
     counts = {name: formats.finite(dataset.get(name)) for name in names}
     known = {name: int(count) for name, count in counts.items() if count}
     named = {
@@ -556,6 +556,7 @@ def _segments(card: RunCard) -> list[Segment]:
         **SPLIT_NAMES,
         "quarantined": "in quarantine",
         "removed_as_duplicates": "duplicates across splits, removed",
+        "isolated_frames": "isolated atoms, taken for reference energies",
         "unused": "not used",
     }
     segments = [Segment(n, labels[n], c, c / total) for n, c in known.items()]

@@ -18,6 +18,7 @@ import pandas as pd
 from atomloom.data.dataset import LabelledGraphs
 from atomloom.data.on_disk import GraphSource, OnDiskGraphs
 from atomloom.data.placement import Placement, choose_loader
+from atomloom.errors import again
 from atomloom.graphs.store import GraphStore
 from atomloom.pipeline.paths import RunPaths
 from atomloom.stages.index import read_indexed_records
@@ -75,6 +76,11 @@ def load_records(places: RunPaths) -> LabelledRecords:
         return values
 
     given = places.config.dataset.global_features
+    isolated = {}
+    if places.config.uses_isolated_atoms:
+        isolated = read_json(places.split / "split.json", "isolated_atoms", todo=again("split"))[
+            "isolated_atoms"
+        ]
     data = LabelledGraphs(
         table=table,
         targets=by_graph([one.name for one in places.config.targets if one.is_column]),
@@ -85,6 +91,7 @@ def load_records(places: RunPaths) -> LabelledRecords:
         specs=array_targets(places.config),
         global_features=by_graph(given) if given else None,
         choice=choice,
+        isolated_atoms=isolated,
     )
     return LabelledRecords(data, frame, rows)
 

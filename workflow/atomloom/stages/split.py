@@ -31,8 +31,13 @@ from atomloom.stages.target_arrays import (
 )
 from atomloom.store.files import file_digest, read_json, write_atomically, write_sealed, write_spec
 from atomloom.store.parquet import read_table, write_table
+from atomloom.structures.checks import TOO_VAST
 from atomloom.structures.composition import elements_text, reduced_formula
+from atomloom.structures.vacuum import VACUUM, isolated_atoms
 from atomloom.targets import TargetSpec
+
+SAME_ENERGY = 1e-4
+"""Max difference in eV between energies of isolated atoms that count as equal."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,12 @@ def write_split(paths: RunPaths, log: Callable[[str], None]) -> Path:
     frame = join_targets(config, records, labels, quarantine, log)
     quarantine.close(folder, max_fraction)
 
+    if config.uses_isolated_atoms and (vast := quarantine.count(TOO_VAST)):
+        log(
+            f"{vast:,} records are in quarantine for their volume per atom: if they are isolated atoms in a box, "
+            "dataset.options `box: molecule` reads them as such"
+        )
+    frame, isolated = _without_isolated_atoms(config, records, frame, log)
     columns = _columns_for_split(config, frame, labels)
     frame["split"] = divide(config.split, frame, columns, plan.records)
     if config.split.group and (torn := torn_groups(columns[config.split.group], frame["split"])):
@@ -115,6 +126,7 @@ def write_split(paths: RunPaths, log: Callable[[str], None]) -> Path:
             "quarantined": refused,
             **counts,
             **({"test_sets": named} if named else {}),
+            **isolated,
             "duplicates": len(duplicates),
             "removed_as_duplicates": len(removed),
             "labels_without_record": plan.labels_without_record,
@@ -130,6 +142,60 @@ def write_split(paths: RunPaths, log: Callable[[str], None]) -> Path:
         f"{refused:,} in quarantine; {told}{', removed' if len(removed) else ''}"
     )
     return folder
+
+
+def _without_isolated_atoms(
+    config: Config, records: Records, frame: pd.DataFrame, log: Callable[[str], None]
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Set frames of isolated atoms aside, if the config takes their energies as references.
+
+    Returns:
+        The other rows, and for `split.json` the number of frames and the energies by element.
+
+    Raises:
+        AtomloomError: when there is none, or two of an element have different energies.
+    """
+    if not any(spec.of_energy for spec in config.targets):
+        return frame, {}
+    alone = np.zeros(len(frame), dtype=bool)
+    for number, rows in frame.groupby("chunk"):
+        table = records.chunks[int(number)].table
+        alone[rows.index] = isolated_atoms(table)[rows["row"].to_numpy(np.int64)]
+    known = frame[alone & frame["energy"].notna().to_numpy()]
+    where = "training.potential.reference_energies"
+    if not config.uses_isolated_atoms:
+        if len(known) and config.training.potential.reference_energies == "fit":
+            log(
+                f"isolated atoms among the structures: {len(known):,}, trained on like any other; "
+                f"{where}: isolated_atoms takes their energies as references"
+            )
+        return frame, {}
+    if known.empty:
+        raise AtomloomError(
+            "no frame with an energy is an isolated atom: a single atom, with more than "
+            f"{VACUUM:g} A to its images",
+            where=where,
+            todo="say `fit`, or give the energies",
+        )
+    energies: dict[str, float] = {}
+    for element, rows in known.groupby("elements", sort=True):
+        first, lowest, highest = rows["energy"].iloc[0], rows["energy"].min(), rows["energy"].max()
+        if highest - lowest > SAME_ENERGY:
+            ids = [
+                rows["id"].iloc[int(np.argmin(rows["energy"]))],
+                rows["id"].iloc[int(np.argmax(rows["energy"]))],
+            ]
+            raise AtomloomError(
+                f"isolated atoms of {element} have different energies: {lowest:.10g} eV in {ids[0]} and "
+                f"{highest:.10g} eV in {ids[1]}",
+                where=where,
+                todo="leave one out, or give the energies",
+            )
+        energies[str(element)] = float(first)
+    told = ", ".join(f"{element} {energy:.6g}" for element, energy in energies.items())
+    log(f"isolated atoms: {int(alone.sum()):,}, not trained on; reference energies (eV): {told}")
+    aside = {"isolated_frames": int(alone.sum()), "isolated_atoms": energies}
+    return frame[~alone].reset_index(drop=True), aside
 
 
 def _told(duplicates: pd.DataFrame, frame: pd.DataFrame) -> str:

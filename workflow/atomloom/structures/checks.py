@@ -16,6 +16,8 @@ from atomloom.config.dataset import Checks
 from atomloom.errors import AtomloomError
 from atomloom.structures.structure import Structure
 
+TOO_VAST = "A^3 per atom, more than"
+"""Words in the reason of a structure with too much volume."""
 _THIN = 20
 """Ratio of the distance looked for to the thickness of a cell above which the cell is reduced first."""
 
@@ -36,7 +38,7 @@ def check_structure(structure: Structure, checks: Checks) -> None:
         per_atom = structure.volume / len(structure)
         if not per_atom <= checks.max_volume_per_atom:
             raise AtomloomError(
-                f"a volume of {per_atom:.6g} A^3 per atom, more than {checks.max_volume_per_atom:g}",
+                f"a volume of {per_atom:.6g} {TOO_VAST} {checks.max_volume_per_atom:g}",
                 todo="a molecule in a box? set the option `box: molecule`",
             )
     if checks.min_distance > 0:

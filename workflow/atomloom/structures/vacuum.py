@@ -7,9 +7,22 @@ from dataclasses import replace
 import numpy as np
 
 from atomloom.structures.structure import Structure
+from atomloom.structures.table import StructureTable
 
 VACUUM = 10.0
 """Min empty space in A around the atoms, along the normal of each face, in an artificial box."""
+
+
+def isolated_atoms(table: StructureTable) -> np.ndarray:
+    """[S] bool, whether structures are a single atom whose periodic images, if any, are at least `VACUUM` away."""
+    found = np.diff(table.node_ptr) == 1
+    for row in np.flatnonzero(found & table.pbc.any(axis=1)):
+        volume = abs(float(np.linalg.det(table.cell[row])))
+        for axis in np.flatnonzero(table.pbc[row]):
+            others = table.cell[row, [(axis + 1) % 3, (axis + 2) % 3]]
+            area = float(np.linalg.norm(np.cross(*others)))
+            found[row] &= area > 0 and volume / area > VACUUM - 1e-6
+    return found
 
 
 def without_fake_box(structure: Structure) -> Structure:

@@ -43,6 +43,7 @@ class AtomicEnergies:
         energies: np.ndarray,
         rows: np.ndarray,
         forces: np.ndarray | None = None,
+        isolated: Mapping[str, float] | None = None,
     ) -> AtomicEnergies:
         """Fit reference energies, shift and scale to the training structures.
 
@@ -52,6 +53,7 @@ class AtomicEnergies:
             energies: [S] eV, NaN where unknown.
             rows: rows of the training set.
             forces: [A, 3] eV/A, NaN where unknown; None where they are not learnt.
+            isolated: eV, energies of isolated atoms by element, where these are the references.
 
         Raises:
             AtomloomError: when an element has no reference energy, or there is nothing to scale by.
@@ -60,7 +62,7 @@ class AtomicEnergies:
         if not len(rows):
             raise AtomloomError("no training structure has an energy", where="dataset.target")
         counts = _composition(table, rows)
-        elements = _elements(settings, counts, energies[rows])
+        elements = _elements(settings, counts, energies[rows], isolated or {})
         atoms = counts.sum(axis=1)
         rest = (energies[rows] - counts @ np.nan_to_num(elements)) / atoms
         kind = settings.energy_scale
@@ -131,14 +133,22 @@ def _composition(table: Graphs, rows: np.ndarray) -> np.ndarray:
     return counts
 
 
-def _elements(settings: PotentialTraining, counts: np.ndarray, energies: np.ndarray) -> np.ndarray:
+def _elements(
+    settings: PotentialTraining,
+    counts: np.ndarray,
+    energies: np.ndarray,
+    isolated: Mapping[str, float],
+) -> np.ndarray:
     present = np.flatnonzero(counts.any(axis=0))
     elements = np.full(ELEMENTS, np.nan)
     if settings.reference_energies == "none":
         elements[present] = 0.0
-    elif settings.reference_energies == "fit":
+    elif isinstance(settings.reference_energies, str):
+        elements[present] = _by_number(isolated)[present]
+        fitted = present[np.isnan(elements[present])]
+        rest = energies - counts @ np.nan_to_num(elements) if isolated else energies
         # The min-norm solution where compositions do not separate elements.
-        elements[present] = np.linalg.lstsq(counts[:, present], energies, rcond=None)[0]
+        elements[fitted] = np.linalg.lstsq(counts[:, fitted], rest, rcond=None)[0]
     else:
         elements = _by_number(settings.reference_energies)
         missing = [SYMBOLS[int(z)] for z in present if np.isnan(elements[z])]

@@ -23,6 +23,7 @@ from atomloom.data.batch import GraphBatch
 from atomloom.data.dataset import LabelledGraphs
 from atomloom.data.memory import free_memory
 from atomloom.errors import AtomloomError
+from atomloom.inference.model_file import ModelCard
 from atomloom.inference.scalers.atomic_energies import AtomicEnergies
 from atomloom.models.derivatives import PotentialOutput, evaluate_potential
 from atomloom.targets import TargetSpec
@@ -202,8 +203,17 @@ class PotentialObjective(Objective):
             if array is None:
                 raise AtomloomError(f"the data set has no {spec.name}", where="dataset.target")
             values[spec.name] = array
-        scaler = AtomicEnergies.fit(self.options, table, energies, train_rows, values.get("forces"))
-        scaler.require_elements(table.numbers)
+        scaler = AtomicEnergies.fit(
+            self.options,
+            table,
+            energies,
+            train_rows,
+            values.get("forces"),
+            data.isolated_atoms,
+        )
+        # On disk there are also graphs without labels, such as those of isolated atoms.
+        labelled = np.repeat(data.known(), np.diff(table.node_ptr))
+        scaler.require_elements(table.numbers[labelled])
         self.scaler = scaler
         self._targets = scaler.reduced(table, energies)[:, None]
         terms: list[Term] = []
@@ -228,6 +238,11 @@ class PotentialObjective(Objective):
     def prepare(self, model: nn.Module, device: torch.device, log: Log) -> None:
         """Fit a model with fixed descriptors to those of the training atoms, and cache them."""
         super().prepare(model, device, log)
+        if references := self._references():
+            log(
+                "references: "
+                + "; ".join(f"{how} {', '.join(own)}" for how, own in references.items())
+            )
         fit, describe = (getattr(model, name, None) for name in ("fit_features", "features"))
         if fit is None or describe is None:
             return
@@ -239,6 +254,26 @@ class PotentialObjective(Objective):
         if self._caches(features.nbytes):
             self._features = features
             log(f"features of {len(features):,} atoms are cached ({features.nbytes / 1e6:.0f} MB)")
+
+    def _references(self) -> dict[str, list[str]]:
+        """Elements by the origin of their reference energies, where some are of isolated atoms."""
+        isolated = self._data.isolated_atoms
+        if not isolated:
+            return {}
+        elements = list(self.scaler.to_dict()["element_energies"])
+        parts = {
+            "isolated atoms": [symbol for symbol in elements if symbol in isolated],
+            "fitted": [symbol for symbol in elements if symbol not in isolated],
+        }
+        return {how: own for how, own in parts.items() if own}
+
+    def card(
+        self, config: Config, facts: Mapping[str, Any], elements: tuple[str, ...]
+    ) -> ModelCard:
+        """Card that says where reference energies are from, if not from a fit alone."""
+        references = self._references()
+        own = {"reference_energies": references} if references else {}
+        return super().card(config, {**facts, **own}, elements)
 
     def _caches(self, size: int) -> bool:
         wanted = self.options.cache_features

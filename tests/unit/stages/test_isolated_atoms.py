@@ -1,0 +1,193 @@
+"""Frames of isolated atoms: their energies are the references, and nothing is trained on them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+
+from atomloom.api import run_pipeline
+from atomloom.config import parse_config
+from atomloom.config.training import PotentialTraining
+from atomloom.errors import AtomloomError
+from atomloom.inference.scalers.atomic_energies import AtomicEnergies
+from atomloom.pipeline.paths import Layout, RunPaths
+from atomloom.stages.convert import convert_chunk
+from atomloom.stages.plan import make_plan
+from atomloom.stages.split import write_split
+from atomloom.structures.structure import Structure
+from atomloom.structures.table import StructureTable
+from atomloom.structures.vacuum import isolated_atoms
+
+COPPER, SILVER = -1.5, -2.5
+
+
+def single(element: str, energy: float, box: float = 0.0) -> Atoms:
+    """One atom, perhaps in a periodic box, with its energy."""
+    atoms = Atoms(element, cell=[box] * 3, pbc=bool(box))
+    atoms.calc = SinglePointCalculator(atoms, energy=energy)
+    return atoms
+
+
+def crystals(count: int = 20) -> list[Atoms]:
+    """Alloys of copper and silver with energies that are sums over their atoms, and a little more."""
+    made = []
+    for place in range(count):
+        atoms = bulk("Cu", a=3.6 + 0.02 * place, cubic=True)
+        atoms.symbols[: 1 + place % 3] = "Ag"
+        silver = int((atoms.symbols == "Ag").sum())
+        energy = (COPPER - 3) * (4 - silver) + (SILVER - 3) * silver + 0.1 * (place % 2)
+        atoms.calc = SinglePointCalculator(atoms, energy=energy)
+        made.append(atoms)
+    return made
+
+
+def settings(frames: list[Atoms], references="isolated_atoms", **dataset):
+    write("all.extxyz", frames)
+    return parse_config(
+        {
+            "dataset": {"name": "d", "source": "all.extxyz", "target": "energy"} | dataset,
+            "model": {"name": "painn", "width": 8, "layers": 1, "cutoff": 4.0},
+            "graph": {"neighbors": "radius", "cutoff": 4.0},
+            "training": {
+                "epochs": 1,
+                "device": "cpu",
+                "threads": 1,
+                "batch": {"structures": 8},
+                "potential": {"reference_energies": references},
+            },
+            "split": {"duplicates": "report"},
+        }
+    )
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def split(config, lines: list[str]) -> tuple[pd.DataFrame, dict, RunPaths]:
+    """The divided data set and its `split.json`."""
+    layout = Layout(config)
+    plan = make_plan(layout, lambda _: None)
+    for key in plan.chunk_keys:
+        convert_chunk(layout, plan, key, lambda _: None)
+    paths = RunPaths(layout, plan)
+    write_split(paths, lines.append)
+    content = json.loads((paths.split / "split.json").read_text())
+    return pd.read_parquet(paths.split / "dataset.parquet"), content, paths
+
+
+def test_a_run_takes_their_energies_and_says_so():
+    frames = [single("Cu", COPPER), *crystals(), single("Ag", SILVER, 12.0)]
+    lines: list[str] = []
+    run = run_pipeline(settings(frames), lines.append)
+    assert "isolated atoms: 2, not trained on; reference energies (eV): Ag -2.5, Cu -1.5" in lines
+    assert "references: isolated atoms Cu, Ag" in lines
+    found = run.model.card.scaler.to_dict()
+    assert found["element_energies"] == {"Cu": COPPER, "Ag": SILVER}
+    assert found["shift"] == pytest.approx(-3.0, abs=0.05)
+    assert run.model.card.facts["reference_energies"] == {"isolated atoms": ["Cu", "Ag"]}
+    assert len(run.predictions) == 20
+    assert "isolated atoms, taken for reference energies" in run.report.read_text()
+
+
+def test_by_default_they_are_structures_like_any_other_and_a_hint_is_given():
+    frames = [single("Cu", COPPER), *crystals()]
+    lines: list[str] = []
+    table, content, paths = split(settings(frames, "fit"), lines)
+    assert len(table) == 21
+    assert "isolated_atoms" not in content
+    assert "isolated_atoms" not in paths.dataset_spec
+    assert any("isolated_atoms takes their energies as references" in line for line in lines)
+
+
+def test_they_are_in_no_split_and_another_key_says_so():
+    frames = [single("Cu", COPPER), *crystals()]
+    _, _, before = split(settings(frames, "fit"), [])
+    table, content, after = split(settings(frames), [])
+    assert table["n_atoms"].min() == 4
+    assert content["used"] == 20
+    assert content["isolated_frames"] == 1
+    assert content["isolated_atoms"] == {"Cu": COPPER}
+    assert before.dataset_key != after.dataset_key
+
+
+@pytest.mark.parametrize(
+    ("frames", "says"),
+    [
+        ([single("Cu", -1.5), single("Cu", -1.7, 15.0)],
+         "isolated atoms of Cu have different energies: -1.7 eV in all-000001 and -1.5 eV in all-000000"),
+        ([single("Cu", -1.5, 4.0)], "no frame with an energy is an isolated atom"),
+    ],
+    ids=["two energies", "no isolated atom"],
+)  # fmt: skip
+def test_a_conflict_and_a_lack_are_one_clear_line(frames, says):
+    with pytest.raises(AtomloomError) as error:
+        split(settings([*frames, *crystals()]), [])
+    assert "\n" not in str(error.value)
+    assert f"training.potential.reference_energies: {says}" in str(error.value)
+
+
+def test_equal_energies_twice_are_no_conflict():
+    frames = [single("Cu", COPPER), single("Cu", COPPER + 1e-6, 20.0), *crystals()]
+    assert split(settings(frames), [])[1]["isolated_atoms"] == {"Cu": COPPER}
+
+
+def test_atoms_in_vast_boxes_are_pointed_to():
+    frames = [single("Cu", COPPER), single("Ag", SILVER, 30.0), *crystals()]
+    lines: list[str] = []
+    _, content, _ = split(settings(frames), lines)
+    assert content["isolated_atoms"] == {"Cu": COPPER}
+    assert any("1 records are in quarantine for their volume per atom" in line for line in lines)
+    _, content, _ = split(settings(frames, options={"box": "molecule"}), [])
+    assert content["isolated_atoms"] == {"Ag": SILVER, "Cu": COPPER}
+
+
+def test_other_elements_are_fitted_around_them():
+    counts = np.array([[1, 3], [2, 2], [3, 1], [4, 0]])
+    numbers = [np.repeat([29, 47], row) for row in counts]
+    table = StructureTable.from_structures(
+        [Structure(n.astype(np.uint8), np.arange(12.0).reshape(4, 3), np.zeros((3, 3)), np.zeros(3, bool)) for n in numbers]
+    )  # fmt: skip
+    energies = counts @ np.array([-5.0, -7.0])
+    found = AtomicEnergies.fit(
+        PotentialTraining(reference_energies="isolated_atoms"),
+        table,
+        energies,
+        np.arange(4),
+        isolated={"Cu": -5.0, "Au": -9.0},
+    )
+    assert found.to_dict()["element_energies"] == pytest.approx({"Cu": -5.0, "Ag": -7.0})
+    with pytest.raises(AtomloomError, match="not trained on Au"):
+        found.require_elements(np.array([79]))
+
+
+def test_only_a_single_atom_far_from_its_images_is_isolated():
+    def atoms(count: int, cell, pbc) -> Structure:
+        positions = np.arange(3.0 * count).reshape(count, 3)
+        return Structure(
+            np.full(count, 29, np.uint8), positions, np.array(cell, float), np.array(pbc)
+        )
+
+    skewed = [[12, 0, 0], [9, 9, 0], [0, 0, 12]]  # planes 9 A apart, vectors longer than 12
+    found = isolated_atoms(
+        StructureTable.from_structures(
+            [
+                atoms(1, np.zeros((3, 3)), [False] * 3),
+                atoms(1, 10 * np.eye(3), [True] * 3),
+                atoms(1, 9.9 * np.eye(3), [True] * 3),
+                atoms(1, 4 * np.eye(3), [False] * 3),
+                atoms(1, skewed, [True] * 3),
+                atoms(1, np.diag([20.0, 20.0, 3.0]), [False, False, True]),
+                atoms(2, np.zeros((3, 3)), [False] * 3),
+            ]
+        )
+    )
+    assert found.tolist() == [True, True, False, True, False, False, False]
