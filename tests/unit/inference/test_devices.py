@@ -7,7 +7,8 @@ import torch
 
 from atomloom.config.training import Training
 from atomloom.errors import AtomloomError
-from atomloom.inference.devices import arithmetic, check_precision, open_fabric
+from atomloom.inference import devices
+from atomloom.inference.devices import arithmetic, check_precision, choose_device, open_fabric
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp16-mixed"])
@@ -47,3 +48,58 @@ def test_sums_are_in_one_order_on_a_cpu_and_everything_is_set_back(device):
         assert torch.get_float32_matmul_precision() == before[1]
     finally:
         torch.set_num_threads(before[0])
+
+
+@pytest.fixture
+def node(monkeypatch, tmp_path):
+    """A node whose torch sees no GPU; `node(driver=..., SLURM_JOB_GPUS=...)` says what else there is."""
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    devices._driver.cache_clear()
+
+    def furnish(driver=None, **variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        if driver is not None:
+            program = tmp_path / "nvidia-smi"
+            program.write_text(f"#!/bin/sh\n{driver}\n")
+            program.chmod(0o755)
+
+    yield furnish
+    devices._driver.cache_clear()
+
+
+@pytest.mark.parametrize("wanted", ["auto", "cuda"])
+@pytest.mark.parametrize(
+    ("there", "named"),
+    [
+        ({"driver": "echo 470.57.02; echo 470.57.02"}, r"driver 470\.57\.02\)"),
+        ({"SLURM_JOB_GPUS": "0,1"}, "SLURM_JOB_GPUS=0,1, driver not found"),
+        ({"SLURM_STEP_GPUS": "3", "driver": "echo 535.1"}, "SLURM_STEP_GPUS=3, driver 535.1"),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use_is_told_with_driver_and_wheel(node, wanted, there, named):
+    node(**there)
+    with pytest.raises(AtomloomError, match=named) as told:
+        choose_device(wanted)
+    assert torch.__version__ in str(told.value)
+    assert choose_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        {},
+        {"driver": "exit 9"},
+        {"driver": "exit 0"},
+        {"driver": "echo 535.1", "CUDA_VISIBLE_DEVICES": ""},
+        {"SLURM_JOB_GPUS": "0", "CUDA_VISIBLE_DEVICES": "NoDevFiles"},
+    ],
+)
+def test_without_a_gpu_or_with_a_hidden_one_auto_is_the_cpu(node, there):
+    node(**there)
+    assert choose_device("auto") == "cpu"
+    with pytest.raises(AtomloomError, match="sees no CUDA device"):
+        choose_device("cuda")

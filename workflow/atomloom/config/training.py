@@ -154,6 +154,8 @@ class Training(Section):
     devices: int = Field(default=1, ge=1, le=64)
     """Processes that share every batch, on as many GPUs, or on the threads of the CPU. The step is that
     of the whole batch, except for batch norms, which see one process's part: hence it is in the key."""
+    nodes: int = keyed_when_set(1, ge=1, le=1024)
+    """Nodes with `devices` processes each, started by `srun` or `torchrun`."""
     strategy: Literal["auto", "ddp", "fsdp"] = unkeyed("auto")
     """Strategy by which several processes share the work. `ddp` (and `auto`): each has the whole network. `fsdp`: each
     keeps its part of weights, gradients and optimiser state, and gathers weights only while a
@@ -198,6 +200,11 @@ class Training(Section):
         return min(self.stop_after or self.epochs, self.epochs)
 
     @property
+    def processes(self) -> int:
+        """Processes on all nodes."""
+        return self.devices * self.nodes
+
+    @property
     def classes(self) -> bool:
         """Whether targets are classes."""
         return self.loss in ("bce", "cross_entropy")
@@ -210,7 +217,7 @@ class Training(Section):
             raise ValueError("milestones are epochs in increasing order")
         if self.classes and self.log_targets:
             raise ValueError(f"log_targets and loss: {self.loss} exclude each other")
-        if self.strategy == "fsdp" and self.devices == 1:
+        if self.strategy == "fsdp" and self.processes == 1:
             raise ValueError("strategy: fsdp shards weights over several devices; there is 1")
         if self.strategy == "fsdp" and (self.compile or self.precision == "fp16-mixed"):
             raise ValueError("strategy: fsdp works neither with compile nor with fp16-mixed")
@@ -219,7 +226,7 @@ class Training(Section):
                 "compile and gradient_checkpointing exclude each other: "
                 "the compiler decides by itself what to recompute"
             )
-        if self.potential.sampling == "error" and self.devices > 1:
+        if self.potential.sampling == "error" and self.processes > 1:
             raise ValueError("potential.sampling: error works on one device")
         if self.optimizer == "lbfgs" and self.potential.sampling != "uniform":
             raise ValueError(
@@ -231,7 +238,7 @@ class Training(Section):
                 self.potential.force_fraction < 1.0
                 and self.potential.force_resample_every is not None
             )
-            if mixed or self.accumulate > 1 or self.devices > 1 or self.clip_norm is not None:
+            if mixed or self.accumulate > 1 or self.processes > 1 or self.clip_norm is not None:
                 raise ValueError(
                     "optimizer: lbfgs takes the whole training set in precision 32 or 64, on one "
                     "device, without accumulate and clip_norm"
@@ -248,6 +255,6 @@ class Training(Section):
                 "its rates depend on the number of epochs: use constant or plateau, or train all "
                 "epochs at once"
             )
-        if self.loss == "rmse" and (self.accumulate > 1 or self.devices > 1):
+        if self.loss == "rmse" and (self.accumulate > 1 or self.processes > 1):
             raise ValueError("loss: rmse needs one whole batch: accumulate and devices must be 1")
         return self

@@ -7,20 +7,24 @@ knows nothing of data or losses.
 from __future__ import annotations
 
 import logging
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Generic, Literal, TypeVar
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 
 from atomloom.config.training import Training
 from atomloom.data.batch import GraphBatch
 from atomloom.errors import AtomloomError
+from atomloom.inference.processes import launched_by
 
 Content = TypeVar("Content")
 
@@ -68,13 +72,50 @@ def choose_device(wanted: str) -> str:
         raise AtomloomError(
             f"{wanted!r} is not a device", where="device", todo="use auto, cpu or cuda"
         )
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
+    if wanted == "cpu" or torch.cuda.is_available():
+        return "cuda" if wanted == "auto" else wanted
+    gpu = visible_gpu()
+    if gpu is not None:
         raise AtomloomError(
-            "PyTorch sees no CUDA device here", where="training.device", todo="use auto or cpu"
+            f"there is a GPU here ({gpu}) that PyTorch cannot use: torch {torch.__version__} is "
+            + (f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"),
+            where="device",
+            todo="install a driver and a wheel of torch that fit each other, or say cpu",
         )
-    return wanted
+    if wanted == "auto":
+        return "cpu"
+    raise AtomloomError(
+        "PyTorch sees no CUDA device here", where="training.device", todo="use auto or cpu"
+    )
+
+
+def visible_gpu() -> str | None:
+    """A GPU that is given to this process, in words; None without.
+
+    Slurm's word counts as much as the driver's, which may be missing. CUDA_VISIBLE_DEVICES that names
+    no device hides them all.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles"):
+        return None
+    for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
+        if given := os.environ.get(name):
+            return f"{name}={given}, driver {_driver() or 'not found'}"
+    driver = _driver()
+    return f"NVIDIA driver {driver}" if driver else None
+
+
+@cache
+def _driver() -> str | None:
+    """Version of an NVIDIA driver that has a GPU, by nvidia-smi; None without."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    query = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.split("\n")[0].strip() or None
 
 
 def device_name(device: str | torch.device) -> str:
@@ -114,6 +155,7 @@ def open_fabric(settings: Training, log: Callable[[str], None]) -> Fabric:
     Raises:
         AtomloomError: when the devices or the precision are not available.
     """
+    launcher = launched_by(settings.devices, settings.nodes)
     device = choose_device(settings.device)
     check_precision(settings.precision, device, log)
     if device == "cuda" and settings.devices > torch.cuda.device_count():
@@ -129,16 +171,15 @@ def open_fabric(settings: Training, log: Callable[[str], None]) -> Fabric:
             strategy=_strategy(settings),
             # Fabric's names for weights that keep their precision; sharded ones are of 64 bits.
             precision="32-true" if shared_64 else FABRIC_PRECISION[settings.precision],
-            # The environment of a single process is given, so that inside a Slurm allocation it is
-            # not taken for part of a distributed job.
-            plugins=[LightningEnvironment()] if settings.devices == 1 else None,
+            num_nodes=settings.nodes,
+            plugins=[launcher],
         )
         fabric.launch()
     return fabric
 
 
 def _strategy(settings: Training) -> Strategy | str:
-    if settings.devices == 1:
+    if settings.processes == 1:
         return "auto"
     if settings.strategy != "fsdp":
         return "ddp"
@@ -146,7 +187,7 @@ def _strategy(settings: Training) -> Strategy | str:
     # optimiser, and inside the module passed to Fabric.
     return ModelParallelStrategy(
         parallelize_fn=lambda module, _: module,
-        data_parallel_size=settings.devices,
+        data_parallel_size=settings.processes,
         tensor_parallel_size=1,
     )
 

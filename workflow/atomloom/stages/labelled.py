@@ -125,7 +125,7 @@ def _choice_of_loader(places: RunPaths, source: OnDiskGraphs) -> Placement:
         settings.batch,
         mode=settings.loader.mode,
         budget=None if gigabytes is None else int(1e9 * gigabytes),
-        processes=settings.devices,
+        processes=settings.devices,  # of this node, which share its memory
         begun=begun,
     )
     if begun is None:
