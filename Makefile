@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 BENCHMARKS := $(filter-out %/gpu.py %/trainer.py, $(wildcard benchmarks/speed/*.py benchmarks/accuracy/*.py benchmarks/agreement/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help run check test mutants lint config bench clean
+.PHONY: help run check test test-cluster mutants lint config bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,8 +28,13 @@ check: $(READY) ## unit tests that are not slow, for every change (some minutes)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests/unit
 
 test: $(READY) ## all tests, in two processes; those that need the whole machine after the others
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not alone" --ignore tests/cluster
 	$(BIN)/python -m pytest -q -m alone tests/unit/training/test_processes.py
+
+test-cluster: $(READY) ## the workflow on a real Slurm on this machine: Debian or Ubuntu, as root
+	@command -v /usr/sbin/slurmctld > /dev/null || \
+		{ apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge > /dev/null; }
+	$(BIN)/python -m pytest -q tests/cluster
 
 mutants: $(READY) ## small errors, one at a time, that tests should notice; prints those that none did (long)
 	$(BIN)/python tests/mutants.py

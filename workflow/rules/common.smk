@@ -18,6 +18,7 @@ from atomloom.errors import AtomloomError
 from atomloom.store.files import read_plain, write_text
 from atomloom.pipeline.paths import Layout, RunPaths, report_key_of
 from atomloom.pipeline.plan import Plan
+from atomloom.pipeline.site import read_site
 from atomloom.stages.sources import refresh_sources
 from atomloom.sweeps.rounds import (
     Slot,
@@ -64,6 +65,7 @@ try:
                 where=f"paths.{key}: {folder}",
                 todo="use another folder; if it is below this one, give the relative path",
             )
+    SITE = read_site(Path("config/cluster.yaml"))
     # Jobs on other machines parse this file too; raw files are checked once, where the workflow starts.
     if workflow.is_main_process:
         refresh_sources(layout)
@@ -258,6 +260,53 @@ def report_request(wildcards):
         if report_key_of(layout.report) == paths.report_key
         else REQUEST
     )
+
+
+TRAINING = layout.config.training
+CORES_ELSEWHERE = 4
+"""Cores of a training whose config names none, where jobs run on other machines than this."""
+
+
+def cores_of_training(wildcards):
+    """Threads function: as configured, else all of this machine; never its number for a job elsewhere."""
+    if TRAINING.threads:
+        return TRAINING.threads
+    elsewhere = workflow.remote_exec or not workflow.local_exec
+    return CORES_ELSEWHERE if elsewhere else workflow.cores
+
+
+def gpus(devices):
+    """Number of GPUs of a job with so many devices: none unless the config says that it wants them."""
+    return devices if TRAINING.device == "cuda" else 0
+
+
+def at_site(devices=0):
+    """Resources that name account, partition and GPU model, as `config/cluster.yaml` says."""
+    return SITE.resources(gpus(devices))
+
+
+def on_nodes():
+    """Resources of a training on several nodes, where the executor leaves it to the rule to call srun."""
+    if TRAINING.nodes == 1:
+        return {}
+    tasks = (
+        {"tasks": TRAINING.nodes}
+        if TRAINING.devices == 1
+        else {"tasks_per_node": TRAINING.devices}
+    )
+    each = lambda wildcards, threads: max(1, threads // TRAINING.devices)
+    # tasks_per_gpu 0: the tasks are those of the nodes, and not so many per GPU
+    return tasks | dict(
+        nodes=TRAINING.nodes, mpi="srun", tasks_per_gpu=0, cpus_per_task=each
+    )
+
+
+def launched():
+    """Start of a shell command: srun for several nodes inside an allocation, else nothing."""
+    if TRAINING.nodes == 1:
+        return ""
+    shape = f"--nodes={TRAINING.nodes} --ntasks-per-node={TRAINING.devices}"
+    return f"${{{{SLURM_JOB_ID:+srun --mpi=none {shape}}}}} "
 
 
 SWEEP = layout.config.sweep

@@ -40,6 +40,7 @@ rule convert:
     conda:
         environment("graphs.yaml")
     resources:
+        **at_site(),
         mem_mb=lambda wildcards, attempt: 2000 * 2 ** (attempt - 1),
         runtime=30,
     params:
@@ -70,6 +71,7 @@ rule split:
     conda:
         environment("graphs.yaml")
     resources:
+        **at_site(),
         mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
         runtime=30,
     params:

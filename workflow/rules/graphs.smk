@@ -17,6 +17,7 @@ rule graphs:
     conda:
         environment("graphs.yaml")
     resources:
+        **at_site(),
         mem_mb=lambda wildcards, attempt: 2000 * 2 ** (attempt - 1),
         runtime=30,
     params:
@@ -41,6 +42,7 @@ rule index:
     conda:
         environment("graphs.yaml")
     resources:
+        **at_site(),
         mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
         runtime=30,
     params:

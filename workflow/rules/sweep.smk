@@ -41,6 +41,7 @@ rule trial:
         environment("training.yaml")
     threads: SWEEP.threads if SWEEP else 1
     resources:
+        **at_site(),
         mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
         gpu=TRIAL_GPUS,
         runtime=24 * 60,

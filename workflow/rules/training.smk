@@ -26,8 +26,11 @@ rule train:
         layout.logs / "train" / "{run}.log",
     conda:
         environment("training.yaml")
-    threads: layout.config.training.threads or workflow.cores or 8
+    threads: cores_of_training
     resources:
+        **on_nodes(),
+        **at_site(TRAINING.processes),
+        gpu=gpus(TRAINING.processes),
         mem_mb=lambda wildcards, attempt: 8000 * 2 ** (attempt - 1),
         runtime=24 * 60,
     params:
@@ -35,7 +38,8 @@ rule train:
     message:
         "Training run {wildcards.run}"
     shell:
-        "atomloom train --config {params.config:q} --threads {threads} --log {log:q}"
+        launched()
+        + "atomloom train --config {params.config:q} --threads {threads} --log {log:q}"
 
 
 rule evaluate:
@@ -64,8 +68,10 @@ rule evaluate:
         layout.logs / "evaluate" / "{run}.log",
     conda:
         environment("training.yaml")
-    threads: layout.config.training.threads or workflow.cores or 8
+    threads: cores_of_training
     resources:
+        **at_site(1),
+        gpu=gpus(1),
         mem_mb=lambda wildcards, attempt: 8000 * 2 ** (attempt - 1),
         runtime=120,
     params:

@@ -71,9 +71,16 @@ def without_empty(content: Mapping[str, Any], model: type[Section]) -> dict[str,
 
 
 def mistake(
-    error: ValidationError, content: Mapping[str, Any], model: type[Section], where: str
+    error: ValidationError,
+    content: Mapping[str, Any],
+    model: type[Section],
+    where: str,
+    keys: str = "config/README.md lists all keys",
 ) -> AtomloomError:
-    """First of the errors that pydantic found in the content of a config, as an `AtomloomError`."""
+    """First of the errors that pydantic found in the content of a config, as an `AtomloomError`.
+
+    `keys` says where the user finds the names of keys.
+    """
     errors = error.errors(include_url=False)
     start = _key(errors[0]["loc"], model)
     same = [other for other in errors if _key(other["loc"], model)[: len(start)] == start]
@@ -96,7 +103,7 @@ def mistake(
     return AtomloomError(
         f"{'.'.join(key)}: {said}" if key else said,
         where=where,
-        todo="config/README.md lists all keys" if known else "",
+        todo=keys if known else "",
     )
 
 
@@ -146,10 +153,9 @@ def _takes_booleans(annotation: Any) -> bool:
 
 def _key(location: tuple[Any, ...], model: type[Section]) -> tuple[str, ...]:
     """Keys of an error's location, without the names of types that were tried there."""
-    tags = {
-        section.model_fields["name"].default
-        for section in sections_of(model.model_fields["model"].annotation)
-    }
+    models = model.model_fields.get("model")
+    sections = [] if models is None else sections_of(models.annotation)
+    tags = {section.model_fields["name"].default for section in sections}
     parts = [str(part) for part in location]
     return tuple(
         part

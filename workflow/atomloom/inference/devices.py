@@ -78,7 +78,11 @@ def choose_device(wanted: str) -> str:
     if gpu is not None:
         raise AtomloomError(
             f"there is a GPU here ({gpu}) that PyTorch cannot use: torch {torch.__version__} is "
-            + (f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"),
+            + (
+                f"built for CUDA {torch.version.cuda}"
+                if torch.version.cuda
+                else "built without CUDA"
+            ),
             where="device",
             todo="install a driver and a wheel of torch that fit each other, or say cpu",
         )

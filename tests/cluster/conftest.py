@@ -1,0 +1,92 @@
+"""One cluster and one project for all tests here, each in a copy of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.slurm import Cluster, why_not
+from tests.workflow.project import ROOT, Project
+
+SOONER = """
+import asyncio, sys
+from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
+from snakemake.cli import main
+RemoteExecutor.sleep = lambda self: asyncio.sleep(1)
+sys.exit(main())
+"""
+"""Snakemake that looks at its jobs each second; the executor's own interval grows to minutes."""
+
+QUICKLY = (
+    *("--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "10"),
+    # as tests need it, on nodes that pretend to be large
+    *("--set-resources", "train:mem_mb=2000*attempt", "evaluate:mem_mb=2000", "split:mem_mb=2000"),
+    *("index:mem_mb=2000",),
+)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    if reason := why_not():
+        pytest.skip(reason)
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # sockets have short names
+    running = Cluster(folder)
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class ClusterProject(Project):
+    """A project whose jobs can run on a cluster."""
+
+    cluster: Cluster | None = None
+
+    def command(self, *arguments: str) -> list[str]:
+        """Call of snakemake with the cluster's profile."""
+        own = ["--profile", "profiles/slurm", "--configfile", "my.yaml"]
+        return [sys.executable, "-c", SOONER, *own, *arguments, *QUICKLY]
+
+    def started(self, *arguments: str) -> subprocess.Popen:
+        """Start snakemake on the cluster; its words go to `said.txt`."""
+        with open(self.folder / "said.txt", "w") as said:
+            return subprocess.Popen(
+                self.command(*arguments),
+                cwd=self.folder,
+                env=self.variables,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def on_cluster(self, *arguments: str, check: bool = True) -> str:
+        """Run snakemake on the cluster and return what it said."""
+        status = self.started(*arguments).wait()
+        said = (self.folder / "said.txt").read_text()
+        assert not check or status == 0, said
+        return said
+
+    @property
+    def variables(self) -> dict[str, str]:
+        assert self.cluster is not None
+        paths = os.pathsep.join([str(ROOT / "workflow"), str(ROOT)])
+        return {**self.cluster.variables, "PYTHONPATH": paths}
+
+
+@pytest.fixture
+def project(cluster, tmp_path) -> ClusterProject:
+    made = Project.create(tmp_path / "project", structures=24)
+    (made.folder / "config").mkdir()
+    shutil.copy(ROOT / "config" / "cluster.yaml", made.folder / "config" / "cluster.yaml")
+    return ClusterProject(made.folder, cluster)

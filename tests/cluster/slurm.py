@@ -1,0 +1,286 @@
+"""A real Slurm on this machine alone, for tests: virtual nodes, loopback, no systemd, no cgroups.
+
+It needs Debian's packages slurmctld, slurmd, slurm-client and munge, and root. Everything lives in one
+folder. GPUs are character devices that no driver knows: enough to be counted, given and named.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PROGRAMS = ("slurmctld", "slurmd", "srun", "sbatch", "squeue", "scancel", "munged")
+MUNGE_KEY = 1024
+
+CONFIG = """\
+ClusterName=atomloom
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CredType=cred/munge
+CommunicationParameters=NoAddrCache,NoCtldInAddrAny,NoInAddrAny
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmctldLogFile={folder}/slurmctld.log
+StateSaveLocation={folder}/state
+SlurmdPidFile={folder}/slurmd.%n.pid
+SlurmdLogFile={folder}/slurmd.%n.log
+SlurmdSpoolDir={folder}/spool/%n
+SlurmdParameters=config_overrides
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=1
+JobAcctGatherParams=OverMemoryKill
+AccountingStorageType=accounting_storage/none
+PropagateResourceLimits=NONE
+MpiDefault=none
+SwitchType=switch/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
+GresTypes=gpu
+KillWait=5
+MessageTimeout=5
+SlurmdTimeout=8
+SlurmctldTimeout=10
+MinJobAge=300
+ReturnToService=2
+JobRequeue=1
+{nodes}
+PartitionName=main Nodes=n[1-{count}] Default=YES MaxTime=24:00:00 DefaultTime=10:00 DefMemPerCPU=100 State=UP
+PartitionName=gpu Nodes=n[1-{count}] MaxTime=24:00:00 DefaultTime=10:00 DefMemPerCPU=100 State=UP
+"""
+
+NODE = (
+    "NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} "
+    "RealMemory={memory} Gres=gpu:fake:{gpus} State=UNKNOWN"
+)
+
+
+def why_not() -> str | None:
+    """Reason why no cluster can be started here; None if one can."""
+    missing = [name for name in PROGRAMS if _program(name) is None]
+    if missing:
+        return f"no {', '.join(missing)} here: make test-cluster installs them"
+    if os.geteuid() != 0:
+        return "starting a cluster needs root"
+    return None
+
+
+class Cluster:
+    """Controller and nodes n1, n2, ...
+
+    Args:
+        folder: where everything of the cluster lives; short, since sockets have short names.
+        nodes: number of virtual nodes.
+        cpus: cores that each node claims.
+        memory: MiB that each node claims.
+        gpus: pretended GPUs per node.
+    """
+
+    def __init__(
+        self, folder: Path, nodes: int = 2, cpus: int = 4, memory: int = 8000, gpus: int = 2
+    ) -> None:
+        self.folder, self.count, self.gpus = folder, nodes, gpus
+        self.port = _free_ports(nodes + 1)
+        names = [f"n{number}" for number in range(1, nodes + 1)]
+        self.nodes = dict(zip(names, range(self.port + 1, self.port + 1 + nodes), strict=True))
+        for name in ("state", "spool", "bin"):
+            (folder / name).mkdir(parents=True)
+        lines = [
+            NODE.format(name=name, port=port, cpus=cpus, memory=memory, gpus=gpus)
+            for name, port in self.nodes.items()
+        ]
+        given = {"host": socket.gethostname().partition(".")[0], "port": self.port}
+        text = CONFIG.format(folder=folder, nodes="\n".join(lines), count=nodes, **given)
+        (folder / "slurm.conf").write_text(text)
+        (folder / "cgroup.conf").write_text("")
+        self._pretend_gpus()
+        self._write_programs()
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Environment of users of the cluster; their processes know no other."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+        path = os.pathsep.join([str(self.folder / "bin"), str(Path(sys.executable).parent)])
+        return {
+            **kept,
+            "SLURM_CONF": str(self.folder / "slurm.conf"),
+            "PATH": os.pathsep.join([path, kept.get("PATH", ""), "/usr/sbin", "/usr/bin", "/bin"]),
+            "GLOO_SOCKET_IFNAME": "lo",
+            "MASTER_ADDR": "127.0.0.1",  # virtual nodes have no names of their own
+        }
+
+    def start(self) -> None:
+        """Start everything and wait until all nodes take jobs."""
+        key, socket_name = self.folder / "munge.key", self.folder / "munge.socket"
+        key.write_bytes(os.urandom(MUNGE_KEY))
+        key.chmod(0o600)
+        self.folder.chmod(0o755)
+        files = {"key-file": key, "socket": socket_name, "pid-file": self.folder / "munged.pid"}
+        files |= {"log-file": self.folder / "munged.log", "seed-file": self.folder / "munged.seed"}
+        self._run("munged", *(f"--{option}={file}" for option, file in files.items()))
+        self.start_controller()
+        for name in self.nodes:
+            self.start_node(name)
+        self.wait_for(lambda: self.states() == dict.fromkeys(self.nodes, "idle"), "nodes are idle")
+
+    def stop(self) -> None:
+        """Cancel all jobs and stop all processes of the cluster."""
+        for job in self.queue():
+            self._run("scancel", "--quiet", job, check=False)
+        pids = [int(file.read_text()) for file in sorted(self.folder.glob("*.pid"))]
+        for pid in pids:
+            _signal(pid, signal.SIGTERM)
+        ends = time.monotonic() + 20
+        while time.monotonic() < ends and any(map(_alive, pids)):
+            time.sleep(0.1)
+        for pid in pids:
+            _signal(pid, signal.SIGKILL)
+
+    def start_controller(self) -> None:
+        """Start slurmctld, which recovers the jobs that it knew."""
+        self._run("slurmctld")
+
+    def stop_controller(self) -> None:
+        """Stop slurmctld; jobs go on."""
+        self._kill("slurmctld", signal.SIGTERM)
+
+    def start_node(self, name: str) -> None:
+        """Start the daemon of a node."""
+        (self.folder / "spool" / name).mkdir(exist_ok=True)
+        self._run("slurmd", "-N", name)
+
+    def kill_daemon(self, name: str) -> None:
+        """Kill the daemon of a node; what runs there lives on, which the controller cannot know."""
+        self._kill(f"slurmd.{name}", signal.SIGKILL)
+
+    def cut_power(self, name: str) -> None:
+        """Kill the daemon of a node and everything that runs there."""
+        self.kill_daemon(name)
+        for pid in self.processes_on(name):
+            _signal(pid, signal.SIGKILL)
+
+    def processes_on(self, name: str) -> list[int]:
+        """Processes that Slurm started on a node, with all that these started."""
+        mark, found = f"SLURMD_NODENAME={name}\0".encode(), []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                content = (folder / "environ").read_bytes() + b"\0"
+                command = (folder / "cmdline").read_bytes()
+            except OSError:
+                continue
+            conf = f"SLURM_CONF={self.folder}".encode() in content
+            step = command.startswith(b"slurmstepd") and f"/{name}".encode() in content
+            if (mark in content and (conf or str(self.folder).encode() in content)) or step:
+                found.append(int(folder.name))
+        return found
+
+    def states(self) -> dict[str, str]:
+        """State of each node."""
+        lines = self._run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T", check=False)
+        return dict(line.split() for line in lines.splitlines())
+
+    def queue(self, format: str = "%A", states: str = "") -> list[str]:
+        """One line per job in the queue, in the format of squeue."""
+        more = ("--states", states) if states else ()
+        told = self._run("squeue", "-h", "-o", format, *more, check=False)
+        return told.splitlines()
+
+    def wait_for(self, ready: Callable[[], object], what: str, seconds: float = 120) -> None:
+        """Wait until `ready()` is true.
+
+        Raises:
+            TimeoutError: when it is not for so long that something is broken.
+        """
+        ends = time.monotonic() + seconds
+        while not ready():
+            if time.monotonic() > ends:
+                raise TimeoutError(f"{what}: not after {seconds} s; see {self.folder}")
+            time.sleep(0.2)
+
+    def _pretend_gpus(self) -> None:
+        # Plain files would not do: Slurm wants character devices. These are clones of /dev/null.
+        for number in range(self.gpus):
+            os.mknod(self.folder / f"gpu{number}", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        files = f"{self.folder}/gpu[0-{self.gpus - 1}]"
+        names = f"n[1-{self.count}]"
+        text = f"AutoDetect=off\nNodeName={names} Name=gpu Type=fake File={files}\n"
+        (self.folder / "gres.conf").write_text(text)
+
+    def _write_programs(self) -> None:
+        """Write the srun and sacct that jobs find first.
+
+        The executor drops SLURM_CONF before its own srun, which then finds no cluster; on a real one it
+        stands in /etc/slurm. Without accounting, sacct answers from the queue.
+        """
+        conf = self.folder / "slurm.conf"
+        programs = {
+            "srun": f'SLURM_CONF={conf} exec {_program("srun")} "$@"',
+            "sacct": f"export SLURM_CONF={conf}\n"
+            'while [ $# -gt 0 ]; do [ "$1" = --name ] && exec squeue --format="%i|%T" '
+            '--states=all --noheader --name "$2"; shift; done',
+        }
+        for name, text in programs.items():
+            (self.folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+            (self.folder / "bin" / name).chmod(0o755)
+
+    def _run(self, name: str, *arguments: str, check: bool = True) -> str:
+        program = _program(name)
+        assert program is not None
+        done = subprocess.run(
+            [program, *arguments], env=self.variables, capture_output=True, text=True, check=False
+        )
+        if check and done.returncode:
+            raise RuntimeError(f"{name}: {done.stderr.strip()}; see {self.folder}")
+        return done.stdout
+
+    def _kill(self, name: str, how: signal.Signals) -> None:
+        file = self.folder / f"{name}.pid"
+        pid = int(file.read_text())
+        _signal(pid, how)
+        self.wait_for(lambda: not _alive(pid), f"{name} is gone")
+        file.unlink(missing_ok=True)
+
+
+def _program(name: str) -> str | None:
+    return shutil.which(name, path=os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"]))
+
+
+def _free_ports(count: int) -> int:
+    """First of so many neighbouring ports that nobody listens at."""
+    for first in range(16_800, 17_800, count):
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+    raise OSError("no free ports")
+
+
+def _signal(pid: int, how: signal.Signals) -> None:
+    try:
+        os.kill(pid, how)
+    except ProcessLookupError:
+        return
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

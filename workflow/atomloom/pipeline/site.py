@@ -1,0 +1,56 @@
+"""Account, partitions and GPU model of a cluster: `config/cluster.yaml`, beside the workflow.
+
+They belong to the place where jobs run and not to a data set, so they stand in a file of their own,
+which no key knows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from atomloom.config.base import Section
+from atomloom.config.mistakes import mistake
+from atomloom.config.reading import read_config_file
+
+NAME = r"^[A-Za-z0-9_.,+@-]+$"
+
+
+class Site(Section):
+    """Names that a cluster wants to be told with every job; null: none, so its own default holds."""
+
+    account: str | None = Field(default=None, pattern=NAME)
+    """Account that jobs are charged to."""
+    partition: str | None = Field(default=None, pattern=NAME)
+    """Partition for jobs without a GPU."""
+    gpu_partition: str | None = Field(default=None, pattern=NAME)
+    """Partition for jobs with a GPU."""
+    gpu_model: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.]+$")
+    """GPU type as the cluster calls it, such as a100."""
+    extra: str | None = None
+    """Further options for sbatch, as on its command line, for example `--constraint=nvme`."""
+
+    def resources(self, gpus: int) -> dict[str, str]:
+        """Resources of a job by the names of Snakemake's executor for Slurm; those not set are left out."""
+        named = {
+            "slurm_account": self.account,
+            "slurm_partition": self.gpu_partition if gpus else self.partition,
+            "gpu_model": self.gpu_model if gpus else None,
+            "slurm_extra": self.extra,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+
+def read_site(path: Path) -> Site:
+    """Read the file; without one, nothing is set.
+
+    Raises:
+        AtomloomError: when the file is no mapping of these keys.
+    """
+    content = read_config_file(path) if path.exists() else {}
+    try:
+        return Site.model_validate(content)
+    except ValidationError as error:
+        known = f"its keys are {', '.join(Site.model_fields)}"
+        raise mistake(error, content, Site, str(path), known) from None
