@@ -26,7 +26,7 @@ def settings(project, **training):
     """Config of a run in which no layer sees only one process's part of a batch."""
     config = yaml.safe_load((project.folder / "my.yaml").read_text())
     config["model"] = {"name": "painn", "width": 8, "layers": 1}
-    config["graph"] = {"cutoff": 4.0}
+    config["graph"] = {"cutoff": 5.0}
     config["training"] = {**config["training"], **EXACT, **training}
     project.write_config(config)
 
@@ -61,8 +61,11 @@ def test_two_nodes_learn_what_one_process_learns(project, tmp_path):
 def test_processes_that_are_not_as_many_as_the_config_says_take_no_step(prepared):
     train = [sys.executable, "-m", "atomloom", "train", "--config", "my.yaml"]
     for start, reason in (
-        (["srun", "--mpi=none", "-n", "2"], "srun started 2 processes"),
-        ([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--no-python"], "torchrun started 2"),
+        (["srun", "--mpi=none", "-n", "2", "--mem=3000"], "srun started 2 processes"),
+        (
+            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--no-python"],
+            "torchrun started 2",
+        ),
     ):
         done = subprocess.run(
             [*start, *train],
