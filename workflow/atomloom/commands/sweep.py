@@ -67,6 +67,7 @@ def write_sweep(paths: RunPaths, log: Log) -> Path:
             curves=curves(done),
             importance=worth,
             best=best[0].number,
+            first_rung=sweep.halving.min_epochs if sweep.halving else 0,
             refit=[_shown_refit(paths, run) for run in refit],
             full_epochs=epochs * runs * len(done) if sweep.halving else 0,
             facts=[("sweep", folder.name), ("method", sweep.method), ("minimised", metric)],

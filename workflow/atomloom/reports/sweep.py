@@ -61,6 +61,8 @@ class SweepPage:
     """Epochs of all trials trained to the end."""
     facts: Sequence[tuple[str, str]]
     refit: Sequence[RefitRow] = ()
+    first_rung: int = 0
+    """Epochs that all trials were trained for, of a halved sweep."""
 
 
 def write_sweep_page(page: SweepPage, folder: Path) -> None:
@@ -91,7 +93,9 @@ def write_sweep_page(page: SweepPage, folder: Path) -> None:
             (
                 "importance",
                 importance_figure(page.importance),
-                f"Share of each key in the variance of {page.metric} (fANOVA).",
+                f"Share of each key in the variance of {page.metric}"
+                + (f" after {plural(page.first_rung, 'epoch')}" if page.first_rung else "")
+                + " (fANOVA).",
             )
         )
     for name, figure, _ in drawn:

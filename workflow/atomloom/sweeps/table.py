@@ -77,8 +77,8 @@ def best_trial(done: Sequence[Outcome]) -> Outcome | None:
 def importance(sweep: Sweep, done: Sequence[Outcome]) -> dict[str, float]:
     """Share of each swept key in the variance of the values, by fANOVA (Hutter et al., ICML 2014).
 
-    Of trials that set all keys alone, and came equally far; empty where these are too few to tell, or
-    Optuna is not installed.
+    Of trials that set all keys alone, and by what they were when all had come equally far: at the end of the
+    first rung of a halved sweep. Empty where these are too few to tell, or Optuna is not installed.
     """
     try:
         import optuna
@@ -87,8 +87,9 @@ def importance(sweep: Sweep, done: Sequence[Outcome]) -> dict[str, float]:
     keys = swept_keys([trial for trial, _, _ in done])
     full = [
         (trial.point, value)
-        for trial, results, value in done
-        if value is not None and all(key in trial.point for key in keys)
+        for trial, results, last in done
+        if (value := _equally_far(sweep, results, last)) is not None
+        and all(key in trial.point for key in keys)
     ]
     if len(full) < 4 or len({value for _, value in full}) < 2:
         return {}
@@ -110,6 +111,16 @@ def importance(sweep: Sweep, done: Sequence[Outcome]) -> dict[str, float]:
     except ImportError:
         return {}
     return {key: float(found[key]) for key in sorted(found, key=lambda key: (-found[key], key))}
+
+
+def _equally_far(sweep: Sweep, results: Sequence[Result], last: float | None) -> float | None:
+    """Value of a trial when all trials had come as far as it; `last` is that at its own end."""
+    if sweep.halving is None or last is None:
+        return last
+    curves = [result.curve[: sweep.halving.min_epochs] for result in results]
+    least = [min((v for v in curve if v is not None), default=math.inf) for curve in curves]
+    value = math.fsum(least) / len(least)
+    return value if math.isfinite(value) else None
 
 
 def _dimension(sweep: Sweep, key: str, value: Any, choices: Sequence[str]) -> tuple[Any, Any]:
