@@ -70,6 +70,8 @@ def test_a_failed_stage_says_what_stands_and_the_same_command_goes_on(project, m
     assert "convert |" not in done
     layout = Layout(load_config("my.yaml"))
     assert layout.report.exists()
+    (own,) = (layout.results / "reports").iterdir()
+    assert own.read_text().splitlines()[-1] == layout.report.read_text().splitlines()[-1]
     assert [*layout.configs.iterdir()] == [layout.merged_config], "where the workflow keeps it"
     logs = project / "results" / "tiny" / "logs"
     assert "epoch 1/1" in next((logs / "train").iterdir()).read_text()

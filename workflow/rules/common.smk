@@ -16,7 +16,7 @@ from atomloom.config import dump_config, parse_config
 from atomloom.config.reading import read_config_file
 from atomloom.errors import AtomloomError
 from atomloom.store.files import read_plain, write_text
-from atomloom.pipeline.paths import Layout, RunPaths, report_key_of
+from atomloom.pipeline.paths import Layout, RunPaths, own_report, report_key_of
 from atomloom.pipeline.plan import Plan
 from atomloom.pipeline.site import read_site
 from atomloom.stages.sources import refresh_sources
@@ -87,6 +87,8 @@ if workflow.is_main_process and PLAN.exists():
         # The state a training resumes from is not an output, since a job that starts again would lose it.
         for folder in UNDECLARED if deletes_all_output(sys.argv[1:]) else ():
             shutil.rmtree(known.run / folder, ignore_errors=True)
+        if deletes_all_output(sys.argv[1:]):
+            own_report(layout.results, known.run_key).unlink(missing_ok=True)
 
 
 RULES = workflow.current_basedir.get_path_or_uri(secret_free=True)

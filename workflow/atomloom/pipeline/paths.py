@@ -290,6 +290,11 @@ class RunPaths:
         return short_hash([self.run_key, self.index.name, self.split.name, unit, *beside])
 
 
+def own_report(results: Path, run_key: str) -> Path:
+    """Report of one run that stays when that of another is requested, in the results of a data set."""
+    return results / "reports" / f"{run_key}.html"
+
+
 REPORT_MARK = "<!-- atomloom report "
 """Start of the last line of a report, which holds its key."""
 

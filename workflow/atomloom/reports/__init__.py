@@ -6,7 +6,8 @@ and nothing of models, training, torch or Snakemake.
 """
 
 from atomloom.reports.figures import parity_figure
-from atomloom.reports.html import write_report
+from atomloom.reports.html import render_report, write_report
+from atomloom.reports.page import relinked
 from atomloom.reports.tables import ReportInputs
 
-__all__ = ["ReportInputs", "parity_figure", "write_report"]
+__all__ = ["ReportInputs", "parity_figure", "relinked", "render_report", "write_report"]

@@ -24,6 +24,7 @@ from atomloom.reports.figures import SPLIT_NAMES, Course
 from atomloom.reports.formats import NONE, number, plural, with_unit
 from atomloom.reports.overview import overview_of
 from atomloom.reports.page import Drawing, count_text, drawing, environment, error_text, link
+from atomloom.reports.runs import runs_part
 from atomloom.reports.tables import (
     POSITIONS,
     RELIABLE,
@@ -223,6 +224,9 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
             timings=timings,
             timing_figure=_timing_figure(timings),
             epoch_times=epoch_times,
+            runs=None
+            if paths.results is None
+            else runs_part(paths.results, card.text("run_key"), folder),
             keys=_rows(card.section("keys")) or _rows({"run": card.text("run_key")}),
             commit=card.text("code", "commit"),
             dirty=card.value("code", "dirty") is True,

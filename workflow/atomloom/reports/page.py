@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -53,6 +54,19 @@ def link(path: Path | None, folder: Path) -> str:
         return Path(os.path.relpath(path, folder)).as_posix()
     except ValueError:  # another drive on Windows
         return path.as_posix()
+
+
+def relinked(page: str, folder: Path, other: Path) -> str:
+    """Page whose links are relative to `folder`, for another folder."""
+
+    def moved(match: re.Match[str]) -> str:
+        target = os.path.join(folder, html.unescape(match[0]))
+        return html.escape(link(Path(target), other))
+
+    return _RELATIVE.sub(moved, page)
+
+
+_RELATIVE = re.compile(r'(?<= href=")(?!#|[a-z]+:)[^"]+')
 
 
 def error_text(value: object, unit: str) -> str:

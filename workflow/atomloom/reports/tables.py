@@ -78,6 +78,8 @@ class ReportInputs:
     """Parquet of the divided data set: id, and the column `text:NAME` of groups kept together."""
     index: Path | None = None
     """Graph statistics of the index, JSON: structures, atoms, edges, bytes."""
+    results: Path | None = None
+    """Folder of the data set's results, whose other runs are listed."""
     model: str = ""
     """Name of the model in the report; by default that on the run card."""
     published: Sequence[Verdict] = ()

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from atomloom.errors import again
-from atomloom.pipeline.paths import RunPaths, report_mark
+from atomloom.pipeline.paths import RunPaths, own_report, report_mark
 from atomloom.pipeline.published import Verdict, verdicts
 from atomloom.pipeline.quarantine import QUARANTINE
 from atomloom.pipeline.run_card import HISTORY
-from atomloom.reports import ReportInputs, write_report
+from atomloom.reports import ReportInputs, relinked, render_report
 from atomloom.stages.lookup import StructureLookup
 from atomloom.stages.relabel import relabel_run
 from atomloom.stages.split import read_split
@@ -18,7 +18,8 @@ from atomloom.store.files import read_json, require_digest, write_atomically
 
 
 def report_run(paths: RunPaths, log: Callable[[str], None]) -> Path:
-    """Write the report of the run and return its path.
+    """Write the report of the run and return its path; it stays under the run's key, too, where reports of
+    other runs link to it.
 
     Raises:
         AtomloomError: when the run was not evaluated, or the history or the quarantine is truncated.
@@ -40,19 +41,22 @@ def report_run(paths: RunPaths, log: Callable[[str], None]) -> Path:
         dataset=paths.split / "dataset.parquet",
         index=paths.index / "index.json",
         timings=paths.layout.timings,
+        results=paths.layout.results,
         model=paths.config.model.shown_name,
         published=published_of(paths),
         structures=StructureLookup(paths),
     )
 
-    def write(path: Path) -> None:
-        write_report(inputs, path)
-        with open(path, "a") as file:
-            file.write(report_mark(paths.report_key))
-
-    write_atomically(output, write)
+    page = render_report(inputs, output.parent) + report_mark(paths.report_key)
+    own = own_report(paths.layout.results, paths.run_key)
+    _write_page(own, relinked(page, output.parent, own.parent))
+    _write_page(output, page)
     log(f"open {output.resolve()}")
     return output
+
+
+def _write_page(path: Path, page: str) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
 def published_of(paths: RunPaths) -> list[Verdict]:
