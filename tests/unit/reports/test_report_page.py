@@ -10,6 +10,7 @@ import tomllib
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -95,7 +96,8 @@ def test_the_page_has_every_section_with_its_content(make_run):
         "predicted band_gap (eV)",
         "Error by element",
         "Worst 10 predictions",
-        "snakemake --cores 2 --configfile config.yaml",
+        "snakemake --cores all --configfile config.yaml",
+        "atomloom reproduce 0123456789abcdef",
         "0123456789abcdef",
         "fedcba9876543210",
         "Time per epoch by part. Over all epochs: data 10 %, forward 30 %, backward 60 %.",
@@ -122,12 +124,19 @@ def test_the_summary_is_the_metrics_in_one_sentence(make_run):
 
 
 def test_the_page_asks_nothing_of_the_network_and_runs_its_own_script_alone(make_run):
-    page, text = page_of(make_run())
+    run = make_run()
+    page, text = page_of(run)
     scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
     assert len(scripts) == text.count("<script") == 1
     digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
     assert re.findall(r"script-src ([^;]*);", text) == [f"'sha256-{digest}'"]
-    assert all(a.startswith(("#", "data:")) or a == "quarantine.csv" for a in page.addresses)
+    files = {path.name for path in run.folder.iterdir()}
+    links = [a for a in page.addresses if not a.startswith(("#", "data:", "https://"))]
+    assert {link.rstrip("/") for link in links} <= files
+    assert "quarantine.csv" in links
+    # What the browser would fetch by itself: nothing but the icon, which is in the page.
+    assert not re.findall(r"<(?:img|iframe|object|embed|source|video|audio|base)\b", text)
+    assert re.findall(r"<link[^>]*>", text) == ['<link rel="icon" href="data:,">']
     assert not re.search(r"url\((?!#)", text)
     assert "@import" not in text
     assert "default-src 'none'" in text
@@ -192,6 +201,74 @@ def test_a_few_odd_labels_do_not_hide_the_rest(make_run):
     assert beyond == 2
     low, high = figure.axes[0].get_xlim()
     assert -20 < low < high < 20
+
+
+def test_every_file_beside_the_report_is_linked_and_named(make_run, tmp_path):
+    run = make_run()
+    (run.folder / "forces.parquet").write_bytes(b"x" * 1500)
+    (run.folder / ".hidden").write_text("")
+    (run.folder / "odd #1 & <b>.txt").write_text("")
+    (run.folder / "checkpoints").mkdir()
+    page, _ = page_of(run)
+    assert (
+        "run forces.parquet reference and predicted forces, one row per number 1.50 kB" in page.text
+    )
+    assert "run metrics.json errors by target and split" in page.text
+    assert "checkpoints/" in page.addresses
+    assert ".hidden" not in page.text
+    for address in page.addresses:
+        if not address.startswith(("#", "data:", "https:")):
+            assert (run.folder / unquote(address)).exists()
+    assert "odd%20%231%20%26%20%3Cb%3E.txt" in page.addresses
+    assert "odd #1 & <b>.txt" in page.text
+
+
+def test_the_sweeps_that_a_run_belongs_to_are_named(make_run):
+    run = make_run()
+    assert "a sweep" not in page_of(run)[0].text
+    for key, runs in (("aa", "0123456789abcdef,ff"), ("bb", "cc"), ("dd", "")):
+        (run.folder / "sweeps" / key).mkdir(parents=True)
+        table = pd.DataFrame({"trial": [3, 4], "run": ["00", runs]})
+        table.to_csv(run.folder / "sweeps" / key / "sweep.csv", index=False)
+    (run.folder / "sweeps" / "ee").mkdir()
+    (run.folder / "sweeps" / "ee" / "sweep.csv").write_text("trial,ru")
+    page, _ = page_of(run, replace(run.inputs, results=run.folder))
+    assert page.text.count("of a sweep") == 1
+    assert "This run is trial 4 of a sweep" in page.text
+    assert "sweeps/aa/sweep.html" in page.addresses
+
+
+def test_commands_name_the_folder_of_the_results_and_the_config(make_run):
+    run = make_run()
+    config = run.folder / "my config.yaml"
+    config.write_text("")
+    page, _ = page_of(run, replace(run.inputs, results=Path("other place/x"), config=config))
+    assert "atomloom reproduce 0123456789abcdef --results 'other place'" in page.text
+    assert f"git checkout {'a' * 40} snakemake --cores all --configfile '{config}'" in page.text
+    usual, _ = page_of(run, replace(run.inputs, results=Path("results/x")))
+    assert "--results" not in usual.text
+
+
+@pytest.mark.parametrize(
+    ("model", "source", "cited"),
+    [
+        ("icomformer", "data/x.cif", ["ICLR (2024)"]),
+        ("painn", ["jarvis:dft_3d"], ["ICML", "npj Comput. Mater. 6, 173 (2020)"]),
+        ("mine:Net", "${D}/Matbench_phonons/x.gz", ["Matbench test set", "Materials Project"]),
+        ("chebyshev", "/data/rmd17/a.xyz", ["Phys. Rev. B 96, 014112 (2017)", "045018 (2020)"]),
+    ],
+)
+def test_the_page_says_what_to_cite(make_run, model, source, cited):
+    run = make_run()
+    card = json.loads((run.folder / "run.json").read_text())
+    card["model"]["name"] = model
+    card["config"]["dataset"]["source"] = source
+    (run.folder / "run.json").write_text(json.dumps(card))
+    page, _ = page_of(run)
+    assert "The atomloom developers: atomloom, version 0.1.0" in page.text
+    assert all(words in page.text for words in cited)
+    assert page.text.count("@misc{") == len(cited) + 1
+    assert ("the paper of this model is not known" in page.text) == (model == "mine:Net")
 
 
 def test_text_from_files_stays_text(make_run):

@@ -18,9 +18,11 @@ import pandas as pd
 import yaml
 
 from atomloom.pipeline.published import Verdict
-from atomloom.reports import drawings, figures, formats, tables
+from atomloom.reports import figures, formats, tables
 from atomloom.reports.breakdown import Breakdown, break_down
+from atomloom.reports.citations import MODELS, Citation, citations
 from atomloom.reports.figures import SPLIT_NAMES, Course
+from atomloom.reports.files import FileRow, SweepLink, file_rows, sweeps_of
 from atomloom.reports.formats import NONE, number, plural, with_unit
 from atomloom.reports.overview import overview_of
 from atomloom.reports.page import Drawing, count_text, drawing, environment, error_text, link
@@ -230,10 +232,16 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
             keys=_rows(card.section("keys")) or _rows({"run": card.text("run_key")}),
             commit=card.text("code", "commit"),
             dirty=card.value("code", "dirty") is True,
-            command=_command(card),
+            command=_command(paths),
+            files=_files(paths, folder),
+            sweeps=_sweeps(card, paths, folder),
+            citations=_citations(card),
+            paper_known=card.text("model", "name") in MODELS,
+            run_key=_run_key(card),
+            config_link=link(paths.config, folder),
+            results=_results(paths),
             split_names=SPLIT_NAMES,
             reliable=RELIABLE,
-            bond=drawings.BOND,
         )
     )
 
@@ -343,7 +351,7 @@ def _tiles(
 
 def _meta(card: RunCard) -> list[tuple[str, str]]:
     rows = [
-        ("run", card.text("run_key") or card.text("keys", "run")),
+        ("run", _run_key(card)),
         ("finished", formats.moment(card.value("finished") or card.value("started"))),
         ("atomloom", card.text("environment", "atomloom")),
     ]
@@ -531,10 +539,46 @@ def _yaml(config: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=90).rstrip()
 
 
-def _command(card: RunCard) -> str:
-    threads = formats.finite(card.value("environment", "threads"))
-    cores = int(threads) if threads else "all"
-    return shlex.join(["snakemake", "--cores", str(cores), "--configfile", "config.yaml"])
+def _command(paths: ReportInputs) -> str:
+    config = "config.yaml" if paths.config is None else paths.config.as_posix()
+    return shlex.join(["snakemake", "--cores", "all", "--configfile", config])
+
+
+def _run_key(card: RunCard) -> str:
+    return card.text("run_key") or card.text("keys", "run")
+
+
+def _results(paths: ReportInputs) -> str:
+    """Options that say where the results are; empty where they are in the usual folder."""
+    above = Path("results") if paths.results is None else paths.results.parent
+    return "" if above == Path("results") else f" --results {shlex.quote(above.as_posix())}"
+
+
+def _files(paths: ReportInputs, folder: Path) -> list[FileRow]:
+    listed = {"run": paths.run, "split": paths.dataset, "index": paths.index}
+    single = {"config": paths.config}
+    if paths.results is not None:
+        single |= {"logs": paths.results / "logs", "times": paths.results / "timings"}
+    return file_rows(
+        {name: path.parent for name, path in listed.items() if path and path.is_file()},
+        {name: path for name, path in single.items() if path},
+        folder,
+    )
+
+
+def _sweeps(card: RunCard, paths: ReportInputs, folder: Path) -> list[SweepLink]:
+    if paths.results is None:
+        return []
+    return sweeps_of(_run_key(card), paths.results / "sweeps", folder)
+
+
+def _citations(card: RunCard) -> list[Citation]:
+    sources = card.value("config", "dataset", "source")
+    return citations(
+        card.text("environment", "atomloom"),
+        card.text("model", "name"),
+        [str(one) for one in (sources if isinstance(sources, list) else [sources or ""])],
+    )
 
 
 # --- data -------------------------------------------------------------------------------------

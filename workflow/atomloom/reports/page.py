@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import html
 import os
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -47,13 +49,12 @@ def formula_markup(formula: str) -> Markup:
 
 
 def link(path: Path | None, folder: Path) -> str:
-    """Address of a file, relative to the folder of the page."""
+    """Address of a file, relative to the folder of the page, as a browser takes it."""
     if path is None:
         return ""
-    try:
-        return Path(os.path.relpath(path, folder)).as_posix()
-    except ValueError:  # another drive on Windows
-        return path.as_posix()
+    with contextlib.suppress(ValueError):  # another drive on Windows
+        path = Path(os.path.relpath(path, folder))
+    return quote(path.as_posix())
 
 
 def relinked(page: str, folder: Path, other: Path) -> str:

@@ -84,6 +84,10 @@ class ReportInputs:
     """Name of the model in the report; by default that on the run card."""
     published: Sequence[Verdict] = ()
     """Published errors, each with that of the run."""
+    config: Path | None = None
+    """Merged config of the run, YAML."""
+    results: Path | None = None
+    """Folder of the results of the data set, with its logs and sweeps."""
     structures: FindStructures | None = None
     """Function that looks up the structures to be drawn."""
 

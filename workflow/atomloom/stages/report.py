@@ -32,6 +32,7 @@ def report_run(paths: RunPaths, log: Callable[[str], None]) -> Path:
         (paths.split / QUARANTINE, read_split(paths)["digests"], "split"),
     ):
         require_digest(path, digests[path.name], again(stage))
+    merged = paths.layout.merged_config
     inputs = ReportInputs(
         run=paths.run / "run.json",
         metrics=paths.run / "metrics.json",
@@ -44,6 +45,8 @@ def report_run(paths: RunPaths, log: Callable[[str], None]) -> Path:
         results=paths.layout.results,
         model=paths.config.model.shown_name,
         published=published_of(paths),
+        config=merged if merged.exists() else None,
+        results=paths.layout.results,
         structures=StructureLookup(paths),
     )
 
