@@ -174,6 +174,7 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
         if paths.index is not None and paths.index.is_file()
         else None
     )
+    structures = tables.structures_of(frame, tables.test_sets(card))
     shown = [predictions[t] for t in targets if t in predictions and len(predictions[t])]
     judged = _judged_scores(scores, targets)
     course = _course(card, history)
@@ -184,10 +185,10 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
         .get_template("report.html.j2")
         .render(
             title=f"{card.model_name or 'a model'} on {_dataset_name(card)}",
-            subject=_subject(card, frame),
+            subject=_subject(structures),
             summary=_summary(card, judged, predictions),
             meta=_meta(card),
-            overview=overview_of(frame, shown[:FIGURED_TARGETS], tables.test_sets(card)),
+            overview=overview_of(structures, shown[:FIGURED_TARGETS]),
             several=len(shown) > 1,
             tiles=_tiles(card, judged, predictions, course, groups),
             remarks=_remarks(card, scores, frame, targets, predictions, quarantine, history),
@@ -262,10 +263,9 @@ def _judged_scores(scores: tuple[Score, ...], targets: tuple[str, ...]) -> tuple
     return tuple(found)
 
 
-def _subject(card: RunCard, frame: pd.DataFrame) -> str:
+def _subject(structures: tables.Structures) -> str:
     """Sentence on the structures, and nothing on errors: those stand below the data."""
-    splits = tables.structures_of(frame, tables.test_sets(card)).splits
-    counts = {split: int((frame["split"] == split).sum()) for split in splits}
+    counts = {split: int((structures.split == split).sum()) for split in structures.splits}
     parts = [f"{number(n)} {SPLIT_NAMES.get(split, split)}" for split, n in counts.items()]
     text = plural(sum(counts.values()), "labelled structure")
     return f"{text}: {', '.join(parts)}" if len(parts) > 1 else text

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
-from atomloom.reports import figures, tables
+from atomloom.reports import figures
 from atomloom.reports.figures import SPLIT_NAMES
 from atomloom.reports.formats import decimals_for, number, plural
 from atomloom.reports.page import Drawing, drawing
@@ -77,17 +76,13 @@ class Overview:
         return sorted(found, key=lambda e: (-sum(e.counts), e.symbol))
 
 
-def overview_of(
-    frame: pd.DataFrame, shown: Sequence[Predictions], named: Sequence[str] = ()
-) -> Overview:
+def overview_of(structures: Structures, shown: Sequence[Predictions]) -> Overview:
     """Summarise the data.
 
     Args:
-        frame: the predictions, one row per structure.
+        structures: all of them.
         shown: predictions of the targets whose labels are drawn.
-        named: names of further test sets.
     """
-    structures = tables.structures_of(frame, named)
     drawings = [_labels_drawing(place, found) for place, found in enumerate(shown)]
     if np.isfinite(structures.n_atoms).any():
         drawings.append(_sizes_drawing(structures))

@@ -79,15 +79,13 @@ class ReportInputs:
     index: Path | None = None
     """Graph statistics of the index, JSON: structures, atoms, edges, bytes."""
     results: Path | None = None
-    """Folder of the data set's results, whose other runs are listed."""
+    """Folder of the data set's results, with its other runs, sweeps and logs."""
     model: str = ""
     """Name of the model in the report; by default that on the run card."""
     published: Sequence[Verdict] = ()
     """Published errors, each with that of the run."""
     config: Path | None = None
     """Merged config of the run, YAML."""
-    results: Path | None = None
-    """Folder of the results of the data set, with its logs and sweeps."""
     structures: FindStructures | None = None
     """Function that looks up the structures to be drawn."""
 
@@ -553,9 +551,10 @@ def element_errors(predictions: Predictions, split: str) -> tuple[ElementError, 
     ):
         return ()
     errors: dict[str, list[float]] = defaultdict(list)
-    for row in np.flatnonzero(predictions.of(split)):
+    sizes = np.abs(predictions.error).tolist()
+    for row in np.flatnonzero(predictions.of(split)).tolist():
         for symbol in predictions.elements[row]:
-            errors[symbol].append(abs(float(predictions.error[row])))
+            errors[symbol].append(sizes[row])
     found = [
         ElementError(symbol, len(values), math.fsum(values) / len(values))
         for symbol, values in errors.items()

@@ -46,7 +46,6 @@ def report_run(paths: RunPaths, log: Callable[[str], None]) -> Path:
         model=paths.config.model.shown_name,
         published=published_of(paths),
         config=merged if merged.exists() else None,
-        results=paths.layout.results,
         structures=StructureLookup(paths),
     )
 
