@@ -299,3 +299,13 @@ def test_records_of_a_named_set_need_no_group_and_a_group_across_its_border_is_t
 def test_a_set_has_a_name_of_its_own(name):
     with pytest.raises(ValueError, match="name of a test set"):
         Split(test={name: {"source": "x"}})
+
+
+def test_cross_validation_is_of_the_rows_outside_named_sets():
+    names = ["h.xyz"] * 10 + ["c.xyz"] * 20
+    found = []
+    for fold in range(4):
+        split = Split(test={"hot": {"source": "h.xyz"}}, val_folds=4, val_fold=fold)
+        found.append(divide(split, files(*names), columns(30), 30))
+        assert (found[-1][:10] == "hot").all()
+    assert (sum((one == "val").astype(int) for one in found)[10:] == 1).all()

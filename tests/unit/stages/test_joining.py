@@ -387,3 +387,36 @@ def test_too_many_records_without_a_label_stop_the_split_with_a_table_of_them():
     content["dataset"]["checks"]["max_fraction"] = 0.34
     used, refused, _ = divided(parse_config(content))
     assert (len(used), len(refused)) == (8, 4)
+
+
+def test_a_word_on_the_comment_line_of_a_frame_can_be_a_column_of_the_split():
+    kinds = ["slab", '"two words"', "bulk", "bulk"]
+    comments = [
+        f"energy={-i} T={301.0 if i % 4 == 3 else 300} config_type={kinds[i % 4]}"
+        for i in range(24)
+    ]
+    Path("a.xyz").write_text("".join(frame(i, comment) for i, comment in enumerate(comments)))
+    sets = {
+        "hot": {"column": "T", "equals": 301},
+        "odd": {"column": "config_type", "equals": ["slab", "two words"]},
+    }
+    split = {"test": sets, "ratios": [0.5, 0.5]}
+    used, refused, _ = divided(config("a.xyz", "energy", None, split=split))
+    assert not refused
+    for place, name in enumerate(used["split"]):
+        assert name in (("odd",), ("odd",), ("train", "val"), ("hot",))[place % 4]
+    assert (used["energy"] == -np.arange(24)).all()
+    split["test"]["odd"]["column"] = "kind"
+    assert refusal(config("a.xyz", "energy", None, split=split)).startswith(
+        "split: no record has a column `kind` alongside it"
+    )
+
+
+def test_a_global_feature_can_also_say_which_test_set_a_frame_is_in():
+    comments = [f"energy={-i} T={300 + 300 * (i % 2)}" for i in range(24)]
+    Path("a.xyz").write_text("".join(frame(i, comment) for i, comment in enumerate(comments)))
+    split = {"test": {"600K": {"column": "T", "equals": 600}}, "ratios": [0.5, 0.5]}
+    settings = config("a.xyz", "energy", None, split=split, global_features=["T"])
+    used, refused, _ = divided(settings)
+    assert not refused
+    assert ((used["split"] == "600K") == (used["T"] == 600)).all()

@@ -70,6 +70,7 @@ def run(tmp_path_factory) -> Run:
         for name in ("metrics", "predictions"):  # read while the folder is the present one
             getattr(found, name)
         found.__dict__["project"] = Path.cwd()
+        found.__dict__["table"] = pd.read_csv(found.places.run / "metrics.csv")
         found.__dict__["page"] = found.report.read_text()
         found.__dict__["split"] = json.loads((found.places.split / "split.json").read_text())
         found.__dict__["guard"] = pd.read_csv(found.places.split / "duplicates.csv")
@@ -87,6 +88,14 @@ def test_each_set_has_its_errors_beside_training_and_validation(run):
         assert len(own) == values["count"] == count
         errors = np.abs(own["sigma_predicted"] - own["sigma"])
         assert values["mae"] == pytest.approx(errors.mean())
+
+
+def test_errors_are_a_table_too(run):
+    table = run.table.set_index(["target", "split"])
+    assert table.loc[("sigma", ODD), "mae_log10"] == run.metrics["sigma"][ODD]["mae_log10"]
+    assert table.loc[("gap", "400K"), "mae"] == run.metrics["gap"]["400K"]["mae"]
+    assert table["unit"].to_dict()["gap", "train"] == "eV"
+    assert len(table) == 8
 
 
 def test_a_model_file_has_the_same_errors_on_the_same_file(run):

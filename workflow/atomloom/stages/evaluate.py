@@ -26,7 +26,7 @@ from atomloom.reports.figures import parity_figure
 from atomloom.stages.label import read_labels
 from atomloom.stages.labelled import load_records
 from atomloom.stages.labels import array_targets
-from atomloom.store.files import file_digest, write_atomically, write_json
+from atomloom.store.files import file_digest, write_atomically, write_json, write_text
 from atomloom.store.parquet import write_table
 from atomloom.structures.elements import SYMBOLS
 from atomloom.structures.structure import Structure
@@ -39,7 +39,7 @@ DESCRIPTION = ["id", "split", "formula", "elements", "n_atoms"]
 
 
 def evaluate_run(places: RunPaths, log: Callable[[str], None]) -> Path:
-    """Write `predictions.parquet` and `.csv`, `metrics.json` and `parity.png`; return the run's folder.
+    """Write `predictions.parquet` and `.csv`, `metrics.json` and `.csv`, and `parity.png`; return the run's folder.
 
     With several classes the most likely is predicted, and columns `NAME_p0`, `NAME_p1`, ... hold the
     probabilities.
@@ -64,6 +64,7 @@ def evaluate_run(places: RunPaths, log: Callable[[str], None]) -> Path:
     write_atomically(run / "predictions.csv", lambda path: table.to_csv(path, index=False))
     metrics = metrics_of(config, tables)
     write_json(run / "metrics.json", metrics)
+    write_text(run / "metrics.csv", metrics_table(metrics, units).to_csv(index=False))
     write_parity(places, [tables.get(name, table) for name in units], units)
     known = set(model.card.elements or ())
     unseen = frame["elements"].map(lambda text: set(str(text).split(",")) - known)
@@ -116,6 +117,19 @@ def metrics_of(
         )
         for name in reported_units(config)
     }
+
+
+def metrics_table(
+    metrics: Mapping[str, Mapping[str, Mapping[str, float | int | None]]], units: Mapping[str, str]
+) -> pd.DataFrame:
+    """Metrics as a table, one row per target and split."""
+    return pd.DataFrame(
+        [
+            {"target": target, "unit": units[target], "split": split, **values}
+            for target, splits in metrics.items()
+            for split, values in splits.items()
+        ]
+    )
 
 
 def reported_units(config: Config) -> dict[str, str]:
