@@ -98,8 +98,8 @@ LEVELS = {
         Level(
             "rounding",
             "the same up to rounding, which training amplifies: sums are taken in another order",
-            0.1,
-            0.1,
+            0.05,
+            0.02,
         ),
         Level(
             "unmeasured", "nothing: how close a repetition comes has not been measured", None, None
