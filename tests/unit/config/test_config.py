@@ -183,3 +183,25 @@ def test_several_label_tables_and_units_by_target(tmp_path):
     assert load_config(tmp_path / "c.yaml") == config
     swapped = parse_config({"dataset": {**dataset, "labels": tables[::-1]}})
     assert Layout(swapped).plan_folder != Layout(config).plan_folder
+
+
+POTENTIAL = {"dataset": {"name": "x", "source": "x", "target": "energy"}, "model": "painn"}
+
+
+@pytest.mark.parametrize(
+    ("more", "structures"),
+    [
+        ({}, 8),
+        ({"training": {"batch": {"atoms": 500}}}, 8),
+        ({"training": {"batch": {"structures": 64}}}, 64),
+        ({"training": {"optimizer": "lbfgs"}}, 64),
+        ({"model": "icomformer"}, 64),
+    ],
+)
+def test_painn_takes_small_batches_unless_told_otherwise(more, structures):
+    config = parse_config({**POTENTIAL, **more})
+    assert config.training.batch.structures == structures
+    assert parse_config(config.model_dump()) == config
+    explicit = parse_config({**POTENTIAL, **config.model_dump(include={"training"}), **{
+        name: value for name, value in more.items() if name == "model"}})  # fmt: skip
+    assert explicit.key_content() == config.key_content()

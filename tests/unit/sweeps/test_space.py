@@ -115,6 +115,19 @@ def test_what_a_model_needs_of_the_graph_follows_its_swept_keys():
     assert config_of(base, {"model.cutoff": 4.0}).graph.cutoff == 4.0
 
 
+@pytest.mark.parametrize(
+    ("first", "other", "structures"), [("painn", "icomformer", 8), ("icomformer", "painn", 64)]
+)
+def test_a_trial_of_another_model_is_trained_as_its_base(first, other, structures):
+    """The jobs of a workflow read a base that is written out, in which nothing is left to the model."""
+    dataset = {"source": "a.xyz", "target": "energy", "name": "x"}
+    sweep = {"parameters": {"model.name": [first, other]}}
+    base = parse_config({"dataset": dataset, "model": first, "sweep": sweep})
+    trial = config_of(base, {"model.name": other})
+    assert trial.training == base.training
+    assert trial.training.batch.structures == structures
+
+
 def test_seeds_and_folds_repeat_each_trial():
     sweep = config({"seeds": [0, 1], "folds": [0, 1, 2], "parameters": {"model.width": [8]}}).sweep
     assert len(sweep.repeats) == 6

@@ -67,6 +67,9 @@ class ModelSection(Section):
     """Name of the model in reports; by default the name of its class."""
     network: ClassVar[str] = ""
     """"module:Class" of the network, where that is not the model's name."""
+    usual_training: ClassVar[Mapping[str, Any]] = {}
+    """Values of the section `training` for this model where the config gives none, if not the general defaults;
+    not for L-BFGS."""
 
     name: str
     """Name of the model, or `module:Class` of its network."""
@@ -252,6 +255,7 @@ class PaiNNConfig(ModelSection):
     kind: ClassVar[Literal["property", "potential"]] = "potential"
     display_name: ClassVar[str] = "PaiNN"
     network: ClassVar[str] = "atomloom.models.painn.network:PaiNN"
+    usual_training: ClassVar[Mapping[str, Any]] = {"batch": {"structures": 8}}
     heads: ClassVar[frozenset[Form]] = frozenset({ATOM_SCALAR, ATOM_VECTOR, VECTOR})
 
     name: Literal["painn"] = "painn"

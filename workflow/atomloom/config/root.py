@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    ModelWrapValidatorHandler,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from atomloom.config.base import Section, expand_variables, unkeyed
 from atomloom.config.dataset import Dataset, Split
@@ -127,6 +132,16 @@ class Config(Section):
                     f"model {section.name} needs graph.{key}: {value}, not {given[key]}"
                 )
         return data | {"graph": given}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _trained_as_usual(cls, data: Any, handler: ModelWrapValidatorHandler[Config]) -> Config:
+        """Fill in how the model is usually trained, where the config does not say it."""
+        config = handler(data)
+        usual = config.model.usual_training
+        if not usual or config.training.optimizer == "lbfgs":
+            return config
+        return _filled(config, {"training": usual})
 
     @model_validator(mode="after")
     def _targets_fit_the_model(self) -> Config:
@@ -258,6 +273,16 @@ class Config(Section):
             raise ValueError(
                 "graph.primitive changes the number of atoms that readout: sum adds up over"
             )
+
+
+def _filled(section: Section, values: Mapping[str, Any]) -> Any:
+    """The section with values for keys that are not set."""
+    filled = {
+        key: _filled(getattr(section, key), value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if isinstance(value, Mapping) or key not in section.model_fields_set
+    }
+    return section.model_copy(update=filled)
 
 
 def _potential_targets(model: ModelSection) -> str:

@@ -42,6 +42,8 @@ def config_of(base: Config, point: Mapping[str, Any]) -> Config:
         AtomloomError: when a key is not known, or has a value that it cannot have.
     """
     content = base.model_dump(mode="json", exclude={"sweep"}, exclude_unset=True)
+    # Whatever is usual for the model of a trial: it differs from its base in the point alone.
+    content["training"] = base.training.model_dump(mode="json")
     if point.get("model.name", base.model.name) != base.model.name:
         content["model"] = {}  # keys of another model say nothing of this one
     for key in base.model.graph_needs():
