@@ -4,8 +4,8 @@
 
 Each model is trained with its defaults, with the recipes of config/recipes, and with the batches of 64 that are the
 default of the other models. Budgets are short, so that recipes are compared and not published errors reached; an
-epoch of L-BFGS is 20 steps on all frames, so that it has fewer epochs. A folder that is kept resumes. Updates
-its part of benchmarks/results/recipes.json.
+epoch of L-BFGS is 20 steps on all frames, so that it has fewer epochs. A folder that is kept resumes. Updates its
+part of benchmarks/results/recipes.json.
 """
 
 from __future__ import annotations
@@ -81,7 +81,6 @@ def main() -> None:
                     "batch": card["config"]["training"]["batch"]["structures"],
                     "train_frames": card["dataset"]["train"],
                     "parameters": card["model"]["parameters"],
-                    "seconds": card["seconds"],
                     "run_key": card["run_key"],
                     "processor": card["environment"]["cpu"],
                     "threads": card["environment"]["threads"],

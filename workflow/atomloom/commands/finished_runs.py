@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 
 from atomloom.config import GraphSpec, Split, Training
 from atomloom.config.base import Section
@@ -59,7 +60,13 @@ class FinishedRun:
         content = self.config[section]
         if section == "model":
             return {name: value for name, value in content.items() if name not in UNKEYED}
-        return KEYED[section].model_validate(content).key_content()
+        try:
+            return KEYED[section].model_validate(content).key_content()
+        except ValidationError:
+            raise AtomloomError(
+                f"config.{section} is of another version of atomloom",
+                where=self.folder / "run.json",
+            ) from None
 
     @property
     def model_text(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,6 +39,10 @@ from atomloom.store.files import (
 )
 from atomloom.training.trainer import Start, train
 
+LARGE_BATCH = 32
+FEW_STEPS = 20
+"""Number of steps per epoch below which a potential in large batches learns slowly."""
+
 
 def train_run(paths: RunPaths, log: Callable[[str], None], until: int | None = None) -> Path:
     """Train or resume the run of this config; return its folder.
@@ -65,6 +70,8 @@ def _attempt(
     data = load_labelled(paths)
     assert data.choice is not None  # as it has of graphs on disk
     log(data.choice.text)
+    if advice := few_steps(config, len(data.split("train"))):
+        log(advice)
     parent = paths.parent
     start = None if parent is None else Start(parent.state_file, parent.key, parent.state)
     result = train(data, config, run, log, until=until, start=start)
@@ -128,6 +135,24 @@ def train_in_processes(layout: Layout, log: Callable[[str], None]) -> None:
             log(last)
     if process.returncode:
         raise AtomloomError(f"training failed: {last}", where=path)
+
+
+def few_steps(config: Config, structures: int) -> str:
+    """Advice for a potential whose epochs are few steps; empty where there is none.
+
+    Args:
+        config: the whole config.
+        structures: number of training structures.
+    """
+    training = config.training
+    batch = training.batch.structures
+    few = batch >= LARGE_BATCH and structures < FEW_STEPS * batch
+    if config.model.kind != "potential" or training.optimizer == "lbfgs" or not few:
+        return ""
+    return (
+        f"note: {structures:,} structures in batches of {batch} are {math.ceil(structures / batch)} steps per "
+        "epoch; smaller batches learn more in as many epochs (docs/recipes.md)"
+    )
 
 
 def read_history(paths: RunPaths) -> pd.DataFrame:
