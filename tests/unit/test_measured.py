@@ -88,3 +88,26 @@ def test_headline_figures_of_the_readme_stand_there_too():
     assert 0 < len(headlines) <= 8
     for row in headlines:
         assert row in [cells[:4] for cells in MEASURED]
+
+
+def test_the_table_of_recipes_is_that_of_its_result():
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    table = re.findall(
+        r"^\| (lithium|ethanol) \| (\w+) \| `?(.+?)`? \| (\d+) \| (\S+) \| (\S+) \|$", page, re.M
+    )
+    result = json.loads((ROOT / "benchmarks" / "results" / "recipes.json").read_text())
+    shown = {
+        (data, model.lower(), name): (int(epochs), forces, energies)
+        for data, model, name, epochs, forces, energies in table
+    }
+    measured = {
+        (data, model, name): (
+            row["epochs"],
+            f"{row['test_force_mae_mev_per_a']:.3g}",
+            f"{row['test_energy_mae_mev_per_atom']:.3g}",
+        )
+        for data, models in result.items()
+        for model, recipes in models.items()
+        for name, row in recipes.items()
+    }
+    assert shown == measured

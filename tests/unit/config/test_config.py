@@ -134,6 +134,22 @@ def test_presets_are_valid(preset, monkeypatch):
     assert load_config(preset).dataset.name
 
 
+@pytest.mark.parametrize(
+    "recipe", sorted((ROOT / "config" / "recipes").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_a_recipe_goes_before_ones_own_config(recipe, tmp_path):
+    own = tmp_path / "mine.yaml"
+    own.write_text(
+        "dataset: {name: x, source: x, target: [energy, forces]}\n"
+        + ("model: {species: [Cu]}\n" if "chebyshev" in recipe.stem else "")
+        + "training: {epochs: 7}\n"
+    )
+    config = load_config(recipe, own)
+    assert recipe.stem.partition("-")[0] == config.model.name
+    assert config.training.epochs == 7
+    assert f"`{recipe.stem}`" in (ROOT / "docs" / "recipes.md").read_text()
+
+
 @pytest.mark.parametrize("model", ["icomformer", "alignn", "painn"])
 def test_a_typo_in_any_model_is_told_what_was_meant(model):
     content = {
