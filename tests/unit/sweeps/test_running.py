@@ -20,6 +20,7 @@ from atomloom.commands import trials
 from atomloom.config import load_config
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import RunPaths
+from atomloom.reports.files import SweepLink, sweeps_of
 from atomloom.sweeps.progress import read_progress
 from atomloom.sweeps.rounds import Result, Slot, read_round, result_file, round_file
 from tests.unit.sweeps.cells import paths_in
@@ -74,6 +75,8 @@ def test_the_winner_has_the_weights_of_a_run_by_hand(tmp_path, in_process):
     kept = swept.read_bytes()
     shutil.rmtree(swept.parent)
     run = run_pipeline(load_config(folder / "best.yaml"), lambda line: None)
+    page = run.report.read_text()
+    assert f'trial {best["trial"]} of <a href="sweeps/{folder.name}/sweep.html">' in page
     assert run.folder == swept.parent
     assert swept.read_bytes() == kept
 
@@ -222,6 +225,10 @@ def test_the_best_trial_is_trained_once_more_on_training_and_validation(tmp_path
     assert RunPaths(
         replace(paths.layout, config=load_config(folder / "refit.yaml")), paths.plan
     ).run.samefile(run)
+    address = f"sweeps/{folder.name}/sweep.html"
+    assert sweeps_of(refit["run"], folder.parent, folder.parents[1]) == [
+        SweepLink(str(refit["trial"]), address, "the refit of trial")
+    ]
     in_process.clear()
     kept = (folder / "refit.json").read_bytes()
     (folder / "refit.json").unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,3 +86,22 @@ def test_the_key_that_decides_is_the_important_one():
 def test_too_few_trials_say_nothing_of_importance():
     sweep = Sweep.model_validate({"parameters": {"model.width": [8, 16]}})
     assert importance(sweep, [outcome(0, {"model.width": 8}, [1.0])]) == {}
+
+
+def test_importance_is_judged_where_all_trials_came_equally_far():
+    sweep = Sweep.model_validate(
+        {
+            "parameters": {"model.width": [8, 16], "model.layers": [1, 2]},
+            "halving": {"min_epochs": 2},
+        }
+    )
+    done = []
+    for number in range(8):
+        width, layers = (8, 16)[number % 2], (1, 2)[number // 2 % 2]
+        trial, results, value = outcome(
+            number, {"model.width": width, "model.layers": layers}, [float(layers)]
+        )
+        # After two epochs the width decides; what came later, of some trials, the layers.
+        curve = [9.0, float(width), *([float(layers)] if number < 4 else [])]
+        done.append((trial, [replace(result, curve=curve) for result in results], value))
+    assert next(iter(importance(sweep, done))) == "model.width"

@@ -59,6 +59,8 @@ class SweepLink:
     trial: str
     address: str
     """Address of its page, relative to the report."""
+    role: str = "trial"
+    """`trial`, or `the refit of trial`."""
 
 
 def file_rows(
@@ -111,11 +113,13 @@ def sweeps_of(run: str, sweeps: Path, folder: Path) -> list[SweepLink]:
             table = read_frame(path, as_text=True)
         except AtomloomError:
             continue  # one that is just being written
-        if "run" not in table or "trial" not in table:
-            continue
-        found += [
-            SweepLink(str(trial), link(path.with_name("sweep.html"), folder))
-            for trial, runs in zip(table["trial"], table["run"], strict=True)
-            if run and run in str(runs).split(",")
-        ]
+        address = link(path.with_name("sweep.html"), folder)
+        for column, role in (("run", "trial"), ("refit", "the refit of trial")):
+            if column not in table or "trial" not in table:
+                continue
+            found += [
+                SweepLink(str(trial), address, role)
+                for trial, runs in zip(table["trial"], table[column], strict=True)
+                if run and run in str(runs).split(",")
+            ]
     return found
