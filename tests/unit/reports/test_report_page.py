@@ -19,7 +19,7 @@ import pytest
 from atomloom.errors import AtomloomError
 from atomloom.reports import figures, html, write_report
 from atomloom.reports.formats import NONE
-from atomloom.reports.page import formula_markup
+from atomloom.reports.page import formula_markup, relinked
 from atomloom.reports.tables import predictions_of
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -501,6 +501,13 @@ def test_links_hold_from_where_the_report_is(make_run, tmp_path):
     run = make_run()
     output = write_report(run.inputs, tmp_path / "elsewhere" / "deep" / "report.html")
     assert 'href="../../run/quarantine.csv"' in output.read_text(encoding="utf-8")
+
+
+def test_links_hold_in_a_copy_of_the_page_elsewhere():
+    page = '<a href="runs/a%20%231/x.csv"></a><a href="logs/"></a><a href="#x"></a><a href="https://y/">'
+    assert relinked(page, Path("/r"), Path("/r/runs/b")) == (
+        '<a href="../a%20%231/x.csv"></a><a href="../../logs/"></a><a href="#x"></a><a href="https://y/">'
+    )
 
 
 def test_the_same_files_give_the_same_bytes(make_run):

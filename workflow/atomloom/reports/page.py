@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -61,8 +61,9 @@ def relinked(page: str, folder: Path, other: Path) -> str:
     """Page whose links are relative to `folder`, for another folder."""
 
     def moved(match: re.Match[str]) -> str:
-        target = os.path.join(folder, html.unescape(match[0]))
-        return html.escape(link(Path(target), other))
+        address = unquote(html.unescape(match[0]))
+        slash = "/" if address.endswith("/") else ""
+        return html.escape(link(Path(os.path.join(folder, address)), other) + slash)
 
     return _RELATIVE.sub(moved, page)
 
