@@ -118,14 +118,27 @@ def test_a_name_with_markup_stays_text():
 def test_many_points_become_pixels_and_very_many_a_density_a_split():
     ((_, figure, tips),) = figures.parity_figures(predictions(figures.VECTOR_POINTS + 1))
     text = figures.inline_svg(figure, "many", "alt", tips)
-    assert not tips
+    assert {name: len(texts) for name, texts in tips.items()} == {
+        "points-largest": figures.OUTLIERS
+    }
+    assert text.count("<title>") == figures.OUTLIERS
     assert "data:image/png;base64," in text
     assert len(text) < 200_000
     panels = figures.parity_figures(predictions(figures.SCATTER_POINTS + 1))
     assert [what for what, _, _ in panels] == ["test", "validation", "training"]
-    for what, figure, _ in panels:
+    for what, figure, tips in panels:
         assert labels(figure) == ("reference band_gap (eV)", "predicted band_gap (eV)")
+        assert len(tips["points-largest"]) == figures.OUTLIERS
         assert len(figures.inline_svg(figure, what, "alt")) < 100_000
+
+
+def test_the_largest_errors_are_those_with_names():
+    found = predictions(figures.VECTOR_POINTS + 1)
+    ((_, _, tips),) = figures.parity_figures(found)
+    worst = found.id[np.argmax(np.abs(found.error))]
+    assert f" {worst}: " in tips["points-largest"][0]
+    best = found.id[np.argmin(np.abs(found.error))]
+    assert not any(f" {best}: " in tip for tip in tips["points-largest"])
 
 
 def test_both_axes_of_a_parity_plot_are_alike():

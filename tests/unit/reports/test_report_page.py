@@ -271,6 +271,34 @@ def test_the_page_says_what_to_cite(make_run, model, source, cited):
     assert ("the paper of this model is not known" in page.text) == (model == "mine:Net")
 
 
+@pytest.mark.parametrize("several", [False, True], ids=["two", "several"])
+def test_classes_have_their_own_scores_a_table_and_a_calibration(make_run, several):
+    run = make_run(count=300, unit="")
+    frame = pd.read_parquet(run.folder / "predictions.parquet")
+    test = np.flatnonzero(frame["split"] == "test")
+    frame["band_gap"] = 0.0
+    frame.loc[test[:10], "band_gap"] = 1.0
+    shares = np.tile([0.9, 0.1, 0.0], (300, 1))
+    shares[test[2:10]] = [0.2, 0.8, 0.0]
+    if several:
+        frame[["band_gap_p0", "band_gap_p1", "band_gap_p2"]] = shares
+        frame["band_gap_predicted"] = shares.argmax(axis=1)
+    else:
+        frame["band_gap_predicted"] = shares[:, 1]
+    frame.to_parquet(run.folder / "predictions.parquet")
+    values = {"mae": 0.123, "rmse": 0.2, "count": len(test), "accuracy": 0.912, "f1": 0.834}
+    run.edit_json("metrics.json", band_gap={"test": values | {"auc": 0.956, "calibration": 0.045}})
+    page, _ = page_of(run)
+    assert "accuracy F1 AUC calibration band_gap test" in page.text
+    assert " 0.912 0.834 0.956 0.045" in page.text
+    rows = (
+        f"0 {len(test) - 10} 0 1 2 8" if not several else f"0 {len(test) - 10} 0 0 1 2 8 0 2 0 0 0"
+    )
+    assert f"true, below; predicted, right 0 1 {'2 ' * several}{rows}" in page.text
+    assert "Calibration on test: share of right decisions" in page.text
+    assert ("do not belong together" in page.text) == (not several)
+
+
 def test_text_from_files_stays_text(make_run):
     bad = "<img src=x onerror=alert(1)>"
     run = make_run(targets=(f"gap{bad}",), unit=bad)

@@ -58,6 +58,8 @@ SCATTER_POINTS = 6_000
 """Max number of points in a parity plot; beyond it densities are shown, one panel per split."""
 CLASSES = 12
 """Max number of different whole numbers among labels that are drawn as bars, one per number."""
+OUTLIERS = 100
+"""Number of the largest errors that are drawn as points with names where the rest are pixels."""
 WIDTH, HEIGHT, SQUARE = 4.4, 3.1, 4.4  # inches; small, so that letters stay readable on a phone
 PIXELS_PER_INCH = 220
 LETTERS_AN_INCH = 14  # of an axis label, with room for ticks and title
@@ -464,14 +466,16 @@ def parity_figures(
     if len(predictions) <= SCATTER_POINTS:
         figure, axes = _figure(SQUARE)
         tips = _scatter(axes, predictions, splits, vector_points)
+        tips = tips or _outliers(axes, predictions, np.arange(len(predictions)))
         _finish_parity(axes, predictions)
         return ((_and([SPLIT_NAMES.get(s, s) for s in splits]), figure, tips),)
     found: list[tuple[str, Figure, dict[str, list[str]]]] = []
     for split in reversed(splits):
         figure, axes = _figure(SQUARE)
         _density(figure, axes, predictions, split)
+        tips = _outliers(axes, predictions, np.flatnonzero(predictions.of(split)))
         _finish_parity(axes, predictions)
-        found.append((SPLIT_NAMES.get(split, split), figure, {}))
+        found.append((SPLIT_NAMES.get(split, split), figure, tips))
     return tuple(found)
 
 
@@ -617,6 +621,22 @@ def _scatter(
         handle.set_sizes([16])
         handle.set_gid(None)
     return tips
+
+
+def _outliers(axes: Axes, predictions: Predictions, rows: np.ndarray) -> dict[str, list[str]]:
+    """Rings around the largest errors of some rows, and their tips."""
+    largest = rows[np.argsort(-np.abs(predictions.error[rows]), kind="stable")[:OUTLIERS]]
+    axes.scatter(
+        predictions.reference[largest],
+        predictions.predicted[largest],
+        s=9.0,
+        facecolors="none",
+        edgecolors=LIGHT.ink,
+        linewidths=0.5,
+        zorder=9,
+        gid="points-largest",
+    )
+    return {"points-largest": [_tip(predictions, int(row)) for row in largest]}
 
 
 def _density(figure: Figure, axes: Axes, predictions: Predictions, split: str) -> None:
@@ -789,6 +809,31 @@ def quantile_figure(bins: Sequence[Bin], predictions: Predictions) -> Figure:
     axes.set_ylim(bottom=0)
     axes.set_xlabel(_label(f"reference {predictions.target}", predictions.unit, WIDTH))
     axes.set_ylabel(_label("MAE", predictions.unit, HEIGHT))
+    return figure
+
+
+@style()
+def reliability_figure(points: Sequence[tuple[float, float, int]]) -> Figure:
+    """Accuracy against confidence: points (mean confidence, accuracy, structures) with standard errors."""
+    figure, axes = _figure(SQUARE)
+    confidence, accuracy, count = (
+        np.array(values, dtype=float) for values in zip(*points, strict=True)
+    )
+    axes.plot([0, 1], [0, 1], color=LIGHT.muted, linewidth=0.8)
+    axes.errorbar(
+        confidence,
+        accuracy,
+        yerr=np.sqrt(accuracy * (1 - accuracy) / count),
+        color=LIGHT.test,
+        marker="o",
+        markersize=4,
+        capsize=2.0,
+    )
+    low = min(0.5, float(confidence.min()))
+    axes.set_xlim(low - 0.02, 1.02)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("confidence: probability of the predicted class")
+    axes.set_ylabel("accuracy: share of right predictions")
     return figure
 
 

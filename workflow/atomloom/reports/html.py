@@ -21,6 +21,7 @@ from atomloom.pipeline.published import Verdict
 from atomloom.reports import figures, formats, tables
 from atomloom.reports.breakdown import Breakdown, break_down
 from atomloom.reports.citations import MODELS, Citation, citations
+from atomloom.reports.classes import ClassPart, class_part
 from atomloom.reports.figures import SPLIT_NAMES, Course
 from atomloom.reports.files import FileRow, SweepLink, file_rows, sweeps_of
 from atomloom.reports.formats import NONE, number, plural, with_unit
@@ -110,6 +111,7 @@ class TargetPart:
     elements: ElementTable | None
     worst: tuple[WorstPrediction, ...]
     breakdown: Breakdown
+    classes: ClassPart | None
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
     )
     structures = tables.structures_of(frame, tables.test_sets(card))
     shown = [predictions[t] for t in targets if t in predictions and len(predictions[t])]
+    classes = {score.target for score in scores if score.accuracy is not None}
     judged = _judged_scores(scores, targets)
     course = _course(card, history)
     learning = _learning(card, history, course, targets)
@@ -219,6 +222,7 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
                     found,
                     figures.VECTOR_POINTS // min(len(shown), FIGURED_TARGETS),
                     paths.structures,
+                    frame if found.target in classes else None,
                 )
                 for place, found in enumerate(shown[:FIGURED_TARGETS])
             ],
@@ -406,7 +410,8 @@ def _remarks(
             )
         for score in scores:
             mae = found.mae(score.split) if score.target == target else None
-            if mae is None or score.mae is None:
+            several = f"{target}_p0" in frame  # classes, whose error is not a difference
+            if mae is None or score.mae is None or several:
                 continue
             if abs(mae - score.mae) > MAE_TOLERANCE * max(mae, score.mae):
                 remarks.append(
@@ -726,8 +731,13 @@ def _epoch_times(history: pd.DataFrame | None, course: Course | None) -> Drawing
 
 
 def _target_part(
-    place: int, predictions: Predictions, vector_points: int, find: tables.FindStructures | None
+    place: int,
+    predictions: Predictions,
+    vector_points: int,
+    find: tables.FindStructures | None,
+    classes: pd.DataFrame | None,
 ) -> TargetPart:
+    """Part of the page on one target; `classes` are the predictions, if its values are classes."""
     split = predictions.judged_split
     assert split is not None  # predictions without rows are not shown
     errors = predictions.error[predictions.of(split)]
@@ -737,7 +747,9 @@ def _target_part(
         figures.parity_figures(predictions, vector_points)
     ):
         caption = f"Predicted against reference {predictions.target}, {what}."
-        if any(tips.values()):
+        if "points-largest" in tips:
+            caption += f" Rings: the {len(tips['points-largest'])} largest errors; point at one for its name."
+        elif any(tips.values()):
             caption += " Point at a structure to see its name."
         parity.append(drawing(figure, f"parity-{place}-{panel}", caption, tips))
     figure, reach, beyond = figures.error_figure(predictions)
@@ -773,6 +785,7 @@ def _target_part(
         elements=_element_table(predictions, split),
         worst=worst,
         breakdown=break_down(place, predictions, worst, vector_points // TREND_SHARE, find),
+        classes=None if classes is None else class_part(classes, predictions.target, split, place),
     )
 
 

@@ -90,6 +90,13 @@ class ReportInputs:
     """Function that looks up the structures to be drawn."""
 
 
+ERRORS = (
+    *("mae", "rmse", "r2", "max_error", "mad", "mae_log10", "rmse_log10"),
+    *("accuracy", "f1", "auc", "calibration"),
+)
+"""Errors of `metrics.json` that the report shows."""
+
+
 @dataclass(frozen=True)
 class Score:
     """Errors of one target on one split; None where the metrics lack them."""
@@ -107,6 +114,12 @@ class Score:
     mae_log10: float | None = None
     """MAE of decadic logarithms, where the logarithm of the target is learnt."""
     rmse_log10: float | None = None
+    accuracy: float | None = None
+    """Share of right decisions, where the target is a class; so are the next three None otherwise."""
+    f1: float | None = None
+    auc: float | None = None
+    calibration: float | None = None
+    """Expected calibration error of the probabilities."""
 
     @property
     def is_test(self) -> bool:
@@ -379,10 +392,7 @@ def read_scores(path: Path, card: RunCard) -> tuple[Score, ...]:
             values = found.get(split)
             if not isinstance(values, Mapping):
                 continue
-            named = {
-                name: finite(values.get(name))
-                for name in ("mae", "rmse", "r2", "max_error", "mad", "mae_log10", "rmse_log10")
-            }
+            named = {name: finite(values.get(name)) for name in ERRORS}
             count = finite(values.get("count"))
             if count == 0 or (count is None and not any(v is not None for v in named.values())):
                 continue
