@@ -56,6 +56,8 @@ def write_contribution(
     Raises:
         AtomloomError: when the ids or labels of the test rows are not those of the benchmark.
     """
+    if "@" not in about.email:
+        raise AtomloomError("is not an address", where=f"--email {about.email}")
     parts = _parts(benchmark, file)
     truth = read_benchmark(file)["test"]
     run = read_run(folder)
@@ -78,6 +80,8 @@ def write_contribution(
 def write_split(file: Path, target: str, output: Path) -> dict[str, int]:
     """Write a benchmark as a label table with columns id, `target` and split; return the rows of each split.
 
+    An id that is in several splits, of which there are some, has the row of the one nearest to the test.
+
     Raises:
         AtomloomError: when the file is not a benchmark of single numbers, or the table would have two columns of
             one name.
@@ -85,20 +89,21 @@ def write_split(file: Path, target: str, output: Path) -> dict[str, int]:
     if target in ("id", "split"):
         raise AtomloomError(f"a column is called {target} already", where="--target")
     content = read_benchmark(file)
-    rows = [
-        (name, value, split) for split in SPLITS for name, value in content.get(split, {}).items()
-    ]
-    table = pd.DataFrame(rows, columns=["id", target, "split"])
+    rows = {
+        name: (name, value, split)
+        for split in SPLITS
+        for name, value in content.get(split, {}).items()
+    }
+    table = pd.DataFrame(list(rows.values()), columns=["id", target, "split"])
     write_atomically(output, lambda path: table.to_csv(path, index=False))
-    return {split: len(content.get(split, {})) for split in SPLITS}
+    return {split: int((table["split"] == split).sum()) for split in SPLITS}
 
 
 def read_benchmark(path: Path) -> dict[str, dict[str, float]]:
     """Read the splits of a benchmark: values by id.
 
     Raises:
-        AtomloomError: when it is not a zip with one JSON file of such splits, a value is not a finite number, or an
-            id is in two splits.
+        AtomloomError: when it is not a zip with one JSON file of such splits, or a value is not a finite number.
     """
     todo = "it is in jarvis_leaderboard's benchmarks/AI/<kind>/<data set>_<property>.json.zip"
     try:
@@ -115,7 +120,6 @@ def read_benchmark(path: Path) -> dict[str, dict[str, float]]:
     splits = content if isinstance(content, Mapping) else {}
     if not all(isinstance(splits.get(name), Mapping) for name in ("train", "test")):
         raise AtomloomError("has no splits `train` and `test`", where=path, todo=todo)
-    seen: set[str] = set()
     for split in SPLITS:
         values = splits.get(split, {})
         for name, value in values.items():
@@ -123,9 +127,6 @@ def read_benchmark(path: Path) -> dict[str, dict[str, float]]:
                 raise AtomloomError(
                     f"{name} has {str(value)[:40]!r}: not a benchmark of single numbers", where=path
                 )
-            if name in seen:
-                raise AtomloomError(f"{name} is in two splits", where=path)
-            seen.add(name)
     return {split: dict(splits[split]) for split in SPLITS if split in splits}
 
 
