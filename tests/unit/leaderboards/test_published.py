@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -31,6 +33,19 @@ def config_of(**more):
 
 def metrics_of(mae):
     return {"y": {"test": {"mae": mae, "rmse": 9.0, "count": 1}, "train": {"mae": 0.0}}}
+
+
+def test_the_commands_and_the_config_of_the_page_are_valid():
+    page = (Path(__file__).resolve().parents[3] / "docs" / "published.md").read_text()
+    text = page.replace("\\\n", " ")
+    commands = re.findall(r"^    atomloom (leaderboard .*)$", text, re.M)
+    asked = [cli._parser().parse_args(shlex.split(command)).action for command in commands]
+    assert asked == ["published", "split", "matbench", "jarvis"]
+    section = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.S)[1])
+    dataset = CONTENT["dataset"] | {"target": "band_gap"}
+    assert parse_config({"dataset": dataset, **section}).published.errors[0].limit == pytest.approx(
+        0.22
+    )
 
 
 @pytest.mark.parametrize(
