@@ -48,7 +48,7 @@ def crystals(count: int = 20) -> list[Atoms]:
     return made
 
 
-def settings(frames: list[Atoms], references="isolated_atoms", **dataset):
+def settings(frames: list[Atoms], references="isolated_atoms", mode="memory", **dataset):
     write("all.extxyz", frames)
     return parse_config(
         {
@@ -60,6 +60,7 @@ def settings(frames: list[Atoms], references="isolated_atoms", **dataset):
                 "device": "cpu",
                 "threads": 1,
                 "batch": {"structures": 8},
+                "loader": {"mode": mode},
                 "potential": {"reference_energies": references},
             },
             "split": {"duplicates": "report"},
@@ -96,6 +97,16 @@ def test_a_run_takes_their_energies_and_says_so():
     assert run.model.card.facts["reference_energies"] == {"isolated atoms": ["Cu", "Ag"]}
     assert len(run.predictions) == 20
     assert "isolated atoms, taken for reference energies" in run.report.read_text()
+
+
+def test_on_disk_an_element_of_isolated_atoms_alone_is_in_nobody_s_way():
+    frames = [single("Cu", COPPER), single("Au", -9.0), *crystals()]
+    run = run_pipeline(settings(frames, mode="disk"), lambda _: None)
+    assert set(run.model.card.scaler.to_dict()["element_energies"]) == {"Cu", "Ag"}
+    assert run.model.card.facts["reference_energies"] == {
+        "isolated atoms": ["Cu"],
+        "fitted": ["Ag"],
+    }
 
 
 def test_by_default_they_are_structures_like_any_other_and_a_hint_is_given():
@@ -165,6 +176,10 @@ def test_other_elements_are_fitted_around_them():
         isolated={"Cu": -5.0, "Au": -9.0},
     )
     assert found.to_dict()["element_energies"] == pytest.approx({"Cu": -5.0, "Ag": -7.0})
+    with pytest.raises(AtomloomError, match="no energies of isolated atoms"):
+        AtomicEnergies.fit(
+            PotentialTraining(reference_energies="isolated_atoms"), table, energies, np.arange(4)
+        )
     with pytest.raises(AtomloomError, match="not trained on Au"):
         found.require_elements(np.array([79]))
 

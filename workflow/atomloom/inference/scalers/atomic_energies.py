@@ -143,6 +143,11 @@ def _elements(
     elements = np.full(ELEMENTS, np.nan)
     if settings.reference_energies == "none":
         elements[present] = 0.0
+    elif settings.reference_energies == "isolated_atoms" and not isolated:
+        raise AtomloomError(
+            "the data set has no energies of isolated atoms",
+            where="training.potential.reference_energies",
+        )
     elif isinstance(settings.reference_energies, str):
         elements[present] = _by_number(isolated)[present]
         fitted = present[np.isnan(elements[present])]

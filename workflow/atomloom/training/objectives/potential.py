@@ -211,9 +211,9 @@ class PotentialObjective(Objective):
             values.get("forces"),
             data.isolated_atoms,
         )
-        # On disk there are also graphs without labels, such as those of isolated atoms.
-        labelled = np.repeat(data.known(), np.diff(table.node_ptr))
-        scaler.require_elements(table.numbers[labelled])
+        # On disk there are also graphs that are in no split, such as those of isolated atoms.
+        used = np.concatenate([train_rows, val_rows, *data.rows.values()])
+        scaler.require_elements(table.numbers[_atoms_of(table.node_ptr, used)])
         self.scaler = scaler
         self._targets = scaler.reduced(table, energies)[:, None]
         terms: list[Term] = []
