@@ -768,8 +768,7 @@ def _reproduce(options: argparse.Namespace) -> None:
     import json
 
     from atomloom.api import prepare
-    from atomloom.commands.reproduce import Request, Steps, reproduce_run
-    from atomloom.stages.train import train_in_processes
+    from atomloom.commands.reproduce import Request, reproduce_run
 
     request = Request(
         run=options.run_name,
@@ -780,8 +779,7 @@ def _reproduce(options: argparse.Namespace) -> None:
         threads=options.threads,
         trust=options.trust,
     )
-    steps = Steps(prepare, train_in_processes)
-    verdict = reproduce_run(request, steps, _log_to(options))
+    verdict = reproduce_run(request, prepare, _log_to(options))
     if options.json:
         print(json.dumps(verdict.to_dict(), indent=1))
     else:

@@ -13,11 +13,11 @@ import zipfile
 import pytest
 import yaml
 
-from atomloom.api import prepare, train_in_processes
+from atomloom.api import prepare
 from atomloom.cli import main
 from atomloom.commands.compare import compare_runs
 from atomloom.commands.export_run import export_run
-from atomloom.commands.reproduce import Request, Steps, reproduce_run
+from atomloom.commands.reproduce import Request, reproduce_run
 from atomloom.config import load_config
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.evidence import opened
@@ -92,16 +92,17 @@ def test_an_archive_alone_can_be_compared_and_made_again(original, archive, tmp_
     moved = shutil.copy(archive, tmp_path / "got.zip")
     with opened(str(moved), tmp_path) as one, opened(str(original.run), tmp_path) as other:
         assert all(item.equal for item in compare_runs(one, other).agreements)
-    steps = Steps(prepare, train_in_processes)
     with pytest.raises(AtomloomError, match=r"raw data are not here.*cells\.extxyz"):
-        reproduce_run(Request(str(moved), tmp_path / "out"), steps, quiet)
+        reproduce_run(Request(str(moved), tmp_path / "out"), prepare, quiet)
     source = str(original.folder / "data" / "cells.extxyz")
     (tmp_path / "here.yaml").write_text(yaml.safe_dump({"dataset": {"source": source}}))
     request = Request(str(moved), tmp_path / "out", config=["here.yaml"])
-    verdict = reproduce_run(request, steps, quiet)
+    verdict = reproduce_run(request, prepare, quiet)
     assert verdict.outcome == "bit-equal"
     assert all(item.count for item in verdict.agreements if item.kind != "predictions")
     text = zipfile.ZipFile(archive).read("README.txt").decode()
+    named = {line.split()[0] for line in text.splitlines()[2:] if "." in line.split("  ")[0]}
+    assert set(zipfile.ZipFile(archive).namelist()) <= named
     assert f"atomloom reproduce {archive.name}" in text
     assert "data/cells.extxyz" in text
 
@@ -132,6 +133,8 @@ def test_the_archive_is_named_after_the_run_and_what_cannot_be_packed_is_refused
     monkeypatch.chdir(tmp_path)
     path = export_run(str(project.run), None, tmp_path, quiet)
     assert str(path) == f"copper-{project.run.name[:8]}.zip"
+    (tmp_path / "into").mkdir()
+    assert export_run(str(project.run), tmp_path / "into", tmp_path, quiet).parent.name == "into"
     with pytest.raises(AtomloomError, match="is not a run's folder"):
         export_run(str(archive), None, tmp_path, quiet)
     (project.run / "model.safetensors").unlink()

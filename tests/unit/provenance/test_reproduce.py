@@ -15,14 +15,11 @@ from safetensors.torch import save_file
 from atomloom.api import prepare
 from atomloom.cli import main
 from atomloom.commands.compare import Agreement, Change
-from atomloom.commands.reproduce import Request, Steps, Verdict, judge, level_between, reproduce_run
+from atomloom.commands.reproduce import Request, Verdict, judge, level_between, reproduce_run
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.evidence import Evidence, opened
 from atomloom.pipeline.run_card import LEVELS
-from atomloom.stages.train import train_in_processes
 from atomloom.store.files import read_json, write_sealed
-
-STEPS = Steps(prepare, train_in_processes)
 
 
 def quiet(_):
@@ -34,7 +31,7 @@ def again(original, tmp_path_factory):
     """Repetition of the run, from what lies in its project: folder and verdict."""
     output = tmp_path_factory.mktemp("again")
     before = snapshot(original.folder)
-    verdict = reproduce_run(Request(str(original.run), output), STEPS, quiet)
+    verdict = reproduce_run(Request(str(original.run), output), prepare, quiet)
     assert snapshot(original.folder) == before, "the original is only read"
     return output, verdict
 
@@ -71,7 +68,7 @@ def test_a_run_is_made_again_from_its_raw_files_alone(project, tmp_path):
     shutil.rmtree(project.folder / "results")
     shutil.rmtree(project.folder / "store")
     os.chdir(project.folder)
-    verdict = reproduce_run(Request(str(card), tmp_path / "out", from_raw=True), STEPS, quiet)
+    verdict = reproduce_run(Request(str(card), tmp_path / "out", from_raw=True), prepare, quiet)
     assert verdict.outcome == "bit-equal"
     assert all(item.count == 0 for item in verdict.agreements), "there are digests alone"
     assert not (project.folder / "store").exists()
@@ -86,7 +83,7 @@ def test_what_was_made_again_is_compared_and_not_trained_twice(original, again):
     output, _ = again
     own = next(output.glob("results/copper/runs/*"))
     stamp, said = (own / "model.safetensors").stat().st_mtime_ns, []
-    verdict = reproduce_run(Request(str(original.run), output), STEPS, said.append)
+    verdict = reproduce_run(Request(str(original.run), output), prepare, said.append)
     assert verdict.outcome == "bit-equal"
     assert (own / "model.safetensors").stat().st_mtime_ns == stamp
     assert any("compared without training" in line for line in said)
@@ -167,6 +164,14 @@ def edited(run: Path, to: Path, **changes: object) -> str:
     return str(to)
 
 
+def test_what_is_missing_in_the_project_is_made_again_from_the_raw_files(project, tmp_path):
+    shutil.rmtree(project.folder / "store")
+    said: list[str] = []
+    verdict = reproduce_run(Request(str(project.run), tmp_path / "out"), prepare, said.append)
+    assert verdict.outcome == "bit-equal"
+    assert any("are made from the raw files" in line for line in said)
+
+
 def test_other_data_are_refused_before_anything_is_trained(project, tmp_path):
     source = project.folder / "data" / "cells.extxyz"
     text = source.read_text()
@@ -175,10 +180,10 @@ def test_other_data_are_refused_before_anything_is_trained(project, tmp_path):
     os.chdir(project.folder)
     output = tmp_path / "out"
     with pytest.raises(AtomloomError, match="not those of the card: records differ"):
-        reproduce_run(Request(str(project.run), output, from_raw=True), STEPS, quiet)
+        reproduce_run(Request(str(project.run), output, from_raw=True), prepare, quiet)
     assert not list(output.glob("results/copper/runs/*"))
     said: list[str] = []
-    verdict = reproduce_run(Request(str(project.run), output / "stored"), STEPS, said.append)
+    verdict = reproduce_run(Request(str(project.run), output / "stored"), prepare, said.append)
     assert verdict.outcome == "bit-equal"
     assert any("data/cells.extxyz has changed" in line for line in said)
 
@@ -188,12 +193,12 @@ def test_missing_raw_files_are_named_with_their_digests(original, tmp_path):
     with pytest.raises(
         AtomloomError, match=r"raw data are not here.*cells\.extxyz \(digest [0-9a-f]"
     ):
-        reproduce_run(Request(str(card), tmp_path / "out"), STEPS, quiet)
+        reproduce_run(Request(str(card), tmp_path / "out"), prepare, quiet)
     (tmp_path / "here.yaml").write_text(
         f"dataset: {{source: {original.folder / 'data' / 'cells.extxyz'}}}\n"
     )
     request = Request(str(card), tmp_path / "out", config=["here.yaml"])
-    assert reproduce_run(request, STEPS, quiet).outcome == "bit-equal"
+    assert reproduce_run(request, prepare, quiet).outcome == "bit-equal"
 
 
 @pytest.mark.parametrize(
@@ -211,7 +216,7 @@ def test_a_card_that_contradicts_what_is_here_is_refused(original, tmp_path, cha
     )
     edited(original.run, run / "run.json", **changes)
     with pytest.raises(AtomloomError, match=reason):
-        reproduce_run(Request(str(run), tmp_path / "out"), STEPS, quiet)
+        reproduce_run(Request(str(run), tmp_path / "out"), prepare, quiet)
 
 
 def test_a_card_by_a_stranger_runs_no_code_unasked(original, tmp_path):
@@ -219,7 +224,7 @@ def test_a_card_by_a_stranger_runs_no_code_unasked(original, tmp_path):
     for section in ({"model": {"name": "os:system"}}, {"teacher": {"calculator": "os:system"}}):
         card = edited(original.run, tmp_path / "card.json", config={**config, **section})
         with pytest.raises(AtomloomError, match=r"os:system, whose code would be run.*--trust os"):
-            reproduce_run(Request(card, tmp_path / "out"), STEPS, quiet)
+            reproduce_run(Request(card, tmp_path / "out"), prepare, quiet)
 
 
 def test_a_card_of_before_and_a_run_without_evaluation_are_made_again(project, tmp_path):
@@ -231,7 +236,7 @@ def test_a_card_of_before_and_a_run_without_evaluation_are_made_again(project, t
     (run / "run.json").write_text(json.dumps(card))
     for name in ("metrics.json", "predictions.parquet"):
         (run / name).unlink()
-    verdict = reproduce_run(Request(str(run), tmp_path / "out"), STEPS, quiet)
+    verdict = reproduce_run(Request(str(run), tmp_path / "out"), prepare, quiet)
     assert [item.kind for item in verdict.agreements] == ["weights"]
     assert verdict.outcome == "bit-equal"
     assert "sources" not in {change.name for change in verdict.explanations["code"]}
@@ -239,7 +244,7 @@ def test_a_card_of_before_and_a_run_without_evaluation_are_made_again(project, t
 
 def test_a_run_without_model_is_compared_by_digest(project, tmp_path):
     (project.run / "model.safetensors").unlink()
-    verdict = reproduce_run(Request(str(project.run), tmp_path / "out"), STEPS, quiet)
+    verdict = reproduce_run(Request(str(project.run), tmp_path / "out"), prepare, quiet)
     assert verdict.outcome == "bit-equal"
     assert {item.kind: item.count for item in verdict.agreements}["weights"] == 0
 
@@ -250,10 +255,10 @@ def test_a_continued_run_is_made_again_from_its_parent(project, tmp_path):
     for from_raw in (False, True):
         request = Request(str(run), tmp_path / f"{from_raw}", from_raw=from_raw)
         os.chdir(project.folder)
-        assert reproduce_run(request, STEPS, quiet).outcome == "bit-equal", from_raw
+        assert reproduce_run(request, prepare, quiet).outcome == "bit-equal", from_raw
     shutil.rmtree(parent)
     with pytest.raises(AtomloomError, match=r"continue_from: there is no run"):
-        reproduce_run(Request(str(run), tmp_path / "none"), STEPS, quiet)
+        reproduce_run(Request(str(run), tmp_path / "none"), prepare, quiet)
 
 
 def test_the_status_tells_whether_a_run_was_reproduced(
@@ -280,3 +285,14 @@ def test_names_find_the_run_of_a_project(original, monkeypatch):
     for name in ("copper", "results/copper", original.run.name[:7], str(original.run / "run.json")):
         with opened(name, Path("results")) as found:
             assert found.folder == original.run.resolve()
+
+
+def test_a_run_that_is_not_finished_or_damaged_is_refused_before_training(project, tmp_path):
+    model, output = project.run / "model.safetensors", tmp_path / "out"
+    model.write_bytes(model.read_bytes()[:3000])
+    with pytest.raises(AtomloomError, match=r"model\.safetensors: cannot be read"):
+        reproduce_run(Request(str(project.run), output), prepare, quiet)
+    (project.run / "run.json").unlink()
+    with pytest.raises(AtomloomError, match="the run is not finished"):
+        reproduce_run(Request(str(project.run), output), prepare, quiet)
+    assert not output.exists()

@@ -10,7 +10,7 @@ import hashlib
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from atomloom.errors import AtomloomError
 from atomloom.pipeline.evidence import Evidence, opened
 from atomloom.pipeline.run_card import CARD, HISTORY
 from atomloom.reports import ReportInputs, write_report
-from atomloom.reports.formats import number
+from atomloom.reports.formats import plural
 from atomloom.store.files import read_json, write_atomically, write_json, write_text
 from atomloom.store.parquet import read_table
 
@@ -64,7 +64,7 @@ def export_run(name: str, output: Path | None, results: Path, log: Log) -> Path:
 
     Args:
         name: the run's folder or card, or its short name or key.
-        output: the archive; by default `DATASET-KEY.zip` in the current folder.
+        output: the archive, or a folder for `DATASET-KEY.zip`; by default the current one.
         results: folder in which names and keys are looked for.
         log: takes one line at a time.
 
@@ -76,7 +76,9 @@ def export_run(name: str, output: Path | None, results: Path, log: Log) -> Path:
             raise AtomloomError("is not a run's folder", where=name, todo="give the folder")
         if run.file("model.safetensors") is None:
             raise AtomloomError("no model here: train it again", where=run.folder)
-        path = output or Path(f"{_dataset_name(run)}-{run.key[:8]}.zip")
+        path = output or Path()
+        if path.is_dir():
+            path /= f"{_dataset_name(run)}-{run.key[:8]}.zip"
         folder = Path(temporary)
         for each in _files(run):
             shutil.copyfile(each, folder / each.name)
@@ -87,7 +89,8 @@ def export_run(name: str, output: Path | None, results: Path, log: Log) -> Path:
             log("the run was not evaluated: the archive holds neither errors nor predictions")
         else:
             write_report(_report_inputs(folder), folder / "report.html")
-        write_text(folder / "README.txt", "\n".join(_readme(run, path.name)) + "\n")
+        present = {each.name for each in folder.iterdir()} | {"README.txt"}
+        write_text(folder / "README.txt", "\n".join(_readme(run, present, path.name)) + "\n")
         write_json(folder / METADATA, _metadata(run, folder))
         write_atomically(path, partial(_pack, folder))
     return path
@@ -147,28 +150,29 @@ def _report_inputs(folder: Path) -> ReportInputs:
     )
 
 
-def _readme(run: Evidence, archive: str) -> Iterator[str]:
+def _readme(run: Evidence, present: Set[str], archive: str) -> Iterator[str]:
     """Text for whoever has only the archive."""
     environment, code = run.section("environment"), run.section("code")
+    threads = environment.get("threads", 0)
     version, commit = environment.get("atomloom", "unknown"), code.get("commit")
     dirty = ", with local changes (digest of the sources in run.json)" if code.get("dirty") else ""
     yield f"Run {run.key} on the data set {_dataset_name(run)}, by atomloom {version}."
     yield ""
-    for path, (what, _) in KINDS.items():
-        yield f"{path:20s} {what}"
-    yield f"{METADATA:20s} RO-Crate 1.1 metadata with the SHA-256 of each file"
+    for path in [name for name in KINDS if name in present] + sorted(present - {*KINDS}):
+        yield f"{path:24s} {_kind_of(path)[0]}"
+    yield f"{METADATA:24s} RO-Crate 1.1 metadata with the SHA-256 of each file"
     yield ""
-    yield "Not every run has all of them. Raw data, graphs and states of the training are not in here."
+    yield "Raw data, graphs and states of the training are not in here."
     yield ""
     yield "Use the model"
     yield "  atomloom predict --model model.safetensors --source STRUCTURES --output table.parquet"
     yield ""
     yield "Make the run again"
     yield f"  needs atomloom {version}" + (f" at commit {commit}{dirty}" if commit else "")
-    yield f"  on {environment.get('device', 'an unknown device')} with {environment.get('threads', '?')} threads"
+    yield f"  on {environment.get('device', 'an unknown device')} with {plural(threads, 'thread')}"
     yield f"  ({run.section('determinism').get('promise', 'nothing is promised')})"
-    files = run.section("data", "files")
-    yield f"  and the raw data, {number(files.get('count', 0)) or 'some'} files, by digest in inputs.json:"
+    count = run.section("data", "files").get("count", 0)
+    yield f"  and the raw data, {plural(count, 'file')}, by digest in inputs.json:"
     for source in run.section("config", "dataset").get("source", []):
         yield f"    {source}"
     yield "  If they are elsewhere, write a here.yaml such as `dataset: {source: /where/they/are}`, then"
@@ -258,10 +262,13 @@ def _known(entity: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in entity.items() if value not in (None, "")}
 
 
+def _kind_of(name: str) -> tuple[str, str]:
+    """Content and media type of a member; other tables than those named are of further targets."""
+    return KINDS.get(name, TABLES)
+
+
 def _file_entity(path: Path) -> dict[str, Any]:
-    what, kind = KINDS.get(
-        path.name, TABLES if path.suffix == ".parquet" else ("", "application/json")
-    )
+    what, kind = _kind_of(path.name)
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -269,7 +276,7 @@ def _file_entity(path: Path) -> dict[str, Any]:
     return {
         "@id": path.name,
         "@type": "File",
-        "name": what or path.stem,
+        "name": what,
         "encodingFormat": kind,
         "contentSize": str(path.stat().st_size),
         "sha256": digest.hexdigest(),

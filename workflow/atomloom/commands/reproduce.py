@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,15 @@ from atomloom.pipeline.evidence import Evidence, opened
 from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.plan import Plan
 from atomloom.pipeline.run_card import CARD, LEVELS, VERSIONS, Level, level_of
-from atomloom.pipeline.stage_table import STAGES, require_earlier
+from atomloom.pipeline.stage_table import STAGES
 from atomloom.reports.formats import number, plural
 from atomloom.stages.sources import HASHED_UP_TO
+from atomloom.stages.train import train_in_processes
 from atomloom.store.files import file_digest, write_sealed
 
 Log = Callable[[str], None]
+Prepare = Callable[[Config, Log], RunPaths]
+"""Everything before training, such as `atomloom.api.prepare`."""
 
 REPORT = "reproduction.json"
 NUMERIC = ("python", "torch", "numpy", "numba", "scipy", "dgl", "e3nn", "lightning-fabric", "cpu")
@@ -63,16 +67,6 @@ class Request:
     """CPU threads; by default as many as the run had."""
     trust: Sequence[str] = ()
     """Packages whose code the card may name."""
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Steps of a run that need the whole pipeline, such as those of `atomloom.api`."""
-
-    prepare: Callable[[Config, Log], RunPaths]
-    """Everything before training."""
-    train_in_processes: Callable[[Layout, Log], None]
-    """Training by several processes."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +154,7 @@ class Verdict:
         }
 
 
-def reproduce_run(request: Request, steps: Steps, log: Log) -> Verdict:
+def reproduce_run(request: Request, prepare: Prepare, log: Log) -> Verdict:
     """Train and evaluate a run again, and compare; the verdict is also written into the folder of the repetition.
 
     Raises:
@@ -169,15 +163,16 @@ def reproduce_run(request: Request, steps: Steps, log: Log) -> Verdict:
     """
     with opened(request.run, request.results) as original:
         require_trust(original, request.trust)
+        compare_results(original, original)  # a damaged file is found before anything is trained
         output = (request.output or Path("reproduced") / original.key).absolute()
         if original.origin is not None and output in (original.origin, *original.origin.parents):
             raise AtomloomError("holds the run itself", where=output, todo="give another folder")
         overrides = [read_config_file(Path(file).absolute()) for file in request.config]
         with contextlib.chdir(root_of(original)):
             config = config_again(original, overrides, request.threads, log)
-            paths = paths_again(original, config, output, request.from_raw, steps, log)
+            paths = paths_again(original, config, output, request.from_raw, prepare, log)
             require_run_of(original, paths)
-            train_again(original, paths, steps, log)
+            train_again(original, paths, log)
         log(f"the repetition is in {paths.run}")
         with opened(str(paths.run), request.results) as again:
             verdict = judge(original, again)
@@ -249,7 +244,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def paths_again(
-    original: Evidence, config: Config, output: Path, from_raw: bool, steps: Steps, log: Log
+    original: Evidence, config: Config, output: Path, from_raw: bool, prepare: Prepare, log: Log
 ) -> RunPaths:
     """Paths of the repetition, with everything before training in place.
 
@@ -276,7 +271,7 @@ def paths_again(
         update["training"] = training
     log(f"plan, graphs and split are made from the raw files, in {output}")
     try:
-        return steps.prepare(config.model_copy(update=update), log)
+        return prepare(config.model_copy(update=update), log)
     except AtomloomError as error:
         if any(Path(expand_variables(name)).exists() for name in config.dataset.source):
             raise
@@ -305,11 +300,14 @@ def _present(config: Config, output: Path) -> RunPaths | None:
     if not plan.exists():
         return None
     paths = Again(layout, Plan.read(plan), output / "results")
-    try:
-        require_earlier(paths, "train", paths.plan.chunk_keys)
-    except AtomloomError:
-        return None
-    return paths
+    earlier = takewhile(lambda stage: stage.name != "train", STAGES.values())
+    done = all(
+        stage.done(paths, key)
+        for stage in earlier
+        if stage.wanted(config)
+        for key in (paths.plan.chunk_keys if stage.per_chunk else [""])
+    )
+    return paths if done else None
 
 
 def _tell_sources(original: Evidence, log: Log) -> None:
@@ -372,7 +370,7 @@ def require_run_of(original: Evidence, paths: RunPaths) -> None:
 # --- the repetition ---
 
 
-def train_again(original: Evidence, paths: RunPaths, steps: Steps, log: Log) -> None:
+def train_again(original: Evidence, paths: RunPaths, log: Log) -> None:
     """Train the run, and evaluate it if the original was evaluated."""
     if (paths.run / CARD).exists():
         log(
@@ -386,7 +384,7 @@ def train_again(original: Evidence, paths: RunPaths, steps: Steps, log: Log) -> 
             )  # the order of batches depends on it
         STAGES["train"].run(paths, log)
     else:
-        steps.train_in_processes(paths.layout, log)
+        train_in_processes(paths.layout, log)
     evaluated = original.section("evaluated")
     if not (original.metrics is None and not evaluated) and not STAGES["evaluate"].done(paths):
         threads = evaluated.get("threads") or paths.config.training.threads

@@ -93,7 +93,7 @@ def _folder_of(path: Path, name: str, results: Path) -> Path:
     """Folder of the run that is meant."""
     if path.is_file():
         return path.resolve().parent
-    if (path / CARD).exists():
+    if name and ((path / CARD).exists() or (path / "spec.json").exists()):
         return path.resolve()
     for dataset in (path, results / name):
         if (dataset / "runs").is_dir() and dataset_folders(dataset) == [dataset]:
