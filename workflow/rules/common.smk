@@ -219,7 +219,12 @@ def run_of_a_trial(kind, key):
 
 @cache
 def _runs_of_round(path: str, time_stamp: int) -> list:
-    return [run for trial in read_round(Path(path)) for run in trial.repeats]
+    return [run for trial in _round(path, time_stamp) for run in trial.repeats]
+
+
+@cache
+def _round(path: str, time_stamp: int) -> list:
+    return read_round(Path(path))
 
 
 def graph_here(wildcards):
@@ -325,7 +330,7 @@ def trials_of(round):
     file = checkpoints.suggest.get(
         sweep=planned().sweep.name, round=f"{round:04d}"
     ).output[0]
-    return read_round(Path(file))
+    return _round(str(file), Path(file).stat().st_mtime_ns)
 
 
 def results_of(rounds, rung=-1):

@@ -184,6 +184,24 @@ def test_a_sweep_of_which_no_trial_can_run_stops_before_it_begins(tmp_path):
         trials.suggest_round(paths, 0, lambda line: None)
 
 
+def test_a_metric_that_there_will_not_be_is_refused_before_training(tmp_path):
+    paths = paths_in(tmp_path, {"parameters": RATES, "metric": "val_mae_band_gap"})
+    with pytest.raises(AtomloomError, match="no `val_mae_band_gap`; choose from val_loss, val_mae"):
+        trials.suggest_round(paths, 0, lambda line: None)
+
+
+def test_a_committee_whose_model_was_removed_says_which(tmp_path, in_process):
+    sweep = {"parameters": {"training.learning_rate": [1e-3]}, "ensemble": 1}
+    paths = paths_in(tmp_path, sweep, epochs=1)
+    folder = command.run_sweep(paths, 1, lambda line: None, prepare)
+    shutil.rmtree(folder.parents[1] / "runs" / table_row(folder)["run"])
+    with pytest.raises(AtomloomError, match="no model file any more"):
+        command.run_sweep(paths, 1, lambda line: None, prepare)
+    shutil.rmtree(folder / "trials")
+    command.run_sweep(paths, 1, lambda line: None, prepare)
+    assert len(in_process) == 2
+
+
 def test_a_config_without_a_sweep_says_so(tmp_path):
     paths = paths_in(tmp_path, HALVED)
     plain = replace(paths.layout, config=paths.config.model_copy(update={"sweep": None}))

@@ -170,3 +170,24 @@ def test_a_key_that_is_not_there_is_named():
     base = config({"parameters": {"training.lr": [1]}})
     with pytest.raises(AtomloomError, match=r"training\.lr: unknown key"):
         config_of(base, {"training.lr": 1})
+
+
+def test_a_number_that_yaml_takes_for_text_is_a_number():
+    axes = {"training.learning_rate": ["1e-3", 1e-2], "model.name": ["icomformer"]}
+    assert [point["training.learning_rate"] for point in points({"parameters": axes})] == [
+        0.001,
+        0.01,
+    ]
+    with pytest.raises(AtomloomError, match="named twice"):
+        points({"parameters": {"training.learning_rate": ["1e-3", 0.001]}})
+
+
+def test_a_key_inside_a_swept_section_changes_no_other_trial():
+    axes = {
+        "training.batch": [{"structures": 8}],
+        "training.optimizer": ["adamw", "sgd"],
+        "training.batch.atoms": {"values": [50], "when": {"training.optimizer": "adamw"}},
+    }
+    base = config({"parameters": axes})
+    both = [config_of(base, point).training.batch.atoms for point in first_points(base.sweep)]
+    assert both == [50, None]

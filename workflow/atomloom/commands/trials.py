@@ -45,6 +45,7 @@ from atomloom.sweeps.rounds import (
 )
 from atomloom.sweeps.space import Point, config_of, first_points
 from atomloom.sweeps.table import Outcome
+from atomloom.targets import TargetSpec
 
 Log = Callable[[str], None]
 
@@ -69,6 +70,7 @@ def suggest_round(paths: RunPaths, round: int, log: Log) -> Path:
         AtomloomError: when the results of the rounds before are missing, or there is no such round.
     """
     sweep = sweep_of(paths)
+    _check_metric(paths.config.targets, sweep.metric)
     if not 0 <= round < rounds(sweep):
         raise AtomloomError(f"there is no round {round}", todo=f"the last is {rounds(sweep) - 1}")
     first = 0
@@ -94,6 +96,21 @@ def suggest_round(paths: RunPaths, round: int, log: Log) -> Path:
         + (f"; {len(unfit):,} of them cannot be run" if unfit else "")
     )
     return path
+
+
+def _check_metric(targets: Sequence[TargetSpec], metric: str | None) -> None:
+    """Refuse a metric that no history will have, before anything is trained.
+
+    Raises:
+        AtomloomError: naming those that there are.
+    """
+    names = [f"val_mae_{spec.reported}" for spec in targets] if len(targets) > 1 else ["val_mae"]
+    if metric not in (None, "val_loss", *names):
+        raise AtomloomError(
+            f"there will be no `{metric}`",
+            where="sweep.metric",
+            todo=f"choose from {', '.join(['val_loss', *names])}",
+        )
 
 
 def _each_run_once(trials: Sequence[Trial]) -> list[Trial]:

@@ -7,6 +7,7 @@ would have by hand.
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -26,10 +27,17 @@ SWEPT = ("graph", "model", "split", "training")
 Value = str | bool | int | float | None | list[Any] | dict[str, Any]
 
 
+def _number(value: Any) -> Any:
+    """Number for text like `1e-3`, which YAML does not take for one without a point."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d{1,3}", value):
+        return float(value)
+    return value
+
+
 class Axis(Section):
     """The values of one key."""
 
-    values: list[Any] = []
+    values: list[Annotated[Any, BeforeValidator(_number)]] = []
     """Values to choose from."""
     min: int | float | None = Field(default=None, ge=-1e12, le=1e12)
     """Lower bound of a range, in place of values. Between two whole numbers, whole numbers are tried."""
@@ -143,7 +151,9 @@ class Sweep(Section):
                         f"`{name}` cannot be swept: name a key of {', '.join(SWEPT)}, such as "
                         "training.learning_rate"
                     )
-        return value
+        if isinstance(value, dict):
+            return value
+        return [{name: _number(item) for name, item in trial.items()} for trial in value]
 
     @model_validator(mode="after")
     def _complete(self) -> Sweep:

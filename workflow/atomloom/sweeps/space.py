@@ -6,6 +6,7 @@ any process at any time finds the same trials. It knows nothing of files.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -57,7 +58,7 @@ def config_of(base: Config, point: Mapping[str, Any]) -> Config:
             inner = inner.setdefault(section, {})
             if not isinstance(inner, dict):
                 raise AtomloomError(f"`{key}` is not a key of the config", where="sweep.parameters")
-        inner[last] = value
+        inner[last] = copy.deepcopy(value)  # which another key may go into
     shown = ", ".join(f"{key}: {json.dumps(value)}" for key, value in point.items())
     return parse_config(content, where=f"sweep trial ({shown})")
 
