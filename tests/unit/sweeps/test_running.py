@@ -20,6 +20,7 @@ from atomloom.commands import trials
 from atomloom.config import load_config
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import RunPaths
+from atomloom.reports import formats
 from atomloom.reports.files import SweepLink, sweeps_of
 from atomloom.sweeps.progress import read_progress
 from atomloom.sweeps.rounds import Result, Slot, read_round, result_file, round_file
@@ -218,6 +219,21 @@ def test_the_committee_holds_the_models_of_the_best(tmp_path, in_process):
         copied = folder / "committee" / f"{place}.safetensors"
         assert copied.read_bytes() == model.read_bytes()
     assert len(list((folder / "committee").iterdir())) == 2
+    runs = [folder.parents[1] / "runs" / key for key in table["run"].iloc[:2]]
+    own = [pd.read_parquet(run / "predictions.parquet").set_index("id") for run in runs]
+    joined = pd.read_parquet(folder / "committee.parquet").set_index("id")
+    assert len(joined) == len(own[0]) == 24
+    one, other = (frame.loc[joined.index, "volume_predicted"] for frame in own)
+    np.testing.assert_allclose(joined["volume_predicted"], (one + other) / 2)
+    np.testing.assert_allclose(joined["volume_std"], (one - other).abs() / 2**0.5)
+    assert (joined["split"] == own[0].loc[joined.index, "split"]).all()
+    page = (folder / "sweep.html").read_text()
+    mae = (joined["volume_predicted"] - joined["volume"]).abs()[joined["split"] == "test"].mean()
+    assert f"MAE of volume {formats.number(mae)}" in page
+    assert (folder / "calibration.svg").exists()
+    calls = len(in_process)
+    command.write_sweep(paths_in(tmp_path, sweep, epochs=1), lambda line: None)
+    assert len(in_process) == calls, "a member is evaluated once"
 
 
 def test_the_best_trial_is_trained_once_more_on_training_and_validation(tmp_path, in_process):

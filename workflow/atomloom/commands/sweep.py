@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
+from atomloom.commands.committee import copy_models, evaluate_committee, members_of
 from atomloom.commands.refit import REFIT, Refitted, read_refit, refit_best
 from atomloom.commands.trials import Log, outcomes, run_slot, suggest_round, sweep_of
 from atomloom.config import Config, dump_config, load_config
-from atomloom.config.sweep import Sweep
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import RunPaths
 from atomloom.reports.formats import plural
@@ -21,7 +19,7 @@ from atomloom.store.files import write_atomically, write_sealed, write_text
 from atomloom.store.parquet import write_table
 from atomloom.sweeps.rounds import read_round, result_file, round_file, rounds, rungs, slots
 from atomloom.sweeps.space import config_of
-from atomloom.sweeps.table import Outcome, best_trial, curves, importance, status_of, table_of
+from atomloom.sweeps.table import best_trial, curves, importance, table_of
 
 FAILED = "failed.csv"
 """Table of a sweep of which no trial was trained to the end."""
@@ -59,6 +57,8 @@ def write_sweep(paths: RunPaths, log: Log) -> Path:
     metric = sweep.metric or ("val_mae" if len(paths.config.targets) == 1 else "val_loss")
     worth = importance(sweep, done)
     runs = len(sweep.repeats)
+    members = members_of(sweep.ensemble, done)
+    committee = copy_models(paths, members)
     write_sweep_page(
         SweepPage(
             title=f"Sweep of {paths.config.dataset.name}",
@@ -69,6 +69,8 @@ def write_sweep(paths: RunPaths, log: Log) -> Path:
             best=best[0].number,
             first_rung=sweep.halving.min_epochs if sweep.halving else 0,
             refit=[_shown_refit(paths, run) for run in refit],
+            committee=evaluate_committee(paths, members, log),
+            units={spec.reported: spec.reported_unit for spec in paths.config.targets},
             full_epochs=epochs * runs * len(done) if sweep.halving else 0,
             facts=[("sweep", folder.name), ("method", sweep.method), ("minimised", metric)],
         ),
@@ -77,7 +79,6 @@ def write_sweep(paths: RunPaths, log: Log) -> Path:
     trial, results, value = best
     chosen = config_of(paths.config, {**trial.point, **trial.repeats[0].values})
     write_text(folder / "best.yaml", dump_config(chosen))
-    committee = _committee(paths, sweep, done)
     write_sealed(
         folder / "sweep.json",
         {
@@ -118,31 +119,6 @@ def _shown_refit(paths: RunPaths, refit: Refitted) -> RefitRow:
     ]
     values = ", ".join(f"{key} {value}" for key, value in refit.values.items())
     return RefitRow(refit.run, values, refit.epochs, refit.best_epochs, errors, refit.reason)
-
-
-def _committee(paths: RunPaths, sweep: Sweep, done: Sequence[Outcome]) -> list[str]:
-    """Copy the models of the best trials, one each, beside each other; return their runs."""
-    finished = sorted(
-        (
-            outcome
-            for outcome in done
-            if outcome[2] is not None and status_of(outcome[1]) == "finished"
-        ),
-        key=lambda outcome: (outcome[2], outcome[0].number),
-    )
-    runs = []
-    for place, (_, results, _) in enumerate(finished[: sweep.ensemble]):
-        model = paths.layout.results / "runs" / results[0].run / "model.safetensors"
-        if not model.exists():
-            raise AtomloomError(
-                "a run of the sweep has no model file any more",
-                where=model,
-                todo=f"remove {paths.sweep / 'trials'} and run the sweep again, which trains that run alone",
-            )
-        copied = paths.sweep / "committee" / f"{place}.safetensors"
-        write_atomically(copied, partial(shutil.copyfile, model))
-        runs.append(results[0].run)
-    return runs
 
 
 def run_sweep(

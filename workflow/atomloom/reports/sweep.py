@@ -6,7 +6,7 @@ Knows its table and its curves, nothing of how trials were chosen or run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from atomloom.reports import figures
-from atomloom.reports.formats import NONE, number, plural
+from atomloom.reports.calibration import (
+    calibration_caption,
+    calibration_figure,
+    calibration_of,
+)
+from atomloom.reports.formats import NONE, number, plural, unit_name
 from atomloom.reports.page import Drawing, drawing, environment
 from atomloom.store.files import write_atomically
 
@@ -61,6 +66,10 @@ class SweepPage:
     """Epochs of all trials trained to the end."""
     facts: Sequence[tuple[str, str]]
     refit: Sequence[RefitRow] = ()
+    committee: pd.DataFrame | None = None
+    """Predictions of the committee with their deviations; None without one."""
+    units: Mapping[str, str] = field(default_factory=dict)
+    """Units by target."""
     first_rung: int = 0
     """Epochs that all trials were trained for, of a halved sweep."""
 
@@ -98,11 +107,27 @@ def write_sweep_page(page: SweepPage, folder: Path) -> None:
                 + " (fANOVA).",
             )
         )
+    if page.committee is not None:
+        drawn += _calibrations(page.committee, page.units)
     for name, figure, _ in drawn:
         for ending in ("png", "svg"):
             _save(figure, folder / f"{name}.{ending}")
     text = _page(page, ranked, [drawing(figure, name, text) for name, figure, text in drawn])
     write_atomically(folder / "sweep.html", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _calibrations(
+    committee: pd.DataFrame, units: Mapping[str, str]
+) -> list[tuple[str, Figure, str]]:
+    """Name, figure and caption of the calibration of each target that has one."""
+    found: list[tuple[str, Figure, str]] = []
+    for target, unit in units.items():
+        if f"{target}_std" not in committee or not (known := calibration_of(committee, target)):
+            continue
+        unit = unit_name(unit)
+        name = "calibration" if len(units) == 1 else f"calibration-{len(found)}"
+        found.append((name, calibration_figure(known, unit), calibration_caption(known, unit)))
+    return found
 
 
 def _save(figure: Figure, path: Path) -> None:
