@@ -108,6 +108,7 @@ def test_a_poor_model_is_not_taken_for_a_wrong_unit():
     table = pd.DataFrame({"gap": rng.normal(5, 1, 40), "gap_predicted": rng.normal(1, 1, 40)})
     lines: list[str] = []
     _suspect_unit("gap", table, lines.append)
+    _suspect_unit("gap", table.assign(gap=rng.normal(0, 1e-4, 40)), lines.append)
     assert not lines
 
 

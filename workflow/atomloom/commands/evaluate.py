@@ -42,6 +42,8 @@ BLOCK_ATOMS = 50_000
 QUANTITIES = ((1, 0), (1, -1), (1, -3), (0, 1))
 """Powers of energy and length in units that can be converted."""
 SHOWN_REASONS = 3
+UNEXPLAINED = 0.05
+"""Max share of squared labels that a factor may leave, if it is taken for that of a unit."""
 FEW = 10
 """Min number of labels from which a wrong unit is suspected."""
 Log = Callable[[str], None]
@@ -116,6 +118,8 @@ def _compare_with_labels(request: Comparison, log: Log) -> Compared:
         raise AtomloomError(
             "the output is a table: give a name that ends in .parquet or .csv", where=request.output
         )
+    if request.output is not None:
+        request.output.parent.mkdir(parents=True, exist_ok=True)
     model = load_model(request.model, request.trust)
     factors = _factors(request, model.card)
     with tempfile.TemporaryDirectory(prefix="atomloom-evaluate-") as folder:
@@ -388,8 +392,8 @@ def _suspect_unit(name: str, table: pd.DataFrame, log: Log) -> None:
     if len(both) < FEW or not square:
         return
     factor = float(labels @ predicted) / square
-    left, whole = labels - factor * predicted, labels - predicted
-    if not 0.5 < factor < 2 and left @ left < 0.01 * (whole @ whole):
+    left = labels - factor * predicted
+    if (0 < factor < 0.5 or factor > 2) and left @ left < UNEXPLAINED * (labels @ labels):
         log(
             f"warning: labels of {name} are {factor:.4g} times the predictions throughout: if they are in another "
             "unit, name it with --unit"
@@ -404,7 +408,6 @@ def _write(request: Comparison, tables: Mapping[str, pd.DataFrame], quarantine: 
     output = request.output
     if output is None:
         return
-    output.parent.mkdir(parents=True, exist_ok=True)
     quarantine.write(output.with_name(f"{output.stem}.{QUARANTINE}"))
     for name, table in [*tables.items()][::-1]:  # that of the structures is written last
         own = (
