@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from atomloom.commands.run import Shown
 from atomloom.commands.status import status_of
 from atomloom.config import load_config, parse_config
 from atomloom.errors import AtomloomError
+from atomloom.pipeline.chunk_jobs import run_chunks
 from atomloom.pipeline.paths import Layout
 from tests.workflow.project import CONFIG, cif_text
 
@@ -150,6 +153,39 @@ def test_nothing_is_planned_where_raw_files_are_missing(project, capsys):
         path.unlink()
     assert main(["status", "--config", "my.yaml"]) == 1
     assert "atomloom status: data/cif: " in capsys.readouterr().err
+
+
+def test_trials_of_a_sweep_share_the_cores(project, monkeypatch, capsys):
+    called = []
+    monkeypatch.setattr(
+        "atomloom.commands.sweep.run_sweep", lambda paths, jobs, *_: called.append((paths, jobs))
+    )
+    assert main(["run", "--sweep", "--config", "my.yaml"]) == 1
+    assert "the config has no section `sweep`" in capsys.readouterr().err
+    (project / "sweep.yaml").write_text(
+        "sweep: {parameters: {training.seed: [1, 2]}, threads: 2, method: grid}"
+    )
+    words = ["--config", "my.yaml", "sweep.yaml", "--cores"]
+    for cores in ("5", "1"):
+        assert main(["run", "--sweep", *words, cores]) == 0
+    assert [jobs for _, jobs in called] == [2, 1]
+    assert (called[0][0].layout.plan_folder / "plan.json").exists()
+
+
+def test_calculators_have_one_thread_each(monkeypatch, tmp_path):
+    class Labelling:
+        name = "label"
+
+    seen = tmp_path / "threads"
+    monkeypatch.setattr(
+        "atomloom.pipeline.chunk_jobs._one_chunk",
+        lambda *_: seen.write_text(os.environ["OMP_NUM_THREADS"]),
+    )
+    monkeypatch.setattr("atomloom.pipeline.chunk_jobs.ProcessPoolExecutor", ThreadPoolExecutor)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setattr("atomloom.pipeline.chunk_jobs.signal.signal", lambda *_: None)
+    run_chunks(Labelling, None, ["chunk"], 1, print, print, 3)
+    assert seen.read_text() == "3"
 
 
 # --- the terminal ---

@@ -223,6 +223,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="processes of a stage, threads of training (all cores)",
     )
+    sub.add_argument(
+        "--sweep", action="store_true", help="all trials of the section `sweep` instead of one run"
+    )
     sub = command("status", _status, "say what would be done for a config, and why")
     sub.add_argument("--dry", action="store_true", help="write nothing, not even a plan")
     sub.add_argument("--json", action="store_true", help="as JSON")
@@ -566,13 +569,19 @@ def _whole_stage(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from atomloom.commands.run import run_all
+    from atomloom.commands.run import run_all, run_all_trials
 
     def log_of(stage: str, file: Path) -> Log:
         own = {**vars(options), "command": stage, "log": options.log or file}
         return _log_to(argparse.Namespace(**own))
 
-    run_all(Layout(_config(options)), options.cores, log_of)
+    layout = Layout(_config(options))
+    if options.sweep:
+        from atomloom.api import prepare
+
+        run_all_trials(layout, options.cores, log_of, prepare)
+    else:
+        run_all(layout, options.cores, log_of)
 
 
 def _status(options: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from atomloom.config import dump_config
+from atomloom.config import Config, dump_config
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.chunk_jobs import run_chunks
 from atomloom.pipeline.paths import Layout, RunPaths
@@ -118,7 +118,10 @@ def _run_stage(
         if stage.name == "train" and paths.config.training.devices > 1:
             from atomloom.stages.train import train_in_processes
 
-            train_in_processes(paths.layout, shown.line)
+            # Their lines come with the name of the stage already.
+            train_in_processes(
+                paths.layout, lambda line: shown.line(line.removeprefix(f"{stage.name} | "))
+            )
         else:
             stage.run_timed(paths, shown.line)
         return
@@ -133,7 +136,35 @@ def _run_stage(
         shown.draw(len(finished), len(chunks), "chunks")
         progress.add(size[key])
 
-    run_chunks(stage, paths, chunks, cores, shown.line, done)
+    # Calculators have one thread each, as in the workflow.
+    threads = 1 if stage.name == "label" else None
+    run_chunks(stage, paths, chunks, cores, shown.line, done, threads)
+
+
+def run_all_trials(
+    layout: Layout,
+    cores: int,
+    log_of: Callable[[str, Path], Log],
+    prepare: Callable[[Config, Log], RunPaths],
+) -> Path:
+    """Plan, and run all trials of the section `sweep`; return the folder of the sweep.
+
+    Args:
+        layout: paths of the project.
+        cores: shared by the trials at a time, of which each has `sweep.threads`.
+        log_of: returns the log of a stage, which also appends to a file.
+        prepare: makes what the training of a config needs, such as `atomloom.api.prepare`.
+
+    Raises:
+        AtomloomError: when there is no such section, or a step before training fails.
+    """
+    from atomloom.commands.sweep import run_sweep
+    from atomloom.commands.trials import sweep_of
+
+    log = log_of("plan", layout.logs / "plan.log")
+    paths = RunPaths(layout, current_plan(layout, log, layout.timing("plan", "plan")))
+    jobs = max(1, cores // sweep_of(paths).threads)
+    return run_sweep(paths, jobs, log_of("sweep", layout.logs / "sweep.log"), prepare)
 
 
 def _with_threads(layout: Layout, cores: int) -> Layout:

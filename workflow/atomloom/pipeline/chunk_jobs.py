@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ def run_chunks(
     workers: int,
     log: Callable[[str], None],
     done: Callable[[str], None],
+    threads: int | None = None,
 ) -> None:
     """Run a stage for some chunks, several at a time.
 
@@ -31,16 +33,19 @@ def run_chunks(
         workers: max number of processes.
         log: takes one line at a time, where this process does the work.
         done: called with the key of each chunk that is finished.
+        threads: number of threads of OpenMP in each process, which then does nothing else; None: as they are.
 
     Raises:
         AtomloomError: when a chunk fails, or a process is killed.
     """
-    if workers <= 1 or len(chunks) <= 1:
+    if threads is None and (workers <= 1 or len(chunks) <= 1):
         for key in chunks:
             stage.run_timed(paths, log, key)
             done(key)
         return
-    with ProcessPoolExecutor(min(workers, len(chunks)), initializer=_die_of_interrupts) as pool:
+    with ProcessPoolExecutor(
+        max(1, min(workers, len(chunks))), initializer=_begin, initargs=(threads,)
+    ) as pool:
         jobs = {pool.submit(_one_chunk, stage.name, paths, key): key for key in chunks}
         try:
             for job in as_completed(jobs):
@@ -66,8 +71,10 @@ def _one_chunk(stage: str, paths: RunPaths, key: str) -> None:
     STAGES[stage].run_timed(paths, _silent, key)
 
 
-def _die_of_interrupts() -> None:
-    """Let a worker process end silently at Ctrl-C: the parent process reports."""
+def _begin(threads: int | None) -> None:
+    """Set the threads of a worker process, and let it end silently at Ctrl-C: the parent process reports."""
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # before it imports what reads it
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as shells start what runs behind
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 

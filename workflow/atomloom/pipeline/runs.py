@@ -135,9 +135,10 @@ def dataset_folders(results: Path) -> list[Path]:
     """
     results = Path(results)
     if not results.is_dir():
-        raise AtomloomError(
-            "no such folder", where=results, todo="give the results folder of a project"
-        )
+        todo = "give the results folder of a project"
+        if results.suffix in (".yaml", ".yml", ".json"):
+            todo = f"a config is given as --config {results}"
+        raise AtomloomError("no such folder", where=results, todo=todo)
     if any((results / name).is_dir() for name in ("runs", "configs")) and not (
         (results / "runs" / "runs").is_dir() or (results / "configs" / "configs").is_dir()
     ):
