@@ -48,7 +48,8 @@ SMALL = {
 }
 """For `--small`: four trials of three epochs."""
 PAGE = ROOT / "docs" / "sweeps.md"
-FIGURES = ("learning-curves", "parallel-coordinates", "importance")
+FIGURES = ("learning-curves", "parallel-coordinates")
+"""Figures in the page."""
 SHOWN = 8
 """Rows of the table in the page."""
 
@@ -74,8 +75,8 @@ def main() -> None:
     print(json.dumps(rounded(result), indent=1))
     if options.write and not options.small:
         write_result("sweep_demo", rounded(result))
-        for name in FIGURES:
-            shutil.copy(refitted.folder / f"{name}.svg", RESULTS / f"sweep_demo_{name}.svg")
+        for figure in refitted.folder.glob("*.svg"):
+            shutil.copy(figure, RESULTS / f"sweep_demo_{figure.name}")
         shutil.copy(refitted.folder / "sweep.csv", RESULTS / "sweep_demo.csv")
         PAGE.write_text(with_example(PAGE.read_text(), refitted, result))
 
@@ -93,7 +94,8 @@ class Sweep:
     def __init__(
         self, base: Path, name: str, changes: Mapping[str, Any], sweep: Mapping[str, Any]
     ) -> None:
-        self.name, self.files = name, [ROOT / PRESET, base / f"{name}.yaml"]
+        file = base / f"{name}{'' if 'refit' in sweep else '-refit'}.yaml"
+        self.name, self.files = name, [ROOT / PRESET, file]
         own = {"sweep": dict(sweep), "paths": _paths(base, name)}
         self.files[1].parent.mkdir(parents=True, exist_ok=True)
         self.files[1].write_text(yaml.safe_dump(_merged(changes, own)))
@@ -197,7 +199,7 @@ def with_example(page: str, sweep: Sweep, result: Mapping[str, Any]) -> str:
         f"the test set is {error:.4f} eV/atom."
     )
     figures = "\n".join(
-        f"![{name}](../benchmarks/results/sweep_demo_{name}.svg)" for name in FIGURES[:2]
+        f"![{name}](../benchmarks/results/sweep_demo_{name}.svg)" for name in FIGURES
     )
     middle = f"{told}\n\n" + "\n".join(lines) + f"\n\n{figures}\n"
     return re.sub(

@@ -191,7 +191,7 @@ def parallel_figure(ranked: pd.DataFrame, keys: Sequence[str], metric: str) -> F
                 np.arange(len(columns)),
                 lines[row],
                 color=figures.LIGHT.test if best else figures.LIGHT.muted,
-                alpha=1.0 if best else 0.85 - 0.7 * row / max(1, count - 1),
+                alpha=1.0 if best else 0.85 - 0.5 * row / max(1, count - 1),
                 linewidth=1.8 if best else 0.9,
                 zorder=3 if best else 2,
             )
