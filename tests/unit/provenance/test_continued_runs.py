@@ -9,6 +9,7 @@ import pytest
 
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.parent import find_parent
+from atomloom.pipeline.runs import differences, read_run
 from atomloom.reports.html import _facts
 from atomloom.reports.tables import RunCard
 from atomloom.store.files import read_json, write_sealed
@@ -37,6 +38,8 @@ def test_a_continued_run_names_its_parent_and_is_as_good_as_trained_at_once(cont
     assert card["epochs_run"] == 4
     facts = dict(_facts(RunCard(card)))
     assert facts["continues"] == f"run {first} after 2 epochs"
+    told = differences([read_run(second), read_run(whole)])
+    assert told == {"training.continue_from": [first[:6], None]}
 
 
 def test_a_run_is_continued_wherever_its_parent_lies(continued, tmp_path):

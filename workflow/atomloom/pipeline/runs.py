@@ -24,6 +24,7 @@ from atomloom.config.base import Section
 from atomloom.config.model import MODELS
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.attempt import ATTEMPT, PROGRESS, in_training
+from atomloom.pipeline.parent import WHERE as PARENT
 from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.plan import Plan
 from atomloom.pipeline.run_card import HISTORY
@@ -516,6 +517,8 @@ def _sections(annotation: Any) -> list[type[Section]]:
 @cache
 def changes_nothing(name: str) -> bool:
     """Whether a config field, by its dotted name, changes no result: it is in no key, or names raw files."""
+    if name == PARENT:  # its final state is in the key, wherever it is
+        return False
     parts = name.split(".")
     return any(".".join(parts[:end]) in _unkeyed() for end in range(1, len(parts) + 1)) or (
         _names_files(name)
