@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -71,9 +72,29 @@ def test_a_mean_over_folds_needs_all_of_them():
     published = config_of(split=split, published=PUBLISHED | {"folds": 3}).published
     (found,) = verdicts(published, [metrics_of(1.0), metrics_of(3.0)], {"y": "eV"})
     assert (found.state, found.ours) == ("not measured", 2.0)
-    assert "ours 2 eV from 2: not measured" in found.line
+    assert "ours 2 eV: not measured (2 of 3 folds)" in found.line
     (found,) = verdicts(published, [metrics_of(1.0), metrics_of(3.0), metrics_of(2.0)], {})
     assert found.state == "reached"
+
+
+@pytest.mark.parametrize(
+    ("folds", "count", "state"),
+    [
+        (1, 1, "reached"),
+        (1, 2, "not measured (over 1 test values, not 2)"),
+        (1, 1000, "not measured (over 1 test values, not 1,000)"),
+        (2, 2, "reached"),
+        (2, 3, "not measured (over 1 test values, not 3)"),
+    ],
+)
+def test_an_error_over_another_test_set_does_not_count(folds, count, state):
+    errors = [PUBLISHED["errors"][0] | {"count": count}]
+    split = {"kind": "folds", "folds_file": "f.json"}
+    published = config_of(
+        split=split, published=PUBLISHED | {"folds": folds, "errors": errors}
+    ).published
+    (found,) = verdicts(published, [metrics_of(1.0)] * folds, {})
+    assert f"{found.state}{found.reason}" == state
 
 
 def test_what_is_published_changes_no_key():
@@ -113,6 +134,10 @@ def test_only_runs_with_all_settings_of_the_config_count(tmp_path):
     elsewhere = {"dataset": CONTENT["dataset"] | {"source": "/elsewhere"}}
     write_run(runs / "b", TEST, metrics=metrics_of(1.0), training={"threads": 3}, **elsewhere)
     assert states() == [("reached", "1 run(s) with another training.epochs")]
+    few = {"y": {"test": {"mae": 9.0, "rmse": 9.0, "count": 0}}}
+    write_run(runs / "c", TEST, metrics=few, training={"threads": 4}, **elsewhere)
+    assert states()[0][0] == "reached"  # the one with more test values
+    shutil.rmtree(runs / "c")
     (runs / "b" / "run.json").write_text("{")
     assert states()[0][0] == "not measured"
     assert "is not valid JSON" in states()[0][1]

@@ -109,7 +109,7 @@ def compare_published(config: Config, preset: str, results: Path | None = None) 
         return []
     folder = results or Path(expand_variables(config.paths.results))
     wanted = _settings(config.model_dump(mode="json"))
-    same: dict[int, Mapping[str, Any]] = {}
+    same: dict[int, list[Mapping[str, Any]]] = {}
     others: dict[str, int] = {}
     for card in sorted(folder.glob(f"{config.dataset.name}/runs/*/run.json")):
         metrics = card.with_name("metrics.json")
@@ -126,12 +126,18 @@ def compare_published(config: Config, preset: str, results: Path | None = None) 
         if differ:
             others[differ[0]] = others.get(differ[0], 0) + 1
         else:
-            same[content["split"].get("fold", 0)] = measured
+            same.setdefault(content["split"].get("fold", 0), []).append(measured)
     folds = config.published.folds
-    used = [same[fold] for fold in sorted(same) if folds == 1 or fold < folds]
+    used = [_whole(same[fold], config) for fold in sorted(same) if folds == 1 or fold < folds]
     units = {spec.reported: spec.reported_unit for spec in config.targets}
     note = ", ".join(f"{count} run(s) with another {key}" for key, count in others.items())
     return [Row(preset, found, note) for found in verdicts(config.published, used, units)]
+
+
+def _whole(runs: Sequence[Mapping[str, Any]], config: Config) -> Mapping[str, Any]:
+    """The metrics of the run with most test values, of runs that differ in their data alone."""
+    first = config.targets[0].reported
+    return max(runs, key=lambda one: one.get(first, {}).get("test", {}).get("count", 0))
 
 
 def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,9 +187,6 @@ def table_of(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         error, found = row.verdict.published, row.verdict
         unit = f" {found.unit}" if found.unit else ""
-        state = found.state
-        if found.ours is not None and found.folds < found.wanted:
-            state += f": {found.folds} of {found.wanted} folds"
         cells.append(
             (
                 row.preset,
@@ -191,7 +194,7 @@ def table_of(rows: Sequence[Row]) -> list[str]:
                 f"{error.value:.4g}{unit}",
                 "-" if found.ours is None else f"{found.ours:.4g}{unit}",
                 f"{error.limit:.4g}{unit}",
-                state,
+                f"{found.state}{found.reason}",
                 f"({row.note})" if row.note else "",
             )
         )

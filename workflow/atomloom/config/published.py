@@ -24,6 +24,9 @@ class PublishedError(Section):
     """Published value, in the unit of the target."""
     gap: float = Field(default=0.1, ge=0, le=10)
     """Allowed gap, as a share of the value: 0.1 counts errors up to 10 % above it as reached."""
+    count: int | None = Field(default=None, ge=1, le=10**12)
+    """Number of values in the published test set, as metrics.json counts them (force components); of several
+    folds, in the largest. An error over another number of values does not count. null: any."""
 
     @property
     def limit(self) -> float:

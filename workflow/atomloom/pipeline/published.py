@@ -28,6 +28,8 @@ class Verdict:
     """Number of folds that were measured."""
     wanted: int
     """Number of folds that the published error is a mean of."""
+    others: tuple[int, ...] = ()
+    """Numbers of values of errors left out because they are of another test set."""
 
     @property
     def state(self) -> str:
@@ -37,16 +39,23 @@ class Verdict:
         return REACHED if self.ours <= self.published.limit else NOT_REACHED
 
     @property
+    def reason(self) -> str:
+        """The reason why something was not measured, in parentheses; empty without."""
+        if self.others:
+            return f" (over {self.others[0]:,} test values, not {self.published.count:,})"
+        return f" ({self.folds} of {self.wanted} folds)" if 0 < self.folds < self.wanted else ""
+
+    @property
     def line(self) -> str:
         """The comparison in one line."""
         error = self.published
         unit = f" {self.unit}" if self.unit else ""
         theirs = f"{self.source}: {error.metric.upper()} of {error.target} {error.value:.4g}{unit}"
         if self.ours is None:
-            return f"{theirs}; {self.state}"
+            return f"{theirs}; {self.state}{self.reason}"
         ours = f"ours {self.ours:.4g}{unit}"
         if self.folds < self.wanted:
-            return f"{theirs}, mean of {self.wanted} folds; {ours} from {self.folds}: {self.state}"
+            return f"{theirs}; {ours}: {self.state}{self.reason}"
         return f"{theirs}; {ours}: {self.state} (allowed: {100 * error.gap:.3g} % above)"
 
 
@@ -64,7 +73,9 @@ def verdicts(
         return []
     found = []
     for error in published.errors:
-        ours = [value for one in metrics if (value := _test_error(one, error)) is not None]
+        tests = [test for one in metrics if (test := _test_error(one, error)) is not None]
+        ours = [value for value, count in tests if _same_set(error, count, published.folds)]
+        others = [count for _, count in tests if not _same_set(error, count, published.folds)]
         found.append(
             Verdict(
                 error,
@@ -73,16 +84,24 @@ def verdicts(
                 sum(ours) / len(ours) if ours else None,
                 len(ours),
                 published.folds,
+                tuple(others),
             )
         )
     return found
 
 
-def _test_error(metrics: Mapping[str, Any], error: PublishedError) -> float | None:
-    """Finite test error of this kind; None where the metrics have none."""
-    values = metrics.get(error.target)
-    values = values.get("test") if isinstance(values, Mapping) else None
-    value = values.get(error.metric) if isinstance(values, Mapping) else None
+def _same_set(error: PublishedError, count: int, folds: int) -> bool:
+    """Whether a number of test values is the published one; folds may differ by one structure."""
+    return error.count is None or error.count - (folds > 1) <= count <= error.count
+
+
+def _test_error(metrics: Mapping[str, Any], error: PublishedError) -> tuple[float, int] | None:
+    """Finite test error of this kind and its number of values; None where the metrics have none."""
+    target = metrics.get(error.target)
+    values = target.get("test") if isinstance(target, Mapping) else None
+    if not isinstance(values, Mapping):
+        return None
+    value = values.get(error.metric)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
-    return float(value)
+    return float(value), int(values.get("count") or 0)

@@ -462,9 +462,6 @@ def _published(verdicts: Sequence[Verdict]) -> list[dict[str, str]]:
     for found in verdicts:
         theirs, unit = formats.measured(found.published.value, formats.unit_name(found.unit))
         scale = 1000 if unit == "meV/atom" and found.unit == "eV/atom" else 1
-        state = found.state
-        if found.ours is not None and found.folds < found.wanted:
-            state = f"{state}: {found.folds} of {found.wanted} folds"
         rows.append(
             {
                 "source": found.source,
@@ -474,7 +471,7 @@ def _published(verdicts: Sequence[Verdict]) -> list[dict[str, str]]:
                 if found.ours is None
                 else with_unit(number(float(scale * found.ours)), unit),
                 "limit": with_unit(number(float(scale * found.published.limit)), unit),
-                "state": state,
+                "state": f"{found.state}{found.reason}",
             }
         )
     return rows
