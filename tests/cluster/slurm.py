@@ -175,17 +175,30 @@ class Cluster:
 
     def processes_on(self, name: str) -> list[int]:
         """Processes that Slurm started on a node, with all that these started."""
-        mark, found = f"SLURMD_NODENAME={name}\0".encode(), []
+        children: dict[int, list[int]] = {}
+        steps, on_node = [], set()
         for folder in Path("/proc").glob("[0-9]*"):
             try:
+                stat = (folder / "stat").read_text()
                 content = (folder / "environ").read_bytes() + b"\0"
-                command = (folder / "cmdline").read_bytes()
             except OSError:
                 continue
-            conf = f"SLURM_CONF={self.folder}".encode() in content
-            step = command.startswith(b"slurmstepd") and f"/{name}".encode() in content
-            if (mark in content and (conf or str(self.folder).encode() in content)) or step:
-                found.append(int(folder.name))
+            parent = int(stat.rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(folder.name))
+            if "(slurmstepd)" in stat:
+                steps.append(int(folder.name))
+            if (
+                f"SLURMD_NODENAME={name}\0".encode() in content
+                and str(self.folder).encode() in content
+            ):
+                on_node.add(int(folder.name))
+        found = []
+        for step in steps:  # which has the environment of its daemon, that of all nodes
+            family = [step]
+            for pid in family:
+                family += children.get(pid, [])
+            if on_node.intersection(family):
+                found += family
         return found
 
     def states(self) -> dict[str, str]:
@@ -198,6 +211,17 @@ class Cluster:
         more = ("--states", states) if states else ()
         told = self._run("squeue", "-h", "-o", format, *more, check=False)
         return told.splitlines()
+
+    def cancel(self, job: str) -> None:
+        """Cancel a job as its owner would."""
+        self._run("scancel", job)
+
+    def release(self, job: str) -> bool:
+        """Let a job that was queued again start at once, not after two minutes; False if it is not there."""
+        if f"{job} PENDING" not in self.queue("%A %T"):
+            return False
+        self._run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
+        return True
 
     def wait_for(self, ready: Callable[[], object], what: str, seconds: float = 120) -> None:
         """Wait until `ready()` is true.

@@ -279,17 +279,18 @@ def cores_of_training(wildcards):
     if TRAINING.threads:
         return TRAINING.threads
     elsewhere = workflow.remote_exec or not workflow.local_exec
+    if workflow.dryrun:  # whose executor is always of this machine; a cluster has a number of jobs
+        elsewhere = workflow.resource_settings.nodes is not None
     return CORES_ELSEWHERE if elsewhere else workflow.cores
 
 
-def gpus(devices):
-    """Number of GPUs of a job with so many devices: none unless the config says that it wants them."""
-    return devices if TRAINING.device == "cuda" else 0
+def on_gpus(devices=0):
+    """Resources of a job: its GPUs, and what the cluster wants to be told (`config/cluster.yaml`).
 
-
-def at_site(devices=0):
-    """Resources that name account, partition and GPU model, as `config/cluster.yaml` says."""
-    return SITE.resources(gpus(devices))
+    GPUs are asked for only if the config says that it wants them: `auto` takes what there is.
+    """
+    count = devices if TRAINING.device == "cuda" else 0
+    return {"gpu": count} | SITE.resources(count)
 
 
 def on_nodes():
@@ -317,12 +318,10 @@ def launched():
 
 
 SWEEP = layout.config.sweep
-EPOCHS = layout.config.training.epochs
+EPOCHS = TRAINING.epochs
 
 # What a cluster is asked for. On one machine the jobs themselves share its GPUs.
-TRIAL_GPUS = 0
-if SWEEP and layout.config.training.device == "cuda":
-    TRIAL_GPUS = math.ceil(SWEEP.gpus or layout.config.training.devices)
+TRIAL_GPUS = math.ceil(SWEEP.gpus or TRAINING.devices) if SWEEP else 0
 
 
 def trials_of(round):

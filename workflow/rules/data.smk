@@ -40,7 +40,7 @@ rule convert:
     conda:
         environment("graphs.yaml")
     resources:
-        **at_site(),
+        **on_gpus(),
         mem_mb=lambda wildcards, attempt: 2000 * 2 ** (attempt - 1),
         runtime=30,
     params:
@@ -71,7 +71,7 @@ rule split:
     conda:
         environment("graphs.yaml")
     resources:
-        **at_site(),
+        **on_gpus(),
         mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
         runtime=30,
     params:

@@ -17,7 +17,7 @@ rule graphs:
     conda:
         environment("graphs.yaml")
     resources:
-        **at_site(),
+        **on_gpus(),
         mem_mb=lambda wildcards, attempt: 2000 * 2 ** (attempt - 1),
         runtime=30,
     params:
@@ -42,7 +42,7 @@ rule index:
     conda:
         environment("graphs.yaml")
     resources:
-        **at_site(),
+        **on_gpus(),
         mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
         runtime=30,
     params:

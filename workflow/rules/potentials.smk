@@ -16,7 +16,7 @@ rule label:
     conda:
         environment("training.yaml")
     resources:
-        **at_site(),
+        **on_gpus(),
         mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
         runtime=24 * 60,
     params:

@@ -41,9 +41,8 @@ rule trial:
         environment("training.yaml")
     threads: SWEEP.threads if SWEEP else 1
     resources:
-        **at_site(),
+        **on_gpus(TRIAL_GPUS),
         mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
-        gpu=TRIAL_GPUS,
         runtime=24 * 60,
     params:
         config=merged_config,
@@ -65,8 +64,8 @@ rule refit:
         environment("training.yaml")
     threads: SWEEP.threads if SWEEP else 1
     resources:
+        **on_gpus(TRIAL_GPUS),
         mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
-        gpu=TRIAL_GPUS,
         runtime=24 * 60,
     params:
         config=merged_config,

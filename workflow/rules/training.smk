@@ -29,8 +29,7 @@ rule train:
     threads: cores_of_training
     resources:
         **on_nodes(),
-        **at_site(TRAINING.processes),
-        gpu=gpus(TRAINING.processes),
+        **on_gpus(TRAINING.processes),
         mem_mb=lambda wildcards, attempt: 8000 * 2 ** (attempt - 1),
         runtime=24 * 60,
     params:
@@ -70,8 +69,7 @@ rule evaluate:
         environment("training.yaml")
     threads: cores_of_training
     resources:
-        **at_site(1),
-        gpu=gpus(1),
+        **on_gpus(1),
         mem_mb=lambda wildcards, attempt: 8000 * 2 ** (attempt - 1),
         runtime=120,
     params:

@@ -19,6 +19,16 @@ def test_the_file_as_it_comes_says_nothing_and_names_every_key():
     assert read_site(path).resources(0) == read_site(path).resources(2) == {}
 
 
+def test_the_profile_of_a_cluster_holds_what_that_of_one_machine_does():
+    own, other = (
+        yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text())
+        for name in ("slurm", "default")
+    )
+    assert other.pop("cores") == "all"
+    assert own["cores"] > 1000
+    assert other.items() <= own.items()
+
+
 def test_jobs_with_gpus_go_elsewhere(tmp_path):
     path = tmp_path / "cluster.yaml"
     path.write_text("{account: a-1, partition: cpu, gpu_partition: big, gpu_model: h100.80}")
