@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -103,6 +104,18 @@ def test_metrics_report_and_run_card_know_every_target(run):
         header = file.readline()
     assert "val_mae_dipole" in header
     assert "val_mae_charges" in header
+
+
+def test_the_overview_counts_structures_without_a_label(run):
+    page = run.report.read_text()
+    rows = re.findall(
+        r"<tr><th>(\w+).*?</th><td>.*?</td><td class=\"n\">([\d,]+)</td><td class=\"n\">(\d+)</td>",
+        page,
+    )
+    missing: dict[str, int] = {}
+    for name, _, count in rows:
+        missing[name] = missing.get(name, 0) + int(count)
+    assert missing == {"energy_per_atom": 1, "forces": 0, "dipole": 1, "charges": 1}
 
 
 def test_the_report_draws_the_worst_structures_and_rings_the_atom(run, molecules, tmp_path):

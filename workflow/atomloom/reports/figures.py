@@ -281,7 +281,7 @@ def size_figure(structures: Structures) -> Figure:
     figure, axes = _figure()
     if most - least <= 60:
         edges = np.arange(least - 0.5, most + 1.0)
-    elif most / least > 50:
+    elif least > 0 and most / least > 50:
         edges = np.unique(np.round(np.geomspace(least, most + 1, 31))) - 0.5
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(_power))

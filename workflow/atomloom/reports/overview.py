@@ -29,7 +29,7 @@ class LabelRow:
     split: str
     known: int
     missing: int
-    """Rows of the split without a label."""
+    """Structures of the split without a label."""
     mean: float
     std: float
     least: float
@@ -88,23 +88,26 @@ def overview_of(structures: Structures, shown: Sequence[Predictions]) -> Overvie
         drawings.append(_sizes_drawing(structures))
     return Overview(
         splits=structures.splits,
-        labels=tuple(row for found in shown for row in _label_rows(found)),
+        labels=tuple(row for found in shown for row in _label_rows(found, structures)),
         drawings=tuple(drawings),
         elements=_counted_elements(structures),
     )
 
 
-def _label_rows(found: Predictions) -> list[LabelRow]:
+def _label_rows(found: Predictions, structures: Structures) -> list[LabelRow]:
     rows = []
     for split in found.splits:
         values = found.reference[found.of(split)]
+        missing = found.missing.get(split, 0)
+        if found.noun != "structure":  # their tables have no rows for what is unknown
+            missing = int((structures.split == split).sum()) - found.structures(split)
         rows.append(
             LabelRow(
                 target=found.target,
                 unit=found.unit,
                 split=split,
                 known=len(values),
-                missing=found.missing.get(split, 0),
+                missing=missing,
                 mean=float(values.mean()),
                 std=float(values.std()),
                 least=float(values.min()),

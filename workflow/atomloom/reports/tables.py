@@ -168,7 +168,7 @@ class Predictions:
     named: tuple[str, ...] = ()
     """Names of further test sets."""
     atom: np.ndarray | None = None
-    """[N] int64, index of the atom in its structure; None if rows are not of atoms."""
+    """[N] int64, index of the atom in its structure, -1 where unknown; None if rows are not of atoms."""
 
     def __len__(self) -> int:
         return len(self.reference)
@@ -488,7 +488,11 @@ def predictions_of(
         missing=known["split"][~np.isfinite(reference)].value_counts().to_dict(),
         failed=int((np.isfinite(reference) & ~np.isfinite(predicted)).sum()),
         named=tuple(named),
-        atom=rows["atom"].to_numpy(np.int64) if of_atoms else None,
+        atom=(
+            pd.to_numeric(rows["atom"], errors="coerce").fillna(-1).to_numpy(np.int64)
+            if of_atoms
+            else None
+        ),
     )
 
 
@@ -586,7 +590,11 @@ def worst_predictions(
             reference=float(predictions.reference[row]),
             predicted=float(predictions.predicted[row]),
             error=float(predictions.error[row]),
-            atom=None if predictions.atom is None else int(predictions.atom[row]),
+            atom=(
+                int(predictions.atom[row])
+                if predictions.atom is not None and predictions.atom[row] >= 0
+                else None
+            ),
         )
         for row in rows[order]
     )
