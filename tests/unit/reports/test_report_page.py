@@ -219,7 +219,7 @@ def test_every_file_beside_the_report_is_linked_and_named(make_run, tmp_path):
     for address in page.addresses:
         if not address.startswith(("#", "data:", "https:")):
             assert (run.folder / unquote(address)).exists()
-    assert "odd%20%231%20%26%20%3Cb%3E.txt" in page.addresses
+    assert "odd%20%231%20&%20%3Cb%3E.txt" in page.addresses
     assert "odd #1 & <b>.txt" in page.text
 
 

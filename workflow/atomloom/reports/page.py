@@ -54,7 +54,7 @@ def link(path: Path | None, folder: Path) -> str:
         return ""
     with contextlib.suppress(ValueError):  # another drive on Windows
         path = Path(os.path.relpath(path, folder))
-    return quote(path.as_posix())
+    return quote(path.as_posix(), safe="/&")
 
 
 def relinked(page: str, folder: Path, other: Path) -> str:
