@@ -55,6 +55,7 @@ rule evaluate:
             category="Run",
             labels={"result": "errors by split"},
         ),
+        RUN / "metrics.csv",
         RUN / "predictions.parquet",
         RUN / "predictions.csv",
         report(

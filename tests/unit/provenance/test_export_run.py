@@ -43,8 +43,8 @@ def members(archive) -> dict[str, bytes]:
 def test_the_archive_holds_card_config_model_results_report_and_digests_of_inputs(
     original, members, tmp_path
 ):
-    copied = ("run.json", "model.safetensors", "metrics.json", "history.csv", "predictions.parquet")
-    for name in copied:
+    copied = ("run.json", "model.safetensors", "metrics.json", "metrics.csv", "history.csv")
+    for name in (*copied, "predictions.parquet", "predictions.csv"):
         assert members[name] == (original.run / name).read_bytes(), name
     (tmp_path / "config.yaml").write_bytes(members["config.yaml"])
     card = json.loads(members["run.json"])

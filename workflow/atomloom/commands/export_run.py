@@ -40,6 +40,7 @@ KINDS = {
     "records.csv": ("Raw records: id, source, number and fingerprint", "text/csv"),
     "model.safetensors": ("Trained model, weights of the best epoch", "application/octet-stream"),
     "metrics.json": ("Errors of each target on each split", "application/json"),
+    "metrics.csv": ("Errors of each target on each split", "text/csv"),
     "predictions.csv": ("Label and prediction of each structure", "text/csv"),
     "predictions.parquet": (
         "Label and prediction of each structure",
