@@ -279,6 +279,10 @@ def test_a_run_is_found_by_name_key_beginning_and_path(results, monkeypatch):
     assert find_run(results, str(run / "model.safetensors")).key == run.name
     monkeypatch.chdir(run)
     assert find_run(results, ".").key == run.name
+    other = next(folder.name for folder in run.parent.iterdir() if folder != run)
+    assert find_run(results, short_name(other)).key == other, "wherever it is asked for"
+    monkeypatch.chdir(results / "tiny")
+    assert {one.dataset for one in all_runs(Path("."))} == {"tiny"}
 
 
 def test_an_unknown_name_is_refused_with_the_nearest(results):

@@ -140,6 +140,8 @@ def dataset_folders(results: Path) -> list[Path]:
         if results.suffix in (".yaml", ".yml", ".json"):
             todo = f"a config is given as --config {results}"
         raise AtomloomError("no such folder", where=results, todo=todo)
+    if results.name in ("", ".."):  # data sets are named by their folders
+        results = results.resolve()
     if any((results / name).is_dir() for name in ("runs", "configs")) and not (
         (results / "runs" / "runs").is_dir() or (results / "configs" / "configs").is_dir()
     ):
@@ -177,10 +179,10 @@ def find_run(results: Path, name: str) -> RunRecord:
     Raises:
         AtomloomError: when there is no such run, or several are meant.
     """
-    path = Path(name)
-    for folder in (path, path.parent):
-        if _KEY.fullmatch(folder.resolve().name) and folder.is_dir():
-            return read_run(folder.resolve())
+    if name and (path := Path(name)).exists():
+        folder = (path if path.is_dir() else path.parent).resolve()
+        if _KEY.fullmatch(folder.name):
+            return read_run(folder)
     wanted, _, own = name.rpartition("/")
     known = [
         folder
