@@ -27,6 +27,7 @@ from atomloom.pipeline.chunk_jobs import run_chunks
 from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.plan import Plan
 from atomloom.pipeline.progress import Progress
+from atomloom.pipeline.runs import model_file
 from atomloom.pipeline.stage_table import STAGES, require_earlier
 from atomloom.pipeline.timing import timed
 from atomloom.store.files import expand_home
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     try:
         _expand_homes(options)
+        _find_models(options)
         with former.told_by(lambda line: _say(f"atomloom {options.command}: {line}")):
             options.run(options)
         sys.stdout.flush()
@@ -102,6 +104,15 @@ def _expand_homes(options: argparse.Namespace) -> None:
             setattr(options, name, [type(item)(expand_home(item)) for item in given])
         elif given is not None:
             setattr(options, name, type(given)(expand_home(given)))
+
+
+def _find_models(options: argparse.Namespace) -> None:
+    """Replace names of runs, where model files are asked for, by the files of their models."""
+    given = getattr(options, "model", None)
+    if isinstance(given, list):
+        options.model = list(map(model_file, given))
+    elif given is not None:
+        options.model = model_file(given)
 
 
 def _say(line: str) -> None:
@@ -314,7 +325,9 @@ def _add_comparison(sub: argparse.ArgumentParser) -> None:
         "Measure the errors of the run of a config, or, with --model and --source, those of a model file "
         "on new data with labels."
     )
-    sub.add_argument("--model", type=Path, metavar="FILE", help="model.safetensors of a run")
+    sub.add_argument(
+        "--model", type=Path, metavar="FILE", help="model.safetensors of a run, or its name"
+    )
     sub.add_argument(
         "--source",
         nargs="+",
@@ -386,7 +399,7 @@ def _add_predict(commands: Commands) -> None:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="model.safetensors of a run; of several, mean and standard deviation",
+        help="model.safetensors of a run, or its name; of several, mean and standard deviation",
     )
     sub.add_argument(
         "--source",
@@ -426,7 +439,11 @@ def _add_export(commands: Commands) -> None:
     text = "write a trained model as a torch program that runs without atomloom"
     sub = commands.add_parser("export", help=text, description=text)
     sub.add_argument(
-        "--model", type=Path, required=True, metavar="FILE", help="model.safetensors of a run"
+        "--model",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="model.safetensors of a run, or its name",
     )
     sub.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help="the program, NAME.pt2"

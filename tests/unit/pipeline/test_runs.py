@@ -11,12 +11,21 @@ from pathlib import Path
 
 import pytest
 
+from atomloom.cli import main
 from atomloom.config import dump_config, parse_config
 from atomloom.errors import AtomloomError, StoppedRun
 from atomloom.pipeline.attempt import ATTEMPT, PROGRESS, attempted, in_training
 from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.plan import Chunk, Plan
-from atomloom.pipeline.runs import MINERALS, all_runs, differences, find_run, read_run, short_name
+from atomloom.pipeline.runs import (
+    MINERALS,
+    all_runs,
+    differences,
+    find_run,
+    model_file,
+    read_run,
+    short_name,
+)
 from atomloom.store.files import write_json, write_sealed, write_text
 
 PLAN = Plan((Chunk("0" * 16, 0, 3),), 3, "m", "l", "", 0)
@@ -283,6 +292,21 @@ def test_a_run_is_found_by_name_key_beginning_and_path(results, monkeypatch):
     assert find_run(results, short_name(other)).key == other, "wherever it is asked for"
     monkeypatch.chdir(results / "tiny")
     assert {one.dataset for one in all_runs(Path("."))} == {"tiny"}
+
+
+def test_a_model_file_is_also_named_by_its_run(results, monkeypatch, capsys):
+    run = finished(paths_of(results))
+    monkeypatch.chdir(results.parent)
+    name = short_name(run.name)
+    for text in (name, run.name, f"tiny/{name}"):
+        assert model_file(Path(text)).resolve() == run / "model.safetensors"
+    for text in ("model.safetensors", "elsewhere/my-model", str(run)):
+        assert model_file(Path(text)) == Path(text), "is a path as it stands"
+    words = ["--source", "a.cif", "--output", "o.parquet"]
+    assert main(["predict", "--model", "quartz-00000", *words]) == 1
+    assert "there is no run `quartz-00000`" in capsys.readouterr().err
+    shutil.rmtree(results)
+    assert model_file(Path(name)) == Path(name)
 
 
 def test_an_unknown_name_is_refused_with_the_nearest(results):

@@ -51,6 +51,7 @@ DIGITS = 5
 NAMELESS = "target"
 """Name of the only target of a run that does not say how it is called."""
 _KEY = re.compile(r"[0-9a-f]{16}")
+_NAME = re.compile(rf"[a-z]+-[0-9a-f]{{{DIGITS}}}|{_KEY.pattern}")
 _SHORTEST = 4
 """Min characters of a key that stand for all of it."""
 
@@ -206,6 +207,18 @@ def find_run(results: Path, name: str) -> RunRecord:
         where=results,
         todo="give one of these",
     )
+
+
+def model_file(path: Path) -> Path:
+    """Path of a model file; for the short name or key of a run in `results`, perhaps after `DATASET/`, that of its
+    model.
+
+    Raises:
+        AtomloomError: when there is no such run, or several are meant.
+    """
+    if path.exists() or not _NAME.fullmatch(path.name) or not Path("results").is_dir():
+        return path
+    return find_run(Path("results"), str(path)).folder / "model.safetensors"
 
 
 def _nearest(name: str, known: Sequence[Path]) -> str:
