@@ -123,7 +123,7 @@ def test_the_verdict_is_by_the_level_that_holds():
     assert Verdict(unknown, [replace(item, worst=0.0) for item in near], {}).outcome == "bit-equal"
     assert Verdict(rounding, [Agreement("weights", 0, None)], {}).outcome == "different"
     assert Verdict(rounding, [Agreement("errors", 1, 9.0)], {}).outcome == "different"
-    assert Verdict(rounding, [], {}).success is False
+    assert Verdict(rounding, [], {}).success is False, "nothing compared is nothing reproduced"
 
 
 def test_the_level_follows_from_what_differs(original):
@@ -234,6 +234,9 @@ def test_a_card_of_before_and_a_run_without_evaluation_are_made_again(project, t
         del card[name]
     card["code"] = {"commit": None, "dirty": None}
     (run / "run.json").write_text(json.dumps(card))
+    alone = shutil.copy(run / "run.json", tmp_path / "card.json")
+    with pytest.raises(AtomloomError, match="tells nothing of the results"):
+        reproduce_run(Request(str(alone), tmp_path / "out"), prepare, quiet)
     for name in ("metrics.json", "predictions.parquet"):
         (run / name).unlink()
     verdict = reproduce_run(Request(str(run), tmp_path / "out"), prepare, quiet)

@@ -163,7 +163,12 @@ def reproduce_run(request: Request, prepare: Prepare, log: Log) -> Verdict:
     """
     with opened(request.run, request.results) as original:
         require_trust(original, request.trust)
-        compare_results(original, original)  # a damaged file is found before anything is trained
+        if not compare_results(original, original):  # a damaged file is found here, too
+            raise AtomloomError(
+                "tells nothing of the results: it is of an earlier version",
+                where=request.run,
+                todo="give the run's folder with its model",
+            )
         output = (request.output or Path("reproduced") / original.key).absolute()
         if original.origin is not None and output in (original.origin, *original.origin.parents):
             raise AtomloomError("holds the run itself", where=output, todo="give another folder")
