@@ -24,6 +24,7 @@ CELLS = (
     *("0.5", fixed(-1234.5, 1), NONE, number(3.1e-5, 2)),
     *(duration(125), duration(12), byte_size(1.3e9)),
 )
+RATES = ("0.0001826", "0.001415", NONE, "0.01", "0.005612", number(3.1e-5, 2), "0.1")
 PROBE = """
 const told = {};
 const column = () => [...document.querySelectorAll("#one tbody tr")].map((row) => row.cells[0].textContent);
@@ -34,6 +35,8 @@ button.click(); told.down = column();
 button.click(); told.first = column();
 document.querySelectorAll("#one th button")[1].click();
 told.names = [...document.querySelectorAll("#one tbody tr")].map((row) => row.cells[1].textContent);
+document.querySelectorAll("#one th button")[2].click();
+told.rates = [...document.querySelectorAll("#one tbody tr")].map((row) => row.cells[2].textContent);
 const tip = document.getElementById("tip");
 const svg = document.querySelector("svg.named");
 const at = new DOMPoint(42, 31).matrixTransform(svg.getScreenCTM());
@@ -68,13 +71,13 @@ def seen_by_the_browser(page: Path, folder: Path) -> tuple[str, list[str]]:
 
 def test_tables_are_sorted_and_points_named(tmp_path):
     rows = "".join(
-        f"<tr><td class='n'>{cell}</td><td>m-{place * 7 % 10}</td></tr>"
+        f"<tr><td class='n'>{cell}</td><td>m-{place * 7 % 10}</td><td>{RATES[place]}</td></tr>"
         for place, cell in enumerate(CELLS)
     )
     page = tmp_path / "page.html"
     page.write_text(
         f"""<!DOCTYPE html><meta charset="utf-8"><title>page</title><link rel="icon" href="data:,">
-<table id="one" class="sortable"><thead><tr><th class="n">value</th><th>name</th></tr></thead>
+<table id="one" class="sortable"><thead><tr><th class="n">value</th><th>name</th><th>rate</th></tr></thead>
 <tbody>{rows}</tbody></table>
 <table id="two"><thead><tr><th>value</th></tr></thead><tbody><tr><td>1</td></tr></tbody></table>
 <abbr title="mean absolute error">MAE</abbr>
@@ -95,6 +98,9 @@ def test_tables_are_sorted_and_points_named(tmp_path):
     assert told["down"] == [*ascending[-2::-1], NONE]  # what has no value stays last
     assert told["first"] == list(CELLS)
     assert told["names"] == [f"m-{n}" for n in (0, 1, 2, 4, 5, 7, 8)]
+    assert told["rates"] == [
+        RATES[place] for place in (5, 0, 1, 4, 3, 6, 2)
+    ]  # numbers, though not marked
     assert (told["tip"], told["hidden"], told["ring"]) == ("NaCl a-1: 0.5", False, 1)
     assert told["away"]
     assert told["apart"]  # beyond the reach of a mouse, within that of a finger

@@ -74,7 +74,10 @@
   for (const table of document.querySelectorAll("table.sortable")) {
     const body = table.tBodies[0], rows = [...body.rows], heads = [...table.tHead.rows[0].cells];
     heads.forEach((head, column) => {
-      const button = document.createElement("button"), numeric = head.classList.contains("n");
+      const texts = rows.map((row) => row.cells[column]?.textContent.trim() ?? "").filter((text) => text && text !== "–");
+      const plain = (text) => Number.isFinite(Number(text.replaceAll(",", "").replaceAll("−", "-").replace(/ × 10.*/, "")));
+      const numeric = head.classList.contains("n") || (texts.length > 0 && texts.every(plain));
+      const button = document.createElement("button");
       button.type = "button";
       button.append(...head.childNodes);
       head.append(button);
