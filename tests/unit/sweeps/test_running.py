@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from atomloom.reports import formats
 from atomloom.reports.files import SweepLink, sweeps_of
 from atomloom.sweeps.progress import read_progress
 from atomloom.sweeps.rounds import Result, Slot, read_round, result_file, round_file
+from atomloom.training.run_lock import WAITING
 from tests.unit.sweeps.cells import paths_in
 
 
@@ -183,6 +186,13 @@ def test_a_sweep_of_which_no_trial_can_run_stops_before_it_begins(tmp_path):
     paths = paths_in(tmp_path, {"parameters": {"training.lr": [1, 2]}})
     with pytest.raises(AtomloomError, match=r"training\.lr: unknown key"):
         trials.suggest_round(paths, 0, lambda line: None)
+
+
+def test_a_training_that_waits_for_another_is_seen_to_wait(capfd):
+    said = f"print('ready', file=sys.stderr); sys.exit('atomloom train: x: {WAITING}')"
+    status, last = trials._run([sys.executable, "-c", f"import sys; {said}"], dict(os.environ))
+    assert (status, last) == (1, f"x: {WAITING}")
+    assert capfd.readouterr().err == f"atomloom train: x: {WAITING}\n"
 
 
 def test_a_metric_that_there_will_not_be_is_refused_before_training(tmp_path):

@@ -46,6 +46,7 @@ from atomloom.sweeps.rounds import (
 from atomloom.sweeps.space import Point, config_of, first_points
 from atomloom.sweeps.table import Outcome
 from atomloom.targets import TargetSpec
+from atomloom.training.run_lock import WAITING
 
 Log = Callable[[str], None]
 
@@ -224,7 +225,8 @@ class Job:
         """Run a stage, again if it is killed; why that failed, or nothing."""
         sweep, training = sweep_of(self.sweep), self.own.config.training
         command = [sys.executable, "-P", "-m", "atomloom", stage, "--config", str(self.config)]
-        command += ["--threads", str(self.threads), *options]
+        log = self.own.layout.logs / stage / f"{self.own.run_key}.log"
+        command += ["--threads", str(self.threads), "--log", str(log), *options]
         wanted = training.devices if sweep.gpus is None else sweep.gpus
         for attempt in range(sweep.retries + 1):
             with lent(0 if training.device == "cpu" else wanted, self.log) as gpus:
@@ -268,6 +270,8 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, s
         assert process.stderr is not None
         for line in process.stderr:
             last = line.strip() or last
+            if last.endswith(WAITING):  # the one thing that must be said before the end
+                print(line.rstrip(), file=sys.stderr, flush=True)
         return process.wait(), re.sub(r"^atomloom( \w+)?: ", "", last)
     finally:
         if process.poll() is None:

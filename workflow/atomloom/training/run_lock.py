@@ -18,6 +18,8 @@ from atomloom.errors import AtomloomError
 
 LOCK = Path("state") / "training.lock"
 """File of the lock, in the folder of a run; it says who holds it."""
+WAITING = "waiting for it"
+"""End of the line that says so."""
 
 
 @contextmanager
@@ -45,9 +47,7 @@ def alone(run: Path, log: Callable[[str], None]) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 file.seek(0)
-                log(
-                    f"{run} is trained by {file.read().strip() or 'another process'}: waiting for it"
-                )
+                log(f"{run} is trained by {file.read().strip() or 'another process'}: {WAITING}")
                 fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
