@@ -266,8 +266,8 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, s
         preexec_fn=_die_with_parent if sys.platform == "linux" else None,
     )
     last = ""
+    assert process.stderr is not None
     try:
-        assert process.stderr is not None
         for line in process.stderr:
             last = line.strip() or last
             if last.endswith(WAITING):  # the one thing that must be said before the end
@@ -277,6 +277,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, s
         if process.poll() is None:
             process.terminate()
             process.wait()
+        process.stderr.close()
 
 
 def _die_with_parent() -> None:
