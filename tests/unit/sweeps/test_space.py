@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import yaml
 
-from atomloom.config import Config, parse_config
+from atomloom.config import Config, dump_config, parse_config
 from atomloom.errors import AtomloomError
 from atomloom.sweeps.space import config_of, first_points
 
@@ -126,6 +127,19 @@ def test_a_trial_of_another_model_is_trained_as_its_base(first, other, structure
     trial = config_of(base, {"model.name": other})
     assert trial.training == base.training
     assert trial.training.batch.structures == structures
+
+
+@pytest.mark.parametrize("first", ["icomformer", "painn"])
+@pytest.mark.parametrize("other", ["alignn", "icomformer", "painn"])
+def test_a_trial_of_another_model_has_the_graphs_of_that_model(first, other):
+    """From the config as people write it, and from one that is written out, which jobs read."""
+    dataset = {"source": "a.xyz", "target": "energy", "name": "x"}
+    sweep = {"parameters": {"model.name": ["alignn", "icomformer", "painn"]}}
+    base = parse_config({"dataset": dataset, "model": first, "sweep": sweep})
+    written_out = parse_config(yaml.safe_load(dump_config(base)))
+    wanted = parse_config({"dataset": dataset, "model": other}).graph
+    for config in (base, written_out):
+        assert config_of(config, {"model.name": other}).graph == wanted
 
 
 def test_seeds_and_folds_repeat_each_trial():

@@ -112,10 +112,7 @@ class Config(Section):
         if not isinstance(data, dict):
             return data
         model, graph = data.get("model"), data.get("graph")
-        if isinstance(model, str):
-            model = {"name": model}
-        if model is None or isinstance(model, Mapping):
-            model = {"name": IComFormerConfig.model_fields["name"].default, **(model or {})}
+        model = _with_name(model)
         data = data | {"model": model}
         try:
             section = _MODEL.validate_python(model)
@@ -273,6 +270,23 @@ class Config(Section):
             raise ValueError(
                 "graph.primitive changes the number of atoms that readout: sum adds up over"
             )
+
+
+def _with_name(model: Any) -> Any:
+    """Content of the section `model` with the name of the model, which may be all that is given, or left out."""
+    if isinstance(model, str):
+        return {"name": model}
+    if model is None or isinstance(model, Mapping):
+        return {"name": IComFormerConfig.model_fields["name"].default, **(model or {})}
+    return model
+
+
+def graph_needs(model: Any) -> dict[str, Any]:
+    """Keys of the section `graph` that the model of this content decides; none if it is no model."""
+    try:
+        return _MODEL.validate_python(_with_name(model)).graph_needs()
+    except ValidationError:
+        return {}
 
 
 def _filled(section: Section, values: Mapping[str, Any]) -> Any:

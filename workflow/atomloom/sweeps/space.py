@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from atomloom.config import Config, parse_config
+from atomloom.config.root import graph_needs
 from atomloom.config.sweep import Axis, Sweep
 from atomloom.errors import AtomloomError
 
@@ -47,10 +48,6 @@ def config_of(base: Config, point: Mapping[str, Any]) -> Config:
     content["training"] = base.training.model_dump(mode="json")
     if point.get("model.name", base.model.name) != base.model.name:
         content["model"] = {}  # keys of another model say nothing of this one
-    for key in base.model.graph_needs():
-        content.get("graph", {}).pop(
-            key, None
-        )  # filled in by the base's model, and again by this one
     for key, value in point.items():
         *sections, last = key.split(".")
         inner = content
@@ -59,6 +56,10 @@ def config_of(base: Config, point: Mapping[str, Any]) -> Config:
             if not isinstance(inner, dict):
                 raise AtomloomError(f"`{key}` is not a key of the config", where="sweep.parameters")
         inner[last] = copy.deepcopy(value)  # which another key may go into
+    # What a model decides of the graph was filled in by the base's, and is again by that of the trial.
+    for key in {*base.model.graph_needs(), *graph_needs(content.get("model"))}:
+        if f"graph.{key}" not in point:
+            content.get("graph", {}).pop(key, None)
     shown = ", ".join(f"{key}: {json.dumps(value)}" for key, value in point.items())
     return parse_config(content, where=f"sweep trial ({shown})")
 
