@@ -52,7 +52,7 @@ def bench_batch(paths: RunPaths, limit: int | None, log: Log) -> Found:
         AtomloomError: when not one structure fits, or a trial fails for another reason.
     """
     config = paths.config
-    if config.training.devices > 1:
+    if config.training.processes > 1:
         raise AtomloomError(
             "is measured with one process, and a batch is shared by all",
             where="training.devices",

@@ -80,7 +80,7 @@ def _attempt(
         return run
     if result.rank > 0:
         return run  # one of several processes reports
-    level = level_of(result.device, config.training.devices, config.training.compile)
+    level = level_of(result.device, config.training.processes, config.training.compile)
     tensors, _ = read_model(run / "model.safetensors")
     counts = read_split(paths)
     del counts["digests"]
