@@ -92,7 +92,7 @@ def test_figures_say_how_many_points_of_how_many_are_drawn(monkeypatch):
     frame.loc[(frame["split"] == "test") & (frame["formula"] == "NaCl"), "formula"] = "NaBr"
     found = predictions_of(frame, "band_gap")
     monkeypatch.setattr(trends, "JUDGED", 200)
-    size, label, distance = breakdown.break_down(0, found, (), 100, None).trends
+    size, label, distance = breakdown.break_down(0, found, (), 100, {}).trends
     count = int(found.of("test").sum())
     assert f"100 of {count} are drawn, evenly chosen; bins are of all." in size.caption
     assert size.svg.count("<title>") == 100
@@ -104,7 +104,7 @@ def test_figures_say_how_many_points_of_how_many_are_drawn(monkeypatch):
 
 def test_where_all_compositions_are_known_the_page_says_so_and_draws_no_distance():
     found = predictions_of(predictions_frame(400, ("band_gap",)), "band_gap")
-    drawn = breakdown.break_down(0, found, (), 100, None)
+    drawn = breakdown.break_down(0, found, (), 100, {})
     assert len(drawn.trends) == 2
     assert any("all distances between compositions are 0" in note for note in drawn.notes)
 
@@ -185,8 +185,7 @@ def test_drawings_of_a_page_have_a_limit(monkeypatch):
     worst = worst_predictions(found, "test")
     one = len(drawings.draw_structure(structure()))
     monkeypatch.setattr(breakdown, "DRAWINGS_SIZE", int(2.5 * one))
-    cards = breakdown.break_down(
-        0, found, worst, 100, lambda ids: {name: structure() for name in ids}
-    ).cards
+    structures = {one.id: structure() for one in worst}
+    cards = breakdown.break_down(0, found, worst, 100, structures).cards
     assert [card.svg is not None for card in cards] == [True] * 2 + [False] * 8
     assert {card.reason for card in cards[2:]} == {"not drawn: the page would be too large"}

@@ -6,7 +6,7 @@ nothing of files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,9 @@ from atomloom.reports.drawings import draw_structure, element_colour
 from atomloom.reports.figures import SPLIT_NAMES
 from atomloom.reports.formats import fixed, number, plural, with_unit
 from atomloom.reports.page import Drawing, drawing
-from atomloom.reports.tables import FindStructures, Predictions, WorstPrediction
+from atomloom.reports.tables import Predictions, WorstPrediction
 from atomloom.structures.elements import NUMBERS, SYMBOLS
+from atomloom.structures.structure import Structure
 
 QUANTILES = 10
 DRAWINGS_SIZE = 120_000
@@ -55,7 +56,7 @@ def break_down(
     predictions: Predictions,
     worst: Sequence[WorstPrediction],
     points: int,
-    find: FindStructures | None,
+    structures: Mapping[str, Structure],
 ) -> Breakdown:
     """Break down the errors of one target on its judged split.
 
@@ -64,10 +65,10 @@ def break_down(
         predictions: of the target.
         worst: the largest errors, largest first.
         points: max number of points in a figure.
-        find: looks up structures; None where there are none.
+        structures: structures of the largest errors by id, as far as they are known.
     """
     drawn, notes = _trends(place, predictions, points)
-    cards, legend = _cards(predictions, worst, find)
+    cards, legend = _cards(predictions, worst, structures)
     return Breakdown(drawn, notes, cards, legend)
 
 
@@ -203,17 +204,16 @@ def _evenly(count: int, most: int) -> np.ndarray:
 
 
 def _cards(
-    predictions: Predictions, worst: Sequence[WorstPrediction], find: FindStructures | None
+    predictions: Predictions, worst: Sequence[WorstPrediction], structures: Mapping[str, Structure]
 ) -> tuple[tuple[StructureCard, ...], tuple[tuple[str, str], ...]]:
     """Drawings of the worst predictions, each structure once, and the elements in them."""
     ids = list(dict.fromkeys(one.id for one in worst))
-    found = find(ids) if find is not None else {}
-    if not found:
+    if not any(id in structures for id in ids):
         return (), ()
     cards, size, elements = [], 0, set()
     for id in ids:
         own = [one for one in worst if one.id == id]
-        structure, svg, reason = found.get(id), None, "not drawn: the store no longer has it"
+        structure, svg, reason = structures.get(id), None, "not drawn: the store no longer has it"
         if structure is not None:
             svg = draw_structure(structure, {one.atom for one in own if one.atom is not None})
             reason = f"not drawn: {plural(len(structure), 'atom')} are too many to tell apart"

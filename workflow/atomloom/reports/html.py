@@ -41,6 +41,7 @@ from atomloom.reports.tables import (
     WorstPrediction,
 )
 from atomloom.store.files import write_atomically
+from atomloom.structures.structure import Structure
 
 FIGURED_TARGETS = 6
 """Max number of targets with their own figures; more would make the page too long."""
@@ -180,6 +181,10 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
     shown = [predictions[t] for t in targets if t in predictions and len(predictions[t])]
     classes = {score.target for score in scores if score.accuracy is not None}
     judged = _judged_scores(scores, targets)
+    worst = [_worst(found) for found in shown[:FIGURED_TARGETS]]
+    # All at once: a shard is read for all its structures.
+    ids = list(dict.fromkeys(one.id for own in worst for one in own))
+    known = paths.structures(ids) if paths.structures else {}
     course = _course(card, history)
     learning = _learning(card, history, course, targets)
     epoch_times = _epoch_times(history, course)
@@ -221,7 +226,8 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
                     place,
                     found,
                     figures.VECTOR_POINTS // min(len(shown), FIGURED_TARGETS),
-                    paths.structures,
+                    worst[place],
+                    known,
                     frame if found.target in classes else None,
                 )
                 for place, found in enumerate(shown[:FIGURED_TARGETS])
@@ -727,11 +733,19 @@ def _epoch_times(history: pd.DataFrame | None, course: Course | None) -> Drawing
 # --- predictions ------------------------------------------------------------------------------
 
 
+def _worst(predictions: Predictions) -> tuple[tables.WorstPrediction, ...]:
+    """Largest errors of a target on its judged split."""
+    split = predictions.judged_split
+    assert split is not None  # predictions without rows are not shown
+    return tables.worst_predictions(predictions, split, WORST)
+
+
 def _target_part(
     place: int,
     predictions: Predictions,
     vector_points: int,
-    find: tables.FindStructures | None,
+    worst: tuple[tables.WorstPrediction, ...],
+    structures: Mapping[str, Structure],
     classes: pd.DataFrame | None,
 ) -> TargetPart:
     """Part of the page on one target; `classes` are the predictions, if its values are classes."""
@@ -761,7 +775,6 @@ def _target_part(
     )
     if beyond:
         caption += f" {plural(beyond, predictions.noun)} beyond ± {number(reach)} not shown."
-    worst = tables.worst_predictions(predictions, split, WORST)
     return TargetPart(
         target=predictions.target,
         unit=predictions.unit,
@@ -781,7 +794,7 @@ def _target_part(
         errors=drawing(figure, f"errors-{place}", caption),
         elements=_element_table(predictions, split),
         worst=worst,
-        breakdown=break_down(place, predictions, worst, vector_points // TREND_SHARE, find),
+        breakdown=break_down(place, predictions, worst, vector_points // TREND_SHARE, structures),
         classes=None if classes is None else class_part(classes, predictions.target, split, place),
     )
 

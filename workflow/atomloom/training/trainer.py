@@ -73,6 +73,8 @@ from atomloom.training.optim.schedules import Schedule
 from atomloom.training.run_lock import alone
 from atomloom.training.train_state import Best, TrainState, state_digest
 
+FINISHED = Path("state") / "finished.json"
+"""Result of a finished run, in its folder."""
 Log = Callable[[str], None]
 
 AGREE_STEPS = 20  # between two agreements of several processes on whether to save
@@ -168,20 +170,10 @@ def train(
     """
     run_dir = Path(run_dir)
     key = _run_digest(data, config, start)
-    finished, history = run_dir / "state" / "finished.json", run_dir / "history.csv"
-    if finished.exists():
-        content = read_json(finished, "key", "result", "history", todo=f"remove {finished.parent}")
-        if content["key"] != key:
-            raise AtomloomError(
-                "is a finished run with other data or settings", where=run_dir, todo="remove it"
-            )
-        if not _is_whole(run_dir / "model.safetensors"):
-            # The result was removed or damaged: a training is requested, not its last state.
-            finished.unlink()
-            (run_dir / "state" / "last.ckpt").unlink(missing_ok=True)
-        elif history.exists() and file_digest(history) == content["history"]:
-            log("already trained")
-            return TrainResult(**content["result"])
+    finished, history = run_dir / FINISHED, run_dir / "history.csv"
+    if (trained := _already_trained(run_dir, key)) is not None:
+        log("already trained")
+        return trained
     fabric = open_fabric(config.training, log)
     if not fabric.is_global_zero:
         log = _say_nothing
@@ -203,6 +195,29 @@ def train(
             write_sealed(finished, own | ({"state": state_digest(state)} if state else {}))
     close_fabric(fabric)
     return None if result is None else replace(result, rank=fabric.global_rank)
+
+
+def _already_trained(run_dir: Path, key: str) -> TrainResult | None:
+    """Result of a finished run whose files are whole; None if there is something to train.
+
+    Raises:
+        AtomloomError: when it is a run with other data or settings.
+    """
+    finished, history = run_dir / FINISHED, run_dir / "history.csv"
+    if not finished.exists():
+        return None
+    content = read_json(finished, "key", "result", "history", todo=f"remove {finished.parent}")
+    if content["key"] != key:
+        raise AtomloomError(
+            "is a finished run with other data or settings", where=run_dir, todo="remove it"
+        )
+    if not _is_whole(run_dir / "model.safetensors"):
+        # The result was removed or damaged: a training is requested, not its last state.
+        finished.unlink()
+        (run_dir / "state" / "last.ckpt").unlink(missing_ok=True)
+    elif history.exists() and file_digest(history) == content["history"]:
+        return TrainResult(**content["result"])
+    return None
 
 
 def _is_whole(model: Path) -> bool:
