@@ -279,9 +279,8 @@ def cores_of_training(wildcards):
     if TRAINING.threads:
         return TRAINING.threads
     elsewhere = workflow.remote_exec or not workflow.local_exec
-    if (
-        workflow.dryrun
-    ):  # whose executor is always of this machine; a cluster has a number of jobs
+    # A dry run has an executor of this machine; a cluster has a number of jobs.
+    if workflow.dryrun:
         elsewhere = workflow.resource_settings.nodes is not None
     return CORES_ELSEWHERE if elsewhere else workflow.cores
 
