@@ -4,7 +4,8 @@
 
 Runs the trials of config/presets/demo-sweep.yaml twice, from graphs that are there, each time with all runs
 of its own: first all to the end, then halved. Then the best trial of the halved sweep is trained once more on
-training and validation rows. A call that was stopped does what is missing, but then knows no times: remove
+training and validation rows. What halving by other numbers would have cost and found is read off the curves
+of the trials that were trained to the end, since a trial that was stopped and resumed has the same bits. A call that was stopped does what is missing, but then knows no times: remove
 the folder to measure. Writes benchmarks/results/sweep_demo.json, the table and figures of the halved sweep
 beside it, and the section on this example in docs/sweeps.md.
 """
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,9 @@ import yaml
 from atomloom.api import prepare
 from atomloom.commands.trials import suggest_round
 from atomloom.config import load_config
+from atomloom.config.sweep import Halving
 from atomloom.pipeline.paths import RunPaths
-from atomloom.sweeps.rounds import read_round
+from atomloom.sweeps.rounds import before, read_round, rungs, width
 from benchmarks.common.results import RESULTS, ROOT, Parser, machine, rounded, write_result
 
 PRESET = "config/presets/demo-sweep.yaml"
@@ -48,6 +51,8 @@ SMALL = {
 }
 """For `--small`: four trials of three epochs."""
 PAGE = ROOT / "docs" / "sweeps.md"
+HALVINGS = ((3, 3), (3, 2), (5, 3), (5, 2), (6, 2), (9, 3), (10, 2))
+"""Min epochs and factor of halvings that are read off."""
 FIGURES = ("learning-curves", "parallel-coordinates")
 """Figures in the page."""
 SHOWN = 8
@@ -71,6 +76,7 @@ def main() -> None:
     refitted = Sweep(folder, "halved", changes, {})
     refitted.run(options.jobs)
     result = compared(whole, halved, refitted, spent) | {"preset": PRESET, "jobs": options.jobs}
+    result["read_off"] = read_off(whole)
     result |= machine("torch", "optuna")
     print(json.dumps(rounded(result), indent=1))
     if options.write and not options.small:
@@ -131,6 +137,17 @@ class Sweep:
     def _paths(self) -> RunPaths:
         return prepare(load_config(*self.files), lambda line: None)
 
+    def curves(self) -> dict[int, list[float]]:
+        """Validation error at the best epoch so far, after each epoch, of each trial."""
+        table = pd.read_csv(self.folder / "sweep.csv", dtype={"run": str})
+        runs = self._paths().layout.results / "runs"
+        found = {}
+        for trial, run in zip(table["trial"], table["run"], strict=True):
+            history = pd.read_csv(runs / run / "history.csv")
+            (errors,) = (history[name] for name in history if name.startswith("val_mae"))
+            found[int(trial)] = errors.cummin().tolist()
+        return found
+
     @property
     def said(self) -> dict[str, Any]:
         """Summary that it wrote."""
@@ -175,6 +192,39 @@ def compared(
     }
 
 
+def read_off(whole: Sweep) -> list[dict[str, float]]:
+    """Epochs and best error of each halving of `HALVINGS`, by the curves of all trials."""
+    config, curves = load_config(*whole.files), whole.curves()
+    assert config.sweep is not None
+    found = []
+    for least, factor in HALVINGS:
+        halving = Halving(min_epochs=least, factor=factor)
+        sweep = config.sweep.model_copy(update={"halving": halving})
+        steps, alive, epochs = rungs(sweep, config.training.epochs), sorted(curves), 0
+        for rung, (start, end) in enumerate(pairwise((0, *steps))):
+            if rung:
+                groups = [
+                    before(sweep, len(curves), rung, k)
+                    for k in range(width(sweep, len(curves), rung))
+                ]
+                alive = [
+                    min((alive[k] for k in group), key=lambda t: curves[t][start - 1])
+                    for group in groups
+                ]
+            epochs += len(alive) * (end - start)
+        best, least_of_all = (min(curves[t][-1] for t in some) for some in (alive, curves))
+        found.append(
+            {
+                "min_epochs": least,
+                "factor": factor,
+                "epochs": epochs,
+                "cheaper_in_epochs": len(curves) * config.training.epochs / epochs,
+                "best_error_over_whole": best / least_of_all,
+            }
+        )
+    return found
+
+
 BEGIN, END = "<!-- written by benchmarks.accuracy.sweep_demo -->\n", "<!-- until here -->\n"
 
 
@@ -198,10 +248,21 @@ def with_example(page: str, sweep: Sweep, result: Mapping[str, Any]) -> str:
         f"has {whole['best_val_mae']:.4f}. Trained once more on training and validation rows, its error on "
         f"the test set is {error:.4f} eV/atom."
     )
+    others = "\n".join(
+        f"| {other['min_epochs']} | {other['factor']} | {other['cheaper_in_epochs']:.1f} | "
+        f"{other['best_error_over_whole']:.2f} |"
+        for other in result["read_off"]
+    )
+    costs = (
+        "A trial that would end best may lag behind early, more so with few validation structures (42 here). What "
+        "other halvings of the same trials cost and find:\n\n"
+        "| `min_epochs` | `factor` | times fewer epochs | best validation error over that of all trials |\n"
+        f"|---|---|---|---|\n{others}\n"
+    )
     figures = "\n".join(
         f"![{name}](../benchmarks/results/sweep_demo_{name}.svg)" for name in FIGURES
     )
-    middle = f"{told}\n\n" + "\n".join(lines) + f"\n\n{figures}\n"
+    middle = f"{told}\n\n" + "\n".join(lines) + f"\n\n{costs}\n{figures}\n"
     return re.sub(
         f"{re.escape(BEGIN)}.*?{re.escape(END)}",
         lambda _: f"{BEGIN}{middle}{END}",
