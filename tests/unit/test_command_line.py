@@ -16,7 +16,8 @@ from atomloom.cli import main
 from atomloom.config import load_config
 from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.plan import Plan
-from tests.workflow.project import CONFIG, cif_text
+from tests.unit.eight_structures import write_project
+from tests.workflow.project import CONFIG
 
 CODE = """
 import os, sys
@@ -40,15 +41,7 @@ def test_waiting_threads_leave_the_processor_to_others_unless_told_otherwise(giv
 def project(tmp_path, monkeypatch) -> Path:
     """A folder with eight structures and a config, in which commands are called."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "data" / "cif").mkdir(parents=True)
-    for number in range(8):
-        text = cif_text("Na", "Cl", 5.5 + 0.1 * number)
-        (tmp_path / "data" / "cif" / f"s{number}.cif").write_text(text)
-    labels = "".join(f"s{number},{number}.5\n" for number in range(8))
-    (tmp_path / "data" / "labels.csv").write_text("id,energy\n" + labels)
-    config = {**CONFIG, "split": {"ratios": [0.6, 0.2, 0.2]}, "training": {"epochs": 1}}
-    (tmp_path / "my.yaml").write_text(yaml.safe_dump(config))
-    return tmp_path
+    return write_project(tmp_path)
 
 
 def call(*words: str) -> int:

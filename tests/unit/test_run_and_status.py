@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import yaml
 
 from atomloom.cli import main
 from atomloom.commands.run import Shown
@@ -21,26 +20,14 @@ from atomloom.config import load_config, parse_config
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.chunk_jobs import run_chunks
 from atomloom.pipeline.paths import Layout
-from tests.workflow.project import CONFIG, cif_text
-
-
-def write_config(folder: Path, **training) -> None:
-    config = {**CONFIG, "split": {"ratios": [0.6, 0.2, 0.2]}, "training": {"epochs": 1, **training}}
-    (folder / "my.yaml").write_text(yaml.safe_dump(config))
+from tests.unit.eight_structures import write_config, write_project
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
     """A folder with eight structures and a config, in which commands are called."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "data" / "cif").mkdir(parents=True)
-    for number in range(8):
-        text = cif_text("Na", "Cl", 5.5 + 0.1 * number)
-        (tmp_path / "data" / "cif" / f"s{number}.cif").write_text(text)
-    labels = "".join(f"s{number},{number}.5\n" for number in range(8))
-    (tmp_path / "data" / "labels.csv").write_text("id,energy\n" + labels)
-    write_config(tmp_path)
-    return tmp_path
+    return write_project(tmp_path)
 
 
 def run() -> int:

@@ -697,8 +697,6 @@ def _evaluate(options: argparse.Namespace) -> None:
             raise AtomloomError("is only for a model file, with --model", where=others[0])
         _whole_stage(options)
         return
-    import json
-
     import torch
 
     from atomloom.commands.evaluate import Comparison, compare_with_labels
@@ -791,8 +789,6 @@ def _runs(options: argparse.Namespace) -> None:
 
 
 def _reproduce(options: argparse.Namespace) -> None:
-    import json
-
     from atomloom.api import prepare
     from atomloom.commands.reproduce import Request, reproduce_run
 
@@ -815,8 +811,6 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 
 def _diff(options: argparse.Namespace) -> None:
-    import json
-
     from atomloom.commands.compare import compare_runs
     from atomloom.pipeline.evidence import opened
 

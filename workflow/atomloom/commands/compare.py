@@ -69,6 +69,17 @@ class Agreement:
         """Whether they are equal to the bit."""
         return self.worst == 0.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Content as JSON values; a difference that cannot be told is null."""
+        told = self.worst is not None and math.isfinite(self.worst)
+        return {
+            "equal": self.equal,
+            "compared": self.count,
+            "max_difference": self.worst if told else None,
+            "where": {change.name: [change.one, change.other] for change in self.changes[:SHOWN]},
+            "note": self.note,
+        }
+
     @property
     def text(self) -> str:
         """Line for people."""
@@ -104,20 +115,7 @@ class Comparison:
             section: {item.name: [item.one, item.other] for item in getattr(self, section)}
             for section in sections
         }
-        found["comparison"] = {
-            item.kind: {
-                "equal": item.equal,
-                "compared": item.count,
-                "max_difference": item.worst
-                if item.worst is None or math.isfinite(item.worst)
-                else None,
-                "where": {
-                    change.name: [change.one, change.other] for change in item.changes[:SHOWN]
-                },
-                "note": item.note,
-            }
-            for item in self.agreements
-        }
+        found["comparison"] = {item.kind: item.to_dict() for item in self.agreements}
         return found
 
     def lines(self, one: str, other: str) -> Iterator[str]:

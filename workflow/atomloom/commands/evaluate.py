@@ -27,7 +27,7 @@ from atomloom.inference.scalers.target_scaler import TargetScaler
 from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.quarantine import QUARANTINE, Quarantine, reason_kind
 from atomloom.stages.convert import convert_chunk
-from atomloom.stages.evaluate import metrics_of, predicted_tables, reported_units
+from atomloom.stages.evaluate import guesses, metrics_of, predicted_tables, reported_units
 from atomloom.stages.labels import array_targets
 from atomloom.stages.plan import absent_targets, make_plan, read_members, read_planned_labels
 from atomloom.stages.split import Records, join_targets, read_structures
@@ -345,13 +345,8 @@ def _predicted(model: LoadedModel, found: _Labelled, log: Log) -> dict[str, pd.D
     for kind, count in Counter(kinds).most_common(SHOWN_REASONS):
         first = refused.iloc[kinds.index(kind)]
         log(f"{count:,} of them like {first['id']}: {first['reason']}")
-    known = set(model.card.elements or ())
-    unseen = predictions["elements"].map(lambda text: set(str(text).split(",")) - known)
-    if model.card.elements is not None and (guessed := int(unseen.map(bool).sum())):
-        log(
-            f"warning: {guessed:,} structures hold elements that no training structure has "
-            f"({', '.join(sorted(set().union(*unseen)))}): their predictions are guesses"
-        )
+    if warning := guesses(model.card.elements, predictions["elements"]):
+        log(warning)
     return tables
 
 

@@ -7,7 +7,6 @@ in the project of the run (plan, index, split, graphs), checked against the card
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -136,17 +135,7 @@ class Verdict:
         return {
             "outcome": self.outcome,
             "level": self.level.name,
-            "comparison": {
-                item.kind: {
-                    "equal": item.equal,
-                    "compared": item.count,
-                    "max_difference": item.worst
-                    if item.worst is None or math.isfinite(item.worst)
-                    else None,
-                    "note": item.note,
-                }
-                for item in self.agreements
-            },
+            "comparison": {item.kind: item.to_dict() for item in self.agreements},
             "explanations": {
                 section: {item.name: [item.one, item.other] for item in changes}
                 for section, changes in self.explanations.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -66,13 +66,8 @@ def evaluate_run(places: RunPaths, log: Callable[[str], None]) -> Path:
     write_json(run / "metrics.json", metrics)
     write_text(run / "metrics.csv", metrics_table(metrics, units).to_csv(index=False))
     write_parity(places, [tables.get(name, table) for name in units], units)
-    known = set(model.card.elements or ())
-    unseen = frame["elements"].map(lambda text: set(str(text).split(",")) - known)
-    if model.card.elements is not None and (guessed := int(unseen.map(bool).sum())):
-        log(
-            f"warning: {guessed:,} structures hold elements that no training structure has "
-            f"({', '.join(sorted(set().union(*unseen)))}): their predictions are guesses"
-        )
+    if warning := guesses(model.card.elements, frame["elements"]):
+        log(warning)
     for name, unit in units.items():
         for split, values in metrics[name].items():
             log(f"{split:5s} {name}: {_headline(values, unit)} over {values['count']:,}")
@@ -83,6 +78,23 @@ def evaluate_run(places: RunPaths, log: Callable[[str], None]) -> Path:
     results = ["metrics.json", *(f"{name}.parquet" for name in tables)]
     record_results(run, {name: file_digest(run / name) for name in results}, evaluated=done_by)
     return run
+
+
+def guesses(known: Collection[str] | None, elements: pd.Series[str]) -> str:
+    """Warning of structures with elements that no training structure has; empty if there are none.
+
+    Args:
+        known: elements of the training structures; None if the model does not tell.
+        elements: the elements of each structure, divided by commas.
+    """
+    unseen = elements.map(lambda text: set(str(text).split(",")) - set(known or ()))
+    count = int(unseen.map(bool).sum())
+    if known is None or not count:
+        return ""
+    return (
+        f"warning: {count:,} structures hold elements that no training structure has "
+        f"({', '.join(sorted(set().union(*unseen)))}): their predictions are guesses"
+    )
 
 
 def predicted_tables(
