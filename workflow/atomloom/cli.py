@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import select
-import shutil
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn, Protocol, TypeAlias
+from typing import NoReturn
 
 from atomloom import __version__, former
 from atomloom.commands.leaderboard import add_leaderboard
+from atomloom.commands.model_files import add_comparison, add_export, add_predict, compare
+from atomloom.commands.options import Log, amount, count, few, log_to, say
+from atomloom.commands.run_records import add_provenance, add_runs
 from atomloom.config import Config, load_config
 from atomloom.errors import AtomloomError, InterruptedRun
 from atomloom.pipeline.chunk_jobs import run_chunks
@@ -31,15 +31,6 @@ from atomloom.pipeline.runs import model_file
 from atomloom.pipeline.stage_table import STAGES, require_earlier
 from atomloom.pipeline.timing import timed
 from atomloom.store.files import expand_home
-
-Log = Callable[[str], None]
-
-
-class _Log(Protocol):
-    def __call__(self, message: str, quiet: bool = False) -> None: ...
-
-
-Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 and the signal's number."""
@@ -56,22 +47,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _expand_homes(options)
         _find_models(options)
-        with former.told_by(lambda line: _say(f"atomloom {options.command}: {line}")):
+        with former.told_by(lambda line: say(f"atomloom {options.command}: {line}")):
             options.run(options)
         sys.stdout.flush()
     except InterruptedRun as error:
-        _say(f"atomloom {options.command}: {error}")
-        _log_to(options)(str(error), quiet=True)
+        say(f"atomloom {options.command}: {error}")
+        log_to(options)(str(error), quiet=True)
         return INTERRUPTED
     except AtomloomError as error:
         if options.debug:
             raise
-        _say(f"atomloom {options.command}: {error}")
+        say(f"atomloom {options.command}: {error}")
         with suppress(AtomloomError):  # a log on a full disk is what it may be about
-            _log_to(options)(f"error: {error}", quiet=True)
+            log_to(options)(f"error: {error}", quiet=True)
         return 1
     except KeyboardInterrupt:
-        _say(f"atomloom {options.command}: interrupted; what is finished stays")
+        say(f"atomloom {options.command}: interrupted; what is finished stays")
         return INTERRUPTED
     except BrokenPipeError:
         if not _nobody_reads():
@@ -81,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.debug or not error.strerror:
             raise
         place = "" if error.filename is None else f"{error.filename}: "
-        _say(f"atomloom {options.command}: {place}{error.strerror}")
+        say(f"atomloom {options.command}: {place}{error.strerror}")
         return 1
     return 0
 
@@ -115,12 +106,6 @@ def _find_models(options: argparse.Namespace) -> None:
         options.model = model_file(given)
 
 
-def _say(line: str) -> None:
-    """Print to standard error if anybody reads it: a job must not die because nobody does."""
-    with suppress(BrokenPipeError):
-        print(line, file=sys.stderr, flush=True)
-
-
 def _nobody_reads() -> bool:
     """Whether standard output was closed by its reader (`| head`); from now on nothing goes there."""
     output = sys.__stdout__
@@ -132,34 +117,6 @@ def _nobody_reads() -> bool:
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
     return True
-
-
-def _count(text: str) -> int:
-    """Positive count given to an option."""
-    return _whole(text, 10**9)
-
-
-def _few(text: str) -> int:
-    """Number of threads or processes given to an option."""
-    return _whole(text, 1024)
-
-
-def _whole(text: str, most: int) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if not 1 <= number <= most:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number between 1 and {most:,}")
-    return number
-
-
-def _amount(text: str) -> float:
-    """Non-negative number given to an option."""
-    number = float(text)
-    if not (math.isfinite(number) and number >= 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
-    return number
 
 
 def put_on_path() -> None:
@@ -212,24 +169,24 @@ def _parser() -> argparse.ArgumentParser:
             )
             sub.add_argument(
                 "--workers",
-                type=_few,
+                type=few,
                 default=os.cpu_count() or 1,
                 metavar="N",
                 help="processes (all cores)",
             )
         if stage.threads:
-            sub.add_argument("--threads", type=_few, metavar="N", help="CPU threads")
+            sub.add_argument("--threads", type=few, metavar="N", help="CPU threads")
         if stage.name == "train":
             sub.add_argument(
-                "--until", type=_count, metavar="EPOCH", help="stop after this epoch; resume later"
+                "--until", type=count, metavar="EPOCH", help="stop after this epoch; resume later"
             )
         if stage.name == "evaluate":
-            _add_comparison(sub)
+            add_comparison(sub)
             sub.set_defaults(run=_evaluate)
     sub = command("run", _run, "run all stages of a config, as the workflow would")
     sub.add_argument(
         "--cores",
-        type=_few,
+        type=few,
         default=os.cpu_count() or 1,
         metavar="N",
         help="processes of a stage, threads of training (all cores)",
@@ -241,37 +198,37 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dry", action="store_true", help="write nothing, not even a plan")
     sub.add_argument("--json", action="store_true", help="as JSON")
     sub = command("sweep", _sweep, "train the trials of the section `sweep`, and compare them")
-    sub.add_argument("--jobs", type=_few, default=1, metavar="N", help="trials at a time (1)")
+    sub.add_argument("--jobs", type=few, default=1, metavar="N", help="trials at a time (1)")
     sub = command("suggest", _suggest, "choose the trials of one round of a sweep")
     sub.add_argument("--round", type=int, default=0, metavar="N", help="which round (0)")
     sub = command("trial", _trial, "train one run of a trial of a sweep, to the end of a rung")
     sub.add_argument("--slot", required=True, help="ROUND-RUNG-NUMBER-REPEAT, as files are named")
-    sub.add_argument("--threads", type=_few, default=1, metavar="N", help="CPU threads (1)")
+    sub.add_argument("--threads", type=few, default=1, metavar="N", help="CPU threads (1)")
     sub = command(
         "refit", _refit, "train the best trial of a sweep on training and validation rows"
     )
-    sub.add_argument("--threads", type=_few, default=1, metavar="N", help="CPU threads (1)")
+    sub.add_argument("--threads", type=few, default=1, metavar="N", help="CPU threads (1)")
     sub = command("bench", _bench, "measure training on this data and machine")
     sub.add_argument(
         "what",
         choices=("batch", "precision"),
         help="batch: the largest that fits in memory. precision: errors, losses and speed of each precision",
     )
-    sub.add_argument("--memory", type=_amount, metavar="GB", help="batch: limit (the free memory)")
+    sub.add_argument("--memory", type=amount, metavar="GB", help="batch: limit (the free memory)")
     sub.add_argument(
         "--steps",
-        type=_count,
+        type=count,
         default=300,
         metavar="N",
         help="precision: steps in each precision (300)",
     )
-    sub.add_argument("--threads", type=_few, metavar="N", help="CPU threads")
+    sub.add_argument("--threads", type=few, metavar="N", help="CPU threads")
     sub.add_argument("--trials", help=argparse.SUPPRESS)
 
-    _add_predict(commands)
-    _add_export(commands)
-    _add_runs(commands)
-    _add_provenance(commands)
+    add_predict(commands.add_parser)
+    add_export(commands.add_parser)
+    add_runs(commands.add_parser)
+    add_provenance(commands.add_parser, _prepare)
     add_leaderboard(commands.add_parser)
 
     sub = commands.add_parser("inspect", help="show what is in a shard, an index or raw files")
@@ -286,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("store", type=Path, help="the store's folder")
         sub.add_argument(
             "--workers",
-            type=_few,
+            type=few,
             default=os.cpu_count() or 1,
             metavar="N",
             help="processes (all cores)",
@@ -308,7 +265,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "--min-age",
-        type=_amount,
+        type=amount,
         default=24.0,
         metavar="HOURS",
         help="leave younger files alone (24)",
@@ -319,231 +276,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_comparison(sub: argparse.ArgumentParser) -> None:
-    """Add the options of `evaluate --model`, which takes no config."""
-    sub.description = (
-        "Measure the errors of the run of a config, or, with --model and --source, those of a model file "
-        "on new data with labels."
-    )
-    sub.add_argument(
-        "--model", type=Path, metavar="FILE", help="model.safetensors of a run, or its name"
-    )
-    sub.add_argument(
-        "--source",
-        nargs="+",
-        metavar="PATH",
-        help="files, folders or archives with structures and labels",
-    )
-    sub.add_argument(
-        "--labels",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="label tables (labels in the records)",
-    )
-    sub.add_argument(
-        "--id-column", metavar="NAME", help="column of the tables with ids (the first)"
-    )
-    sub.add_argument(
-        "--target",
-        action="append",
-        default=[],
-        metavar="TARGET=COLUMN",
-        help="what a target of the model is called in the data; may be repeated",
-    )
-    sub.add_argument(
-        "--unit",
-        action="append",
-        default=[],
-        metavar="TARGET=UNIT",
-        help="unit of the labels, if not that of the model; may be repeated",
-    )
-    sub.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="table of labels and predictions, NAME.parquet or NAME.csv",
-    )
-    sub.add_argument("--json", action="store_true", help="print metrics as JSON")
-    _add_reading(sub)
-
-
-def _add_reading(sub: argparse.ArgumentParser) -> None:
-    """Add the options of commands that read records without a config."""
-    for name, most in (("structures", 256), ("atoms", 4096), ("edges", 200_000)):
-        sub.add_argument(
-            f"--batch-{name}",
-            type=_count,
-            default=most,
-            metavar="N",
-            help=f"max in a batch ({most})",
-        )
-    sub.add_argument("--format", default="auto", help="format of the records (auto)")
-    sub.add_argument("--pattern", metavar="GLOB", help="read only files or members that match")
-    sub.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="option of the format's reader; may be repeated",
-    )
-    _add_trust(sub)
-
-
-def _add_predict(commands: Commands) -> None:
-    text = "predict structures with a trained model: energies and forces, or properties"
-    sub = commands.add_parser("predict", help=text, description=text)
-    sub.add_argument(
-        "--model",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="FILE",
-        help="model.safetensors of a run, or its name; of several, mean and standard deviation",
-    )
-    sub.add_argument(
-        "--source",
-        nargs="+",
-        required=True,
-        metavar="PATH",
-        help="files, folders or archives with structures",
-    )
-    sub.add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help="the table, NAME.parquet"
-    )
-    sub.add_argument(
-        "--forces", action="store_true", help="potentials: also write NAME.forces.parquet"
-    )
-    sub.add_argument(
-        "--chunk", type=_count, default=1000, metavar="N", help="records per chunk (1000)"
-    )
-    _add_reading(sub)
-    sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    sub.add_argument("--threads", type=_few, metavar="N", help="CPU threads")
-    sub.add_argument("--log", type=Path, metavar="FILE", help="also append messages to this file")
-    sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    sub.set_defaults(run=_predict)
-
-
-def _add_trust(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--trust",
-        action="append",
-        default=[],
-        metavar="PACKAGE",
-        help="allow the model file to run code of this package; may be repeated",
-    )
-
-
-def _add_export(commands: Commands) -> None:
-    text = "write a trained model as a torch program that runs without atomloom"
-    sub = commands.add_parser("export", help=text, description=text)
-    sub.add_argument(
-        "--model",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="model.safetensors of a run, or its name",
-    )
-    sub.add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help="the program, NAME.pt2"
-    )
-    sub.add_argument(
-        "--compile",
-        action="store_true",
-        help="compile it with AOTInductor for this kind of machine (needs a C++ compiler)",
-    )
-    sub.add_argument(
-        "--dtype", choices=("float32", "float64"), help="precision (that of the model)"
-    )
-    sub.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="where it will run (cpu)"
-    )
-    _add_trust(sub)
-    sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    sub.set_defaults(run=_export, log=None)
-
-
-RUN_HELP = "a run's folder, card or archive, or its short name or key"
-
-
-def _add_provenance(commands: Commands) -> None:
-    def command(
-        name: str, run: Callable[[argparse.Namespace], None], text: str, *runs: str
-    ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        for each in runs:
-            sub.add_argument(each, metavar=each.upper(), help=RUN_HELP)
-        sub.add_argument(
-            "--results",
-            type=Path,
-            default=Path("results"),
-            metavar="FOLDER",
-            help="where names and keys are looked for (results)",
-        )
-        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        sub.set_defaults(run=run, log=None)
-        return sub
-
-    text = "train a run again from its card, and say how close it comes"
-    sub = command("reproduce", _reproduce, text, "run_name")
-    sub.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="of the repetition (reproduced/KEY)"
-    )
-    sub.add_argument(
-        "--from-raw",
-        action="store_true",
-        help="make everything anew from the raw files, in a store of its own",
-    )
-    sub.add_argument(
-        "--config",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="config that says where the data are here",
-    )
-    sub.add_argument(
-        "--threads", type=_few, metavar="N", help="CPU threads (as many as the run had)"
-    )
-    _add_trust(sub)
-    sub.add_argument("--json", action="store_true", help="the verdict as JSON")
-    text = "what differs between two runs: config, data, code, environment, results"
-    sub = command("diff", _diff, text, "a", "b")
-    sub.add_argument("--json", action="store_true", help="as JSON")
-    text = "pack a run as one archive: card, config, model, results, report, digests of its inputs"
-    sub = command("export-run", _export_run, text, "run_name")
-    sub.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="the archive (DATASET-KEY.zip)"
-    )
-
-
-def _add_runs(commands: Commands) -> None:
-    text = "list all runs: what differs between them, their states, errors and times"
-    sub = commands.add_parser("runs", help=text, description=text)
-    sub.add_argument(
-        "results",
-        type=Path,
-        nargs="?",
-        metavar="RESULTS",
-        help="results folder of a project, or of one data set (results)",
-    )
-    sub.add_argument(
-        "--config", nargs="+", metavar="FILE", help="only runs of the data set of this config"
-    )
-    sub.add_argument(
-        "--sort",
-        default="val",
-        metavar="COLUMN",
-        help="val, test, time, when, state, name or a field of the config (val)",
-    )
-    sub.add_argument("--reverse", action="store_true", help="the greatest first")
-    form = sub.add_mutually_exclusive_group()
-    form.add_argument("--csv", action="store_true", help="all columns as CSV")
-    form.add_argument("--json", action="store_true", help="everything as JSON")
-    sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    sub.set_defaults(run=_runs, log=None)
-
-
 # --- stages: modules are imported where they are used, so that a command starts fast ---
 
 
@@ -552,7 +284,7 @@ def _plan(options: argparse.Namespace) -> None:
 
     layout = Layout(_config(options))
     with timed(layout.timing("plan", "plan")):
-        plan = make_plan(layout, _log_to(options))
+        plan = make_plan(layout, log_to(options))
     if options.cost:
         from atomloom.commands.cost import estimate_cost
 
@@ -562,7 +294,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _each_chunk(options: argparse.Namespace) -> None:
     paths, stage = _planned(options), STAGES[options.command]
-    plan, log = paths.plan, _log_to(options)
+    plan, log = paths.plan, log_to(options)
     chunks = [options.chunk] if options.chunk else plan.chunk_keys
     require_earlier(paths, stage.name, chunks)
     if options.chunk:
@@ -576,7 +308,7 @@ def _each_chunk(options: argparse.Namespace) -> None:
 
 
 def _whole_stage(options: argparse.Namespace) -> None:
-    paths, log = _ready(options), _log_to(options)
+    paths, log = _ready(options), log_to(options)
     if getattr(options, "until", None) is None:
         STAGES[options.command].run_timed(paths, log)
         return
@@ -590,13 +322,11 @@ def _run(options: argparse.Namespace) -> None:
 
     def log_of(stage: str, file: Path) -> Log:
         own = {**vars(options), "command": stage, "log": options.log or file}
-        return _log_to(argparse.Namespace(**own))
+        return log_to(argparse.Namespace(**own))
 
     layout = Layout(_config(options))
     if options.sweep:
-        from atomloom.api import prepare
-
-        run_all_trials(layout, options.cores, log_of, prepare)
+        run_all_trials(layout, options.cores, log_of, _prepare)
     else:
         run_all(layout, options.cores, log_of)
 
@@ -604,7 +334,7 @@ def _run(options: argparse.Namespace) -> None:
 def _status(options: argparse.Namespace) -> None:
     from atomloom.commands.status import status_of
 
-    status = status_of(Layout(_config(options)), _log_to(options), options.dry)
+    status = status_of(Layout(_config(options)), log_to(options), options.dry)
     if options.json:
         print(json.dumps(status.content(), indent=1))
     else:
@@ -612,16 +342,15 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from atomloom.api import prepare
     from atomloom.commands.sweep import run_sweep
 
-    run_sweep(_planned(options), options.jobs, _log_to(options), prepare)
+    run_sweep(_planned(options), options.jobs, log_to(options), _prepare)
 
 
 def _suggest(options: argparse.Namespace) -> None:
     from atomloom.commands.trials import suggest_round
 
-    suggest_round(_planned(options), options.round, _log_to(options))
+    suggest_round(_planned(options), options.round, log_to(options))
 
 
 def _trial(options: argparse.Namespace) -> None:
@@ -629,14 +358,13 @@ def _trial(options: argparse.Namespace) -> None:
     from atomloom.sweeps.rounds import Slot
 
     paths = _planned(options)
-    run_slot(paths, Slot.named(options.slot), options.threads, _log_to(options))
+    run_slot(paths, Slot.named(options.slot), options.threads, log_to(options))
 
 
 def _refit(options: argparse.Namespace) -> None:
-    from atomloom.api import prepare
     from atomloom.commands.refit import refit_best
 
-    refit_best(_planned(options), options.threads, _log_to(options), prepare)
+    refit_best(_planned(options), options.threads, log_to(options), _prepare)
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -647,35 +375,9 @@ def _bench(options: argparse.Namespace) -> None:
         run_trials(paths, [int(size) for size in options.trials.split(",")])
     elif options.what == "batch":
         limit = None if options.memory is None else int(options.memory * 1e9)
-        bench_batch(paths, limit, _log_to(options))
+        bench_batch(paths, limit, log_to(options))
     else:
-        bench_precision(paths, options.steps, _log_to(options))
-
-
-def _reader_options(options: argparse.Namespace) -> dict[str, object]:
-    """Options of readers, given as NAME=VALUE."""
-    import yaml
-
-    from atomloom.config.base import check_plain
-
-    readers: dict[str, object] = {}
-    for name, value in _pairs(options.option, "--option").items():
-        try:
-            readers |= check_plain({name: yaml.safe_load(value)})
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise AtomloomError(f"`{name}={value}`: {error}", where="--option") from None
-    return readers
-
-
-def _pairs(items: Sequence[str], option: str) -> dict[str, str]:
-    """Values by name, of an option that is given as NAME=VALUE any number of times."""
-    pairs = {}
-    for item in items:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise AtomloomError(f"`{item}` is not NAME=VALUE", where=option)
-        pairs[name] = value
-    return pairs
+        bench_precision(paths, options.steps, log_to(options))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -697,136 +399,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             raise AtomloomError("is only for a model file, with --model", where=others[0])
         _whole_stage(options)
         return
-    import torch
-
-    from atomloom.commands.evaluate import Comparison, compare_with_labels
-
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    request = Comparison(
-        model=options.model,
-        sources=tuple(options.source),
-        labels=tuple(options.labels),
-        id_column=0 if options.id_column is None else options.id_column,
-        names=_pairs(options.target, "--target"),
-        units=_pairs(options.unit, "--unit"),
-        output=options.output,
-        format=options.format,
-        pattern=options.pattern,
-        options=_reader_options(options),
-        bounds={
-            "structures": options.batch_structures,
-            "atoms": options.batch_atoms,
-            "edges": options.batch_edges,
-        },
-        trust=tuple(options.trust),
-    )
-    found = compare_with_labels(request, _log_to(options))
-    if options.json:
-        print(json.dumps(found.metrics, indent=1, ensure_ascii=False))
-    else:
-        print("\n".join(found.lines()))
-
-
-def _predict(options: argparse.Namespace) -> None:
-    import torch
-
-    from atomloom.commands.predict import Prediction, predict_files
-    from atomloom.config.training import Batching
-
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    request = Prediction(
-        models=tuple(options.model),
-        sources=tuple(options.source),
-        output=options.output,
-        forces=options.forces,
-        chunk=options.chunk,
-        bounds=Batching(
-            structures=options.batch_structures,
-            atoms=options.batch_atoms,
-            edges=options.batch_edges,
-        ),
-        device=options.device,
-        format=options.format,
-        pattern=options.pattern,
-        options=_reader_options(options),
-        trust=tuple(options.trust),
-    )
-    predict_files(request, _log_to(options))
-
-
-def _export(options: argparse.Namespace) -> None:
-    from atomloom.potentials.export import export_model
-
-    path = export_model(
-        options.model,
-        options.output,
-        compiled=options.compile,
-        dtype=options.dtype,
-        device=options.device,
-        trust=options.trust,
-    )
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-
-
-def _runs(options: argparse.Namespace) -> None:
-    from atomloom.commands.runs import Listing, as_csv, as_json, as_text, shown
-
-    if options.config and options.results:
-        raise AtomloomError("give a results folder or --config, not both", where=options.results)
-    config = load_config(*options.config) if options.config else None
-    request = Listing(options.results or Path("results"), config, options.sort, options.reverse)
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    if options.csv:
-        print(shown([as_csv(request)], encoding), end="")
-    elif options.json:
-        print(shown([as_json(request)], encoding))
-    else:
-        terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
-        width = shutil.get_terminal_size().columns if terminal else None
-        print(shown(list(as_text(request, width)), encoding))
-
-
-def _reproduce(options: argparse.Namespace) -> None:
-    from atomloom.api import prepare
-    from atomloom.commands.reproduce import Request, reproduce_run
-
-    request = Request(
-        run=options.run_name,
-        output=options.output,
-        results=options.results,
-        from_raw=options.from_raw,
-        config=options.config,
-        threads=options.threads,
-        trust=options.trust,
-    )
-    verdict = reproduce_run(request, prepare, _log_to(options))
-    if options.json:
-        print(json.dumps(verdict.to_dict(), indent=1))
-    else:
-        print("\n".join(verdict.lines()))
-    if not verdict.success:
-        raise AtomloomError(f"was not reproduced: {verdict.outcome}", where=options.run_name)
-
-
-def _diff(options: argparse.Namespace) -> None:
-    from atomloom.commands.compare import compare_runs
-    from atomloom.pipeline.evidence import opened
-
-    with opened(options.a, options.results) as one, opened(options.b, options.results) as other:
-        comparison = compare_runs(one, other)
-    if options.json:
-        print(json.dumps(comparison.to_dict(), indent=1))
-    else:
-        print("\n".join(comparison.lines(options.a, options.b)))
-
-
-def _export_run(options: argparse.Namespace) -> None:
-    from atomloom.commands.export_run import export_run
-
-    path = export_run(options.run_name, options.output, options.results, _log_to(options))
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    compare(options)
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -871,6 +444,12 @@ def _gc(options: argparse.Namespace) -> None:
     )
 
 
+def _prepare(config: Config, log: Callable[[str], None]) -> RunPaths:
+    from atomloom.api import prepare
+
+    return prepare(config, log)
+
+
 def _config(options: argparse.Namespace) -> Config:
     config = load_config(*options.config)
     threads = getattr(options, "threads", None)
@@ -895,26 +474,6 @@ def _ready(options: argparse.Namespace) -> RunPaths:
     paths = _planned(options)
     require_earlier(paths, options.command, paths.plan.chunk_keys)
     return paths
-
-
-def _log_to(options: argparse.Namespace) -> _Log:
-    """Log to standard error, each line with its stage, and to the log file if one is named."""
-
-    def log(message: str, quiet: bool = False) -> None:
-        if not quiet:
-            _say(f"{options.command:>8s} | {message}")
-        if options.log:
-            line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n"
-            try:
-                options.log.parent.mkdir(parents=True, exist_ok=True)
-                with open(options.log, "a") as file:
-                    file.write(line)
-            except OSError as error:
-                raise AtomloomError(
-                    f"cannot be written: {error.strerror}", where=options.log
-                ) from None
-
-    return log
 
 
 if __name__ == "__main__":

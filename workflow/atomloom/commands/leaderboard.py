@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from atomloom.commands.options import Add
 from atomloom.config import Config, expand_variables, load_config
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.published import Verdict, verdicts
 from atomloom.store.files import expand_home, read_json
-
-Add = Callable[..., argparse.ArgumentParser]
 
 SECTIONS = ("dataset", "graph", "split", "model", "training")
 """Sections in which a run and a preset agree if the run is one of the preset."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from atomloom.commands.options import Prepare
 from atomloom.commands.trials import Job, Log, outcomes, paths_of, sweep_of
-from atomloom.config import Config, dump_config
+from atomloom.config import dump_config
 from atomloom.pipeline.paths import RunPaths
 from atomloom.reports.formats import plural
 from atomloom.store.files import read_json, write_sealed, write_text
@@ -53,9 +54,7 @@ def read_refit(folder: Path) -> list[Refitted]:
     return [Refitted(**run) for run in read_json(folder / REFIT, "runs", todo=TODO)["runs"]]
 
 
-def refit_best(
-    paths: RunPaths, threads: int, log: Log, prepare: Callable[[Config, Log], RunPaths]
-) -> Path:
+def refit_best(paths: RunPaths, threads: int, log: Log, prepare: Prepare) -> Path:
     """Train and evaluate the refit of a sweep whose trials are there, and write what came of it.
 
     A refit that fails is a result like any other: it says why.
@@ -99,7 +98,7 @@ def _refitted(
     trial: int,
     threads: int,
     log: Log,
-    prepare: Callable[[Config, Log], RunPaths],
+    prepare: Prepare,
 ) -> Refitted:
     own = prepare(refit.config, log)
     file = own.layout.merged_config

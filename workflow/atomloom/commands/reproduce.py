@@ -24,6 +24,7 @@ from atomloom.commands.compare import (
     environment_changes,
     table_of,
 )
+from atomloom.commands.options import Prepare
 from atomloom.config import Config, parse_config
 from atomloom.config.base import expand_variables
 from atomloom.config.model import is_by_class
@@ -40,8 +41,6 @@ from atomloom.stages.train import train_in_processes
 from atomloom.store.files import file_digest, write_sealed
 
 Log = Callable[[str], None]
-Prepare = Callable[[Config, Log], RunPaths]
-"""Everything before training, such as `atomloom.api.prepare`."""
 
 REPORT = "reproduction.json"
 NUMERIC = ("python", "torch", "numpy", "numba", "scipy", "dgl", "e3nn", "lightning-fabric", "cpu")

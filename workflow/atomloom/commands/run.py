@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from atomloom.config import Config, dump_config
+from atomloom.commands.options import Prepare
+from atomloom.config import dump_config
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.chunk_jobs import run_chunks
 from atomloom.pipeline.paths import Layout, RunPaths
@@ -145,7 +146,7 @@ def run_all_trials(
     layout: Layout,
     cores: int,
     log_of: Callable[[str, Path], Log],
-    prepare: Callable[[Config, Log], RunPaths],
+    prepare: Prepare,
 ) -> Path:
     """Plan, and run all trials of the section `sweep`; return the folder of the sweep.
 

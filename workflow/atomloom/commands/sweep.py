@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
 from atomloom.commands.committee import copy_models, evaluate_committee, members_of
+from atomloom.commands.options import Prepare
 from atomloom.commands.refit import REFIT, Refitted, read_refit, refit_best
 from atomloom.commands.trials import Log, outcomes, run_slot, suggest_round, sweep_of
-from atomloom.config import Config, dump_config, load_config
+from atomloom.config import dump_config, load_config
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import RunPaths
 from atomloom.reports.formats import plural
@@ -121,9 +121,7 @@ def _shown_refit(paths: RunPaths, refit: Refitted) -> RefitRow:
     return RefitRow(refit.run, values, refit.epochs, refit.best_epochs, errors, refit.reason)
 
 
-def run_sweep(
-    paths: RunPaths, jobs: int, log: Log, prepare: Callable[[Config, Log], RunPaths]
-) -> Path:
+def run_sweep(paths: RunPaths, jobs: int, log: Log, prepare: Prepare) -> Path:
     """All of a sweep, as the workflow would do it; what is there already is not made again.
 
     Args:
