@@ -115,6 +115,11 @@ class Project:
             raise AssertionError(f"snakemake failed\n{output}")
         return output
 
+    def command(self, *arguments: str) -> None:
+        """Run a command of atomloom here, with the config."""
+        command = [sys.executable, "-m", "atomloom", *arguments, "--config", "my.yaml"]
+        subprocess.run(command, cwd=self.folder, check=True, capture_output=True)
+
     def jobs(self, **environment: str) -> dict[str, int]:
         """Jobs that a call would run, by rule; the plan is brought up to date first if it must be.
 

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from atomloom.cli import main
+from atomloom.pipeline.paths import report_key_of
 from tests.workflow.project import CONFIG, ROOT, Project, counts
 
 AFTER_PLAN = {"index": 1, "split": 1, "train": 1, "evaluate": 1, "report": 1}
@@ -109,6 +110,7 @@ def test_a_run_without_snakemake_leaves_the_same_bytes_and_nothing_to_do(finishe
         "history.csv",
         "run.json",
         ".seen.json",
+        ".report-wanted",  # what Snakemake was last asked for
     }
     again = subprocess.run(command, cwd=project.folder, capture_output=True, text=True)
     assert "nothing to do" in again.stderr
@@ -167,6 +169,21 @@ def test_going_back_to_a_known_run_only_rewrites_the_report(project):
     assert project.jobs() == {"report": 1}
     shutil.rmtree(project.folder / ".snakemake")
     assert project.jobs() == {"report": 1}, "even where snakemake remembers nothing"
+
+
+def test_a_report_that_was_written_without_snakemake_is_replaced_by_the_wanted_one(project):
+    """By the commands, or cut short by whatever; the request of the wanted one is older than it."""
+    report = project.folder / "results" / "tiny" / "report.html"
+    wanted = report_key_of(report)
+    project.write_config(changed(training={"learning_rate": 0.002}))
+    project.command("run")
+    assert report_key_of(report) != wanted
+    project.write_config(CONFIG)
+    assert project.jobs() == {"report": 1}
+    project.snakemake()
+    assert report_key_of(report) == wanted
+    report.write_bytes(report.read_bytes()[:50_000])
+    assert project.jobs() == {"report": 1}
 
 
 def test_cutoff_change_rebuilds_graphs_and_nothing_before_them(project):
@@ -258,6 +275,9 @@ def test_a_lost_shard_is_made_again_and_nothing_is_trained(project, kind, jobs):
     [
         ("runs/*/model.safetensors", {"train": 1, "evaluate": 1}),
         ("runs/*/predictions.parquet", {"evaluate": 1, "report": 1}),
+        ("runs/*/metrics.csv", {"evaluate": 1}),
+        ("split/*/spec.json", {}),
+        ("index/*/spec.json", {}),
         ("index/*/index.parquet", {"index": 1}),
         ("split/*/dataset.parquet", {"split": 1}),
     ],

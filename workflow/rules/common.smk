@@ -187,7 +187,7 @@ def prepared(wildcards):
 def trained(wildcards):
     """Input function: the files of a finished run, its model first."""
     names = ("model.safetensors", "run.json", "history.csv", "metrics.json")
-    tables = ("predictions.parquet", "predictions.csv", "parity.png")
+    tables = ("metrics.csv", "predictions.parquet", "predictions.csv", "parity.png")
     return [planned().run / name for name in names + tables]
 
 
@@ -260,13 +260,14 @@ def report_request(wildcards):
     run instead, and only if that is not the wanted one may a time stamp trigger it.
     """
     paths = planned()
-    if not REQUEST.exists() or REQUEST.read_text() != paths.report_key:
-        write_text(REQUEST, paths.report_key)
-    return (
-        ancient(REQUEST)
-        if report_key_of(layout.report) == paths.report_key
-        else REQUEST
-    )
+    if report_key_of(layout.report) == paths.report_key:
+        return ancient(REQUEST)
+    # Whatever wrote the report that stands: Snakemake looks at the content, too, so each is asked once.
+    over = layout.report.stat().st_mtime_ns if layout.report.exists() else "none"
+    request = f"{paths.report_key} over {over}"
+    if not REQUEST.exists() or REQUEST.read_text() != request:
+        write_text(REQUEST, request)
+    return REQUEST
 
 
 TRAINING = layout.config.training

@@ -17,6 +17,9 @@ from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import RunPaths, report_key_of
 from atomloom.pipeline.timing import timed
 
+SPEC = "spec.json"
+"""File in a keyed folder that says what its name stands for."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -124,7 +127,7 @@ STAGES: dict[str, Stage] = {
             takes=("paths",),
             needs=("convert", "graphs"),
             outputs=lambda paths, chunk: _within(
-                paths.index, "index.json", "index.parquet", "quarantine.csv", "spec.json"
+                paths.index, "index.json", "index.parquet", "quarantine.csv", SPEC
             ),
             reads=lambda paths, chunk: tuple(map(paths.layout.graphs, paths.plan.chunk_keys)),
             job=lambda paths, chunk: paths.index.name,
@@ -136,7 +139,7 @@ STAGES: dict[str, Stage] = {
             takes=("paths",),
             needs=("convert", "label"),
             outputs=lambda paths, chunk: _within(
-                paths.split, "split.json", "dataset.parquet", "quarantine.csv", "spec.json"
+                paths.split, "split.json", "dataset.parquet", "quarantine.csv", SPEC
             ),
             reads=lambda paths, chunk: _shards_of_split(paths),
             job=lambda paths, chunk: paths.split.name,
@@ -150,7 +153,7 @@ STAGES: dict[str, Stage] = {
             outputs=lambda paths, chunk: _within(
                 paths.run, "model.safetensors", "run.json", "history.csv"
             ),
-            reads=lambda paths, chunk: (paths.index / "spec.json", paths.split / "spec.json"),
+            reads=lambda paths, chunk: (paths.index / SPEC, paths.split / SPEC),
             job=lambda paths, chunk: paths.run_key,
             threads=True,
             once=True,
@@ -162,12 +165,14 @@ STAGES: dict[str, Stage] = {
             takes=("paths",),
             needs=("index", "split", "train"),
             outputs=lambda paths, chunk: _within(
-                paths.run, "metrics.json", "predictions.parquet", "predictions.csv", "parity.png"
+                paths.run,
+                *("metrics.json", "metrics.csv"),
+                *("predictions.parquet", "predictions.csv", "parity.png"),
             ),
             reads=lambda paths, chunk: (
                 *_within(paths.run, "run.json", "model.safetensors"),
-                paths.index / "spec.json",
-                paths.split / "spec.json",
+                paths.index / SPEC,
+                paths.split / SPEC,
             ),
             job=lambda paths, chunk: paths.run_key,
             threads=True,
@@ -211,20 +216,26 @@ class Job:
 def jobs_to_do(paths: RunPaths) -> list[Job]:
     """Jobs that the workflow would run with this plan, in order: their outputs, or files they read, are missing.
 
-    The report is also one where it is of another run or unit.
+    The report is also one where it is of another run or unit. A spec explains the name of its folder and is
+    waited for where it is made; one that was lost alone is missed by nobody.
     """
-    jobs = []
+    jobs: list[Job] = []
+    lost: set[Path] = set()
     for stage in STAGES.values():
         if not stage.wanted(paths.config):
             continue
         for chunk in paths.plan.chunk_keys if stage.per_chunk else [""]:
             outputs = stage.outputs(paths, chunk)
             missing = tuple(path for path in outputs if not path.exists())
-            again = not all(path.exists() for path in stage.reads(paths, chunk))
+            again = any(
+                path in lost or not (path.name == SPEC or path.exists())
+                for path in stage.reads(paths, chunk)
+            )
             if stage.name == "report" and not missing:
                 again = again or report_key_of(outputs[0]) != paths.report_key
-            if missing or again:
+            if again or any(path.name != SPEC for path in missing):
                 jobs.append(Job(stage.name, chunk, missing, len(missing) == len(outputs)))
+                lost.update(missing)
     return jobs
 
 
