@@ -18,7 +18,7 @@ import pytest
 
 from atomloom.errors import AtomloomError
 from atomloom.reports import figures, html, write_report
-from atomloom.reports.formats import NONE
+from atomloom.reports.formats import NONE, number
 from atomloom.reports.page import formula_markup, relinked
 from atomloom.reports.tables import predictions_of
 
@@ -296,7 +296,19 @@ def test_classes_have_their_own_scores_a_table_and_a_calibration(make_run, sever
     )
     assert f"true, below; predicted, right 0 1 {'2 ' * several}{rows}" in page.text
     assert "Calibration on test: share of right decisions" in page.text
-    assert ("do not belong together" in page.text) == (not several)
+    assert "do not belong together" in page.text, "0.123 is made up"
+    assert "test accuracy 91 % over" in page.text
+    assert "no better than always guessing" not in page.text
+    assert "Predicted against reference" not in page.text, "numbers of classes are names"
+    share = np.where(frame["band_gap"] == 1.0, shares[:, 1], shares[:, 0])[test]
+    errors = 1.0 - share
+    own = {"test": values | {"mae": float(errors.mean()), "accuracy": 0.5, "count": len(test)}}
+    run.edit_json("metrics.json", band_gap=own)
+    page, _ = page_of(run)
+    assert "do not belong together" not in page.text
+    assert "no better than always guessing" in page.text
+    deviation = number(errors.std(ddof=1) / len(test) ** 0.5, 2)
+    assert f"{number(errors.mean())} ± {deviation} standard error" in page.text
 
 
 def test_text_from_files_stays_text(make_run):

@@ -14,6 +14,7 @@ from atomloom.reports import figures
 from atomloom.reports.figures import SPLIT_NAMES
 from atomloom.reports.formats import number
 from atomloom.reports.page import Drawing, drawing
+from atomloom.reports.tables import probability_columns
 
 SHOWN_CLASSES = 12
 """Max number of classes whose table of true and predicted ones is shown."""
@@ -40,7 +41,7 @@ def class_part(frame: pd.DataFrame, target: str, split: str, place: int) -> Clas
         place: of the target in the page, for the name of the figure.
     """
     rows = frame[(frame["split"] == split) & frame[target].notna()]
-    columns = [name for n in range(frame.shape[1]) if (name := f"{target}_p{n}") in frame]
+    columns = probability_columns(frame, target)
     if columns:
         shares = rows[columns].to_numpy(np.float64)
     else:

@@ -103,7 +103,9 @@ class TargetPart:
     noun: str
     """Counted items: structures, components, or values of atoms."""
     parity: tuple[Drawing, ...]
-    errors: Drawing
+    """Predicted against reference; empty for classes, whose numbers are names."""
+    errors: Drawing | None
+    """Distribution of errors; None for classes."""
     holders: str
     """Items over which an element's error is the mean."""
     of_atoms: bool
@@ -291,7 +293,10 @@ def _summary(
     parts = []
     for score in judged[:4]:
         name = f" of {score.target}" if len(judged) > 1 else ""
-        parts.append(f"{score.split} MAE{name} {error_text(score.mae, score.unit)}")
+        if score.accuracy is not None:
+            parts.append(f"{score.split} accuracy{name} {formats.percent(score.accuracy)}")
+        else:
+            parts.append(f"{score.split} MAE{name} {error_text(score.mae, score.unit)}")
     if len(judged) > 4:
         parts.append(f"and {len(judged) - 4} more targets")
     text = f"{head}: {', '.join(parts)}"
@@ -303,9 +308,19 @@ def _summary(
     }
     if len(counts) == 1 and (count := counts.pop()) is not None:
         text += f" over {plural(count, 'structure')}"
-    if len(judged) == 1 and judged[0].mad is not None:
+    if len(judged) == 1 and judged[0].accuracy is not None:
+        if share := _most_frequent(predictions.get(judged[0].target), judged[0].split):
+            text += f" (the most frequent class has {formats.percent(share)})"
+    elif len(judged) == 1 and judged[0].mad is not None:
         text += f" (mean absolute deviation {error_text(judged[0].mad, judged[0].unit)})"
     return text
+
+
+def _most_frequent(predictions: Predictions | None, split: str) -> float | None:
+    """Share of the most frequent class of a split: the accuracy of always guessing it."""
+    if predictions is None or not len(own := predictions.reference[predictions.of(split)]):
+        return None
+    return float(np.unique(own, return_counts=True)[1].max() / len(own))
 
 
 def _tiles(
@@ -320,6 +335,9 @@ def _tiles(
         suffix = f", {score.target}" if len(judged) > 1 else ""
         found = predictions.get(score.target)
         uncertainty = found.mae_uncertainty(score.split) if found is not None else None
+        if score.accuracy is not None:
+            tiles += _class_tiles(score, suffix, uncertainty)
+            continue
         value, unit = formats.measured(score.mae, score.unit)
         note = ""
         if found is not None and uncertainty:
@@ -329,7 +347,7 @@ def _tiles(
                 kind = "group" if groups else "structure"
                 note += f" over {plural(found.independent(score.split), kind)}"
         tiles.append(Tile(f"{score.split} MAE{suffix}", value, note, unit))
-    if len(judged) == 1:
+    if len(judged) == 1 and judged[0].accuracy is None:
         score = judged[0]
         if score.rmse is not None:
             largest = error_text(score.max_error, score.unit)
@@ -357,6 +375,22 @@ def _tiles(
             Tile("training time", formats.duration(seconds), f"on {device}" if device else "")
         )
     return tiles
+
+
+def _class_tiles(score: Score, suffix: str, uncertainty: float | None) -> list[Tile]:
+    """Tiles of a target whose values are classes; its MAE is of probabilities."""
+    note = f"± {number(uncertainty, 2)} standard error" if uncertainty else ""
+    values = {
+        "accuracy": (formats.percent(score.accuracy), ""),
+        "F1": (None if score.f1 is None else formats.fixed(score.f1, 3), ""),
+        "AUC": (None if score.auc is None else formats.fixed(score.auc, 3), "0.5 is guessing"),
+        "error of the probability": (number(score.mae), note),
+    }
+    return [
+        Tile(f"{score.split} {name}{suffix}", value, note)
+        for name, (value, note) in values.items()
+        if value is not None
+    ]
 
 
 def _meta(card: RunCard) -> list[tuple[str, str]]:
@@ -398,7 +432,19 @@ def _remarks(
     remarks += [
         f"{score.split} MAE of {score.target} is no better than guessing the mean of the split."
         for score in scores
-        if score.split != "train" and (score.share_of_mad or 0) >= 1
+        if score.split != "train" and (score.share_of_mad or 0) >= 1 and score.accuracy is None
+    ]
+    remarks += [
+        f"{score.split} accuracy of {score.target} is no better than always guessing the most frequent class."
+        for score in scores
+        if score.split != "train"
+        and score.accuracy is not None
+        and score.accuracy <= (_most_frequent(predictions.get(score.target), score.split) or 0.0)
+    ]
+    remarks += [
+        f"All {score.target} of the {score.split} split are equal: its errors say nothing of what was learnt."
+        for score in scores
+        if score.split != "train" and score.mad == 0 and (score.count or 0) > 1
     ]
     for target in targets:
         found = predictions.get(target)
@@ -416,8 +462,7 @@ def _remarks(
             )
         for score in scores:
             mae = found.mae(score.split) if score.target == target else None
-            several = f"{target}_p0" in frame  # classes, whose error is not a difference
-            if mae is None or score.mae is None or several:
+            if mae is None or score.mae is None:
                 continue
             if abs(mae - score.mae) > MAE_TOLERANCE * max(mae, score.mae):
                 remarks.append(
@@ -740,19 +785,12 @@ def _worst(predictions: Predictions) -> tuple[tables.WorstPrediction, ...]:
     return tables.worst_predictions(predictions, split, WORST)
 
 
-def _target_part(
-    place: int,
-    predictions: Predictions,
-    vector_points: int,
-    worst: tuple[tables.WorstPrediction, ...],
-    structures: Mapping[str, Structure],
-    classes: pd.DataFrame | None,
-) -> TargetPart:
-    """Part of the page on one target; `classes` are the predictions, if its values are classes."""
+def _parity(
+    place: int, predictions: Predictions, vector_points: int, errors: np.ndarray, mae: float
+) -> tuple[tuple[Drawing, ...], Drawing]:
+    """Predicted against reference, and the distribution of errors; `errors` of the judged split."""
     split = predictions.judged_split
     assert split is not None  # predictions without rows are not shown
-    errors = predictions.error[predictions.of(split)]
-    mae = float(np.abs(errors).mean())
     parity = []
     for panel, (what, figure, tips) in enumerate(
         figures.parity_figures(predictions, vector_points)
@@ -775,6 +813,25 @@ def _target_part(
     )
     if beyond:
         caption += f" {plural(beyond, predictions.noun)} beyond ± {number(reach)} not shown."
+    return tuple(parity), drawing(figure, f"errors-{place}", caption)
+
+
+def _target_part(
+    place: int,
+    predictions: Predictions,
+    vector_points: int,
+    worst: tuple[tables.WorstPrediction, ...],
+    structures: Mapping[str, Structure],
+    classes: pd.DataFrame | None,
+) -> TargetPart:
+    """Part of the page on one target; `classes` are the predictions, if its values are classes."""
+    split = predictions.judged_split
+    assert split is not None  # predictions without rows are not shown
+    errors = predictions.error[predictions.of(split)]
+    mae = float(np.abs(errors).mean())
+    parity, distribution = (
+        _parity(place, predictions, vector_points, errors, mae) if classes is None else ((), None)
+    )
     return TargetPart(
         target=predictions.target,
         unit=predictions.unit,
@@ -790,8 +847,8 @@ def _target_part(
         ),
         of_atoms=predictions.of_atoms,
         named=any(predictions.elements),
-        parity=tuple(parity),
-        errors=drawing(figure, f"errors-{place}", caption),
+        parity=parity,
+        errors=distribution,
         elements=_element_table(predictions, split),
         worst=worst,
         breakdown=break_down(place, predictions, worst, vector_points // TREND_SHARE, structures),

@@ -169,14 +169,16 @@ class Predictions:
     """Names of further test sets."""
     atom: np.ndarray | None = None
     """[N] int64, index of the atom in its structure, -1 where unknown; None if rows are not of atoms."""
+    certainty: np.ndarray | None = None
+    """[N] probability of the true one of several classes; None for other targets."""
 
     def __len__(self) -> int:
         return len(self.reference)
 
     @property
     def error(self) -> np.ndarray:
-        """[N] differences, predicted minus reference."""
-        return self.predicted - self.reference
+        """[N] differences, predicted minus reference; of several classes, of the probability of the true one."""
+        return self.predicted - self.reference if self.certainty is None else self.certainty - 1.0
 
     def of(self, split: str) -> np.ndarray:
         """[N] bool, whether a row is of this split."""
@@ -493,7 +495,24 @@ def predictions_of(
             if of_atoms
             else None
         ),
+        certainty=_certainty(rows, target, reference[complete]),
     )
+
+
+def _certainty(rows: pd.DataFrame, target: str, truth: np.ndarray) -> np.ndarray | None:
+    """Probabilities of the true classes, if the table has those of several."""
+    columns = probability_columns(rows, target)
+    if not columns:
+        return None
+    shares = rows[columns].to_numpy(np.float64)
+    known = (truth >= 0) & (truth < len(columns))
+    chosen = np.where(known, truth, 0).astype(np.int64)
+    return np.where(known, np.take_along_axis(shares, chosen[:, None], axis=1)[:, 0], 0.0)
+
+
+def probability_columns(frame: pd.DataFrame, target: str) -> list[str]:
+    """Columns with the probabilities of several classes of a target, in their order."""
+    return [name for n in range(frame.shape[1]) if (name := f"{target}_p{n}") in frame]
 
 
 def structures_of(frame: pd.DataFrame, named: Sequence[str] = ()) -> Structures:
