@@ -39,16 +39,24 @@ def said_by_status(capsys, *words: str) -> str:
     return capsys.readouterr().out
 
 
-def test_a_failed_stage_says_what_stands_and_the_same_command_goes_on(project, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("todo", "said_last"),
+    [
+        ("", "plan, convert, graphs stand, and the same command goes on from there"),
+        ("make some", "make some; then the same command goes on"),
+    ],
+)
+def test_a_failed_stage_says_what_stands_and_the_same_command_goes_on(
+    project, monkeypatch, capsys, todo, said_last
+):
     def fail(*_):
-        raise AtomloomError("no room", where="there", todo="make some")
+        raise AtomloomError("no room", where="there", todo=todo)
 
     with monkeypatch.context() as broken:
         broken.setattr("atomloom.stages.index.write_index", fail)
         assert run() == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "atomloom run: there: index: no room; make some; plan, convert, graphs stand, and the same "
-        "command goes on from there"
+        f"atomloom run: there: index: no room; {said_last}"
     )
     said = said_by_status(capsys)
     assert [line.split()[:2] for line in said.splitlines()[1:5]] == [
@@ -228,3 +236,33 @@ def test_every_epoch_is_a_line_where_there_is_no_terminal():
     shown.draw(1, 2, "chunks")
     shown.clear()
     assert kept == ["epoch 1/2  train 0.5"]
+
+
+def test_what_is_finished_needs_no_place_to_write(project, capsys):
+    assert run() == 0
+    for log in (project / "results" / "tiny" / "logs").glob("*.log"):
+        log.unlink()
+        log.mkdir()  # nothing can be appended to it
+    assert run() == 0
+    assert "nothing to do" in capsys.readouterr().err
+
+
+def test_of_equally_near_runs_one_of_the_same_config_explains_other_labels(project, capsys):
+    for rate in (0.001, 0.002):
+        write_config(project, learning_rate=rate)
+        assert run() == 0
+    write_config(project, learning_rate=0.001)
+    labels = project / "data" / "labels.csv"
+    labels.write_text(labels.read_text().replace("s3,3.5", "s3,4.5"))
+    said = said_by_status(capsys)
+    (train,) = (line for line in said.splitlines() if line.startswith("train "))
+    assert "records or labels changed" in train
+
+
+def test_a_report_whose_files_were_lost_is_not_said_to_be_of_another_run(project, capsys):
+    assert run() == 0
+    (table,) = (project / "results" / "tiny" / "runs").glob("*/predictions.parquet")
+    table.unlink()
+    (report,) = (line for line in said_by_status(capsys).splitlines() if line.startswith("report "))
+    assert "another run" not in report
+    assert "reads what is made again" in report

@@ -78,3 +78,19 @@ def test_shares_sizes_and_moments():
 def test_decimals_follow_the_size_of_an_error():
     assert [formats.decimals_for(v) for v in (0.0431, 0.6, 28.76, 4321)] == [4, 3, 1, 0]
     assert formats.decimals_for(None) == 3
+
+
+def test_numbers_of_many_digits_are_powers_of_ten_whatever_their_decimals():
+    assert formats.fixed(-9.01e25, 3) == f"{formats.MINUS}9.01 {formats.TIMES} 10\u00b2\u2075"
+    assert formats.fixed(3.2e12, 1, sign=True) == f"+3.20 {formats.TIMES} 10\u00b9\u00b2"
+    assert formats.percent(3.1e11) == f"3.10 {formats.TIMES} 10\u00b9\u00b3 %"
+    assert formats.fixed(9_999_999, 0) == "9,999,999"
+
+
+def test_ends_of_bins_have_as_many_digits_as_tell_them_apart():
+    assert formats.numbers_apart([-98.11, -98.06, -97.9]) == [
+        "\u221298.11",
+        "\u221298.06",
+        "\u221297.90",
+    ]
+    assert formats.numbers_apart([1.0, 2.0, 2.0]) == ["1.00", "2.00", "2.00"]

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from atomloom.commands.options import Prepare
+from atomloom.commands.options import Prepare, say
 from atomloom.config import dump_config
-from atomloom.errors import AtomloomError
+from atomloom.errors import AtomloomError, InterruptedRun, StoppedRun
 from atomloom.pipeline.chunk_jobs import run_chunks
 from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.progress import Progress
@@ -96,7 +96,8 @@ def run_all(layout: Layout, cores: int, log_of: Callable[[str, Path], Log]) -> R
     paths, threaded = (RunPaths(one, plan) for one in (layout, _with_threads(layout, cores)))
     todo = jobs_to_do(paths)
     if not todo:
-        shown.line(f"nothing to do: {layout.report} is up to date")
+        # To nobody's file: results that are finished may be on a medium that cannot be written to.
+        say(f"{'run':>8s} | nothing to do: {layout.report} is up to date")
     done = ["plan"]
     for stage in (stage for stage in STAGES.values() if stage.wanted(layout.config)):
         jobs = [job for job in todo if job.stage == stage.name]
@@ -186,9 +187,14 @@ def _log_file(paths: RunPaths, stage: Stage) -> Path:
 
 
 def _with_what_stands(error: AtomloomError, stage: Stage, done: Sequence[str]) -> AtomloomError:
-    """The error of a stage, which also says what is done."""
+    """The error of a stage, which also says what is done, or that something is to be done first."""
     stands = (
         f"{', '.join(done)} stand{'s' * (len(done) == 1)}, and the same command goes on from there"
     )
-    todo = f"{error.todo}; {stands}" if error.todo else stands
+    if not error.todo:
+        todo = stands
+    elif isinstance(error, (InterruptedRun, StoppedRun)):
+        todo = f"{error.todo}; {stands}"
+    else:
+        todo = f"{error.todo}; then the same command goes on"
     return type(error)(f"{stage.name}: {error.what}", where=error.where, todo=todo)

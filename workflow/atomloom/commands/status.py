@@ -228,8 +228,11 @@ def _begun(paths: RunPaths) -> str:
 
 def _of_another(paths: RunPaths) -> str:
     """Reason to write a report that is there."""
-    if report_key_of(paths.layout.report) is None:
+    standing = report_key_of(paths.layout.report)
+    if standing is None:
         return "the report that stands is truncated"
+    if standing == paths.report_key:
+        return "reads what is made again"
     return "the report that stands shows another run, index, split or unit"
 
 
@@ -246,14 +249,20 @@ class _Nearest:
         ]
         others = sorted(others, key=lambda run: run.when)[-COMPARED:]
         compared = [(run, differences([run, present])) for run in reversed(others)]
-        best = min(compared, key=lambda pair: len(pair[1]), default=None)
+        own = present.keys.get("dataset")
+        # Other data are a difference, too; of equally near runs the latest.
+        distance = [
+            len(different.keys() - {"data"}) + (run.keys.get("dataset") != own)
+            for run, different in compared
+        ]
+        best = compared[distance.index(min(distance))] if compared else None
         self.name = ""
         self.other_data = False
         self._differing: dict[str, list[Any]] = {}
         if best is not None:
             run, self._differing = best
             self.name = short_name(run.key)
-            self.other_data = run.keys.get("dataset") != present.keys.get("dataset")
+            self.other_data = run.keys.get("dataset") != own
 
     def fields(self, sections: Sequence[str]) -> str:
         """Fields in some sections that differ, with their values before and now."""

@@ -35,6 +35,7 @@ from atomloom.reports.formats import (
     duration,
     fixed,
     number,
+    numbers_apart,
     plural,
     ten_to,
     with_unit,
@@ -802,9 +803,7 @@ def quantile_figure(bins: Sequence[Bin], predictions: Predictions) -> Figure:
         bbox={"facecolor": LIGHT.card, "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
     )
     ends = [bins[0].low, *(one.high for one in bins)]
-    axes.set_xticks(
-        np.arange(len(ends)) - 0.5, [number(end) for end in ends], rotation=35, fontsize=6.5
-    )
+    axes.set_xticks(np.arange(len(ends)) - 0.5, numbers_apart(ends), rotation=35, fontsize=6.5)
     axes.grid(axis="x", visible=False)
     axes.set_ylim(bottom=0)
     axes.set_xlabel(_label(f"reference {predictions.target}", predictions.unit, WIDTH))

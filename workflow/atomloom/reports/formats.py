@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from datetime import datetime
 
 NONE = "\u2013"
@@ -14,6 +15,10 @@ NONE = "\u2013"
 MINUS, TIMES = "\u2212", "\u00d7"
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 _SECONDS_A_MINUTE, _SECONDS_AN_HOUR, _SECONDS_A_DAY = 60, 3600, 86400
+
+
+TOO_LONG = 1e7
+"""Numbers beyond it are given as powers of ten, whatever their decimals."""
 
 
 def finite(value: object) -> float | None:
@@ -46,6 +51,15 @@ def number(value: object, digits: int = 3) -> str:
     return fixed(found, max(0, digits - 1 - power))
 
 
+def numbers_apart(values: Sequence[float]) -> list[str]:
+    """Numbers with as few significant digits, 3 or more, as tell different ones apart."""
+    for digits in range(3, 10):
+        texts = [number(value, digits) for value in values]
+        if len(set(texts)) == len(set(values)):
+            break
+    return texts
+
+
 def brief(value: object, digits: int = 3) -> str:
     """Number without trailing zeros: for numbers that were chosen, not measured."""
     text = number(value, digits)
@@ -62,6 +76,8 @@ def fixed(value: object, decimals: int, *, sign: bool = False) -> str:
     found = finite(value)
     if found is None:
         return NONE
+    if abs(found) >= TOO_LONG:
+        return f"{'+' if sign and found > 0 else ''}{number(float(found))}"
     text = f"{found:{'+' if sign else ''},.{decimals}f}"
     return re.sub(r"^-(?=[0.,]*$)", "", text).replace("-", MINUS)
 
@@ -103,6 +119,8 @@ def percent(share: object) -> str:
     if found is None:
         return NONE
     value = 100 * found
+    if abs(value) >= TOO_LONG:
+        return f"{number(value)} %"
     if value == 0 or abs(value) >= 9.95:
         return f"{value:.0f} %"
     return f"{number(value, 2)} %"
