@@ -7,13 +7,17 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from ase.build import bulk
 from ase.io import write
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from atomloom.api import run_pipeline
 from atomloom.config import load_config
+from atomloom.store.parquet import write_table
 
 CONFIG = {
     "dataset": {
@@ -77,3 +81,20 @@ def original(tmp_path_factory) -> Project:
 def project(original, tmp_path) -> Project:
     """Copy of the project elsewhere, to be changed."""
     return Project(Path(shutil.copytree(original.folder, tmp_path / "project")))
+
+
+def change_weights(path: Path) -> str:
+    """Add half of the largest number of the first tensor to one of a model file; return the tensor's name."""
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {n: file.get_tensor(n) for n in file.keys()}, file.metadata()  # noqa: SIM118
+    name = next(n for n, tensor in tensors.items() if tensor.is_floating_point() and tensor.any())
+    tensors[name].view(-1)[0] += 0.5 * tensors[name].abs().max()
+    save_file(tensors, path, metadata)
+    return name
+
+
+def change_table(path: Path) -> None:
+    """Make the first prediction of a table, whole and readable as before, half as large."""
+    frame = pd.read_parquet(path)
+    frame.loc[0, "volume_predicted"] *= 0.5
+    write_table(path, frame)

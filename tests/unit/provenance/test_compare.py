@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from atomloom.cli import main
 from atomloom.commands.compare import compare_runs
 from atomloom.pipeline.evidence import opened
-from atomloom.store.files import read_json, write_sealed
+from atomloom.store.files import file_digest, read_json, write_sealed
+from atomloom.store.parquet import write_table
 from tests.unit.provenance.conftest import Project
 
 
@@ -114,6 +117,86 @@ def test_where_results_are_missing_digests_and_cards_still_tell(two, tmp_path):
     assert all(item.equal for item in compared(bare[0], bare[2]).agreements)
 
 
+def test_missing_files_are_said_and_compared_by_digest(two, tmp_path):
+    _, first, second = two
+    bare = shutil.copytree(first, tmp_path / "bare")
+    for name in ("predictions.parquet", "metrics.json"):
+        (bare / name).unlink()
+    found = {item.kind: item for item in compared(first, bare).agreements}
+    assert (
+        found["errors"].text == "errors: equal to the bit (by digest: one run has no metrics.json)"
+    )
+    assert "one run has no predictions.parquet" in found["predictions"].text
+    told = {item.kind: item.text for item in compared(second, bare).agreements}
+    assert told["errors"] == ("errors: differ, how far is not known: one run has no metrics.json")
+    forget(bare)
+    told = {item.kind: item.text for item in compared(first, bare).agreements}
+    assert told["predictions"] == (
+        "predictions: cannot be compared: one run has no predictions.parquet, and a card has no digest of it"
+    )
+
+
+def forget(run, *names):
+    """Take digests of results from a card: all, as in cards of before, or those of some files."""
+    card = read_json(run / "run.json")
+    for name in names or list(card["results"]):
+        del card["results"][name]
+    if not names:
+        del card["results"], card["digests"]
+    write_sealed(run / "run.json", card)
+
+
+def record(run, *names):
+    """Write the digests of files as they are now into the card."""
+    card = read_json(run / "run.json")
+    card["results"] |= {name: file_digest(run / name) for name in names}
+    write_sealed(run / "run.json", card)
+
+
+def test_tables_are_compared_row_by_row_where_there_are_no_digests(two, tmp_path):
+    _, first, _ = two
+    other = shutil.copytree(first, tmp_path / "other")
+    forget(other)
+    assert all(item.equal for item in compared(first, other).agreements)
+    for change, where in (
+        (lambda frame: frame.loc[3, "volume_predicted"] * 1.5, "volume_predicted of "),
+        (lambda frame: np.nan, "volume_predicted of "),
+        (lambda frame: None, "columns that the other has not"),
+    ):
+        frame = pd.read_parquet(first / "predictions.parquet")
+        value = change(frame)
+        if value is None:
+            frame = frame.drop(columns="volume_predicted")
+        else:
+            frame.loc[3, "volume_predicted"] = value
+        write_table(other / "predictions.parquet", frame)
+        (found,) = [c for c in compared(first, other).agreements if c.kind == "predictions"]
+        assert not found.equal
+        told = "\n".join([found.text, *(item.name for item in found.changes)])
+        assert where in told
+        assert len(found.changes) == (value is not None)
+
+
+def test_tables_of_every_target_are_compared(two, tmp_path):
+    _, first, _ = two
+    runs = [shutil.copytree(first, tmp_path / name) for name in ("one", "same", "other")]
+    for run, value in zip(runs, (1.0, 1.0, 1.25), strict=True):
+        frame = pd.DataFrame({"id": ["a"] * 4, "atom": [0, 0, 1, 1], "component": [0, 1, 0, 1]})
+        forces = frame.assign(forces=[0.5] * 4, forces_predicted=[2.0, 1.0, -0.5, value])
+        write_table(run / "forces.parquet", forces)
+        record(run, "forces.parquet")
+    one, same, other = runs
+    assert all(item.equal for item in compared(one, same).agreements)
+    found = compared(one, other).agreements[-1]
+    assert [(c.name, c.one, c.other) for c in found.changes] == [
+        ("forces_predicted of a, atom 1, component 1", 1.0, 1.25)
+    ]
+    assert found.worst == 0.125
+    (other / "forces.parquet").unlink()
+    (told,) = [c.text for c in compared(one, other).agreements if c.kind == "predictions"]
+    assert told == "predictions: differ, how far is not known: one run has no forces.parquet"
+
+
 def test_other_networks_and_other_structures_are_not_compared_number_by_number(two, tmp_path):
     project, first, _ = two
     wide = project.train(seed=1)
@@ -121,10 +204,7 @@ def test_other_networks_and_other_structures_are_not_compared_number_by_number(t
     card = read_json(other / "run.json")
     del card["results"]
     write_sealed(other / "run.json", card)
-    import pandas as pd
     from safetensors.torch import load_file, save_file
-
-    from atomloom.store.parquet import write_table
 
     weights = load_file(other / "model.safetensors")
     name = next(iter(weights))

@@ -10,6 +10,7 @@ import shutil
 import time
 import zipfile
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -21,7 +22,8 @@ from atomloom.commands.reproduce import Request, reproduce_run
 from atomloom.config import load_config
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.evidence import opened
-from atomloom.store.files import file_digest
+from atomloom.store.files import file_digest, read_json, write_sealed
+from atomloom.store.parquet import write_table
 
 
 def quiet(_):
@@ -110,12 +112,30 @@ def test_an_archive_alone_can_be_compared_and_made_again(original, archive, tmp_
 def test_a_run_that_was_not_evaluated_is_packed_without_report(project, tmp_path, capsys):
     for name in ("metrics.json", "predictions.parquet", "predictions.csv", "parity.png"):
         (project.run / name).unlink()
+    card = read_json(project.run / "run.json")
+    del card["evaluated"]
+    card["results"] = {name: card["results"][name] for name in ("weights", "history")}
+    write_sealed(project.run / "run.json", card)
     output = str(tmp_path / "a.zip")
     assert main(["export-run", str(project.run), "-o", output]) == 0
     assert "was not evaluated" in capsys.readouterr().err
     names = zipfile.ZipFile(output).namelist()
     assert "model.safetensors" in names
     assert not {"report.html", "metrics.json"} & set(names)
+
+
+def test_recorded_files_that_are_missing_are_refused_and_foreign_tables_left_out(project, tmp_path):
+    write_table(project.run / "forces.parquet", pd.DataFrame({"id": ["a"]}))
+    said: list[str] = []
+    path = export_run(str(project.run), tmp_path / "a.zip", tmp_path, said.append)
+    assert said == ["forces.parquet is left out: the card does not record it"]
+    assert "forces.parquet" not in zipfile.ZipFile(path).namelist()
+    (project.run / "predictions.parquet").unlink()
+    with pytest.raises(
+        AtomloomError, match=r"without predictions\.parquet, which the card records"
+    ):
+        export_run(str(project.run), tmp_path / "b.zip", tmp_path, quiet)
+    assert not (tmp_path / "b.zip").exists()
 
 
 def test_a_run_folder_elsewhere_is_packed_without_its_records(original, tmp_path):
@@ -178,3 +198,40 @@ def test_a_damaged_archive_is_refused(archive, tmp_path):
         opened(str(tmp_path / "a.zip"), tmp_path),
     ):
         pass
+
+
+def refusal(path) -> str:
+    with pytest.raises(AtomloomError) as error, opened(str(path), path.parent):
+        pass
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"metrics.csv": b"edited"}, "metrics.csv was edited"),
+        ({"records.csv": b""}, "records.csv was edited"),
+        ({"quarantine.csv": None}, "quarantine.csv is missing"),
+        ({"notes.txt": b"x"}, "notes.txt is not in its metadata"),
+        (
+            {"model.safetensors": None, "x/y": b"x"},
+            "model.safetensors is missing, x/y is not in its",
+        ),
+        ({"ro-crate-metadata.json": None}, "no ro-crate-metadata.json in it"),
+        ({"ro-crate-metadata.json": b"{}"}, "is a damaged archive: ro-crate-metadata.json"),
+    ],
+    ids=["edited", "emptied", "missing", "extra", "both", "no metadata", "empty metadata"],
+)
+def test_members_are_held_against_the_digests_in_the_metadata(members, tmp_path, change, reason):
+    kept = {name: value for name, value in {**members, **change}.items() if value is not None}
+    assert reason in refusal(packed(tmp_path / "a.zip", kept))
+
+
+def test_a_truncated_or_empty_archive_is_damaged_and_no_card(archive, tmp_path):
+    content = archive.read_bytes()
+    for length in (0, 1, 10, 1000, len(content) // 2, len(content) - 30, len(content) - 1):
+        (tmp_path / "a.zip").write_bytes(content[:length])
+        assert "is a damaged archive" in refusal(tmp_path / "a.zip"), length
+    (tmp_path / "renamed").write_bytes(content[:1000])
+    assert "is a damaged archive" in refusal(tmp_path / "renamed")

@@ -8,18 +8,20 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 
 from atomloom.api import prepare
 from atomloom.cli import main
 from atomloom.commands.compare import Agreement, Change
 from atomloom.commands.reproduce import Request, Verdict, judge, level_between, reproduce_run
 from atomloom.errors import AtomloomError
+from atomloom.inference.model_file import weights_digest
 from atomloom.pipeline.evidence import Evidence, opened
 from atomloom.pipeline.run_card import LEVELS
-from atomloom.store.files import read_json, write_sealed
+from atomloom.store.files import file_digest, read_json, write_sealed
+from tests.unit.provenance.conftest import change_table, change_weights
 
 
 def quiet(_):
@@ -93,21 +95,32 @@ def test_a_difference_is_told_with_its_place_and_size(original, again, tmp_path)
     output, _ = again
     own = next(output.glob("results/copper/runs/*"))
     changed = shutil.copytree(own, tmp_path / "changed")
-    with safe_open(changed / "model.safetensors", framework="pt") as file:
-        tensors, metadata = {n: file.get_tensor(n) for n in file.keys()}, file.metadata()  # noqa: SIM118
-    name = next(n for n, tensor in tensors.items() if tensor.is_floating_point() and tensor.any())
-    largest = tensors[name].abs().max()
-    tensors[name].view(-1)[0] += 0.5 * largest
-    save_file(tensors, changed / "model.safetensors", metadata)
+    name = change_weights(changed / "model.safetensors")
+    change_table(changed / "predictions.parquet")
     metrics = read_json(changed / "metrics.json")
     metrics["volume"]["test"]["mae"] *= 1.25
     (changed / "metrics.json").write_text(json.dumps(metrics))
-    verdict = judge(evidence(original.run), evidence(changed))
+    with pytest.raises(AtomloomError, match="is not the one that the card records"):
+        judge(evidence(original.run), evidence(changed))
+    results = {
+        "weights": weights_digest(load_file(changed / "model.safetensors")),
+        **{n: file_digest(changed / n) for n in ("metrics.json", "predictions.parquet")},
+    }
+    verdict = judge(evidence(original.run), evidence(changed, results=results))
     weights, errors, predictions = verdict.agreements
     assert weights.changes[0].name == name
     assert 0.2 < weights.worst <= 0.5
     assert (errors.changes[0].name, errors.worst) == ("volume.test.mae", pytest.approx(0.2))
-    assert predictions.equal
+    table = pd.read_parquet(original.run / "predictions.parquet")
+    (change,) = predictions.changes
+    assert change.name == f"volume_predicted of {table['id'][0]}"
+    assert (change.one, change.other) == (
+        table["volume_predicted"][0],
+        pytest.approx(0.5 * change.one, rel=1e-15),
+    )
+    assert predictions.worst == pytest.approx(
+        0.5 * change.one / table["volume_predicted"].abs().max()
+    )
     assert (verdict.outcome, verdict.success) == ("different", False)
     text = "\n".join(verdict.lines())
     assert name in text
@@ -299,3 +312,37 @@ def test_a_run_that_is_not_finished_or_damaged_is_refused_before_training(projec
     with pytest.raises(AtomloomError, match="the run is not finished"):
         reproduce_run(Request(str(project.run), output), prepare, quiet)
     assert not output.exists()
+
+
+EDITS = {
+    "model.safetensors": change_weights,
+    "predictions.parquet": change_table,
+    "predictions.csv": lambda path: path.write_text(path.read_text() + "\n"),
+    "metrics.json": lambda path: path.write_text(path.read_text().replace("1", "2")),
+    "history.csv": lambda path: path.write_text(path.read_text().replace("1", "2")),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_a_file_that_is_not_the_cards_is_named_before_anything_is_trained(
+    project, original, name, tmp_path, capsys
+):
+    EDITS[name](project.run / name)
+    run, output = str(project.run), str(tmp_path / "out")
+    for command in (
+        ["reproduce", run, "--output", output],
+        ["diff", str(original.run), run],
+        ["export-run", run, "-o", output],
+    ):
+        assert main(command) == 1, command
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{name} is not the one that the card records" in line, command
+        assert not Path(output).exists()
+
+
+def test_a_repetition_that_was_edited_is_not_taken_for_equal(original, again, tmp_path):
+    copy = shutil.copytree(again[0], tmp_path / "copy")
+    (run,) = copy.glob("results/copper/runs/*")
+    change_table(run / "predictions.parquet")
+    with pytest.raises(AtomloomError, match=r"predictions\.parquet is not the one"):
+        reproduce_run(Request(str(original.run), copy), prepare, quiet)

@@ -1,7 +1,7 @@
 """`atomloom diff`: two runs, and what differs in config, data, code, environment and results.
 
-Results are compared number by number, weights tensor by tensor. `atomloom reproduce` uses the same comparison
-to say how close a run came to its repetition.
+Results are compared number by number, weights tensor by tensor; by digest where a card has one, after the files have
+been checked against it. `atomloom reproduce` uses the same comparison to say how close a run came to its repetition.
 
 Differences of weights are relative to the largest weight of a tensor, those of errors and predictions to
 the larger of two numbers, or the largest of a column.
@@ -14,18 +14,19 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
 import torch
 
-from atomloom.errors import AtomloomError
+from atomloom.errors import AtomloomError, again
 from atomloom.inference.model_file import weights_digest
 from atomloom.pipeline.evidence import Evidence
 from atomloom.pipeline.run_card import HISTORY
 from atomloom.pipeline.runs import changes_nothing, default_of
 from atomloom.reports.formats import number, plural
+from atomloom.store.files import file_digest
 from atomloom.store.keys import canonical, flat
 from atomloom.store.parquet import read_table
 
@@ -35,6 +36,9 @@ SHOWN = 5
 TOLD = 24
 """Characters of a digest or another long value that are shown."""
 NOTHING = "-"
+TABLE = "predictions.parquet"
+PLACES = ("id", "atom", "component")
+"""Columns that say which number a row of a table is."""
 TIMES = ("seconds", "started", "finished")
 """Entries of a card that differ between any two runs."""
 
@@ -86,7 +90,7 @@ class Agreement:
         many = {"weights": "tensor", "errors": "number", "predictions": "column"}[self.kind]
         of = f" ({plural(self.count, many)})" if self.count else ""
         if self.equal:
-            return f"{self.kind}: equal to the bit{of}"
+            return f"{self.kind}: equal to the bit{of}{f' ({self.note})' if self.note else ''}"
         if self.worst is None:
             return f"{self.kind}: differ, how far is not known: {self.note}"
         if math.isinf(self.worst):
@@ -280,39 +284,87 @@ def _is_number(value: Any) -> bool:
 
 
 def compare_results(one: Evidence, other: Evidence) -> list[Agreement]:
-    """Compare weights, errors and predictions, as far as both runs have them."""
+    """Compare weights, errors and predictions, as far as both runs have them.
+
+    Raises:
+        AtomloomError: when a file of results is damaged, or is not the one that its card records.
+    """
+    for run in (one, other):
+        require_recorded(run)
     found = [_weights(one, other), _errors(one, other), _predictions(one, other)]
     return [item for item in found if item is not None]
+
+
+def require_recorded(run: Evidence) -> None:
+    """Check the files of a run against the digests in its card; cards of before have none.
+
+    Raises:
+        AtomloomError: when a file is damaged, or is not the one that the card records.
+    """
+    results = run.section("results")
+    digests = {**_file_digests(run), **run.section("digests")}
+    if results:  # what a card of today does not record is not of its run
+        digests = {"metrics.json": None, TABLE: None} | digests
+    for name, digest in digests.items():
+        path = run.file(name)
+        if path is not None and file_digest(path) != digest:
+            _refuse(run, name)
+    if results.get("weights") is not None:
+        tensors = read_weights(run)
+        if tensors is not None and weights_digest(tensors) != results["weights"]:
+            _refuse(run, MODEL)
+
+
+def missing_files(run: Evidence) -> list[str]:
+    """Names of the files that the card of a run records and that are not there."""
+    names = {**_file_digests(run), **run.section("digests")}
+    return [name for name in names if run.file(name) is None]
+
+
+def _refuse(run: Evidence, name: str) -> NoReturn:
+    todo = "" if run.origin is None else again("train" if name in (MODEL, HISTORY) else "evaluate")
+    raise AtomloomError(f"{name} is not the one that the card records", where=run.name, todo=todo)
+
+
+def _file_digests(run: Evidence) -> dict[str, Any]:
+    """Digests that the card has of files, by name."""
+    return {name: value for name, value in run.section("results").items() if "." in name}
 
 
 def _recorded(one: Evidence, other: Evidence, name: str) -> tuple[Any, Any]:
     return one.section("results").get(name), other.section("results").get(name)
 
 
-def _by_digest(kind: str, pair: tuple[Any, Any], missing: str) -> Agreement | None:
-    """Agreement as two digests tell; None where one is missing."""
-    if None in pair:
+def _by_digest(
+    kind: str, one: Evidence, other: Evidence, pair: tuple[Any, Any], name: str
+) -> Agreement | None:
+    """Agreement of two runs of which one has no such file, as digests tell; None if neither has any."""
+    without = [run for run in (one, other) if run.file(name) is None]
+    told = f"{'one run has' if len(without) == 1 else 'the runs have'} no {name}"
+    if None not in pair:
+        worst = 0.0 if pair[0] == pair[1] else None
+        return Agreement(kind, 0, worst, note=f"by digest: {told}" if worst == 0.0 else told)
+    if len(without) == len([value for value in pair if value is None]) == 2:
         return None
-    if pair[0] == pair[1]:
-        return Agreement(kind, 0, 0.0)
-    return Agreement(kind, 0, None, note=missing)
+    return Agreement(kind, 0, math.inf, note=f"{told}, and a card has no digest of it")
 
 
 def _weights(one: Evidence, other: Evidence) -> Agreement | None:
     """Compare the weights, tensor by tensor where both model files are there."""
-    tensors = [read_weights(run) for run in (one, other)]
-    digests = [
-        run.section("results").get("weights") if own is None else weights_digest(own)
-        for run, own in zip((one, other), tensors, strict=True)
-    ]
-    first, second = tensors
+    first, second = (read_weights(run) for run in (one, other))
     if first is None or second is None:
-        return _by_digest("weights", (digests[0], digests[1]), f"one run has no {MODEL}")
-    if first.keys() != second.keys() or any(first[n].shape != second[n].shape for n in first):
+        digests = [
+            run.section("results").get("weights") if own is None else weights_digest(own)
+            for run, own in ((one, first), (other, second))
+        ]
+        return _by_digest("weights", one, other, (digests[0], digests[1]), MODEL)
+    if first.keys() != second.keys() or any(
+        (first[n].shape, first[n].dtype) != (second[n].shape, second[n].dtype) for n in first
+    ):
         return Agreement("weights", len(first), math.inf, note="the networks differ")
     changes = []
     for name, tensor in first.items():
-        if tensor.dtype == second[name].dtype and torch.equal(tensor, second[name]):
+        if torch.equal(tensor, second[name]):
             continue
         a, b = tensor.double(), second[name].double()
         size = float(torch.maximum(a.abs(), b.abs()).max())
@@ -372,11 +424,14 @@ def _errors(one: Evidence, other: Evidence) -> Agreement | None:
     """Compare the numbers of `metrics.json`."""
     pair = one.metrics, other.metrics
     if pair[0] is None or pair[1] is None:
-        return _by_digest(
-            "errors", _recorded(one, other, "metrics.json"), "one run has no metrics.json"
-        )
+        name = "metrics.json"
+        return _by_digest("errors", one, other, _recorded(one, other, name), name)
     first, second = flat(pair[0]), flat(pair[1])
-    names = [name for name in {**first, **second} if _is_number(first.get(name, second.get(name)))]
+    names = [
+        name
+        for name in {**first, **second}
+        if _is_number(first.get(name)) or _is_number(second.get(name))
+    ]
     changes = []
     for name in names:
         a, b = first.get(name), second.get(name)
@@ -393,42 +448,71 @@ def _errors(one: Evidence, other: Evidence) -> Agreement | None:
 
 
 def _predictions(one: Evidence, other: Evidence) -> Agreement | None:
-    """Compare the predicted columns of `predictions.parquet`, structure by structure."""
-    name = "predictions.parquet"
-    recorded = _recorded(one, other, name)
-    if None not in recorded and recorded[0] == recorded[1]:
-        return Agreement("predictions", 0, 0.0)
-    paths = one.file(name), other.file(name)
-    if paths[0] is None or paths[1] is None:
-        return _by_digest("predictions", recorded, f"one run has no {name}")
-    first, second = (read_table(path, todo="") for path in paths if path is not None)
-    if len(first) != len(second) or not _same(first, second, "id"):
+    """Compare the tables of predictions; those of equal digests are equal as they stand."""
+    tables = {name for run in (one, other) for name in _file_digests(run)}
+    names = [TABLE, *sorted(name for name in tables - {TABLE} if name.endswith(".parquet"))]
+    found = []
+    for name in names:
+        pair, paths = _recorded(one, other, name), (one.file(name), other.file(name))
+        if paths[0] is None or paths[1] is None:
+            found.append(_by_digest("predictions", one, other, pair, name))
+        elif None not in pair and pair[0] == pair[1]:
+            found.append(Agreement("predictions", 0, 0.0))
+        else:
+            found.append(_table(paths[0], paths[1]))
+    return _together([item for item in found if item is not None])
+
+
+def _together(agreements: Sequence[Agreement]) -> Agreement | None:
+    """One agreement of several of a kind; None of none."""
+    ranked = sorted(agreements, key=lambda item: -(math.inf if item.worst is None else item.worst))
+    if not ranked:
+        return None
+    return Agreement(
+        ranked[0].kind,
+        sum(item.count for item in ranked),
+        ranked[0].worst,
+        tuple(change for item in ranked for change in item.changes),
+        "; ".join(dict.fromkeys(item.note for item in ranked if item.note)),
+    )
+
+
+def _table(one: Path, other: Path) -> Agreement:
+    """Compare labels and predictions of two tables, row by row."""
+    first, second = read_table(one, todo=""), read_table(other, todo="")
+    places = [name for name in PLACES if name in first or name in second]
+    if len(first) != len(second) or not all(_same(first, second, name) for name in places):
         return Agreement("predictions", 0, math.inf, note="they are of other structures")
-    columns = [c for c in first if c in second and _is_prediction(first, c)]
+    columns = [[name for name in frame if _is_result(frame, name)] for frame in (first, second)]
+    if set(columns[0]) != set(columns[1]):
+        note = "one has columns that the other has not"
+        return Agreement("predictions", 0, math.inf, note=note)
     changes = []
-    for column in columns:
+    for column in columns[0]:
         a, b = (frame[column].to_numpy(np.float64) for frame in (first, second))
         if np.array_equal(a, b, equal_nan=True):
             continue
-        apart = np.abs(a - b)
-        size = float(np.nanmax(np.abs(a))) or 1.0
-        row = int(np.nanargmax(apart))
+        apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
+        apart[~np.isfinite(apart)] = math.inf  # a number here and none there
+        row = int(apart.argmax())
+        size = float(np.abs(a[np.isfinite(a)]).max(initial=0.0)) or 1.0
         difference = float(apart[row]) / size
-        where = f"{column} of {first['id'][row]}"
+        where = ", ".join(
+            [f"{column} of {first['id'][row]}", *(f"{p} {first[p][row]}" for p in places[1:])]
+        )
         changes.append(
             (difference, Change(where, float(a[row]), float(b[row]), f"by {number(difference)}"))
         )
     changes.sort(key=lambda item: -item[0])
     worst = changes[0][0] if changes else 0.0
-    return Agreement("predictions", len(columns), worst, tuple(change for _, change in changes))
+    note = "one has numbers that the other has not" if math.isinf(worst) else ""
+    return Agreement("predictions", len(columns[0]), worst, tuple(c for _, c in changes), note)
 
 
 def _same(one: pd.DataFrame, other: pd.DataFrame, column: str) -> bool:
     return column in one and column in other and one[column].equals(other[column])
 
 
-def _is_prediction(frame: pd.DataFrame, column: str) -> bool:
-    """Whether a column holds predictions: `NAME_predicted`, or the probability of a class."""
-    return str(column).endswith("_predicted") or (
-        str(column).rpartition("_p")[2].isdigit() and pd.api.types.is_float_dtype(frame[column])
-    )
+def _is_result(frame: pd.DataFrame, column: str) -> bool:
+    """Whether a column holds labels or predictions: numbers, or the class `NAME_predicted`."""
+    return str(column).endswith("_predicted") or pd.api.types.is_float_dtype(frame[column])

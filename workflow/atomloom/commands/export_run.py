@@ -6,7 +6,6 @@ Files are stored without compression, in a fixed order and with a fixed date: th
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 import zipfile
@@ -17,8 +16,9 @@ from typing import Any
 
 import yaml
 
-from atomloom.errors import AtomloomError
-from atomloom.pipeline.evidence import Evidence, opened
+from atomloom.commands.compare import missing_files, require_recorded
+from atomloom.errors import AtomloomError, again
+from atomloom.pipeline.evidence import METADATA, Evidence, opened, sha256_of
 from atomloom.pipeline.run_card import CARD, HISTORY
 from atomloom.reports import ReportInputs, write_report
 from atomloom.reports.formats import plural
@@ -27,7 +27,6 @@ from atomloom.store.parquet import read_table
 
 Log = Callable[[str], None]
 
-METADATA = "ro-crate-metadata.json"
 DATE = (1980, 1, 1, 0, 0, 0)
 """Date of all members, the earliest that a zip archive can hold."""
 KINDS = {
@@ -70,18 +69,26 @@ def export_run(name: str, output: Path | None, results: Path, log: Log) -> Path:
         log: takes one line at a time.
 
     Raises:
-        AtomloomError: when there is no such run, it has no model, or the archive cannot be written.
+        AtomloomError: when there is no such run, it has no model, its files are not those that the card records,
+            or the archive cannot be written.
     """
     with opened(name, results) as run, tempfile.TemporaryDirectory(prefix="atomloom-") as temporary:
         if run.origin is None:
             raise AtomloomError("is not a run's folder", where=name, todo="give the folder")
         if run.file("model.safetensors") is None:
             raise AtomloomError("no model here: train it again", where=run.folder)
+        require_recorded(run)
+        if missing := missing_files(run):
+            raise AtomloomError(
+                f"without {', '.join(missing)}, which the card records",
+                where=run.folder,
+                todo=again("train" if HISTORY in missing else "evaluate"),
+            )
         path = output or Path()
         if path.is_dir():
             path /= f"{_dataset_name(run)}-{run.key[:8]}.zip"
         folder = Path(temporary)
-        for each in _files(run):
+        for each in _files(run, log):
             shutil.copyfile(each, folder / each.name)
         _add_inputs(run, folder, log)
         config = yaml.safe_dump(dict(run.section("config")), sort_keys=False, allow_unicode=True)
@@ -97,11 +104,17 @@ def export_run(name: str, output: Path | None, results: Path, log: Log) -> Path:
     return path
 
 
-def _files(run: Evidence) -> Iterator[Path]:
-    """Files of a run that belong into an archive; states and other epochs do not."""
+def _files(run: Evidence, log: Log) -> Iterator[Path]:
+    """Files of a run that belong into an archive; states, other epochs and tables of others do not."""
+    recorded = run.section("results")
     for path in sorted(run.folder.iterdir()):
-        if path.is_file() and (path.name in KINDS or path.suffix == ".parquet"):
-            yield path
+        table = path.suffix == ".parquet"
+        if not path.is_file() or not (table or path.name in KINDS):
+            continue
+        if table and recorded and path.name not in recorded:
+            log(f"{path.name} is left out: the card does not record it")
+            continue
+        yield path
 
 
 def _dataset_name(run: Evidence) -> str:
@@ -270,15 +283,11 @@ def _kind_of(name: str) -> tuple[str, str]:
 
 def _file_entity(path: Path) -> dict[str, Any]:
     what, kind = _kind_of(path.name)
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
     return {
         "@id": path.name,
         "@type": "File",
         "name": what,
         "encodingFormat": kind,
         "contentSize": str(path.stat().st_size),
-        "sha256": digest.hexdigest(),
+        "sha256": sha256_of(path),
     }

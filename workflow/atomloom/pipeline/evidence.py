@@ -1,13 +1,16 @@
 """The evidence of a run: its card and the files beside it, in a folder or an archive.
 
-An archive is unpacked into a temporary folder, by plain names and within bounds, so that whoever compares runs reads
-folders alone. It knows nothing of what a model file holds.
+An archive is unpacked into a temporary folder, by plain names and within bounds, and held against the digests in its
+metadata, so that whoever compares runs reads folders alone. It knows nothing of what a model file holds.
 """
 
 from __future__ import annotations
 
+import hashlib
+import lzma
 import shutil
 import stat
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -20,8 +23,15 @@ from typing import Any
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.run_card import CARD
 from atomloom.pipeline.runs import dataset_folders, find_run, run_folders, short_name
-from atomloom.store.files import read_json
+from atomloom.store.files import open_plain, read_json
 
+METADATA = "ro-crate-metadata.json"
+"""Name of the member of an archive that has the SHA-256 of all others."""
+DAMAGES = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(NotImplementedError, RuntimeError, EOFError, ValueError),
+)
+"""Errors by which `zipfile` says that an archive is damaged."""
 MOST_FILES = 1_000
 MOST_TIMES = 200
 """Max size of what an archive holds, in sizes of the archive itself."""
@@ -79,11 +89,15 @@ def opened(name: str, results: Path) -> Iterator[Evidence]:
     if path.is_file() and path.name != CARD:
         with tempfile.TemporaryDirectory(prefix="atomloom-") as temporary:
             folder = Path(temporary)
-            if zipfile.is_zipfile(path):
+            archive = _is_archive(path)
+            if archive:
                 _unpack(path, folder)
             else:
                 shutil.copyfile(path, folder / CARD)
-            yield Evidence(name, folder, _read_card(folder / CARD, path), None)
+            card = _read_card(folder / CARD, path)
+            if archive:
+                _require_members(folder, path)
+            yield Evidence(name, folder, card, None)
         return
     folder = _folder_of(path, name, results)
     yield Evidence(name, folder, _read_card(folder / CARD, folder / CARD), folder)
@@ -129,6 +143,54 @@ def _read_card(path: Path, named: Path) -> Mapping[str, Any]:
     return card
 
 
+def _is_archive(path: Path) -> bool:
+    """Whether a file is an archive by its ending or its first bytes, be it whole or damaged."""
+    with open_plain(path) as file:
+        return file.read(2) == b"PK" or path.suffix.lower() == ".zip"
+
+
+def _require_members(folder: Path, path: Path) -> None:
+    """Check what was unpacked against the metadata of the archive.
+
+    Raises:
+        AtomloomError: when a member is missing, was edited or added, or there are no metadata.
+    """
+    crate = folder / METADATA
+    if not crate.exists():
+        raise AtomloomError(f"is not an archive of `export-run`: no {METADATA} in it", where=path)
+    try:
+        entities = read_json(crate, "@graph", todo="")["@graph"]
+        digests = {str(one["@id"]): one["sha256"] for one in entities if one["@type"] == "File"}
+    except (AtomloomError, KeyError, TypeError):
+        raise AtomloomError(
+            f"is a damaged archive: {METADATA} cannot be read", where=path
+        ) from None
+    members = {
+        file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()
+    }
+    found = {
+        "is missing": digests.keys() - members.keys(),
+        "is not in its metadata": members.keys() - digests.keys() - {METADATA},
+        "was edited": {
+            name
+            for name in digests.keys() & members.keys()
+            if sha256_of(members[name]) != digests[name]
+        },
+    }
+    wrong = [f"{name} {what}" for what, names in found.items() for name in sorted(names)]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise AtomloomError(
+            f"is not as `export-run` wrote it: {', '.join(wrong[:3])}{more}", where=path
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _unpack(path: Path, folder: Path) -> None:
     """Unpack the files of an archive, of which none may lead out of the folder.
 
@@ -141,7 +203,10 @@ def _unpack(path: Path, folder: Path) -> None:
             size = sum(member.file_size for member in members)
             if len(members) > MOST_FILES or size > MOST_TIMES * path.stat().st_size:
                 raise AtomloomError("holds more than an archive of a run does: refused", where=path)
-            if CARD not in {member.filename for member in members}:
+            names = {member.filename for member in members}
+            if len(names) < len(members):
+                raise AtomloomError("holds two members of one name: refused", where=path)
+            if CARD not in names:
                 raise AtomloomError(f"is not an archive of a run: no {CARD} in it", where=path)
             for member in members:
                 own = folder / member.filename
@@ -153,5 +218,5 @@ def _unpack(path: Path, folder: Path) -> None:
                 own.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(member) as content, open(own, "wb") as file:
                     shutil.copyfileobj(content, file)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+    except DAMAGES as error:
         raise AtomloomError(f"is a damaged archive: {error}", where=path) from None

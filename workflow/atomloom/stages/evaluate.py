@@ -75,7 +75,10 @@ def evaluate_run(places: RunPaths, log: Callable[[str], None]) -> Path:
         log(verdict.line)
     if config.teacher is not None and energies:
         _compare_with_teacher(places, data, log)
-    results = ["metrics.json", *(f"{name}.parquet" for name in tables)]
+    results = [
+        *("metrics.json", "metrics.csv", "predictions.csv"),
+        *(f"{name}.parquet" for name in tables),
+    ]
     record_results(run, {name: file_digest(run / name) for name in results}, evaluated=done_by)
     return run
 
