@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from atomloom.config import parse_config
-from atomloom.store.files import write_json, write_sealed
+from atomloom.store.files import file_digest, write_json, write_sealed
 from atomloom.store.parquet import write_table
 
 
@@ -42,6 +42,7 @@ def write_run(
     )
     folder.mkdir(parents=True)
     write_table(folder / "predictions.parquet", table)
+    write_json(folder / "metrics.json", metrics or {})
     write_sealed(
         folder / "run.json",
         {
@@ -54,7 +55,8 @@ def write_run(
             "finished": "2026-01-02T03:34:05+00:00",
             "environment": {"python": "3.11", "torch": "2.13.0+cpu", "atomloom": "0.1.0",
                             "platform": "Linux", "cpu": "a cpu", "device": "cpu", "threads": 2},
+            "results": {name: file_digest(folder / name)
+                        for name in ("metrics.json", "predictions.parquet")},
         },
     )  # fmt: skip
-    write_json(folder / "metrics.json", metrics or {})
     return folder

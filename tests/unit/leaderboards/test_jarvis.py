@@ -73,6 +73,14 @@ def test_other_rows_than_the_benchmarks_are_refused_in_one_line(table, says, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_predictions_that_the_card_does_not_record_are_refused(tmp_path):
+    file, run = write_benchmark(tmp_path), write_run(tmp_path / "run", TEST)
+    better = write_run(tmp_path / "other", TEST.assign(prediction=TEST["label"]))
+    (better / "predictions.parquet").replace(run / "predictions.parquet")
+    with pytest.raises(AtomloomError, match=r"predictions\.parquet: is not the one that the card"):
+        write_contribution(run, NAME, file, ABOUT, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -17,6 +17,7 @@ from atomloom.config import parse_config
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import Layout
 from atomloom.pipeline.published import verdicts
+from atomloom.store.files import write_json
 from tests.unit.leaderboards.finished import write_run
 
 PUBLISHED = {"source": "A et al., 2020", "errors": [{"target": "y", "value": 2.0, "gap": 0.1}]}
@@ -141,6 +142,16 @@ def test_only_runs_with_all_settings_of_the_config_count(tmp_path):
     (runs / "b" / "run.json").write_text("{")
     assert states()[0][0] == "not measured"
     assert "is not valid JSON" in states()[0][1]
+
+
+def test_errors_that_were_edited_do_not_count(tmp_path):
+    run = write_run(
+        tmp_path / "x" / "runs" / "a", TEST, metrics=metrics_of(3.0), dataset=CONTENT["dataset"]
+    )
+    write_json(run / "metrics.json", metrics_of(1.0))
+    (row,) = compare_published(config_of(), "p", tmp_path)
+    assert row.verdict.state == "not measured"
+    assert "metrics.json: is not the one that the card records" in row.note
 
 
 def test_the_command_shows_one_line_per_published_error(tmp_path, capsys):

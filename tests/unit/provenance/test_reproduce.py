@@ -91,6 +91,28 @@ def test_what_was_made_again_is_compared_and_not_trained_twice(original, again):
     assert any("compared without training" in line for line in said)
 
 
+def test_a_repetition_by_other_options_is_not_taken_for_one_by_these(original, again, tmp_path):
+    output = shutil.copytree(again[0], tmp_path / "copy")
+    (run,) = output.glob("results/copper/runs/*")
+    (tmp_path / "here.yaml").write_text("training: {prefetch: 0}\n")
+    for options, named in (
+        ({"threads": 2}, r"\(--threads\)"),
+        ({"from_raw": True}, r"\(--from-raw\)"),
+        ({"config": ["here.yaml"]}, r"\(--config\)"),
+        ({"threads": 2, "from_raw": True}, r"\(--from-raw, --threads\)"),
+    ):
+        if "from_raw" in options:
+            os.chdir(original.folder)
+        with pytest.raises(AtomloomError, match=f"a repetition by other options {named}"):
+            reproduce_run(Request(str(original.run), output, **options), prepare, quiet)
+        os.chdir(tmp_path)
+    same = Request(str(original.run), output, threads=1)  # as the run had
+    assert reproduce_run(same, prepare, quiet).outcome == "bit-equal"
+    (run / "repetition.json").unlink()
+    with pytest.raises(AtomloomError, match="nothing tells by which options"):
+        reproduce_run(Request(str(original.run), output), prepare, quiet)
+
+
 def test_a_difference_is_told_with_its_place_and_size(original, again, tmp_path):
     output, _ = again
     own = next(output.glob("results/copper/runs/*"))
@@ -195,6 +217,7 @@ def test_other_data_are_refused_before_anything_is_trained(project, tmp_path):
     with pytest.raises(AtomloomError, match="not those of the card: records differ"):
         reproduce_run(Request(str(project.run), output, from_raw=True), prepare, quiet)
     assert not list(output.glob("results/copper/runs/*"))
+    assert not list(output.glob("store/*/*")), "it is refused as soon as there is a plan"
     said: list[str] = []
     verdict = reproduce_run(Request(str(project.run), output / "stored"), prepare, said.append)
     assert verdict.outcome == "bit-equal"
@@ -207,6 +230,13 @@ def test_missing_raw_files_are_named_with_their_digests(original, tmp_path):
         AtomloomError, match=r"raw data are not here.*cells\.extxyz \(digest [0-9a-f]"
     ):
         reproduce_run(Request(str(card), tmp_path / "out"), prepare, quiet)
+    tables = {"count": 2, "digest": "0", "listed": [["data/gaps.csv", "12ab"], ["b.csv", "3c"]]}
+    labelled = edited(original.run, tmp_path / "labelled.json", data__tables=tables)
+    with pytest.raises(
+        AtomloomError,
+        match=r"cells\.extxyz \(digest .*\), with labels of data/gaps\.csv \(digest 12ab\), b\.csv",
+    ):
+        reproduce_run(Request(labelled, tmp_path / "out"), prepare, quiet)
     (tmp_path / "here.yaml").write_text(
         f"dataset: {{source: {original.folder / 'data' / 'cells.extxyz'}}}\n"
     )

@@ -35,8 +35,10 @@ def test_the_card_holds_digests_of_all_results(original, card):
     assert card["results"] == {
         "weights": weights_digest(load_file(run / "model.safetensors")),
         "history": history_digest(run / "history.csv"),
-        "metrics.json": file_digest(run / "metrics.json"),
-        "predictions.parquet": file_digest(run / "predictions.parquet"),
+        **{
+            name: file_digest(run / name)
+            for name in ("metrics.json", "metrics.csv", "predictions.csv", "predictions.parquet")
+        },
     }
     assert card["evaluated"] == {"device": "cpu", "threads": 1}
 

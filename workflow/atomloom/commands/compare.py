@@ -38,7 +38,7 @@ TOLD = 24
 NOTHING = "-"
 TABLE = "predictions.parquet"
 PLACES = ("id", "atom", "component")
-"""Columns that say which number a row of a table is."""
+"""Columns that say of which structure, atom and component a row of a table is."""
 TIMES = ("seconds", "started", "finished")
 """Entries of a card that differ between any two runs."""
 

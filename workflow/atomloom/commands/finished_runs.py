@@ -19,6 +19,7 @@ from atomloom.config import GraphSpec, Split, Training
 from atomloom.config.base import Section
 from atomloom.config.model import MODELS
 from atomloom.errors import AtomloomError, again
+from atomloom.pipeline.run_card import require_result
 from atomloom.store.files import read_json
 from atomloom.store.parquet import read_table
 
@@ -132,7 +133,9 @@ def read_run(folder: Path) -> FinishedRun:
         folder / "run.json", "config", "environment", "seconds", "finished", todo=again("train")
     )
     targets = card["config"]["dataset"]["target"]
-    table = read_table(folder / "predictions.parquet", todo=again("evaluate"))
+    predictions = folder / "predictions.parquet"
+    table = read_table(predictions, todo=again("evaluate"))
+    require_result(card, predictions, again("evaluate"))
     if len(targets) != 1 or f"{targets[0]}_predicted" not in table:
         raise AtomloomError(
             f"has the targets {', '.join(targets)}: leaderboards take a property model with one target",

@@ -10,8 +10,9 @@ from typing import Any
 
 from atomloom.commands.options import Add
 from atomloom.config import Config, expand_variables, load_config
-from atomloom.errors import AtomloomError
+from atomloom.errors import AtomloomError, again
 from atomloom.pipeline.published import Verdict, verdicts
+from atomloom.pipeline.run_card import require_result
 from atomloom.store.files import expand_home, read_json
 
 SECTIONS = ("dataset", "graph", "split", "model", "training")
@@ -115,9 +116,11 @@ def compare_published(config: Config, preset: str, results: Path | None = None) 
         if not metrics.exists():
             continue  # not evaluated yet
         try:
-            content = read_json(card, "config")["config"]
+            known = read_json(card, "config")
+            content = known["config"]
             found = _settings(content)
             measured = read_json(metrics)
+            require_result(known, metrics, again("evaluate"))
         except AtomloomError as error:
             others[str(error)] = 1
             continue

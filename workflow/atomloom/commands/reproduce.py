@@ -36,13 +36,17 @@ from atomloom.pipeline.plan import Plan
 from atomloom.pipeline.run_card import CARD, LEVELS, VERSIONS, Level, level_of
 from atomloom.pipeline.stage_table import STAGES
 from atomloom.reports.formats import number, plural
+from atomloom.stages.plan import current_plan
 from atomloom.stages.sources import HASHED_UP_TO
 from atomloom.stages.train import train_in_processes
-from atomloom.store.files import file_digest, write_sealed
+from atomloom.store.files import file_digest, read_json, write_sealed
+from atomloom.store.keys import short_hash
 
 Log = Callable[[str], None]
 
 REPORT = "reproduction.json"
+OPTIONS = "repetition.json"
+"""Options by which a repetition is made, in its folder."""
 NUMERIC = ("python", "torch", "numpy", "numba", "scipy", "dgl", "e3nn", "lightning-fabric", "cpu")
 """Entries of the environment on which bits depend, besides device and threads."""
 
@@ -165,6 +169,14 @@ def reproduce_run(request: Request, prepare: Prepare, log: Log) -> Verdict:
             config = config_again(original, overrides, request.threads, log)
             paths = paths_again(original, config, output, request.from_raw, prepare, log)
             require_run_of(original, paths)
+            require_same_options(
+                paths.run,
+                {
+                    "--from-raw": request.from_raw,
+                    "--threads": config.training.threads,
+                    "--config": short_hash(overrides) if overrides else None,
+                },
+            )
             train_again(original, paths, log)
         log(f"the repetition is in {paths.run}")
         with opened(str(paths.run), request.results) as again:
@@ -242,7 +254,7 @@ def paths_again(
     """Paths of the repetition, with everything before training in place.
 
     Raises:
-        AtomloomError: when raw files are missing that are needed, or a stage fails.
+        AtomloomError: when raw files are missing that are needed, they are not those of the card, or a stage fails.
     """
     own = original.origin is not None
     if own and not from_raw and config.training.devices == 1:
@@ -263,8 +275,10 @@ def paths_again(
         training = config.training.model_copy(update={"continue_from": str(parent)})
         update["training"] = training
     log(f"plan, graphs and split are made from the raw files, in {output}")
+    config = config.model_copy(update=update)
+    layout = Layout(config)
     try:
-        return prepare(config.model_copy(update=update), log)
+        planned = RunPaths(layout, current_plan(layout, log))
     except AtomloomError as error:
         if any(Path(expand_variables(name)).exists() for name in config.dataset.source):
             raise
@@ -273,17 +287,28 @@ def paths_again(
             where=error.where,
             todo=f"needed are {_needed(original)}: put them there, or say where they are with --config FILE",
         ) from None
+    require_run_of(original, planned)  # before anything is converted
+    return prepare(config, log)
 
 
 def _needed(original: Evidence) -> str:
-    """Raw files that the card lists, in words."""
-    files = original.section("data", "files")
-    listed, count = files.get("listed", []), files.get("count")
-    named = ", ".join(f"{path} (digest {digest})" for path, digest in listed[:3])
-    if not count:
-        return "the files of dataset.source"
-    rest = f" and {count - len(listed[:3])} more" if count > len(listed[:3]) else ""
-    return f"{named or plural(count, 'file')}{rest if named else ''}"
+    """Raw files and label tables that the card lists, in words."""
+    data = original.section("data")
+    files, tables = (
+        _listed(data.get(name) or {}, what)
+        for name, what in (("files", "file"), ("tables", "label table"))
+    )
+    named = files or "the files of dataset.source"
+    return f"{named}, with labels of {tables}" if tables else named
+
+
+def _listed(files: Mapping[str, Any], what: str) -> str:
+    """The first files of a list of a card, in words; empty if there are none."""
+    listed, count = files.get("listed", [])[:3], files.get("count") or 0
+    if not listed:
+        return plural(count, what) if count else ""
+    named = ", ".join(f"{path} (digest {digest})" for path, digest in listed)
+    return f"{named} and {count - len(listed)} more" if count > len(listed) else named
 
 
 def _present(config: Config, output: Path) -> RunPaths | None:
@@ -361,6 +386,28 @@ def require_run_of(original: Evidence, paths: RunPaths) -> None:
 
 
 # --- the repetition ---
+
+
+def require_same_options(run: Path, options: Mapping[str, Any]) -> None:
+    """Check that a repetition that is there from before was made by these options; write them if none is.
+
+    Raises:
+        AtomloomError: when it was made by others, or nothing tells by which.
+    """
+    path = run / OPTIONS
+    if not run.exists():
+        write_sealed(path, options)
+        return
+    made = read_json(path) if path.exists() else {}
+    differing = [name for name, value in options.items() if made.get(name, "") != value]
+    if differing:
+        raise AtomloomError(
+            f"holds a repetition by other options ({', '.join(differing)})"
+            if made
+            else "holds a repetition, and nothing tells by which options",
+            where=run,
+            todo="remove it, or give another folder: --output",
+        )
 
 
 def train_again(original: Evidence, paths: RunPaths, log: Log) -> None:

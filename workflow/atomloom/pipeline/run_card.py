@@ -246,6 +246,13 @@ def history_digest(path: Path) -> str:
     return short_hash(rows)
 
 
+def require_result(card: Mapping[str, Any], path: Path, todo: str) -> None:
+    """Raise AtomloomError if a file of results is not the one that a card records; cards of before record none."""
+    results = card.get("results")
+    if isinstance(results, Mapping) and results and file_digest(path) != results.get(path.name):
+        raise AtomloomError("is not the one that the card records", where=path, todo=todo)
+
+
 def record_results(run: Path, digests: Mapping[str, str], **facts: Any) -> None:
     """Add digests of results, and other facts, to the card of a run, if there is one.
 
