@@ -13,6 +13,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 from atomloom.api import run_pipeline
+from atomloom.commands.evaluate import Comparison, compare_with_labels
 from atomloom.config import parse_config
 from atomloom.config.training import PotentialTraining
 from atomloom.errors import AtomloomError
@@ -99,6 +100,27 @@ def test_a_run_takes_their_energies_and_says_so():
     assert "isolated atoms, taken for reference energies" in run.report.read_text()
 
 
+def test_a_model_file_is_not_judged_on_them():
+    run = run_pipeline(settings([single("Cu", COPPER), *crystals()]), lambda _: None)
+    model = run.places.run / "model.safetensors"
+    write("new.extxyz", [*crystals(3), single("Cu", COPPER), single("Ag", 100.0, 12.0)])
+    lines: list[str] = []
+    found = compare_with_labels(Comparison(model, ("new.extxyz",)), lines.append)
+    assert found.metrics["energy_per_atom"]["test"]["count"] == 3
+    assert "isolated atoms: 2, reference energies of the model: not compared" in lines
+    write("alone.extxyz", [single("Cu", COPPER)])
+    with pytest.raises(AtomloomError, match="--source: all structures are isolated atoms"):
+        compare_with_labels(Comparison(model, ("alone.extxyz",)), lines.append)
+
+
+def test_a_model_that_was_trained_on_them_is_judged_on_them():
+    run = run_pipeline(settings([single("Cu", COPPER), *crystals()], "fit"), lambda _: None)
+    found = compare_with_labels(
+        Comparison(run.places.run / "model.safetensors", ("all.extxyz",)), lambda _: None
+    )
+    assert found.metrics["energy_per_atom"]["test"]["count"] == 21
+
+
 def test_on_disk_an_element_of_isolated_atoms_alone_is_in_nobody_s_way():
     frames = [single("Cu", COPPER), single("Au", -9.0), *crystals()]
     run = run_pipeline(settings(frames, mode="disk"), lambda _: None)
@@ -161,27 +183,59 @@ def test_atoms_in_vast_boxes_are_pointed_to():
     assert content["isolated_atoms"] == {"Ag": SILVER, "Cu": COPPER}
 
 
-def test_other_elements_are_fitted_around_them():
-    counts = np.array([[1, 3], [2, 2], [3, 1], [4, 0]])
-    numbers = [np.repeat([29, 47], row) for row in counts]
-    table = StructureTable.from_structures(
-        [Structure(n.astype(np.uint8), np.arange(12.0).reshape(4, 3), np.zeros((3, 3)), np.zeros(3, bool)) for n in numbers]
-    )  # fmt: skip
-    energies = counts @ np.array([-5.0, -7.0])
-    found = AtomicEnergies.fit(
-        PotentialTraining(reference_energies="isolated_atoms"),
-        table,
-        energies,
-        np.arange(4),
-        isolated={"Cu": -5.0, "Au": -9.0},
-    )
-    assert found.to_dict()["element_energies"] == pytest.approx({"Cu": -5.0, "Ag": -7.0})
+BINDING = -3.25
+"""eV per atom, beyond the isolated atoms."""
+
+
+def alloys() -> tuple[StructureTable, np.ndarray, np.ndarray]:
+    """Structures of copper, silver and gold, their counts [S, 3], and energies with binding and a little more."""
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 4, (30, 3)) + np.array([1, 0, 0])
+    structures = []
+    for row in counts:
+        numbers = np.repeat([29, 47, 79], row).astype(np.uint8)
+        positions = np.arange(3.0 * len(numbers)).reshape(-1, 3)
+        structures.append(Structure(numbers, positions, np.zeros((3, 3)), np.zeros(3, bool)))
+    per_atom = BINDING + rng.normal(0, 0.05, 30)
+    energies = counts @ np.array([-5.0, -7.0, -2.0]) + per_atom * counts.sum(axis=1)
+    return StructureTable.from_structures(structures), counts, energies
+
+
+@pytest.mark.parametrize("isolated", [{"Cu": -5.0}, {"Cu": -5.0, "Au": -2.0, "Pt": -9.0}])
+def test_other_elements_are_fitted_around_them_without_the_binding(isolated):
+    table, counts, energies = alloys()
+    settings = PotentialTraining(reference_energies="isolated_atoms", energy_scale="energy")
+    found = AtomicEnergies.fit(settings, table, energies, np.arange(30), isolated=isolated)
+    names = ("Cu", "Ag", "Au")
+    known = [place for place, name in enumerate(names) if name in isolated]
+    fitted = [place for place in range(3) if place not in known]
+    rest = energies - counts[:, known] @ np.array([isolated[names[place]] for place in known])
+    matrix = np.column_stack([counts[:, fitted], counts.sum(axis=1)])
+    solution = np.linalg.lstsq(matrix, rest, rcond=None)[0]
+    expected = {names[place]: energy for place, energy in zip(fitted, solution, strict=False)}
+    expected |= {name: isolated[name] for name in names if name in isolated}
+    assert found.to_dict()["element_energies"] == pytest.approx(expected)
+    assert found.shift == pytest.approx(BINDING, abs=0.1)
+    assert found.scale < 0.2
+    left = (energies - found.offsets(table)) / counts.sum(axis=1)
+    assert np.abs(left).max() < 0.4
+
+
+def test_an_element_with_neither_a_frame_nor_a_structure_is_unknown():
+    table, _, energies = alloys()
+    settings = PotentialTraining(reference_energies="isolated_atoms")
     with pytest.raises(AtomloomError, match="no energies of isolated atoms"):
-        AtomicEnergies.fit(
-            PotentialTraining(reference_energies="isolated_atoms"), table, energies, np.arange(4)
-        )
-    with pytest.raises(AtomloomError, match="not trained on Au"):
-        found.require_elements(np.array([79]))
+        AtomicEnergies.fit(settings, table, energies, np.arange(30))
+    found = AtomicEnergies.fit(
+        settings, table, energies, np.arange(30), np.ones((len(table.numbers), 3)), {"Pt": -9.0}
+    )
+    with pytest.raises(AtomloomError, match="not trained on Pt"):
+        found.require_elements(np.array([78]))
+    # With nothing to hold to, only the sum of reference and shift is determined.
+    plain = AtomicEnergies.fit(
+        PotentialTraining(), table, energies, np.arange(30), np.ones((len(table.numbers), 3))
+    )
+    assert found.offsets(table) == pytest.approx(plain.offsets(table), abs=0.1)
 
 
 def test_only_a_single_atom_far_from_its_images_is_isolated():

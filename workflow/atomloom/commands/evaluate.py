@@ -30,7 +30,7 @@ from atomloom.stages.convert import convert_chunk
 from atomloom.stages.evaluate import guesses, metrics_of, predicted_tables, reported_units
 from atomloom.stages.labels import array_targets
 from atomloom.stages.plan import absent_targets, make_plan, read_members, read_planned_labels
-from atomloom.stages.split import Records, join_targets, read_structures
+from atomloom.stages.split import Records, are_isolated_atoms, join_targets, read_structures
 from atomloom.stages.target_arrays import values_in
 from atomloom.store.files import write_text
 from atomloom.store.parquet import write_table
@@ -278,6 +278,8 @@ class _Labelled:
         _require_some(quarantine)
         frame = join_targets(reading, records, labels, quarantine, log)
         _require_some(quarantine)
+        if "reference_energies" in card.facts:
+            frame = _without_isolated_atoms(records, frame, log)
         names = {name: request.names.get(name, name) for name in kept}
         frame = frame.rename(columns={there: here for here, there in names.items()})
         for name in card.scalars:  # a property model predicts all of its targets
@@ -316,6 +318,19 @@ class _Labelled:
             specs=specs,
             global_features=frame[given].to_numpy(np.float64) if given else None,
         )
+
+
+def _without_isolated_atoms(records: Records, frame: pd.DataFrame, log: Log) -> pd.DataFrame:
+    """Set frames of isolated atoms aside, as in training, where their energies are the model's references."""
+    alone = are_isolated_atoms(records, frame)
+    if alone.all():
+        raise AtomloomError(
+            "all structures are isolated atoms, whose energies are references of the model and not compared",
+            where="--source",
+        )
+    if alone.any():
+        log(f"isolated atoms: {int(alone.sum()):,}, reference energies of the model: not compared")
+    return frame[~alone].reset_index(drop=True)
 
 
 def _quiet(message: str) -> None:

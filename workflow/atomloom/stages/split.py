@@ -157,10 +157,7 @@ def _without_isolated_atoms(
     """
     if not any(spec.of_energy for spec in config.targets):
         return frame, {}
-    alone = np.zeros(len(frame), dtype=bool)
-    for number, rows in frame.groupby("chunk"):
-        table = records.chunks[int(number)].table
-        alone[rows.index] = isolated_atoms(table)[rows["row"].to_numpy(np.int64)]
+    alone = are_isolated_atoms(records, frame)
     known = frame[alone & frame["energy"].notna().to_numpy()]
     where = "training.potential.reference_energies"
     if not config.uses_isolated_atoms:
@@ -172,8 +169,8 @@ def _without_isolated_atoms(
         return frame, {}
     if known.empty:
         raise AtomloomError(
-            "no frame with an energy is an isolated atom: a single atom, with more than "
-            f"{VACUUM:g} A to its images",
+            f"no frame with an energy is an isolated atom: a single atom, at least {VACUUM:g} A "
+            "from its images, if any",
             where=where,
             todo="say `fit`, or give the energies",
         )
@@ -196,6 +193,15 @@ def _without_isolated_atoms(
     log(f"isolated atoms: {int(alone.sum()):,}, not trained on; reference energies (eV): {told}")
     aside = {"isolated_frames": int(alone.sum()), "isolated_atoms": energies}
     return frame[~alone].reset_index(drop=True), aside
+
+
+def are_isolated_atoms(records: Records, frame: pd.DataFrame) -> np.ndarray:
+    """[rows] bool, whether the structures of a frame are isolated atoms."""
+    alone = np.zeros(len(frame), dtype=bool)
+    for number, places in frame.groupby("chunk").indices.items():
+        table = records.chunks[int(number)].table
+        alone[places] = isolated_atoms(table)[frame["row"].to_numpy(np.int64)[places]]
+    return alone
 
 
 def _told(duplicates: pd.DataFrame, frame: pd.DataFrame) -> str:

@@ -151,9 +151,12 @@ def _elements(
     elif isinstance(settings.reference_energies, str):
         elements[present] = _by_number(isolated)[present]
         fitted = present[np.isnan(elements[present])]
-        rest = energies - counts @ np.nan_to_num(elements) if isolated else energies
+        rest, columns = energies, counts[:, fitted]
+        if isolated:  # references without binding, which the shift holds: fitted alongside them
+            rest = energies - counts @ np.nan_to_num(elements)
+            columns = np.column_stack([columns, counts.sum(axis=1)])
         # The min-norm solution where compositions do not separate elements.
-        elements[fitted] = np.linalg.lstsq(counts[:, fitted], rest, rcond=None)[0]
+        elements[fitted] = np.linalg.lstsq(columns, rest, rcond=None)[0][: len(fitted)]
     else:
         elements = _by_number(settings.reference_energies)
         missing = [SYMBOLS[int(z)] for z in present if np.isnan(elements[z])]
