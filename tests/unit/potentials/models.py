@@ -73,18 +73,21 @@ def write_potential(
     return path
 
 
-def write_property_model(path: Path, seed: int = 0, **checks: float) -> Path:
+def write_property_model(
+    path: Path, seed: int = 0, scaler: TargetScaler | None = None, **checks: float
+) -> Path:
     """A property model with random weights, of one target; it may have been trained under other checks."""
     config = IComFormerConfig(width=8, layers=2)
+    scaler = scaler or TargetScaler(np.array([1.0]), np.array([2.0]), np.array([False]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build_model(config, 1)
+        model = build_model(config, scaler.outputs)
     card = ModelCard(
         config,
         GraphSpec(**config.graph_needs(), max_neighbors=6),
         ("gap",),
         "eV",
-        TargetScaler(np.array([1.0]), np.array([2.0]), np.array([False])),
+        scaler,
         {"epoch": 0},
         checks=Checks(**checks),
     )

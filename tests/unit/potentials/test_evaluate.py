@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ import atomloom
 from atomloom.cli import main
 from atomloom.commands.evaluate import Comparison, _suspect_unit, compare_with_labels
 from atomloom.errors import AtomloomError
+from atomloom.inference.scalers.target_scaler import TargetScaler
 from atomloom.potentials.evaluation import calculate_batch
 from tests.unit.potentials.models import rattled_copper, write_property_model
 
@@ -110,6 +112,27 @@ def test_a_poor_model_is_not_taken_for_a_wrong_unit():
     _suspect_unit("gap", table, lines.append)
     _suspect_unit("gap", table.assign(gap=rng.normal(0, 1e-4, 40)), lines.append)
     assert not lines
+
+
+CLASSES = {"two": TargetScaler(np.zeros(1), np.ones(1), np.zeros(1, bool), classes=True)}
+CLASSES["several"] = replace(CLASSES["two"], class_count=3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "told"),
+    [("two", 643.0, "0 or 1"), ("two", 0.5, "0 or 1"), ("several", 3, "0 to 2"), ("several", 1.5, "0 to 2")],
+)  # fmt: skip
+def test_labels_that_are_no_classes_of_the_model_are_refused(tmp_path, kind, label, told):
+    model = write_property_model(tmp_path / "model.safetensors", scaler=CLASSES[kind])
+    write(tmp_path / "frames.extxyz", rattled_copper(3))
+    ids = [f"frames-{i:06d}" for i in range(3)]
+    options = {"labels": (str(tmp_path / "labels.csv"),), "names": {"gap": "metal"}}
+    pd.DataFrame({"id": ids, "metal": [0, 1, 1]}).to_csv(tmp_path / "labels.csv", index=False)
+    found = compared(model, tmp_path / "frames.extxyz", **options)
+    assert found.metrics["gap"]["test"]["count"] == 3
+    pd.DataFrame({"id": ids, "metal": [0, 1, label]}).to_csv(tmp_path / "labels.csv", index=False)
+    text = refusal(model, tmp_path / "frames.extxyz", **options)
+    assert f"metal of frames-000002 is {label:g}, not a class of the model ({told})" in text
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from atomloom.errors import AtomloomError
 from atomloom.graphs.build import build_graphs
 from atomloom.inference.model_file import ModelCard
 from atomloom.inference.predict import LoadedModel, atoms_of, load_model, unfit
-from atomloom.inference.scalers.target_scaler import TargetScaler
+from atomloom.inference.scalers.target_scaler import TargetScaler, not_classes
 from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.quarantine import QUARANTINE, Quarantine, reason_kind
 from atomloom.stages.convert import convert_chunk
@@ -284,6 +284,7 @@ class _Labelled:
         frame = frame.rename(columns={there: here for here, there in names.items()})
         for name in card.scalars:  # a property model predicts all of its targets
             frame[name] = frame.get(name, np.nan) * factors.get(name, 1.0)
+        _require_classes(card, frame, names)
         plain = Comparison(request.model, request.sources, bounds=request.bounds)
         config = _config(plain, card, folder, kept)
         return cls(config, records, frame.assign(split="test"), names, factors, quarantine)
@@ -331,6 +332,28 @@ def _without_isolated_atoms(records: Records, frame: pd.DataFrame, log: Log) -> 
     if alone.any():
         log(f"isolated atoms: {int(alone.sum()):,}, reference energies of the model: not compared")
     return frame[~alone].reset_index(drop=True)
+
+
+def _require_classes(card: ModelCard, frame: pd.DataFrame, names: Mapping[str, str]) -> None:
+    """Refuse labels that are no classes of a model of classes.
+
+    Args:
+        card: of the model.
+        frame: labels under the names of the model.
+        names: target of the model -> its name in the data.
+    """
+    if not isinstance(card.scaler, TargetScaler) or not card.scaler.classes:
+        return
+    count = card.scaler.class_count or 2
+    other = not_classes(frame[list(card.scalars)].to_numpy(np.float64), count)
+    for row, column in np.argwhere(other)[:1]:
+        name, told = card.scalars[column], "0 or 1" if count == 2 else f"0 to {count - 1}"
+        raise AtomloomError(
+            f"{names.get(name, name)} of {frame['id'].iloc[row]} is {frame[name].iloc[row]:g}, "
+            f"not a class of the model ({told})",
+            where=frame["source"].iloc[row],
+            todo="number classes as those that the model was trained on",
+        )
 
 
 def _quiet(message: str) -> None:

@@ -51,7 +51,7 @@ class TargetScaler:
         Raises:
             AtomloomError: when a target is anything else, or of one class in all training rows.
         """
-        other = np.isfinite(targets) & (targets != 0) & (targets != 1) | np.isinf(targets)
+        other = not_classes(targets, 2)
         if other.any():
             row, column = np.argwhere(other)[0]
             raise AtomloomError(
@@ -82,8 +82,7 @@ class TargetScaler:
                 no training row.
         """
         values = targets[:, 0]
-        with np.errstate(invalid="ignore"):
-            other = np.isinf(values) | (values < 0) | (np.isfinite(values) & (values % 1 != 0))
+        other = not_classes(values)
         if other.any():
             row = int(np.flatnonzero(other)[0])
             raise AtomloomError(
@@ -241,6 +240,13 @@ class TargetScaler:
         if atoms is None:
             raise ValueError("extensive targets need numbers of atoms")
         return self.mean * np.asarray(atoms, dtype=np.float64)[:, None]
+
+
+def not_classes(values: np.ndarray, count: int | None = None) -> np.ndarray:
+    """Bool, whether values are known, but not the index of a class; `count`: number of classes, if known."""
+    with np.errstate(invalid="ignore"):
+        whole = (values >= 0) & (values % 1 == 0) & (values < (count or np.inf))
+    return ~(whole | np.isnan(values))
 
 
 def _transform(targets: np.ndarray, log: np.ndarray) -> np.ndarray:
