@@ -13,6 +13,7 @@ from atomloom.config import parse_config
 from atomloom.config.model import ChebyshevConfig
 from atomloom.config.training import Batching, PotentialTraining
 from atomloom.errors import AtomloomError
+from atomloom.inference.devices import open_fabric
 from atomloom.inference.scalers.atomic_energies import AtomicEnergies
 from atomloom.models.derivatives import PotentialOutput
 from atomloom.training.objectives.base import step_shares
@@ -43,7 +44,8 @@ def test_a_pair_potential_is_learnt_from_energies_forces_and_stress(tmp_path, mo
     spread = np.abs(data.arrays["forces"]).mean()
     assert result.best_val_mae["energy_per_atom"] < 2e-3
     assert result.best_val_mae["forces"] < 0.01 * spread
-    assert result.best_val_mae["stress"] < 0.01 * np.abs(data.arrays["stress"]).mean()
+    components = data.arrays["stress"][:, *np.triu_indices(3)]  # each once, as in the error
+    assert result.best_val_mae["stress"] < 0.01 * np.abs(components).mean()
 
 
 @pytest.mark.parametrize("targets", [("energy",), ("energy", "forces"), ("energy", "stress")])
@@ -175,6 +177,36 @@ def test_unknown_energies_and_forces_are_left_out(tmp_path, monkeypatch):
     data.arrays["stress"][5] = np.nan
     result = train(data, pair_config(epochs=2), tmp_path, quiet)
     assert np.isfinite(list(result.best_val_mae.values())).all()
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(0, 1)])
+def test_the_error_of_stress_counts_each_component_once(rows):
+    """The history means what `metrics.json` does; the loss still counts both `yz` and `zy`."""
+    data = pair_data(8)
+    data.arrays["stress"][data.split("train")[0]] = np.nan
+    data.arrays["stress"][data.split("train")[1], 0, 0] = np.nan
+    val = data.split("train")[:5][rows]
+    objective = PotentialObjective(data, pair_config(), data.split("train"), val)
+    labels = objective.labels(training=False)
+    loader = data.loader(
+        val,
+        labels.targets,
+        Batching(structures=2),
+        dtype=torch.float64,
+        of_atoms=labels.of_atoms,
+        of_structures=labels.of_structures,
+    )
+    model = PairModel().double()
+    scale = objective.scaler.scale
+    wrong = np.concatenate([objective.evaluate(model, b).stress.detach() for b in loader]) * scale
+    wrong -= data.arrays["stress"][val]
+    found = objective.validate(model, loader, open_fabric(pair_config().training, quiet))
+    mae = dict(zip(objective.names, found.maes, strict=True))["stress"]
+    if np.isfinite(wrong).any():
+        assert mae == pytest.approx(np.nanmean(np.abs(wrong[:, *np.triu_indices(3)])))
+        assert mae != pytest.approx(np.nanmean(np.abs(wrong)))
+    else:
+        assert np.isnan(mae)
 
 
 def test_a_killed_force_training_resumes_to_the_same_bits(tmp_path, monkeypatch):

@@ -276,6 +276,7 @@ class SummedErrors(Tally):
         errors: sums of absolute errors of a batch, in units of `scale` and in standard deviations.
         scale: factor to real units of the first.
         device: of the sums.
+        counted: [S], number of errors of each structure, if not of all its known numbers.
     """
 
     def __init__(
@@ -284,8 +285,9 @@ class SummedErrors(Tally):
         errors: Callable[[Any, GraphBatch], tuple[Tensor, ...]],
         scale: float,
         device: torch.device,
+        counted: np.ndarray | None = None,
     ) -> None:
-        self._term, self._errors, self._scale = term, errors, scale
+        self._term, self._errors, self._scale, self._counted = term, errors, scale, counted
         self._total = torch.zeros(3, dtype=torch.float64, device=device)
 
     def add(self, output: Any, batch: GraphBatch) -> None:
@@ -300,7 +302,8 @@ class SummedErrors(Tally):
         count = self._term.known()[rows].sum()
         if not count:
             return TermScores(0.0, (math.nan,))
-        mae = total[1] * self._scale / count
+        counted = count if self._counted is None else self._counted[rows].sum()
+        mae = total[1] * self._scale / counted
         relative = (float(total[2] / count), self._term.weight)
         return TermScores(float(total[0] / count), (float(mae),), (relative,))
 

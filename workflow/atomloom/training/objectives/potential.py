@@ -132,7 +132,11 @@ class DerivedTerm(Term):
 
     def known(self) -> np.ndarray:
         """[S] known numbers."""
-        known = np.isfinite(self.values).sum(axis=1)
+        return self._known(slice(None))
+
+    def _known(self, components: list[int] | slice) -> np.ndarray:
+        """[S] known numbers among some components."""
+        known = np.isfinite(self.values[:, components]).sum(axis=1)
         if self.spec.per == "atom":
             known = np.add.reduceat(known, self._node_ptr[:-1])
         return known.astype(np.float64)
@@ -151,12 +155,14 @@ class DerivedTerm(Term):
         return loss_sum(loss_kind(self.settings), predicted, wanted, self.settings.huber_delta)
 
     def validation(self, device: torch.device) -> Tally:
-        """Absolute errors of components."""
+        """Absolute errors of components, each once, as in `metrics.json`: the loss counts both `yz` and `zy`."""
+        order = list(self.spec.flat) or slice(None)
 
         def errors(output: PotentialOutput, batch: GraphBatch) -> tuple[Tensor]:
-            return (absolute_sum(*self._compared(output, batch)),)
+            predicted, wanted = self._compared(output, batch)
+            return (absolute_sum(predicted[:, order], wanted[:, order]),)
 
-        return SummedErrors(self, errors, self.scaler.scale, device)
+        return SummedErrors(self, errors, self.scaler.scale, device, self._known(order))
 
     def _compared(self, output: PotentialOutput, batch: GraphBatch) -> tuple[Tensor, Tensor]:
         """Prediction, zeros in a batch without edges, and target."""
