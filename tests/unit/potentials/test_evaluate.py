@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -112,6 +113,24 @@ def test_a_poor_model_is_not_taken_for_a_wrong_unit():
     _suspect_unit("gap", table, lines.append)
     _suspect_unit("gap", table.assign(gap=rng.normal(0, 1e-4, 40)), lines.append)
     assert not lines
+    far = rng.normal(5, 1, 40) * rng.choice([-1, 1], 40)  # large, but of no common sign
+    _suspect_unit("gap", table.assign(gap=30 * far), lines.append)
+    assert not lines
+
+
+@pytest.mark.parametrize("unit", [1e3, 1e-3, 27.2114])
+def test_a_unit_far_off_is_told_of_a_poor_model_too(unit):
+    rng = np.random.default_rng(0)
+    truth = rng.normal(0, 1, 60)
+    predicted = 0.5 * truth + 0.5 * rng.normal(0, 1, 60)
+    table = pd.DataFrame({"forces": unit * truth, "forces_predicted": predicted})
+    lines: list[str] = []
+    _suspect_unit("forces", table, lines.append)
+    (line,) = lines
+    assert re.match(r"warning: labels of forces are \S+ times the predictions, roughly:", line)
+    _suspect_unit("forces", table.assign(forces=truth), lines.append)
+    _suspect_unit("forces", table[:9], lines.append)
+    assert len(lines) == 1
 
 
 CLASSES = {"two": TargetScaler(np.zeros(1), np.ones(1), np.zeros(1, bool), classes=True)}

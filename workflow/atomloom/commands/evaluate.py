@@ -44,6 +44,9 @@ QUANTITIES = ((1, 0), (1, -1), (1, -3), (0, 1))
 SHOWN_REASONS = 3
 UNEXPLAINED = 0.05
 """Max share of squared labels that a factor may leave, if it is taken for that of a unit."""
+FAR = 20.0
+"""Factor, or its inverse, that even a poor model hardly has in the right unit: predictions need only agree with the
+labels beyond chance."""
 FEW = 10
 """Min number of labels from which a wrong unit is suspected."""
 Log = Callable[[str], None]
@@ -418,18 +421,19 @@ def _predict_block(
 
 
 def _suspect_unit(name: str, table: pd.DataFrame, log: Log) -> None:
-    """Warn if labels are a multiple of the predictions throughout."""
+    """Warn if labels are a multiple of the predictions."""
     both = table[[name, f"{name}_predicted"]].dropna().to_numpy(np.float64)
     labels, predicted = both.T
-    square = float(predicted @ predicted)
-    if len(both) < FEW or not square:
+    product, square = float(labels @ predicted), float(predicted @ predicted)
+    if len(both) < FEW or product <= 0:
         return
-    factor = float(labels @ predicted) / square
-    left = labels - factor * predicted
-    if (0 < factor < 0.5 or factor > 2) and left @ left < UNEXPLAINED * (labels @ labels):
+    factor, explained = product / square, product**2 / (square * float(labels @ labels))
+    sure = explained > 1 - UNEXPLAINED and not 0.5 <= factor <= 2
+    far = explained > max(0.25, 9 / len(both)) and not 1 / FAR < factor < FAR
+    if sure or far:
         log(
-            f"warning: labels of {name} are {factor:.4g} times the predictions throughout: if they are in another "
-            "unit, name it with --unit"
+            f"warning: labels of {name} are {factor:.4g} times the predictions{' throughout' if sure else ', roughly'}: "
+            "if they are in another unit, name it with --unit"
         )
 
 
