@@ -235,3 +235,11 @@ def test_ctrl_c_in_other_stages_is_one_line(project):
     assert time.monotonic() - begun < 300  # the workers would sleep for 600
     assert said.splitlines()[-1] == "atomloom convert: interrupted; what is finished stays"
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("name", ["SLURM_PROCID", "RANK"])
+def test_a_rank_that_is_no_number_is_one_line(project, capsys, monkeypatch, name):
+    monkeypatch.setenv(name, "x")
+    assert main(["train", "--config", str(project)]) == 1
+    told = capsys.readouterr().err
+    assert told == f"atomloom train: {name}: is 'x', not the number of a process; unset it\n"

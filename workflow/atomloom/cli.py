@@ -34,6 +34,8 @@ from atomloom.store.files import expand_home
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 and the signal's number."""
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Variables of which Lightning, while it is imported, takes the first that is set for the rank of this process."""
 NOBODY_READS = 141
 """Exit status when the reader of the output has gone (SIGPIPE), by the same convention."""
 
@@ -45,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # as long on a machine with other work; on an idle machine this changes nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     try:
+        _require_rank()
         _expand_homes(options)
         _find_models(options)
         with former.told_by(lambda line: say(f"atomloom {options.command}: {line}")):
@@ -75,6 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"atomloom {options.command}: {place}{error.strerror}")
         return 1
     return 0
+
+
+def _require_rank() -> None:
+    """Refuse a rank that is not a number."""
+    name = next((name for name in RANKS if name in os.environ), None)
+    if name is not None and not os.environ[name].strip().lstrip("+-").isdigit():
+        raise AtomloomError(
+            f"is {os.environ[name]!r}, not the number of a process", where=name, todo="unset it"
+        )
 
 
 def _expand_homes(options: argparse.Namespace) -> None:

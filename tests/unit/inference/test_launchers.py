@@ -110,3 +110,24 @@ def test_another_number_of_processes_stops_the_run(variables, around, devices, n
     variables(**around)
     with pytest.raises(AtomloomError, match=said):
         launched_by(devices, nodes)
+
+
+@pytest.mark.parametrize(
+    ("around", "name"),
+    [
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "two"}, "WORLD_SIZE"),
+        ({"LOCAL_RANK": 1, "WORLD_SIZE": "two"}, "WORLD_SIZE"),
+        ({"SLURM_STEP_NUM_TASKS": "x"}, "SLURM_STEP_NUM_TASKS"),
+        ({"PMI_SIZE": ""}, "PMI_SIZE"),
+    ],
+)
+def test_a_number_of_processes_that_is_none_is_one_line(variables, around, name):
+    variables(**around)
+    with pytest.raises(AtomloomError, match=f"{name}: is '.*', not a number"):
+        launched_by(1)
+
+
+def test_an_address_without_a_number_is_one_line(variables):
+    variables(**step_of(2), MASTER_PORT="http")
+    with pytest.raises(AtomloomError, match="MASTER_PORT: is 'http', not a number"):
+        _ = Srun().main_port

@@ -70,18 +70,31 @@ def launched_by(devices: int, nodes: int = 1) -> ClusterEnvironment:
 def _launcher(variables: Mapping[str, str]) -> tuple[str, int]:
     """Name of the launcher that started several processes, and their number; no name for one alone."""
     if "TORCHELASTIC_RUN_ID" in variables:
-        return "torchrun", int(variables["WORLD_SIZE"])
+        return "torchrun", _number(variables, "WORLD_SIZE")
     # Of the step, not of the job: a batch script and a step of one task have their job's tasks in
     # SLURM_NTASKS, and are one process all the same.
-    if int(variables.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        return "srun", int(variables["SLURM_STEP_NUM_TASKS"])
+    if (tasks := _number(variables, "SLURM_STEP_NUM_TASKS")) > 1:
+        return "srun", tasks
     if "LOCAL_RANK" in variables:
         # Set by Fabric for the processes that the first one starts, and by nobody else here.
-        return FIRST, int(variables.get("WORLD_SIZE", 1))
+        return FIRST, _number(variables, "WORLD_SIZE")
     for name, command in OTHER_LAUNCHERS.items():
-        if int(variables.get(name, 1)) > 1:
-            return command, int(variables[name])
+        if (processes := _number(variables, name)) > 1:
+            return command, processes
     return "", 1
+
+
+def _number(variables: Mapping[str, str], name: str, default: int = 1) -> int:
+    """Number that a launcher has set."""
+    value = variables.get(name, default)
+    try:
+        return int(value)
+    except ValueError:
+        raise AtomloomError(
+            f"is {value!r}, not a number",
+            where=name,
+            todo="unset it, or start anew by the launcher",
+        ) from None
 
 
 class Srun(SLURMEnvironment):
@@ -97,7 +110,7 @@ class Srun(SLURMEnvironment):
 
     @override
     def world_size(self) -> int:
-        return int(os.environ["SLURM_STEP_NUM_TASKS"])
+        return _number(os.environ, "SLURM_STEP_NUM_TASKS")
 
     @property
     @override
@@ -110,13 +123,14 @@ class Srun(SLURMEnvironment):
     @override
     def main_port(self) -> int:
         """Port above those of services and below those that systems give away, by job and step."""
-        numbers = [int(os.environ.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
+        numbers = [_number(os.environ, name, 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
         port = 12_000 + (numbers[0] * 31 + numbers[1]) % 20_000
-        return int(os.environ.setdefault("MASTER_PORT", str(port)))
+        os.environ.setdefault("MASTER_PORT", str(port))
+        return _number(os.environ, "MASTER_PORT")
 
     @override
     def validate_settings(self, num_devices: int, num_nodes: int) -> None:
-        nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", num_nodes))
+        nodes = _number(os.environ, "SLURM_STEP_NUM_NODES", num_nodes)
         if nodes != num_nodes:
             raise AtomloomError(
                 f"srun started processes on {nodes} nodes, not {num_nodes}",
