@@ -150,7 +150,8 @@ class Training(Section):
     """Keep only the inputs of layers and recompute the rest in the backward pass: the same numbers with
     less memory and more time. For ComFormers and ALIGNN; not together with `compile`."""
     device: Literal["auto", "cpu", "cuda"] = unkeyed("auto")
-    """Device to train on; `auto` takes CUDA if available."""
+    """Device to train on; `auto` takes CUDA if there is a GPU, and stops where PyTorch cannot use it: say
+    `cpu` there."""
     devices: int = Field(default=1, ge=1, le=64)
     """Processes that share every batch, on as many GPUs, or on the threads of the CPU. The step is that
     of the whole batch, except for batch norms, which see one process's part: hence it is in the key."""
