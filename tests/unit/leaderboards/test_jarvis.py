@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
 import zipfile
 
 import pandas as pd
@@ -112,6 +113,53 @@ def test_probabilities_become_classes(tmp_path):
     assert score == 0.5
     with zipfile.ZipFile(tmp_path / "out" / f"{name}.csv.zip") as archive:
         assert archive.read(f"{name}.csv").decode() == "id,prediction\nb,1\nc,1\n"
+
+
+@pytest.mark.parametrize(
+    ("loss", "metric", "says"),
+    [
+        ("mse", "acc", "is not a model of classes (training.loss: mse)"),
+        ("bce", "mae", "is not a model of numbers (training.loss: bce)"),
+    ],
+)
+def test_numbers_are_no_classes_and_classes_no_numbers(loss, metric, says, tmp_path):
+    kind = {"acc": "Class", "mae": "Prediction"}[metric]
+    file = write_benchmark(
+        tmp_path, {"train": {"a": 1}, "test": {"b": 1, "c": 0}}, "dft_3d_metal.json.zip"
+    )
+    table = pd.DataFrame({"id": ["b", "c"], "label": [1.0, 0.0], "prediction": [0.99, 0.6]})
+    run = write_run(tmp_path / "run", table, training={"loss": loss})
+    name = f"AI-SingleProperty{kind}-metal-dft_3d-test-{metric}"
+    with pytest.raises(AtomloomError, match=re.escape(says)):
+        write_contribution(run, name, file, ABOUT, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_script_makes_the_contribution_of_its_own_run_alone(tmp_path, monkeypatch):
+    """Commands stand in for installing, training and writing."""
+    file, run = write_benchmark(tmp_path), write_run(tmp_path / "run", TEST)
+    about = About("our's", "a team", "a@b.c", "https://example.org")
+    write_contribution(run, NAME, file, about, tmp_path / "out")
+    for other in ("x/runs/0", "x/runs/1", "y/runs/2"):
+        (tmp_path / "out" / "results" / other).mkdir(parents=True)
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    for name, text in {
+        "pip": "true",
+        "python": "echo results/x/runs/1",
+        "atomloom": "printf '%s\\n' \"$@\" > asked",
+    }.items():
+        (commands / name).write_text(f"#!/bin/sh\n{text}\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
+    subprocess.run(["bash", "run.sh"], cwd=tmp_path / "out", check=True)
+    asked = cli._parser().parse_args((tmp_path / "out" / "asked").read_text().splitlines())
+    assert (str(asked.run_folder), asked.benchmark) == ("results/x/runs/1", NAME)
+    given = (asked.name, asked.team, asked.email, asked.url)
+    assert given == ("our's", "a team", "a@b.c", "https://example.org")
+    script = (tmp_path / "out" / "run.sh").read_text()
+    code = compile(script.split('python -c "')[1].split('")\n')[0], "run.sh", "exec")
+    assert {"run_pipeline", "load_config"} <= set(code.co_names)
 
 
 def test_a_benchmark_becomes_a_label_table_with_its_split(tmp_path, capsys):

@@ -6,14 +6,18 @@ import gzip
 import hashlib
 import json
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from atomloom import cli
+from atomloom.commands.finished_runs import read_run
 from atomloom.commands.matbench import TASKS, About, folds_of, write_submission
 from atomloom.errors import AtomloomError
+from atomloom.store.files import read_json, write_sealed
 from tests.unit.leaderboards.finished import write_run
 
 TASK = TASKS["matbench_jdft2d"]
@@ -171,8 +175,58 @@ def test_runs_of_several_recipes_or_targets_are_refused(tmp_path):
     other = write_run(tmp_path / "c", tables[0], target="z")
     with pytest.raises(AtomloomError, match="runs of different tasks"):
         write_submission(TASK.name, [*runs[:1], other, *runs[2:]], ABOUT, tmp_path / "out")
-    other = write_run(tmp_path / "d", tables[0], training={"threads": 7, "checkpoint_minutes": 1})
+    dataset = {"name": "x", "source": "x", "target": "y"}
+    for place, sections, named in (
+        ("e", {"split": {"duplicates": "report"}}, "split.duplicates: report, not remove"),
+        ("f", {"split": {"seed": 3}}, "split.seed: 3, not 0"),
+        ("g", {"dataset": dataset | {"chunks": {"mean": 7}}}, "dataset.chunks.mean: 7, not 1000"),
+        ("h", {"dataset": dataset | {"checks": {"min_distance": 0.1}}}, "dataset.checks.min_dist"),
+        ("i", {"training": {"loss_weights": {"y": 2.0}}}, "training.loss_weights"),
+    ):
+        other = write_run(tmp_path / place, tables[0], **sections)
+        with pytest.raises(AtomloomError, match=re.escape(named)):
+            write_submission(TASK.name, [*runs[:1], other, *runs[2:]], ABOUT, tmp_path / "out")
+    other = write_run(
+        tmp_path / "d",
+        tables[0],
+        training={"threads": 7, "checkpoint_minutes": 1},
+        dataset=dataset | {"source": "/elsewhere"},
+    )
     write_submission(TASK.name, [runs[0], other, *runs[2:]], ABOUT, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("device", "training", "hours"),
+    [
+        ("cpu", {}, (1.0, 0.0)),
+        ("cpu", {"devices": 3}, (3.0, 0.0)),
+        ("cpu", {"devices": 3, "nodes": 2}, (6.0, 0.0)),
+        ("NVIDIA H100 80GB HBM3", {}, (0.0, 0.5)),
+        ("NVIDIA H100 80GB HBM3", {"devices": 4, "nodes": 2}, (0.0, 4.0)),
+    ],
+)
+def test_hours_are_those_of_all_devices_and_nodes(device, training, hours, tmp_path):
+    run = write_run(tmp_path / "a", fold_tables()[0], training=training)
+    card = read_json(run / "run.json")
+    card["environment"]["device"] = device
+    write_sealed(run / "run.json", card)
+    cost = read_run(run).cost
+    assert (cost.cpu_hours, cost.gpu_hours) == hours
+
+
+def test_the_source_writes_notes_and_references_again(tmp_path, monkeypatch):
+    runs, notes, bibtex = write_runs(tmp_path, fold_tables()), "it's {new}", '@article{x, a="é"}\n'
+    about = About("ours", "A. Person", notes, bibtex)
+    write_submission(TASK.name, runs, about, tmp_path / "out")
+    in_order = iter(sorted(runs))
+    monkeypatch.setattr(
+        "atomloom.api.run_pipeline", lambda config: SimpleNamespace(folder=next(in_order))
+    )
+    monkeypatch.setattr("subprocess.run", lambda command, check: cli.main(command[1:]))
+    monkeypatch.chdir(tmp_path / "out")
+    exec(compile(Path("run.py").read_text(encoding="utf-8"), "run.py", "exec"), {})
+    for name in ("results.json.gz", "info.json", "config.yaml", "run.py"):
+        assert Path("submission", name).read_bytes() == Path(name).read_bytes(), name
 
 
 def test_classes_are_divided_evenly_and_scored_as_the_package_scores_them():

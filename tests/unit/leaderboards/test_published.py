@@ -17,7 +17,7 @@ from atomloom.config import parse_config
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import Layout
 from atomloom.pipeline.published import verdicts
-from atomloom.store.files import write_json
+from atomloom.store.files import read_json, write_json, write_sealed
 from tests.unit.leaderboards.finished import write_run
 
 PUBLISHED = {"source": "A et al., 2020", "errors": [{"target": "y", "value": 2.0, "gap": 0.1}]}
@@ -26,6 +26,7 @@ CONTENT = {
     "model": {"width": 8},
     "published": PUBLISHED,
 }
+FOLDS = {"split": {"kind": "folds", "folds_file": "f.json"}}
 TEST = pd.DataFrame({"id": ["a"], "label": [0.0], "prediction": [1.0]})
 
 
@@ -142,6 +143,58 @@ def test_only_runs_with_all_settings_of_the_config_count(tmp_path):
     (runs / "b" / "run.json").write_text("{")
     assert states()[0][0] == "not measured"
     assert "is not valid JSON" in states()[0][1]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "named"),
+    [
+        ({}, {"training": {"loss_weights": {"y": 2.0}}}, "training.loss_weights.y"),
+        ({"training": {"loss_weights": {"y": 2.0}}}, {"training": {}}, "training.loss_weights.y"),
+        ({}, {"dataset": CONTENT["dataset"] | {"options": {"key": 1}}}, "dataset.options.key"),
+        ({}, {"split": {"kind": "folds", "folds_file": "f", "fold": 1}}, "split.kind"),
+        (FOLDS, {"split": FOLDS["split"] | {"fold": 1}}, "split.fold"),
+        ({}, {"model": {"name": "ecomformer", "width": 8}}, "graph.lattice"),
+        ({}, {"model": {"width": 8, "layers": 3}}, "model.layers"),
+    ],
+    ids=["weights", "no weights", "options", "split", "fold", "model", "layers"],
+)
+def test_settings_are_compared_both_ways(ours, theirs, named, tmp_path):
+    sections = {"dataset": CONTENT["dataset"], **ours, **theirs}
+    run = write_run(tmp_path / "x" / "runs" / "a", TEST, metrics=metrics_of(1.0), **sections)
+    (row,) = compare_published(config_of(**ours), "p", tmp_path)
+    assert (row.verdict.state, row.note) == ("not measured", f"1 run(s) with another {named}")
+    same = {"dataset": CONTENT["dataset"], **ours}
+    write_run(run.with_name("b"), TEST, metrics=metrics_of(1.0), **same)
+    (row,) = compare_published(config_of(**ours), "p", tmp_path)
+    assert (row.verdict.state, row.verdict.ours) == ("reached", 1.0)
+
+
+def test_a_card_of_before_lacks_fields_and_counts_by_their_defaults(tmp_path):
+    run = write_run(
+        tmp_path / "x" / "runs" / "a", TEST, metrics=metrics_of(1.0), dataset=CONTENT["dataset"]
+    )
+    card = read_json(run / "run.json")
+    for section, name in (("model", "readout"), ("training", "accumulate"), ("split", "test")):
+        del card["config"][section][name]
+    write_sealed(run / "run.json", card)
+    for more, state in (
+        ({}, "reached"),
+        ({"model": {"width": 8, "readout": "sum"}}, "not measured"),
+        ({"training": {"accumulate": 2}}, "not measured"),
+    ):
+        (row,) = compare_published(config_of(**more), "p", tmp_path)
+        assert row.verdict.state == state, more
+
+
+def test_runs_by_a_teacher_are_not_those_of_a_config_without(tmp_path):
+    run = write_run(
+        tmp_path / "x" / "runs" / "a", TEST, metrics=metrics_of(1.0), dataset=CONTENT["dataset"]
+    )
+    card = read_json(run / "run.json")
+    card["config"]["teacher"] = {"calculator": "ase.calculators.emt:EMT"}
+    write_sealed(run / "run.json", card)
+    (row,) = compare_published(config_of(), "p", tmp_path)
+    assert row.note == "1 run(s) with another teacher.calculator"
 
 
 def test_errors_that_were_edited_do_not_count(tmp_path):

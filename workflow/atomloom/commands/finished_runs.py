@@ -13,24 +13,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError
 
-from atomloom.config import GraphSpec, Split, Training
-from atomloom.config.base import Section
 from atomloom.config.model import MODELS
+from atomloom.config.training import CLASS_LOSSES
 from atomloom.errors import AtomloomError, again
 from atomloom.pipeline.run_card import require_result
 from atomloom.store.files import read_json
 from atomloom.store.parquet import read_table
-
-KEYED: dict[str, type[Section]] = {"graph": GraphSpec, "training": Training, "split": Split}
-UNKEYED = frozenset(
-    name
-    for one in MODELS.values()
-    for name, field in one.model_fields.items()
-    if isinstance(extra := field.json_schema_extra, dict) and extra.get("keyed") is False
-)
-"""Keys of models that change no result."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,18 +45,15 @@ class FinishedRun:
         """The config, every default filled in."""
         return self.card["config"]
 
-    def keyed(self, section: str) -> Mapping[str, Any]:
-        """Keys of a section that determine results; a model is not validated, since that may run its module."""
-        content = self.config[section]
-        if section == "model":
-            return {name: value for name, value in content.items() if name not in UNKEYED}
-        try:
-            return KEYED[section].model_validate(content).key_content()
-        except ValidationError:
-            raise AtomloomError(
-                f"config.{section} is of another version of atomloom",
-                where=self.folder / "run.json",
-            ) from None
+    @property
+    def loss(self) -> str:
+        """Loss that it was trained with."""
+        return str(self.config["training"]["loss"])
+
+    @property
+    def classes(self) -> bool:
+        """Whether it predicts classes."""
+        return self.loss in CLASS_LOSSES
 
     @property
     def model_text(self) -> str:
@@ -84,11 +70,12 @@ class FinishedRun:
 
     @property
     def cost(self) -> Cost:
-        """Hours that the training took."""
+        """Hours that the training took, of all processes on all nodes."""
         environment, training = self.card["environment"], self.config["training"]
-        hours = self.card["seconds"] / 3600
-        if str(environment["device"]).startswith("cuda"):
-            return Cost(0.0, hours * training.get("devices", 1))
+        processes = training.get("devices", 1) * training.get("nodes", 1)
+        hours = self.card["seconds"] / 3600 * processes
+        if environment["device"] != "cpu":  # a GPU has its name there
+            return Cost(0.0, hours)
         return Cost(hours * environment["threads"], 0.0)
 
     @property

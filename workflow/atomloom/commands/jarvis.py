@@ -64,8 +64,15 @@ def write_contribution(
     test = _aligned(run, truth, file)
     found = test["prediction"].to_numpy(np.float64)
     wanted = np.array([float(truth[name]) for name in test["id"]])
-    if parts["metric"] == "acc":
-        found = (found > 0.5).astype(np.int64) if _probabilities(run) else found.astype(np.int64)
+    of_classes = parts["metric"] == "acc"
+    if of_classes != run.classes:
+        raise AtomloomError(
+            f"is not a model of {'classes' if of_classes else 'numbers'} (training.loss: {run.loss}), which "
+            f"{benchmark} is for",
+            where=folder,
+        )
+    if of_classes:
+        found = (found > 0.5 if run.loss == "bce" else found).astype(np.int64)
         score = float((found == wanted).mean())
     else:
         score = float(np.abs(found - wanted).mean())
@@ -190,10 +197,6 @@ def _aligned(run: FinishedRun, truth: Mapping[str, Any], file: Path) -> pd.DataF
     return test
 
 
-def _probabilities(run: FinishedRun) -> bool:
-    return run.config["training"]["loss"] == "bce"
-
-
 def _metadata(run: FinishedRun, about: About, file: Path) -> dict[str, Any]:
     """The content of `metadata.json`."""
     environment = run.card["environment"]
@@ -218,17 +221,24 @@ def _metadata(run: FinishedRun, about: About, file: Path) -> dict[str, Any]:
 
 def _script(benchmark: str, file: Path, about: About) -> str:
     """The content of `run.sh`."""
-    options = {"--name": about.name, "--team": about.team, "--email": about.email}
+    options = {
+        **{"--name": about.name, "--team": about.team, "--email": about.email},
+        **({"--url": about.url} if about.url else {}),
+    }
     own = " ".join(f"{name} {shlex.quote(value)}" for name, value in options.items())
     return (
         "#!/bin/bash\n"
         "# Trains, tests and writes this contribution again; config.yaml names the data.\n"
         "set -e\n"
         "pip install atomloom\n"
-        "for stage in plan convert graphs index split train evaluate; do\n"
-        "  atomloom $stage --config config.yaml\n"
-        "done\n"
-        f"atomloom leaderboard jarvis results/*/runs/* --benchmark {benchmark} \\\n"
+        'run=$(python -c "\n'
+        "import sys\n"
+        "from atomloom.api import run_pipeline\n"
+        "from atomloom.config import load_config\n"
+        "log = lambda line: print(line, file=sys.stderr)\n"
+        "print(run_pipeline(load_config('config.yaml'), log).folder)\n"
+        '")\n'
+        f'atomloom leaderboard jarvis "$run" --benchmark {benchmark} \\\n'
         f"  --file {shlex.quote(file.name)} {own} --output contribution\n"
     )
 

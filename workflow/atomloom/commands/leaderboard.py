@@ -15,10 +15,8 @@ from atomloom.pipeline.published import Verdict, verdicts
 from atomloom.pipeline.run_card import require_result
 from atomloom.store.files import expand_home, read_json
 
-SECTIONS = ("dataset", "graph", "split", "model", "training")
-"""Sections in which a run and a preset agree if the run is one of the preset."""
-ELSEWHERE = ("dataset.source", "dataset.name", "split.fold")
-"""Keys that may differ all the same: data may be elsewhere, and folds are told apart."""
+WHICH_DATA = ("dataset.unit", "dataset.labels", "split.folds_file")
+"""Fields that are in no key and yet say whether two runs have the same data; `dataset.source` may be elsewhere."""
 
 
 def add_leaderboard(add: Add) -> None:
@@ -103,12 +101,15 @@ class Row:
 def compare_published(config: Config, preset: str, results: Path | None = None) -> list[Row]:
     """Compare the runs of a config with its published errors; empty without such a section.
 
-    Only runs with all settings of the config count. Of others, the number and what they differ in is said.
+    Only runs with all settings of the config count. Of others, the number and what they differ in is said. If the
+    published errors are means over folds, the fold is no setting.
     """
+    from atomloom.pipeline.runs import changes_nothing, settings_apart
+
     if config.published is None:
         return []
     folder = results or Path(expand_variables(config.paths.results))
-    wanted = _settings(config.model_dump(mode="json"))
+    wanted, folds = config.model_dump(mode="json"), config.published.folds
     same: dict[int, list[Mapping[str, Any]]] = {}
     others: dict[str, int] = {}
     for card in sorted(folder.glob(f"{config.dataset.name}/runs/*/run.json")):
@@ -116,20 +117,23 @@ def compare_published(config: Config, preset: str, results: Path | None = None) 
         if not metrics.exists():
             continue  # not evaluated yet
         try:
-            known = read_json(card, "config")
-            content = known["config"]
-            found = _settings(content)
+            content = read_json(card, "config")
             measured = read_json(metrics)
-            require_result(known, metrics, again("evaluate"))
+            require_result(content, metrics, again("evaluate"))
         except AtomloomError as error:
             others[str(error)] = 1
             continue
-        differ = [key for key in wanted if found.get(key, wanted[key]) != wanted[key]]
+        found = content["config"]
+        differ = [
+            name
+            for name, _, _ in settings_apart(wanted, found)
+            if (name.startswith(WHICH_DATA) or not changes_nothing(name))
+            and not (name == "split.fold" and folds > 1)
+        ]
         if differ:
             others[differ[0]] = others.get(differ[0], 0) + 1
         else:
-            same.setdefault(content["split"].get("fold", 0), []).append(measured)
-    folds = config.published.folds
+            same.setdefault(found["split"].get("fold", 0), []).append(measured)
     used = [_whole(same[fold], config) for fold in sorted(same) if folds == 1 or fold < folds]
     units = {spec.reported: spec.reported_unit for spec in config.targets}
     note = ", ".join(f"{count} run(s) with another {key}" for key, count in others.items())
@@ -140,46 +144,6 @@ def _whole(runs: Sequence[Mapping[str, Any]], config: Config) -> Mapping[str, An
     """The metrics of the run with most test values, of runs that differ in their data alone."""
     first = config.targets[0].reported
     return max(runs, key=lambda one: one.get(first, {}).get("test", {}).get("count", 0))
-
-
-def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of a config that determine results, as `section.key`."""
-    flat: dict[str, Any] = {}
-    for name in SECTIONS:
-        _flatten(content.get(name, {}), f"{name}.", flat)
-    unkeyed = _unkeyed()
-    return {key: value for key, value in flat.items() if key not in unkeyed}
-
-
-def _flatten(content: Mapping[str, Any], prefix: str, flat: dict[str, Any]) -> None:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            _flatten(value, f"{prefix}{key}.", flat)
-        else:
-            flat[f"{prefix}{key}"] = value
-
-
-def _unkeyed() -> set[str]:
-    """Keys that change no result."""
-    from atomloom.commands.finished_runs import UNKEYED
-    from atomloom.config.base import Section
-    from atomloom.config.mistakes import sections_of
-
-    found = {*ELSEWHERE, *(f"model.{name}" for name in UNKEYED)}
-
-    def look(section: type[Section], prefix: str) -> None:
-        for name, field in section.model_fields.items():
-            extra = field.json_schema_extra
-            if isinstance(extra, dict) and extra.get("keyed") is False:
-                found.add(f"{prefix}{name}")
-            for inner in sections_of(field.annotation):
-                look(inner, f"{prefix}{name}.")
-
-    for name in SECTIONS:
-        if name != "model":
-            (section,) = sections_of(Config.model_fields[name].annotation)
-            look(section, f"{name}.")
-    return found
 
 
 def table_of(rows: Sequence[Row]) -> list[str]:

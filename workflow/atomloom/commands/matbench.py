@@ -23,6 +23,7 @@ import yaml
 
 from atomloom.commands.finished_runs import Cost, FinishedRun, read_run
 from atomloom.errors import AtomloomError
+from atomloom.pipeline.runs import changes_nothing, settings_apart
 from atomloom.store.files import write_atomically, write_json, write_text
 
 FOLDS = 5
@@ -133,14 +134,15 @@ import yaml
 from atomloom.api import run_pipeline
 from atomloom.config import parse_config
 
-content = yaml.safe_load(Path("config.yaml").read_text())
+content = yaml.safe_load(Path("config.yaml").read_text(encoding="utf-8"))
+Path("references.bib").write_text({bibtex!r}, encoding="utf-8")
 runs = []
 for fold in range({folds}):
     content["split"]["fold"] = fold
     runs.append(str(run_pipeline(parse_config(content)).folder))
 subprocess.run(
     ["atomloom", "leaderboard", "matbench", *runs, "--task", {task!r}, "--algorithm", {algorithm!r},
-     "--authors", {authors!r}, "--output", "submission"],
+     "--authors", {authors!r}, "--notes", {notes!r}, "--bibtex", "references.bib", "--output", "submission"],
     check=True,
 )
 '''
@@ -178,26 +180,20 @@ def folds_of(task: Task, labels: np.ndarray | None = None) -> list[np.ndarray]:
 
 
 def _require_one_recipe(runs: Sequence[FinishedRun]) -> None:
-    """Refuse runs that differ in more than the fold."""
+    """Refuse runs that differ in more than the fold, and the runs that they continue."""
     for run in runs[1:]:
         if run.target != runs[0].target:
             raise AtomloomError(
                 f"predicts {run.target}, and {runs[0].folder} {runs[0].target}: runs of different tasks",
                 where=run.folder,
             )
-        for name in ("model", "graph", "training"):
-            first, other = runs[0].keyed(name), run.keyed(name)
-            if first != other:
+        for name, first, other in settings_apart(runs[0].config, run.config):
+            parents = name == "training.continue_from" and first and other
+            if name != "split.fold" and not parents and not changes_nothing(name):
                 raise AtomloomError(
-                    f"differs from {runs[0].folder} in {_difference(name, first, other)}: a submission is of one "
-                    "recipe",
+                    f"differs from {runs[0].folder} in {name}: {other}, not {first}: a submission is of one recipe",
                     where=run.folder,
                 )
-
-
-def _difference(name: str, first: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    keys = [key for key in {**first, **other} if first.get(key) != other.get(key)]
-    return f"{name}.{keys[0]}: {other.get(keys[0])}, not {first.get(keys[0])}"
 
 
 def _rows(task: Task, run: FinishedRun, ids: Sequence[str]) -> list[int]:

@@ -78,6 +78,10 @@ class PotentialTraining(Section):
     `auto`: if they take less than a quarter of the free memory."""
 
 
+CLASS_LOSSES = ("bce", "cross_entropy")
+"""Losses of classes; all others are of numbers."""
+
+
 class Training(Section):
     """The training run."""
 
@@ -208,7 +212,7 @@ class Training(Section):
     @property
     def classes(self) -> bool:
         """Whether targets are classes."""
-        return self.loss in ("bce", "cross_entropy")
+        return self.loss in CLASS_LOSSES
 
     @model_validator(mode="after")
     def _options_go_together(self) -> Training:

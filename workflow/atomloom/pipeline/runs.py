@@ -560,3 +560,21 @@ def _defaults() -> Mapping[str, Any]:
 def default_of(name: str) -> Any:
     """Default of a field that the card of another version does not have; of a model's, None."""
     return _defaults().get(name)
+
+
+def settings_apart(
+    one: Mapping[str, Any], other: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Each field in which two configs differ, with both values; what only one has counts with its default.
+
+    A model is not validated, since that may run its module.
+    """
+    first, second = flat(one), flat(other)
+    for name in dict.fromkeys([*first, *second]):
+        default = default_of(name)
+        if name.startswith("model.") and (section := MODELS.get(first.get("model.name", ""))):
+            field_info = section.model_fields.get(name.removeprefix("model."))
+            default = None if field_info is None or field_info.is_required() else field_info.default
+        values = first.get(name, default), second.get(name, default)
+        if values[0] != values[1]:
+            yield name, *values
