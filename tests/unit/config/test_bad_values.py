@@ -162,6 +162,11 @@ def _section(section: str, /, **content: Any) -> dict[str, Any]:
         (_section("dataset", chunks={"max": 100}), "max 100 is below the mean, 1000"),
         (_section("dataset", chunks={"min": 5000}), "min 5000 is above the mean, 1000"),
         (_section("dataset", options={"a": {"b": math.inf}}), "options: a.b should be a finite"),
+        (_section("dataset", name="a b"), r"dataset.name: Input should have letters .*, not 'a b'"),
+        (
+            _section("dataset", name="größe"),
+            r"dataset.name: Input should have letters .*, not 'größe'",
+        ),
         (_section("dataset", name=2020), r"dataset.name: .*string \(put it in quotes\), not 2020"),
         (_section("training", log_targets=["gap"]), "training.log_targets: gap is not a target"),
         (

@@ -237,7 +237,11 @@ def test_a_column_of_one_data_set_sorts_that_one(results, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("-")[0] for line in lines[6:9]] == ["agate", "albite", "almandine"]
     assert main(["runs", "--sort", "sead"]) == 1
-    assert "no column `sead`" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no column `sead`" in said
+    assert {"val_mae_target", "val_mae_gap", "seed"} <= set(
+        said.strip().split("choose from ")[1].split(", ")
+    )
 
 
 def test_the_command_says_when_there_is_nothing(results, capsys, tmp_path):

@@ -15,7 +15,7 @@ from atomloom.config import Config
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.plan import Plan
-from atomloom.pipeline.run_table import RunTable, flat_row, table_of, text_lines
+from atomloom.pipeline.run_table import RunTable, flat_row, no_column, table_of, text_lines
 from atomloom.pipeline.runs import RunRecord, all_runs, runs_of
 
 REASONS = 5
@@ -47,15 +47,15 @@ def listed(request: Listing) -> list[RunTable]:
         runs = runs_of(folder) if folder.is_dir() else []
     groups = [list(group) for _, group in groupby(runs, key=lambda run: run.folder.parent)]
     tables: list[RunTable] = []
-    unknown: list[AtomloomError] = []
+    unknown = 0
     for group in groups:
         try:
             tables.append(table_of(group, request.sort, request.reverse))
-        except AtomloomError as error:  # another data set may have the column
-            unknown.append(error)
+        except AtomloomError:  # another data set may have the column
+            unknown += 1
             tables.append(table_of(group))
-    if unknown and len(unknown) == len(tables):
-        raise unknown[0]
+    if unknown and unknown == len(tables):
+        raise no_column(request.sort, tables)
     return tables
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -71,10 +72,14 @@ class Checks(Section):
     """The run stops when more than this fraction of the records is in quarantine."""
 
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+"""Pattern of a name that is a folder's on all systems."""
+
+
 class Dataset(Section):
     """Raw structures and labels."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+    name: Annotated[str, Field(pattern=NAME, max_length=100)]
     """Name of the data set; results go to `results/<name>/`."""
     source: list[str] = Field(min_length=1)
     """Files, folders or archives with structures, in this order; a single path needs no list.
@@ -108,6 +113,15 @@ class Dataset(Section):
     """Cutting of records into chunks: one chunk is one job."""
     checks: Checks = Checks()
     """Conditions for quarantine."""
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _name_is_a_folders(cls, value: object) -> object:
+        if isinstance(value, str) and not re.fullmatch(NAME, value):
+            raise ValueError(
+                "Input should have letters of a to z, digits, `_`, `.` and `-` alone, a letter or digit first"
+            )
+        return value
 
     @field_validator("source", "target", "global_features", mode="before")
     @classmethod

@@ -113,11 +113,18 @@ def _sorted_by(table: RunTable, sort: str) -> list[Any]:
         return [row[sort] for row in rows]
     if sort in table.differing or sort in named:
         return list(table.differing[named.get(sort, sort)])
-    columns = ["val", "test", "time", *(rows[0] if rows else [])]
-    raise AtomloomError(
+    raise no_column(sort, [table])
+
+
+def no_column(sort: str, tables: Sequence[RunTable]) -> AtomloomError:
+    """Error that names the columns of some tables, of which none is the one to sort by."""
+    columns = ["val", "test", "time"]
+    for table in tables:
+        columns += [*(flat_row(table, 0) if table.runs else []), *table.fields]
+    return AtomloomError(
         f"the table has no column `{sort}`",
         where="--sort",
-        todo=f"choose from {', '.join(dict.fromkeys([*columns, *table.fields]))}",
+        todo=f"choose from {', '.join(dict.fromkeys(columns))}",
     )
 
 
