@@ -40,8 +40,8 @@ mutants: $(READY) ## small errors, one at a time, that tests should notice; prin
 	$(BIN)/python tests/mutants.py
 
 lint: $(READY) ## format, style, types, workflow
-	$(BIN)/ruff format --check workflow tests benchmarks examples resources
-	$(BIN)/ruff check workflow tests benchmarks examples resources
+	$(BIN)/ruff format --check workflow tests benchmarks examples resources setup.py
+	$(BIN)/ruff check workflow tests benchmarks examples resources setup.py
 	$(BIN)/snakefmt --check Snakefile workflow/Snakefile workflow/rules
 	$(BIN)/mypy
 	$(BIN)/snakemake --lint

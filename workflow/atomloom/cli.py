@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from atomloom import __version__, former
+from atomloom.commands.init import add_init
 from atomloom.commands.leaderboard import add_leaderboard
 from atomloom.commands.model_files import add_comparison, add_export, add_predict, compare
 from atomloom.commands.options import Log, amount, count, few, log_to, say
@@ -242,6 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     add_runs(commands.add_parser)
     add_provenance(commands.add_parser, _prepare)
     add_leaderboard(commands.add_parser)
+    add_init(commands.add_parser)
 
     sub = commands.add_parser("inspect", help="show what is in a shard, an index or raw files")
     sub.add_argument("path", type=Path, help="a shard, a folder of graphs, an index or raw files")
