@@ -18,6 +18,7 @@ from atomloom.errors import AtomloomError
 from atomloom.store.files import read_plain, write_text
 from atomloom.pipeline.paths import Layout, RunPaths, own_report, report_key_of
 from atomloom.pipeline.plan import Plan
+from atomloom.pipeline.resources import FILE, read_resources
 from atomloom.pipeline.site import read_site
 from atomloom.stages.sources import refresh_sources
 from atomloom.sweeps.rounds import (
@@ -77,9 +78,11 @@ except AtomloomError as error:
 PLAN = layout.plan_folder / "plan.json"
 CONFIG = layout.merged_config
 
+RECORDS = None
 if workflow.is_main_process and PLAN.exists():
     try:
         known = RunPaths(layout, Plan.read(PLAN))
+        RECORDS = known.plan.records
     except AtomloomError as error:
         print(f"atomloom: {PLAN}: {error.what}; it is made again", file=sys.stderr)
         PLAN.unlink()
@@ -90,6 +93,10 @@ if workflow.is_main_process and PLAN.exists():
         if deletes_all_output(sys.argv[1:]):
             own_report(layout.results, known.run_key).unlink(missing_ok=True)
 
+try:
+    ASKS = read_resources(layout.results / FILE, layout.config, RECORDS, tell)
+except AtomloomError as error:
+    sys.exit(f"atomloom: {error}")
 
 RULES = workflow.current_basedir.get_path_or_uri(secret_free=True)
 
@@ -276,23 +283,32 @@ CORES_ELSEWHERE = 4
 
 
 def cores_of_training(wildcards):
-    """Threads function: as configured, else all of this machine; never its number for a job elsewhere."""
+    """Threads function: as configured, else all of this machine; for a job elsewhere what was measured.
+
+    Never the number of this machine's cores for a job elsewhere.
+    """
     if TRAINING.threads:
         return TRAINING.threads
     elsewhere = workflow.remote_exec or not workflow.local_exec
     # A dry run has an executor of this machine; a cluster has a number of jobs.
     if workflow.dryrun:
         elsewhere = workflow.resource_settings.nodes is not None
-    return CORES_ELSEWHERE if elsewhere else workflow.cores
+    measured = ASKS["train"].cpus or CORES_ELSEWHERE
+    return measured if elsewhere else workflow.cores
 
 
-def on_gpus(devices=0):
-    """Resources of a job: its GPUs, and what the cluster wants to be told (`config/cluster.yaml`).
+def asks(rule, devices=0):
+    """Resources of a rule's jobs: memory and time, twice as much at each attempt, GPUs, and what the cluster
+    wants to be told (`config/cluster.yaml`).
 
     GPUs are asked for only if the config says that it wants them: `auto` takes what there is.
     """
-    count = devices if TRAINING.device == "cuda" else 0
-    return {"gpu": count} | SITE.resources(count)
+    ask, count = ASKS[rule], devices if TRAINING.device == "cuda" else 0
+    measured = {
+        "mem_mb": lambda wildcards, attempt: ask.memory(attempt),
+        "runtime": lambda wildcards, attempt: ask.minutes(attempt, SITE.max_runtime),
+    }
+    return {"gpu": count} | measured | SITE.resources(count)
 
 
 def on_nodes():

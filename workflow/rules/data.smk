@@ -18,6 +18,8 @@ checkpoint plan:
         layout.logs / "plan.log",
     conda:
         environment("graphs.yaml")
+    resources:
+        **asks("plan"),
     params:
         config=merged_config,
     message:
@@ -40,9 +42,7 @@ rule convert:
     conda:
         environment("graphs.yaml")
     resources:
-        **on_gpus(),
-        mem_mb=lambda wildcards, attempt: 2000 * 2 ** (attempt - 1),
-        runtime=30,
+        **asks("convert"),
     params:
         config=merged_config,
     message:
@@ -71,9 +71,7 @@ rule split:
     conda:
         environment("graphs.yaml")
     resources:
-        **on_gpus(),
-        mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
-        runtime=30,
+        **asks("split"),
     params:
         config=merged_config,
     message:

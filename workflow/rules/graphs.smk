@@ -17,9 +17,7 @@ rule graphs:
     conda:
         environment("graphs.yaml")
     resources:
-        **on_gpus(),
-        mem_mb=lambda wildcards, attempt: 2000 * 2 ** (attempt - 1),
-        runtime=30,
+        **asks("graphs"),
     params:
         config=merged_config,
     message:
@@ -42,9 +40,7 @@ rule index:
     conda:
         environment("graphs.yaml")
     resources:
-        **on_gpus(),
-        mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
-        runtime=30,
+        **asks("index"),
     params:
         config=merged_config,
     message:

@@ -16,9 +16,7 @@ rule label:
     conda:
         environment("training.yaml")
     resources:
-        **on_gpus(),
-        mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
-        runtime=24 * 60,
+        **asks("label"),
     params:
         config=merged_config,
     message:

@@ -26,6 +26,8 @@ rule report:
         layout.logs / "report.log",
     conda:
         environment("training.yaml")
+    resources:
+        **asks("report"),
     params:
         config=merged_config,
     message:

@@ -19,6 +19,8 @@ checkpoint suggest:
         layout.logs / "suggest" / "{sweep}-{round}.log",
     conda:
         environment("training.yaml")
+    resources:
+        **asks("suggest"),
     params:
         config=merged_config,
     message:
@@ -41,9 +43,7 @@ rule trial:
         environment("training.yaml")
     threads: SWEEP.threads if SWEEP else 1
     resources:
-        **on_gpus(TRIAL_GPUS),
-        mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
-        runtime=24 * 60,
+        **asks("trial", TRIAL_GPUS),
     params:
         config=merged_config,
     message:
@@ -64,9 +64,7 @@ rule refit:
         environment("training.yaml")
     threads: SWEEP.threads if SWEEP else 1
     resources:
-        **on_gpus(TRIAL_GPUS),
-        mem_mb=lambda wildcards, attempt: 4000 * 2 ** (attempt - 1),
-        runtime=24 * 60,
+        **asks("refit", TRIAL_GPUS),
     params:
         config=merged_config,
     message:
@@ -100,6 +98,8 @@ rule tabulate:
         layout.logs / "sweep" / "{sweep}.log",
     conda:
         environment("training.yaml")
+    resources:
+        **asks("tabulate"),
     params:
         config=merged_config,
     message:

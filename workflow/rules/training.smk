@@ -29,9 +29,7 @@ rule train:
     threads: cores_of_training
     resources:
         **on_nodes(),
-        **on_gpus(TRAINING.processes),
-        mem_mb=lambda wildcards, attempt: 8000 * 2 ** (attempt - 1),
-        runtime=24 * 60,
+        **asks("train", TRAINING.processes),
     params:
         config=merged_config,
     message:
@@ -70,9 +68,7 @@ rule evaluate:
         environment("training.yaml")
     threads: cores_of_training
     resources:
-        **on_gpus(1),
-        mem_mb=lambda wildcards, attempt: 8000 * 2 ** (attempt - 1),
-        runtime=120,
+        **asks("evaluate", 1),
     params:
         config=merged_config,
     message:

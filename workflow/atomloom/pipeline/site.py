@@ -1,4 +1,4 @@
-"""Account, partitions and GPU model of a cluster: `config/cluster.yaml`, beside the workflow.
+"""Account, partitions, GPU model and time limit of a cluster: `config/cluster.yaml`, beside the workflow.
 
 They belong to the place where jobs run and not to a data set, so they stand in a file of their own,
 which no key knows.
@@ -18,7 +18,7 @@ NAME = r"^[A-Za-z0-9_.,+@-]+$"
 
 
 class Site(Section):
-    """Names that a cluster wants to be told with every job; null: none, so its own default holds."""
+    """Facts that a cluster wants to be told with every job; null: none, so its own default holds."""
 
     account: str | None = Field(default=None, pattern=NAME)
     """Account that jobs are charged to."""
@@ -30,6 +30,8 @@ class Site(Section):
     """GPU type as the cluster calls it, such as a100."""
     extra: str | None = None
     """Further options for sbatch, as on its command line, for example `--constraint=nvme`."""
+    max_runtime: int = Field(default=24 * 60, ge=1, le=1_000_000)
+    """Minutes that the cluster gives a job at most: none asks for more, and a training goes on in the next attempt."""
 
     def resources(self, gpus: int) -> dict[str, str]:
         """Resources of a job by the names of Snakemake's executor for Slurm; those not set are left out."""
