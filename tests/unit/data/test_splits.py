@@ -242,6 +242,19 @@ def test_without_named_test_sets_nothing_about_a_split_is_different():
     assert fixed_digest(Split(), ["a"]) == ""
 
 
+def test_a_set_may_be_defined_by_what_is_true():
+    given = {"a": {"column": "T", "equals": True}, "b": {"column": "T", "equals": [False, "odd"]}}
+    cells = ["True", "yes", "1.0", "false", "NO", "0", "odd", "2", None, "T"]
+    result = divide(Split(test=given), files(*["x"] * 10), columns(10, T=cells), 10)
+    assert result[:7].tolist() == ["a"] * 3 + ["b"] * 4
+    assert set(result[7:9]) <= {"train", "val"}
+    assert result[9] == "a"
+    quoted = Split(test={"a": {"column": "T", "equals": "true"}})
+    with pytest.raises(AtomloomError, match=r"no structure is in the test set a \(T = true\)"):
+        divide(quoted, files("x", "y"), columns(2, T=["True", "1"]), 2)
+    assert quoted.key_content() != Split(test={"a": given["a"]}).key_content()
+
+
 @pytest.mark.parametrize(
     ("sets", "message"),
     [

@@ -213,8 +213,9 @@ class TestSet(Section):
     column: str | None = None
     """Records with one of the values `equals` in this column: of a label table, alongside the structures
     or on the comment line of an extxyz frame; or `formula` (reduced)."""
-    equals: list[str] = []
-    """Values of `column`; numbers are compared as numbers."""
+    equals: list[str | bool] = []
+    """Values of `column`; numbers are compared as numbers. `true` and `false` are found as yes and no, on and off,
+    T and F, 1 and 0 as well, in upper or lower case; in quotes they are texts."""
 
     @field_validator("source", "equals", mode="before")
     @classmethod

@@ -25,6 +25,10 @@ from atomloom.errors import AtomloomError
 from atomloom.store.files import file_digest
 from atomloom.store.keys import chain_hash
 
+TRUTHS = {True: ("true", "yes", "on", "t", "1"), False: ("false", "no", "off", "f", "0")}
+"""Cells, in lower case, that mean true and false: YAML takes the first words for a boolean; `T` is that of extxyz, and
+readers write numbers."""
+
 
 class SplitKind(ABC):
     """Kind of split.
@@ -216,7 +220,8 @@ def _named_sets(split: Split, frame: pd.DataFrame, columns: pd.DataFrame) -> np.
         else:
             found = _has_value(columns[own.column], own.equals)
         if not found.any():
-            wanted = ", ".join(own.source or [f"{own.column} = {' or '.join(own.equals)}"])
+            values = " or ".join(str(v).lower() if isinstance(v, bool) else v for v in own.equals)
+            wanted = ", ".join(own.source or [f"{own.column} = {values}"])
             raise AtomloomError(
                 f"no structure is in the test set {name} ({wanted})", where="split.test"
             )
@@ -230,12 +235,14 @@ def _named_sets(split: Split, frame: pd.DataFrame, columns: pd.DataFrame) -> np.
     return result
 
 
-def _has_value(cells: pd.Series, wanted: Sequence[str]) -> np.ndarray:
-    """[S] bool, whether a cell is one of some values: the same text, or an equal number."""
+def _has_value(cells: pd.Series, wanted: Sequence[str | bool]) -> np.ndarray:
+    """[S] bool, whether a cell is one of some values: the same text, an equal number, or as true."""
     texts = cells.map(lambda cell: "" if pd.isna(cell) else str(cell).strip())
-    numbers = pd.to_numeric(pd.Series(list(wanted)), errors="coerce").dropna()
+    words = [value for value in wanted if isinstance(value, str)]
+    truths = [word for value in wanted if isinstance(value, bool) for word in TRUTHS[value]]
+    numbers = pd.to_numeric(pd.Series([*words, *truths]), errors="coerce").dropna()
     equal = pd.to_numeric(texts, errors="coerce").isin(numbers)
-    return (texts.isin(list(wanted)) | equal).to_numpy(bool)
+    return (texts.isin(words) | texts.str.lower().isin(truths) | equal).to_numpy(bool)
 
 
 def _sets_by_source(split: Split, sources: Sequence[str]) -> list[str]:
