@@ -14,7 +14,7 @@ from ase.io import write
 
 from atomloom.api import run_pipeline
 from atomloom.commands.evaluate import Comparison, compare_with_labels
-from atomloom.config import parse_config
+from atomloom.config import Split, parse_config
 from atomloom.config.training import PotentialTraining
 from atomloom.errors import AtomloomError
 from atomloom.inference.scalers.atomic_energies import AtomicEnergies
@@ -260,3 +260,45 @@ def test_only_a_single_atom_far_from_its_images_is_isolated():
         )
     )
     assert found.tolist() == [True, True, False, True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("references", "told"),
+    [
+        ("fit", "split: no training structure with an energy holds Au: a potential could not predict 1 of gold"),
+        ({"Cu": COPPER, "Ag": SILVER}, "reference_energies: has no energy of Au, needed by 1 of gold"),
+    ],
+    ids=["fit", "given"],
+)  # fmt: skip
+def test_an_element_of_a_test_set_alone_is_told_before_training(references, told):
+    gold = bulk("Au", a=4.1, cubic=True)
+    gold.calc = SinglePointCalculator(gold, energy=-9.0)
+    config = settings([*crystals(), gold], references)
+    sets = {"gold": {"column": "formula", "equals": "Au"}}
+    config = config.model_copy(update={"split": Split(test=sets, duplicates="report")})
+    with pytest.raises(AtomloomError) as error:
+        split(config, [])
+    assert f"{told} (first: all-000020)" in str(error.value)
+
+
+def test_a_given_energy_of_an_element_is_enough_to_predict_it():
+    gold = bulk("Au", a=4.1, cubic=True)
+    gold.calc = SinglePointCalculator(gold, energy=-9.0)
+    config = settings([*crystals(), gold], {"Cu": COPPER, "Ag": SILVER, "Au": -1.0})
+    sets = {"gold": {"column": "formula", "equals": "Au"}}
+    config = config.model_copy(update={"split": Split(test=sets, duplicates="report")})
+    _, content, _ = split(config, [])
+    assert content["test_sets"] == {"gold": 1}
+
+
+def test_elements_whose_energies_are_unknown_in_training_are_told_too():
+    frames = crystals()
+    dark = bulk("Au", a=4.1, cubic=True)
+    dark.calc = SinglePointCalculator(dark, forces=np.zeros((4, 3)))
+    config = settings([*frames, dark], "fit", target=["energy", "forces"])
+    config = config.model_copy(update={"split": Split(ratios=(0.9, 0.1, 0.0), duplicates="report")})
+    for atoms in frames:
+        atoms.calc.results["forces"] = np.zeros((4, 3))
+    write("all.extxyz", [*frames, dark])
+    with pytest.raises(AtomloomError, match="no training structure with an energy holds Au"):
+        split(config, [])

@@ -366,9 +366,9 @@ def test_forces_of_a_record_whose_energy_no_table_knows_are_learnt():
     Path("b.xyz").write_text(text)
     write_labels([{"id": f"b-{i:06d}", "energy": i if i else None} for i in range(12)])
     settings = config("b.xyz", ["energy", "forces"])
-    potential = parse_config(
-        settings.model_dump(exclude={"model", "graph"}) | {"model": {"name": "painn", "width": 8}}
-    )
+    content = settings.model_dump(exclude={"model", "graph"})
+    content["training"]["potential"]["reference_energies"] = dict.fromkeys((*ELEMENTS, "Br"), 0.0)
+    potential = parse_config(content | {"model": {"name": "painn", "width": 8}})
     used, refused, _ = divided(potential)
     assert not refused
     assert np.isnan(used["energy"]["b-000000"])

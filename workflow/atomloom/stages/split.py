@@ -110,6 +110,7 @@ def write_split(paths: RunPaths, log: Callable[[str], None]) -> Path:
     _require_rows(config, counts, removed, folder)
     known = _known_values(config, frame)
     _require_values(known)
+    _require_references(config, frame)
     frame = frame.drop(columns="source")  # the location of files is not part of the data set
     write_table(folder / "dataset.parquet", frame)
     arrays = array_targets(config)
@@ -267,6 +268,44 @@ def _require_values(known: dict[str, dict[str, int]]) -> None:
                 where="split",
                 todo="change the split, or leave the target out",
             )
+
+
+def _require_references(config: Config, frame: pd.DataFrame) -> None:
+    """Refuse structures with elements whose energies a potential cannot learn.
+
+    Raises:
+        AtomloomError: naming the first of them; training would say so only when all graphs are built.
+    """
+    if not any(spec.of_energy for spec in config.targets):
+        return
+    given = config.training.potential.reference_energies
+    learnt = frame[(frame["split"] == "train") & frame["energy"].notna()]
+    known = set(given) if isinstance(given, dict) else _elements(learnt["elements"])
+    unknown = frame[frame["elements"].map(lambda text: not known.issuperset(text.split(",")))]
+    if unknown.empty:
+        return
+    symbols = ", ".join(sorted(_elements(unknown["elements"]) - known))
+    splits = ", ".join(
+        f"{count:,} of {name}" for name, count in unknown["split"].value_counts().items()
+    )
+    first = unknown["id"].iloc[0]
+    if isinstance(given, dict):
+        raise AtomloomError(
+            f"has no energy of {symbols}, needed by {splits} (first: {first})",
+            where="training.potential.reference_energies",
+            todo="give one for every element, or say `fit`",
+        )
+    raise AtomloomError(
+        f"no training structure with an energy holds {symbols}: a potential could not predict {splits} "
+        f"(first: {first})",
+        where="split",
+        todo="train on structures with every element, or leave those out",
+    )
+
+
+def _elements(column: pd.Series) -> set[str]:
+    """All elements of some structures, given as `Na,Cl`."""
+    return {symbol for text in column.unique() for symbol in text.split(",")}
 
 
 def read_split(paths: RunPaths) -> dict[str, Any]:
