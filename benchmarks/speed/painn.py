@@ -29,8 +29,8 @@ from atomloom.data.batch import GraphBatch
 from atomloom.data.loader import GraphLoader
 from atomloom.graphs.build import build_graphs
 from atomloom.models import build_model
+from atomloom.models.common import passes
 from atomloom.models.derivatives import PotentialOutput, evaluate_potential
-from atomloom.models.painn import network
 from atomloom.readers import read
 from atomloom.structures.table import StructureTable
 from benchmarks.common.peer import Peer
@@ -133,13 +133,13 @@ class Ours:
 @contextmanager
 def _passes(allowed: bool):
     """With `allowed` False, the plain operations that serve where there are no compiled passes."""
-    chosen = network.by_passes
+    chosen = passes.by_passes
     if not allowed:
-        network.by_passes = lambda vectors: False
+        passes.by_passes = lambda vectors: False
     try:
         yield
     finally:
-        network.by_passes = chosen
+        passes.by_passes = chosen
 
 
 class SchNetPack:

@@ -155,7 +155,7 @@ def _section(section: str, /, **content: Any) -> dict[str, Any]:
         ({**BASE, "graph": 5}, "graph: Input should be a mapping of keys, not 5"),
         (
             {**BASE, "model": {"name": "foo"}},
-            "model.name: Input should be .*'painn' or `module:Class`, not 'foo'",
+            "model.name: Input should be .*'painn'.* or `module:Class`, not 'foo'",
         ),
         (_section("dataset", source=[""]), "dataset.source: .*empty"),
         (_section("dataset", labels={"id_column": -1}), "dataset.labels.id_column: .*equal to 0"),

@@ -14,14 +14,16 @@ from atomloom.config.model import (
     EComFormerConfig,
     IComFormerConfig,
     PaiNNConfig,
+    TensorNetConfig,
+    TensorNetPropertyConfig,
 )
 from atomloom.data.batch import label_name
 from atomloom.data.padding import PaddedBatch, Shape, fits, padded_shape, rounded_up
 from atomloom.models import build_model
 from atomloom.models.chebyshev import network as chebyshev
+from atomloom.models.common import passes
 from atomloom.models.common.outputs import Head
 from atomloom.models.derivatives import evaluate_potential
-from atomloom.models.painn import network as painn
 from atomloom.training.objectives.losses import loss_sum
 from tests.unit.models.batches import batch_from_graphs, random_crystal
 
@@ -30,9 +32,15 @@ PROPERTIES = {
     "icomformer": IComFormerConfig(width=32),
     "ecomformer": EComFormerConfig(width=32),
     "alignn": ALIGNNConfig(width=32, backend="torch"),
+    "tensornet_property": TensorNetPropertyConfig(width=32),
     "alignn, sums": ALIGNNConfig(width=32, backend="torch", readout="sum"),
 }
-POTENTIALS = {"painn": PaiNNConfig(width=32), "chebyshev": ChebyshevConfig(species=ELEMENTS)}
+POTENTIALS = {
+    "painn": PaiNNConfig(width=32),
+    "tensornet": TensorNetConfig(width=32),
+    "chebyshev": ChebyshevConfig(species=ELEMENTS),
+}
+WITH_VECTORS = ("painn", "tensornet")
 
 
 def batch_of(seed: int, structures: int, model=None):
@@ -60,7 +68,8 @@ def found_of_properties(model, batch):
 
 
 @pytest.mark.parametrize("name", PROPERTIES)
-def test_padding_changes_neither_outputs_nor_gradients_nor_running_statistics(name):
+def test_padding_changes_neither_outputs_nor_gradients_nor_running_statistics(name, monkeypatch):
+    monkeypatch.setattr(passes, "by_passes", lambda values: False)
     torch.manual_seed(0)
     model = build_model(PROPERTIES[name], 1).double().train()
     other = build_model(PROPERTIES[name], 1).double().train()
@@ -83,7 +92,7 @@ def test_padding_changes_neither_outputs_nor_gradients_nor_running_statistics(na
 
 @pytest.mark.parametrize("name", POTENTIALS)
 def test_padding_changes_neither_energies_nor_forces_nor_their_gradients(name, monkeypatch):
-    monkeypatch.setattr(painn, "by_passes", lambda values: False)
+    monkeypatch.setattr(passes, "by_passes", lambda values: False)
     monkeypatch.setattr(chebyshev, "_has_kernels", lambda tensor: False)
     torch.manual_seed(0)
     model = build_model(POTENTIALS[name], 1).double()
@@ -107,11 +116,11 @@ def test_padding_changes_neither_energies_nor_forces_nor_their_gradients(name, m
         torch.testing.assert_close(filled, plain, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["icomformer", "alignn", "painn"])
+@pytest.mark.parametrize("name", ["icomformer", "alignn", *WITH_VECTORS])
 def test_padding_changes_nothing_of_what_heads_learn(name, monkeypatch):
-    monkeypatch.setattr(painn, "by_passes", lambda values: False)
+    monkeypatch.setattr(passes, "by_passes", lambda values: False)
     torch.manual_seed(0)
-    heads = [Head("q", "atom", ())] + [Head("mu", "structure", (3,))] * (name == "painn")
+    heads = [Head("q", "atom", ())] + [Head("mu", "structure", (3,))] * (name in WITH_VECTORS)
     model = build_model((PROPERTIES | POTENTIALS)[name], 0, heads=heads).double()
     batch, other = batch_of(0, 5, model), batch_of(1, 7, model)
     names = {head.name: label_name(head.name, head.per) for head in heads}

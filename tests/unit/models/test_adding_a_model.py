@@ -111,7 +111,7 @@ def test_what_is_written_of_a_config_is_read_again(package, tmp_path):
         ({"name": "mymodels.shell:Shells"}, "cannot be imported: No module named 'mymodels.shell'"),
         ({"name": "mymodels.broken:A"}, "mymodels.broken cannot be imported: two lines, no less"),
         ({"name": "mymodels/shells:A"}, "'mymodels/shells:A' is not `module:Class`"),
-        ({"name": "nothing"}, "'painn' or `module:Class`, not 'nothing'"),
+        ({"name": "nothing"}, " or `module:Class`, not 'nothing'"),
     ],
 )
 def test_a_mistake_is_one_line(package, model, says):

@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from atomloom.config.graph import GraphSpec
-from atomloom.config.model import ALIGNNConfig, EComFormerConfig, IComFormerConfig, PaiNNConfig
+from atomloom.config.model import (
+    ALIGNNConfig,
+    EComFormerConfig,
+    IComFormerConfig,
+    PaiNNConfig,
+    TensorNetConfig,
+)
 from atomloom.data.loader import GraphLoader
 from atomloom.graphs.build import build_graphs
 from atomloom.models import build_model
@@ -26,7 +32,11 @@ INVARIANT = {
         width=8, alignn_layers=1, gcn_layers=1, embedding=4, edge_bins=8, angle_bins=8
     ),
 }
-PAINN = PaiNNConfig(width=8, layers=2, rbf=6, cutoff=4.0)
+POTENTIALS = {
+    "painn": PaiNNConfig(width=8, layers=2, rbf=6, cutoff=4.0),
+    "tensornet": TensorNetConfig(width=8, layers=2, rbf=6, cutoff=4.0),
+}
+MODELS = INVARIANT | POTENTIALS
 
 
 def molecules(seed: int = 0) -> list[Structure]:
@@ -76,37 +86,39 @@ def a_rotation() -> np.ndarray:
 
 
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
-def test_vectors_turn_with_the_structure_and_do_not_feel_where_it_is(dtype, within):
+@pytest.mark.parametrize("name", POTENTIALS)
+def test_vectors_turn_with_the_structure_and_do_not_feel_where_it_is(name, dtype, within):
     torch.manual_seed(0)
-    model = build_model(PAINN, 1, heads=(DIPOLE, ATOM, ARROW)).to(dtype)
-    rotation, spec = a_rotation(), of_config(PAINN)
+    model = build_model(MODELS[name], 1, heads=(DIPOLE, ATOM, ARROW)).to(dtype)
+    rotation, spec = a_rotation(), of_config(MODELS[name])
     one = model(batch_of(molecules(), spec, dtype))
     other = model(batch_of([moved(m, rotation, 7.0) for m in molecules()], spec, dtype))
     turn = torch.tensor(rotation, dtype=dtype)
     assert one.heads["mu"].shape == (3, 3)
     assert one.heads["v"].shape == (12, 3)
     assert one.heads["mu"].abs().min() > 1e-4
-    for name in ("mu", "v"):
+    for head in ("mu", "v"):
         torch.testing.assert_close(
-            other.heads[name], one.heads[name] @ turn, rtol=0, atol=10 * within
+            other.heads[head], one.heads[head] @ turn, rtol=0, atol=10 * within
         )
     torch.testing.assert_close(other.heads["q"], one.heads["q"], rtol=0, atol=10 * within)
     torch.testing.assert_close(other.main, one.main, rtol=0, atol=10 * within)
 
 
-def test_a_mirror_turns_a_vector_over():
+@pytest.mark.parametrize("name", POTENTIALS)
+def test_a_mirror_turns_a_vector_over(name):
     torch.manual_seed(0)
-    model = build_model(PAINN, 0, heads=(DIPOLE,)).double()
-    spec = of_config(PAINN)
+    model = build_model(MODELS[name], 0, heads=(DIPOLE,)).double()
+    spec = of_config(MODELS[name])
     one = model(batch_of(molecules(), spec)).heads["mu"]
     other = model(batch_of([moved(m, -np.eye(3)) for m in molecules()], spec)).heads["mu"]
     torch.testing.assert_close(other, -one, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [*INVARIANT, "painn"])
+@pytest.mark.parametrize("name", MODELS)
 def test_values_of_atoms_keep_to_their_atoms_in_any_order(name):
     torch.manual_seed(0)
-    config = INVARIANT.get(name, PAINN)
+    config = MODELS[name]
     model = build_model(config, 0, heads=(ATOM,)).double().eval()
     spec, made = of_config(config), crystals()
     order = [np.random.default_rng(1).permutation(len(one)) for one in made]
@@ -152,12 +164,13 @@ def test_atoms_that_were_folded_into_one_class_all_get_their_value():
     assert (one.heads["q"][0] - one.heads["q"][4]).abs() > 1e-6
 
 
-def test_heads_come_with_energies_and_forces_in_one_pass_and_leave_them_as_they_are():
+@pytest.mark.parametrize("name", POTENTIALS)
+def test_heads_come_with_energies_and_forces_in_one_pass_and_leave_them_as_they_are(name):
     torch.manual_seed(0)
-    alone = build_model(PAINN, 1).double()
-    model = build_model(PAINN, 1, heads=(DIPOLE,)).double()
+    alone = build_model(MODELS[name], 1).double()
+    model = build_model(MODELS[name], 1, heads=(DIPOLE,)).double()
     model.load_state_dict(alone.state_dict(), strict=False)
-    batch = batch_of(molecules(), of_config(PAINN))
+    batch = batch_of(molecules(), of_config(MODELS[name]))
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
     with_heads = evaluate_potential(model, batch, forces=True)
@@ -169,9 +182,9 @@ def test_heads_come_with_energies_and_forces_in_one_pass_and_leave_them_as_they_
     assert not with_heads.heads["mu"].requires_grad
 
 
-@pytest.mark.parametrize("name", [*INVARIANT, "painn"])
+@pytest.mark.parametrize("name", MODELS)
 def test_a_network_with_heads_alone_has_no_other_output_and_all_weights_have_gradients(name):
-    config = INVARIANT.get(name, PAINN)
+    config = MODELS[name]
     model = build_model(config, 0, heads=(ATOM,)).double()
     found = Outputs.of(model(batch_of(crystals(), of_config(config))))
     assert found.main is None

@@ -18,6 +18,8 @@ from atomloom.config.model import (
     EComFormerConfig,
     IComFormerConfig,
     PaiNNConfig,
+    TensorNetConfig,
+    TensorNetPropertyConfig,
 )
 from atomloom.models import build_model
 from atomloom.models.common.outputs import Head
@@ -30,7 +32,14 @@ PROPERTIES = {
     "ecomformer": EComFormerConfig(**SMALL),
     "alignn": ALIGNNConfig(**SMALL),
 }
-POTENTIALS = {"painn": PaiNNConfig(**SMALL), "chebyshev": ChebyshevConfig(species=("H", "O"))}
+WITHOUT_RECOMPUTING = {"tensornet_property": TensorNetPropertyConfig(**SMALL)}
+WITH_VECTORS = ("painn", "tensornet", "tensornet_property")
+POTENTIALS = {
+    "painn": PaiNNConfig(**SMALL),
+    "tensornet": TensorNetConfig(**SMALL),
+    "chebyshev": ChebyshevConfig(species=("H", "O")),
+}
+MODELS = PROPERTIES | WITHOUT_RECOMPUTING | POTENTIALS
 
 
 def elsewhere(model):
@@ -60,10 +69,13 @@ def test_the_stand_in_refuses_what_a_gpu_would():
 
 @pytest.mark.parametrize(
     ("name", "checkpointing"),
-    [(name, again) for name in PROPERTIES for again in (False, True)],
+    [
+        *((name, again) for name in PROPERTIES for again in (False, True)),
+        *((name, False) for name in WITHOUT_RECOMPUTING),
+    ],
 )
 def test_a_step_of_a_property_model_neither_waits_nor_comes_back(name, checkpointing):
-    model = build_model(PROPERTIES[name], 2).train()
+    model = build_model(MODELS[name], 2).train()
     if checkpointing:
         assert not model.gradient_checkpointing
         model.gradient_checkpointing = True
@@ -74,10 +86,10 @@ def test_a_step_of_a_property_model_neither_waits_nor_comes_back(name, checkpoin
     assert all_have_gradients(model)
 
 
-@pytest.mark.parametrize("name", [*PROPERTIES, "painn"])
+@pytest.mark.parametrize("name", [*PROPERTIES, *WITH_VECTORS])
 def test_nor_does_one_of_a_model_with_heads(name):
-    heads = [Head("q", "atom", ())] + [Head("mu", "structure", (3,))] * (name == "painn")
-    model, batch = elsewhere(build_model((PROPERTIES | POTENTIALS)[name], 1, heads=heads).train())
+    heads = [Head("q", "atom", ())] + [Head("mu", "structure", (3,))] * (name in WITH_VECTORS)
+    model, batch = elsewhere(build_model(MODELS[name], 1, heads=heads).train())
     found = model(batch)
     assert found.heads["q"].shape == batch.numbers.shape
     sum(values.square().sum() for values in found.tensors()).backward()

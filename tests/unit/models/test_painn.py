@@ -11,8 +11,10 @@ import torch
 from atomloom.config.model import PaiNNConfig
 from atomloom.errors import AtomloomError
 from atomloom.models import build_model
+from atomloom.models.common import passes
+from atomloom.models.common.pairs import find_pairs
 from atomloom.models.derivatives import evaluate_potential
-from atomloom.models.painn import kernels, network
+from atomloom.models.painn import network
 from tests.unit.models.potentials import (
     crystal,
     everything,
@@ -43,7 +45,7 @@ def seeded(width: int = 8, seed: int = 0, **options) -> network.PaiNN:
 def way(request, monkeypatch):
     """Both ways to sum messages: the one of CPUs, and that of other devices and torch.compile."""
     if request.param == "plain operations":
-        monkeypatch.setattr(network, "by_passes", lambda vectors: False)
+        monkeypatch.setattr(passes, "by_passes", lambda vectors: False)
     return request.param
 
 
@@ -216,7 +218,7 @@ def training_step(model, batch):
 def test_compiled_passes_equal_plain_operations(options, monkeypatch):
     batch, model = batch_of(everything()), seeded(**options)
     ours, our_gradients = training_step(model, batch)
-    monkeypatch.setattr(network, "by_passes", lambda vectors: False)
+    monkeypatch.setattr(passes, "by_passes", lambda vectors: False)
     plain, gradients = training_step(model, batch)
     for name in ("atom_energies", "forces", "stress"):
         torch.testing.assert_close(getattr(ours, name), getattr(plain, name), rtol=0, atol=1e-12)
@@ -238,11 +240,11 @@ def test_edges_without_their_reverse_count_one_way(monkeypatch):
         dst_ptr=torch.nn.functional.pad(counts.cumsum(0), (1, 0)),
     )
     arrays = (some.src, some.dst, some.dst_ptr, some.shift)
-    _, mutual = kernels.find_pairs(*(array.numpy() for array in arrays))
+    _, mutual = find_pairs(*(array.numpy() for array in arrays))
     assert 0 < mutual.sum() < len(mutual)
     model = seeded()
     ours = evaluate_potential(model, some, stress=True)
-    monkeypatch.setattr(network, "by_passes", lambda vectors: False)
+    monkeypatch.setattr(passes, "by_passes", lambda vectors: False)
     plain = evaluate_potential(model, some, stress=True)
     for name in ("atom_energies", "forces", "stress"):
         torch.testing.assert_close(getattr(ours, name), getattr(plain, name), rtol=0, atol=1e-12)
@@ -251,7 +253,7 @@ def test_edges_without_their_reverse_count_one_way(monkeypatch):
 def test_every_edge_of_a_radius_graph_has_its_pair():
     batch = batch_of(everything())
     arrays = (batch.src, batch.dst, batch.dst_ptr, batch.shift)
-    edges, mutual = kernels.find_pairs(*(array.numpy() for array in arrays))
+    edges, mutual = find_pairs(*(array.numpy() for array in arrays))
     assert mutual.all()
     assert 2 * len(edges) == len(batch.src)
 
@@ -259,7 +261,7 @@ def test_every_edge_of_a_radius_graph_has_its_pair():
 def test_threads_share_a_pass(monkeypatch):
     batch, model = batch_of(everything()), seeded()
     one, gradients = training_step(model, batch)
-    monkeypatch.setattr(network, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(passes, "WORTH_A_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     several, others = training_step(model, batch)
     torch.testing.assert_close(several.forces, one.forces, rtol=0, atol=1e-12)
@@ -270,7 +272,7 @@ def test_threads_share_a_pass(monkeypatch):
 @pytest.mark.parametrize("with_vectors", [True, False])
 def test_messages_have_the_derivatives_of_finite_differences(with_vectors, way):
     batch = batch_of([crystal(), molecule(atoms=3)])
-    edges = network.Edges.of(batch)
+    edges = passes.Edges.of(batch)
     pairs, atoms = len(edges.src), len(batch.numbers)
     torch.manual_seed(0)
 
@@ -294,7 +296,7 @@ def test_updates_have_the_derivatives_of_finite_differences(way):
     context = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
     mixed = torch.randn(4, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     for function, given in (
-        (network.silu, (context,)),
+        (passes.silu, (context,)),
         (network.norms, (mixed,)),
         (network.updates, (context, mixed)),
     ):

@@ -11,7 +11,7 @@ from ase.calculators.emt import EMT
 
 from atomloom.config.dataset import Checks
 from atomloom.config.graph import GraphSpec
-from atomloom.config.model import ChebyshevConfig, IComFormerConfig, PaiNNConfig
+from atomloom.config.model import ChebyshevConfig, IComFormerConfig, PaiNNConfig, TensorNetConfig
 from atomloom.data.loader import GraphLoader
 from atomloom.graphs.build import build_graphs
 from atomloom.inference.model_file import ModelCard, write_model
@@ -53,6 +53,8 @@ def write_potential(
             angular_cutoff=cutoff - 1.0,
             min_distance=min_distance,
         )
+    elif kind == "tensornet":
+        config = TensorNetConfig(width=16, cutoff=cutoff)
     else:
         config = PaiNNConfig(width=16, layers=2, cutoff=cutoff)
     with torch.random.fork_rng(devices=[]):

@@ -104,12 +104,14 @@ def test_without_edges_along_the_lattice_a_supercell_has_exactly_twice_the_value
         ("alignn", 6, True),
         ("alignn", 12, False),  # an atom of the small cell is its own neighbour
         ("painn", None, True),
+        ("tensornet", None, True),
+        ("tensornet_property", None, True),
         ("chebyshev", None, True),
     ],
 )
 def test_twice_the_cell_has_what_the_description_of_readout_says(name, neighbors, exact):
     content = {"name": name, "readout": "sum", "width": 8}
-    if name == "painn":
+    if name in ("painn", "tensornet"):
         content = {"name": name, "width": 8, "layers": 2}
     if name == "chebyshev":
         content = {"name": name, "species": ["Na", "Cl"], "radial_order": 4, "angular_order": 2}

@@ -276,6 +276,55 @@ class PaiNNConfig(ModelSection):
         return {"neighbors": "radius", "cutoff": self.cutoff}
 
 
+class TensorNetSection(ModelSection):
+    """Hyper-parameters of both uses of TensorNet."""
+
+    heads: ClassVar[frozenset[Form]] = frozenset({ATOM_SCALAR, ATOM_VECTOR, VECTOR})
+
+    width: int = Field(default=128, ge=2, le=MOST_WIDTH)
+    """Features per atom: this many 3 x 3 matrices."""
+    layers: int = Field(default=2, ge=0, le=MOST_LAYERS)
+    """Interactions after the embedding, which is one exchange with neighbours already."""
+    rbf: int = Field(default=32, ge=2, le=MOST_WIDTH)
+    """Radial functions."""
+    cutoff: float = Field(default=5.0, ge=0.5, le=50)
+    """Cutoff of messages in A."""
+    variant: Literal["paper", "matgl"] = "paper"
+    """`paper`: radial functions that are narrow at short distances, and two layers after the scalars of an atom.
+    `matgl`: those of matgl's implementation: equal Gaussians, and for energies two networks of four layers, of
+    which one gates the other."""
+
+    def graph_needs(self) -> dict[str, Any]:
+        """All neighbours within the cutoff."""
+        return {"neighbors": "radius", "cutoff": self.cutoff}
+
+
+class TensorNetConfig(TensorNetSection):
+    """TensorNet, a potential (Simeon and De Fabritiis, NeurIPS 2023, arXiv:2306.06482)."""
+
+    kind: ClassVar[Literal["property", "potential"]] = "potential"
+    display_name: ClassVar[str] = "TensorNet"
+    network: ClassVar[str] = "atomloom.models.tensornet.network:TensorNet"
+    usual_training: ClassVar[Mapping[str, Any]] = {"batch": {"structures": 8}}
+
+    name: Literal["tensornet"] = "tensornet"
+    """Name of the model."""
+
+
+class TensorNetPropertyConfig(TensorNetSection):
+    """TensorNet for properties of structures (Simeon and De Fabritiis, NeurIPS 2023, arXiv:2306.06482)."""
+
+    display_name: ClassVar[str] = "TensorNet"
+    network: ClassVar[str] = "atomloom.models.tensornet.network:TensorNetProperty"
+
+    name: Literal["tensornet_property"] = "tensornet_property"
+    """Name of the model."""
+    readout: Readout = "mean"
+    """Readout over the atoms. `mean`: for targets that do not grow with the cell
+    (energy per atom, band gap). `sum`: for targets that do (a total energy), learnt as
+    sum_i (scale e_i + shift) over the atoms i. Twice the cell has exactly twice the value."""
+
+
 _BY_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 VERSION_KEY = "module VERSION"
 """Entry of a key for the `VERSION` of a network's module; no field can have this name."""
@@ -352,7 +401,13 @@ class _OrByClass:
 
 
 ModelConfig = Annotated[
-    IComFormerConfig | EComFormerConfig | ALIGNNConfig | ChebyshevConfig | PaiNNConfig,
+    IComFormerConfig
+    | EComFormerConfig
+    | ALIGNNConfig
+    | ChebyshevConfig
+    | PaiNNConfig
+    | TensorNetConfig
+    | TensorNetPropertyConfig,
     Discriminator("name"),
     _OrByClass(),
 ]

@@ -56,6 +56,14 @@ COMFORMER = Citation(
     2024,
     "https://arxiv.org/abs/2403.11857",
 )
+TENSORNET = Citation(
+    "tensornet2023",
+    "G. Simeon and G. De Fabritiis",
+    "TensorNet: Cartesian Tensor Representations for Efficient Learning of Molecular Potentials",
+    "NeurIPS",
+    2023,
+    "https://arxiv.org/abs/2306.06482",
+)
 MODELS = {
     "icomformer": COMFORMER,
     "ecomformer": COMFORMER,
@@ -75,6 +83,8 @@ MODELS = {
         2021,
         "https://arxiv.org/abs/2102.03150",
     ),
+    "tensornet": TENSORNET,
+    "tensornet_property": TENSORNET,
     "chebyshev": Citation(
         "aenet2017",
         "N. Artrith and A. Urban and G. Ceder",

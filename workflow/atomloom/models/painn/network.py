@@ -12,21 +12,16 @@ scalars, directions and vectors; R radial functions.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, MutableMapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from atomloom.config.model import PaiNNConfig
 from atomloom.data.batch import GraphBatch
 from atomloom.errors import AtomloomError
+from atomloom.models.common import passes
 from atomloom.models.common.heads import AtomFeatures, Heads
 from atomloom.models.common.layers import (
     FunctionContext,
@@ -39,48 +34,8 @@ from atomloom.models.common.layers import (
     segment_sum,
 )
 from atomloom.models.common.outputs import Head, Outputs
+from atomloom.models.common.passes import ELEMENTS, CosineCutoff, Edges, ElementEmbedding
 from atomloom.models.painn import kernels
-
-ELEMENTS = 118
-SHORTEST = 1e-6
-"""Min length in A; shorter edges, of coinciding atoms, count as this long: gradients are never NaN."""
-WORTH_A_THREAD = 1 << 17
-"""Min numbers of a filter per thread for which another thread pays."""
-
-
-@dataclass(frozen=True, eq=False)
-class Edges:
-    """Edges along which messages are sent: pairs on a CPU, all single edges elsewhere."""
-
-    src: Tensor
-    """[P] int64, neighbour."""
-    dst: Tensor
-    """[P] int64, central atom, ascending."""
-    mutual: Tensor | None
-    """[P] int64, 1 where the edge stands for its reverse too; None for plain operations."""
-    directions: Tensor
-    """[P, 3], unit vectors from dst to src's image."""
-    lengths: Tensor
-    """[P], A."""
-
-    @classmethod
-    def of(cls, batch: GraphBatch) -> Edges:
-        """Edges of a batch, differentiable in its vectors."""
-        vectors = batch.edge_vectors()
-        if not by_passes(vectors):
-            src, dst, mutual = batch.src, batch.dst, None
-        else:
-            arrays = (batch.src, batch.dst, batch.dst_ptr, batch.shift)
-            found = kernels.find_pairs(*(array.detach().numpy() for array in arrays))
-            edges, mutual = (torch.from_numpy(array) for array in found)
-            src, dst, vectors = (gather(array, edges) for array in (batch.src, batch.dst, vectors))
-        lengths = vectors.square().sum(dim=1).clamp(min=SHORTEST**2).sqrt()
-        return cls(src, dst, mutual, vectors / lengths.unsqueeze(1), lengths)
-
-
-def by_passes(values: Tensor) -> bool:
-    """Whether to use compiled passes, rather than plain operations, for tensors like this."""
-    return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def messages(filters: Tensor, scalars: Tensor, vectors: Tensor | None, edges: Edges) -> Tensor:
@@ -122,7 +77,7 @@ class _Messages(torch.autograd.Function):
         atoms, _, features = scalars.shape
         sums = scalars.new_empty((atoms, 4, features))
         given = (directions, filters, scalars, vectors)
-        _run(kernels.push, edges, given, (), (sums,))
+        passes.run_over_pairs(kernels.push, edges, given, (), (sums,), filters.numel())
         return sums
 
     @staticmethod
@@ -146,8 +101,11 @@ class _MessagesBack(torch.autograd.Function):
         ctx.save_for_backward(grad, directions, filters, scalars, vectors)
         ctx.edges = edges
         given = (directions, filters, scalars, vectors, grad)
-        of_pairs, of_atoms = _like(directions, filters), _like(scalars, vectors)
-        _run(kernels.push_back, edges, given, of_pairs, of_atoms)
+        of_pairs, of_atoms = (
+            passes.empty_like(directions, filters),
+            passes.empty_like(scalars, vectors),
+        )
+        passes.run_over_pairs(kernels.push_back, edges, given, of_pairs, of_atoms, filters.numel())
         return *of_pairs, *of_atoms
 
     @staticmethod
@@ -155,49 +113,19 @@ class _MessagesBack(torch.autograd.Function):
     def backward(ctx: FunctionContext, *by: Tensor) -> tuple[Tensor | None, ...]:
         grad, directions, filters, scalars, vectors = ctx.saved_tensors
         given = (directions, filters, scalars, vectors, grad, *by)
-        of_pairs, of_atoms = _like(directions, filters), _like(scalars, vectors, grad)
-        _run(kernels.push_back_twice, ctx.edges, given, of_pairs, of_atoms)
+        of_pairs, of_atoms = (
+            passes.empty_like(directions, filters),
+            passes.empty_like(scalars, vectors, grad),
+        )
+        passes.run_over_pairs(
+            kernels.push_back_twice, ctx.edges, given, of_pairs, of_atoms, filters.numel()
+        )
         return of_atoms[2], *of_pairs, *of_atoms[:2], None
-
-
-def _run(
-    kernel: Callable[..., None],
-    edges: Edges,
-    given: tuple[Tensor, ...],
-    of_pairs: tuple[Tensor, ...],
-    of_atoms: tuple[Tensor, ...],
-) -> None:
-    """Run one compiled pass, in as many threads as pay; writes `of_pairs` and `of_atoms`.
-
-    Threads share the pairs. Each has its own sums over atoms, which are added in order: results
-    depend on the number of threads only by rounding.
-    """
-    assert edges.mutual is not None  # passes iterate over pairs
-    fixed = [array.detach().contiguous().numpy() for array in (edges.src, edges.dst, edges.mutual)]
-    fixed += [array.detach().contiguous().numpy() for array in given]
-    fixed += [array.numpy() for array in of_pairs]
-    pairs = edges.src.shape[0]
-    work = pairs * given[1].shape[1] * given[1].shape[2]
-    threads = max(1, min(torch.get_num_threads(), work // WORTH_A_THREAD))
-    sums = [[array.zero_() for array in of_atoms]]
-    sums += [[torch.zeros_like(array) for array in of_atoms] for _ in range(threads - 1)]
-
-    def part(thread: int) -> None:
-        first, last = pairs * thread // threads, pairs * (thread + 1) // threads
-        kernel(first, last, *fixed, *(array.numpy() for array in sums[thread]))
-
-    if threads == 1:
-        part(0)
-        return
-    list(_pool(threads).map(part, range(threads)))
-    for more in sums[1:]:
-        for whole, share in zip(of_atoms, more, strict=True):
-            whole.add_(share)
 
 
 def norms(mixed: Tensor) -> Tensor:
     """|v| [N, D] of mixed = (v, w) [N, 3, 2, D], slightly more than zero where v is zero."""
-    if by_passes(mixed):
+    if passes.by_passes(mixed):
         return _Norms.apply(mixed)
     return torch.sqrt(mixed[:, :, 0].square().sum(dim=1) + kernels.FLOOR)
 
@@ -211,48 +139,12 @@ def updates(context: Tensor, mixed: Tensor) -> Tensor:
         context: a, b, c, [N, 3, D].
         mixed: v, w, [N, 3, 2, D].
     """
-    if by_passes(mixed):
+    if passes.by_passes(mixed):
         return _Updates.apply(context, mixed)
     first, second = mixed.unbind(dim=2)
     of_scalars, of_vectors, of_products = context.split(1, dim=1)
     products = (first * second).sum(dim=1, keepdim=True)
     return torch.cat((torch.addcmul(of_scalars, of_products, products), of_vectors * second), dim=1)
-
-
-def silu(values: Tensor) -> Tensor:
-    """x sigmoid(x), with derivatives in few operations."""
-    return _SiLU.apply(values) if by_passes(values) else F.silu(values)
-
-
-class _SiLU(torch.autograd.Function):
-    """`silu` with its own derivative; torch decomposes the derivative if that is differentiated again."""
-
-    @staticmethod
-    def forward(ctx: FunctionContext, values: Tensor) -> Tensor:
-        ctx.save_for_backward(values)
-        return F.silu(values)
-
-    @staticmethod
-    def backward(ctx: FunctionContext, grad: Tensor) -> Tensor:
-        return _SiLUBack.apply(grad, *ctx.saved_tensors)
-
-
-class _SiLUBack(torch.autograd.Function):
-    """First derivative of `_SiLU`, which can be differentiated once more."""
-
-    @staticmethod
-    def forward(ctx: FunctionContext, grad: Tensor, values: Tensor) -> Tensor:
-        ctx.save_for_backward(grad, values)
-        return torch.ops.aten.silu_backward(grad, values)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionContext, by: Tensor) -> tuple[Tensor, Tensor]:
-        grad, values = ctx.saved_tensors
-        gate = torch.sigmoid(values)
-        other = 1.0 - gate
-        curvature = torch.addcmul(gate * other * 2.0, gate * other * values, other - gate)
-        return torch.ops.aten.silu_backward(by, values), by * grad * curvature
 
 
 class _Norms(torch.autograd.Function):
@@ -261,7 +153,7 @@ class _Norms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionContext, mixed: Tensor) -> Tensor:
         found = mixed.new_empty((mixed.shape[0], mixed.shape[3]))
-        _pass(kernels.norms, mixed, found)
+        passes.run_over_atoms(kernels.norms, mixed, found)
         ctx.save_for_backward(mixed)
         ctx.found = found.detach()
         return found
@@ -276,8 +168,8 @@ class _NormsBack(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionContext, grad: Tensor, mixed: Tensor, found: Tensor) -> Tensor:
-        (of_mixed,) = _like(mixed)
-        _pass(kernels.norms_back, mixed, found, grad, of_mixed)
+        (of_mixed,) = passes.empty_like(mixed)
+        passes.run_over_atoms(kernels.norms_back, mixed, found, grad, of_mixed)
         ctx.save_for_backward(grad, mixed)
         ctx.found = found
         return of_mixed
@@ -286,8 +178,10 @@ class _NormsBack(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionContext, by_mixed: Tensor) -> tuple[Tensor, Tensor, None]:
         grad, mixed = ctx.saved_tensors
-        of_mixed, of_grad = _like(mixed, grad)
-        _pass(kernels.norms_back_twice, mixed, ctx.found, grad, by_mixed, of_mixed, of_grad)
+        of_mixed, of_grad = passes.empty_like(mixed, grad)
+        passes.run_over_atoms(
+            kernels.norms_back_twice, mixed, ctx.found, grad, by_mixed, of_mixed, of_grad
+        )
         return of_grad, of_mixed, None
 
 
@@ -298,7 +192,7 @@ class _Updates(torch.autograd.Function):
     def forward(ctx: FunctionContext, context: Tensor, mixed: Tensor) -> Tensor:
         atoms, _, features = context.shape
         changes = context.new_empty((atoms, 4, features))
-        _pass(kernels.update, context, mixed, changes)
+        passes.run_over_atoms(kernels.update, context, mixed, changes)
         ctx.save_for_backward(context, mixed)
         return changes
 
@@ -314,8 +208,8 @@ class _UpdatesBack(torch.autograd.Function):
     def forward(
         ctx: FunctionContext, grad: Tensor, context: Tensor, mixed: Tensor
     ) -> tuple[Tensor, ...]:
-        found = _like(context, mixed)
-        _pass(kernels.update_back, context, mixed, grad, *found)
+        found = passes.empty_like(context, mixed)
+        passes.run_over_atoms(kernels.update_back, context, mixed, grad, *found)
         ctx.save_for_backward(grad, context, mixed)
         return found
 
@@ -323,38 +217,9 @@ class _UpdatesBack(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionContext, *by: Tensor) -> tuple[Tensor, ...]:
         grad, context, mixed = ctx.saved_tensors
-        *found, of_grad = _like(context, mixed, grad)
-        _pass(kernels.update_back_twice, context, mixed, grad, *by, *found, of_grad)
+        *found, of_grad = passes.empty_like(context, mixed, grad)
+        passes.run_over_atoms(kernels.update_back_twice, context, mixed, grad, *by, *found, of_grad)
         return of_grad, *found
-
-
-def _pass(kernel: Callable[..., None], *arrays: Tensor) -> None:
-    """Run one compiled pass over atoms; it writes contiguous arrays."""
-    kernel(*(array.detach().contiguous().numpy() for array in arrays))
-
-
-def _like(*arrays: Tensor) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(array, memory_format=torch.contiguous_format) for array in arrays)
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="atomloom-painn")
-
-
-class _Cutoff(nn.Module):
-    """Cutoff function (cos(pi d / cutoff) + 1) / 2 up to the cutoff, 0 beyond."""
-
-    cutoff: Tensor
-
-    def __init__(self, cutoff: float) -> None:
-        super().__init__()
-        self.register_buffer("cutoff", torch.tensor([cutoff]))
-
-    def forward(self, lengths: Tensor) -> Tensor:
-        """[P, 1] values at lengths [P, 1]."""
-        inside = lengths.minimum(self.cutoff)
-        return 0.5 * (torch.cos(inside * (math.pi / self.cutoff)) + 1.0)
 
 
 class _RadialBasis(nn.Module):
@@ -385,7 +250,7 @@ def _two_layers(inputs: int, hidden: int, outputs: int) -> Layers[nn.Linear]:
 def _apply(layers: Layers[nn.Linear], values: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Apply Linear, SiLU, Linear; products in `dtype`, see `product_dtype`."""
     first, second = layers
-    hidden = silu(at_least_single(product(values, first.weight, first.bias, dtype)))
+    hidden = passes.silu(at_least_single(product(values, first.weight, first.bias, dtype)))
     return at_least_single(product(hidden, second.weight, second.bias, dtype))
 
 
@@ -407,20 +272,6 @@ class _Mixing(nn.Module):
         nn.init.xavier_uniform_(self.mu_channel_mix.weight)
 
 
-class _Embedding(nn.Embedding):
-    """Embedding with one row per atomic number; loads tables that end with an earlier element."""
-
-    def _load_from_state_dict(
-        self, state_dict: MutableMapping[str, Tensor], prefix: str, *rest: Any
-    ) -> None:
-        key = prefix + "weight"
-        rows = state_dict[key].shape[0] if key in state_dict else self.num_embeddings
-        if rows < self.num_embeddings:
-            own = self.weight.detach()[rows:].to(state_dict[key])
-            state_dict[key] = torch.cat((state_dict[key], own))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
 class _Representation(nn.Module):
     """Scalars and vectors of atoms from numbers and edges."""
 
@@ -428,8 +279,8 @@ class _Representation(nn.Module):
         super().__init__()
         width, layers = config.width, config.layers
         self.width, self.shared_filters = width, config.shared_filters
-        self.embedding = _Embedding(ELEMENTS + 1, width, padding_idx=0)
-        self.cutoff_fn = _Cutoff(config.cutoff)
+        self.embedding = ElementEmbedding(ELEMENTS + 1, width, padding_idx=0)
+        self.cutoff_fn = CosineCutoff(config.cutoff)
         self.radial_basis = _RadialBasis(config.cutoff, config.rbf)
         filters = 3 * width * (1 if config.shared_filters else layers)
         self.filter_net = nn.Linear(config.rbf, filters)

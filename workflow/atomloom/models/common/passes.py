@@ -1,0 +1,182 @@
+"""Passes compiled for a CPU, shared by potentials: how they are run, and what they are run on.
+
+Models whose sums over edges are compiled passes with derivatives written by hand send messages over pairs
+of edges. Elsewhere, and under torch.compile, they use plain operations on single edges: `by_passes` says
+which. It knows nothing of particular models.
+
+Legend: N atoms, P pairs (edges without reverses).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from atomloom.data.batch import GraphBatch
+from atomloom.models.common.layers import FunctionContext, gather
+from atomloom.models.common.pairs import find_pairs
+
+ELEMENTS = 118
+SHORTEST = 1e-6
+"""Min length in A; shorter edges, of coinciding atoms, count as this long: gradients are never NaN."""
+WORTH_A_THREAD = 1 << 17
+"""Min numbers of a filter per thread for which another thread pays."""
+
+
+def by_passes(values: Tensor) -> bool:
+    """Whether to use compiled passes, rather than plain operations, for tensors like this."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+@dataclass(frozen=True, eq=False)
+class Edges:
+    """Edges along which messages are sent: pairs on a CPU, all single edges elsewhere."""
+
+    src: Tensor
+    """[P] int64, neighbour."""
+    dst: Tensor
+    """[P] int64, central atom, ascending."""
+    mutual: Tensor | None
+    """[P] int64, 1 where the edge stands for its reverse too; None for plain operations."""
+    directions: Tensor
+    """[P, 3], unit vectors from dst to src's image."""
+    lengths: Tensor
+    """[P], A."""
+
+    @classmethod
+    def of(cls, batch: GraphBatch) -> Edges:
+        """Edges of a batch, differentiable in its vectors."""
+        vectors = batch.edge_vectors()
+        if not by_passes(vectors):
+            src, dst, mutual = batch.src, batch.dst, None
+        else:
+            arrays = (batch.src, batch.dst, batch.dst_ptr, batch.shift)
+            found = find_pairs(*(array.detach().numpy() for array in arrays))
+            edges, mutual = (torch.from_numpy(array) for array in found)
+            src, dst, vectors = (gather(array, edges) for array in (batch.src, batch.dst, vectors))
+        lengths = vectors.square().sum(dim=1).clamp(min=SHORTEST**2).sqrt()
+        return cls(src, dst, mutual, vectors / lengths.unsqueeze(1), lengths)
+
+
+def run_over_pairs(
+    kernel: Callable[..., None],
+    edges: Edges,
+    given: tuple[Tensor, ...],
+    of_pairs: tuple[Tensor, ...],
+    of_atoms: tuple[Tensor, ...],
+    work: int,
+) -> None:
+    """Run one compiled pass, in as many threads as pay for `work` numbers; writes `of_pairs` and `of_atoms`.
+
+    Threads share the pairs. Each has its own sums over atoms, which are added in order: results
+    depend on the number of threads only by rounding.
+    """
+    assert edges.mutual is not None  # passes iterate over pairs
+    fixed = [array.detach().contiguous().numpy() for array in (edges.src, edges.dst, edges.mutual)]
+    fixed += [array.detach().contiguous().numpy() for array in given]
+    fixed += [array.numpy() for array in of_pairs]
+    pairs = edges.src.shape[0]
+    threads = max(1, min(torch.get_num_threads(), work // WORTH_A_THREAD))
+    sums = [[array.zero_() for array in of_atoms]]
+    sums += [[torch.zeros_like(array) for array in of_atoms] for _ in range(threads - 1)]
+
+    def part(thread: int) -> None:
+        first, last = pairs * thread // threads, pairs * (thread + 1) // threads
+        kernel(first, last, *fixed, *(array.numpy() for array in sums[thread]))
+
+    if threads == 1:
+        part(0)
+        return
+    list(_pool(threads).map(part, range(threads)))
+    for more in sums[1:]:
+        for whole, share in zip(of_atoms, more, strict=True):
+            whole.add_(share)
+
+
+def run_over_atoms(kernel: Callable[..., None], *arrays: Tensor) -> None:
+    """Run one compiled pass over atoms; it writes contiguous arrays."""
+    kernel(*(array.detach().contiguous().numpy() for array in arrays))
+
+
+def empty_like(*arrays: Tensor) -> tuple[Tensor, ...]:
+    """Contiguous arrays of the same shapes, without values."""
+    return tuple(torch.empty_like(array, memory_format=torch.contiguous_format) for array in arrays)
+
+
+def silu(values: Tensor) -> Tensor:
+    """x sigmoid(x), with derivatives in few operations."""
+    return _SiLU.apply(values) if by_passes(values) else F.silu(values)
+
+
+class _SiLU(torch.autograd.Function):
+    """`silu` with its own derivative; torch decomposes the derivative if that is differentiated again."""
+
+    @staticmethod
+    def forward(ctx: FunctionContext, values: Tensor) -> Tensor:
+        ctx.save_for_backward(values)
+        return F.silu(values)
+
+    @staticmethod
+    def backward(ctx: FunctionContext, grad: Tensor) -> Tensor:
+        return _SiLUBack.apply(grad, *ctx.saved_tensors)
+
+
+class _SiLUBack(torch.autograd.Function):
+    """First derivative of `_SiLU`, which can be differentiated once more."""
+
+    @staticmethod
+    def forward(ctx: FunctionContext, grad: Tensor, values: Tensor) -> Tensor:
+        ctx.save_for_backward(grad, values)
+        return torch.ops.aten.silu_backward(grad, values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionContext, by: Tensor) -> tuple[Tensor, Tensor]:
+        grad, values = ctx.saved_tensors
+        gate = torch.sigmoid(values)
+        other = 1.0 - gate
+        curvature = torch.addcmul(gate * other * 2.0, gate * other * values, other - gate)
+        return torch.ops.aten.silu_backward(by, values), by * grad * curvature
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="atomloom-passes")
+
+
+class CosineCutoff(nn.Module):
+    """Cutoff function (cos(pi d / cutoff) + 1) / 2 up to the cutoff, 0 beyond."""
+
+    cutoff: Tensor
+
+    def __init__(self, cutoff: float) -> None:
+        super().__init__()
+        self.register_buffer("cutoff", torch.tensor([cutoff]))
+
+    def forward(self, lengths: Tensor) -> Tensor:
+        """[P, 1] values at lengths [P, 1]."""
+        inside = lengths.minimum(self.cutoff)
+        return 0.5 * (torch.cos(inside * (math.pi / self.cutoff)) + 1.0)
+
+
+class ElementEmbedding(nn.Embedding):
+    """Embedding with one row per atomic number; loads tables that end with an earlier element."""
+
+    def _load_from_state_dict(
+        self, state_dict: MutableMapping[str, Tensor], prefix: str, *rest: Any
+    ) -> None:
+        key = prefix + "weight"
+        rows = state_dict[key].shape[0] if key in state_dict else self.num_embeddings
+        if rows < self.num_embeddings:
+            own = self.weight.detach()[rows:].to(state_dict[key])
+            state_dict[key] = torch.cat((state_dict[key], own))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
