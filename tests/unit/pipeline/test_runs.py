@@ -24,6 +24,7 @@ from atomloom.pipeline.runs import (
     find_run,
     model_file,
     read_run,
+    settings_apart,
     short_name,
 )
 from atomloom.store.files import write_json, write_sealed, write_text
@@ -366,3 +367,21 @@ def test_listing_writes_nothing(results):
     assert len(all_runs(results)) == 3
     assert {path: path.stat().st_mtime_ns for path in results.rglob("*")} == before
     assert (paths_of(results, seed=2).run / ATTEMPT).exists()
+
+
+def test_what_only_one_config_has_counts_with_its_default():
+    def apart(one, other):
+        return [name for name, _, _ in settings_apart({"model": one}, {"model": other})]
+
+    chebyshev = {"name": "chebyshev", "species": ["Ti"]}
+    assert apart(chebyshev, {**chebyshev, "hidden": [15, 15]}) == []
+    assert apart({**chebyshev, "hidden": [15, 15]}, chebyshev) == []
+    assert apart(chebyshev, {**chebyshev, "hidden": [15, 16]}) == ["model.hidden"]
+    assert apart(chebyshev, {**chebyshev, "species": ["O"]}) == ["model.species"]
+    other = {"name": "os:system"}  # not loaded
+    assert apart(other, other | {"width": 8}) == ["model.width"]
+    assert [*settings_apart({}, {"training": {"accumulate": 1, "seed": 0}})] == []
+    assert [*settings_apart({}, {"training": {"accumulate": 2}})] == [("training.accumulate", 1, 2)]
+    assert [*settings_apart({"teacher": None}, {"teacher": {"calculator": "a:B"}})] == [
+        ("teacher.calculator", None, "a:B")
+    ]

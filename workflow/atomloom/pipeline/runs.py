@@ -576,5 +576,5 @@ def settings_apart(
             field_info = section.model_fields.get(name.removeprefix("model."))
             default = None if field_info is None or field_info.is_required() else field_info.default
         values = first.get(name, default), second.get(name, default)
-        if values[0] != values[1]:
+        if _comparable(values[0]) != _comparable(values[1]):
             yield name, *values
