@@ -35,6 +35,7 @@ from atomloom.config import load_config
 from atomloom.config.sweep import Halving
 from atomloom.pipeline.paths import RunPaths
 from atomloom.sweeps.rounds import before, read_round, rungs, width
+from atomloom.sweeps.runs import paths_of
 from benchmarks.common.results import RESULTS, ROOT, Parser, machine, rounded, write_result
 
 PRESET = "config/presets/demo-sweep.yaml"
@@ -112,7 +113,7 @@ class Sweep:
         trials = read_round(suggest_round(self.paths, 0, print))
         for trial in trials:
             for repeat in trial.repeats:
-                prepare(load_config(repeat.config), lambda line: None)
+                prepare(paths_of(self.paths, trial, repeat).config, lambda line: None)
 
     def run(self, jobs: int) -> dict[str, float]:
         """Train and compare the trials; seconds of the clock, and of the processor in all processes."""

@@ -30,6 +30,7 @@ from atomloom.sweeps.rounds import (
     rungs,
     slots,
 )
+from atomloom.sweeps.runs import paths_of, written_config
 
 put_on_path()
 
@@ -206,27 +207,34 @@ def merged_config(wildcards, output):
     """
     for kind in ("graph", "index", "dataset"):
         if hasattr(wildcards, kind):
-            trial = run_of_a_trial(kind, getattr(wildcards, kind))
-            return CONFIG if trial is None else trial.config
+            found = run_of_a_trial(kind, getattr(wildcards, kind))
+            return CONFIG if found is None else _config_of_a_trial(*found)
     return CONFIG
 
 
 def run_of_a_trial(kind, key):
-    """A run of the sweep whose graph, index or data set has this key; None where there is none."""
+    """A trial of the sweep, and its run that has this graph, index or data set; None where there is none."""
     if layout.config.sweep is None or not PLAN.exists():
         return None
     for file in sorted(
         _read_plan(str(PLAN), PLAN.stat().st_mtime_ns).sweep.glob("round-*.json")
     ):
-        for run in _runs_of_round(str(file), file.stat().st_mtime_ns):
-            if getattr(run, kind) == key:
-                return run
+        for trial in _round(str(file), file.stat().st_mtime_ns):
+            for run in trial.repeats:
+                if getattr(run, kind) == key:
+                    return trial, run
     return None
 
 
-@cache
-def _runs_of_round(path: str, time_stamp: int) -> list:
-    return [run for trial in _round(path, time_stamp) for run in trial.repeats]
+_configs: dict = {}
+
+
+def _config_of_a_trial(trial, run):
+    """File of the merged config of a run of a trial; looked for once, as many chunks have the same."""
+    if run.run not in _configs:
+        known = _read_plan(str(PLAN), PLAN.stat().st_mtime_ns)
+        _configs[run.run] = written_config(paths_of(known, trial, run).layout)
+    return _configs[run.run]
 
 
 @cache
@@ -247,8 +255,8 @@ def graph_here(wildcards):
 
 def graphs_of_index(wildcards):
     """Input function: the shards of graphs of all chunks that an index is of."""
-    trial = run_of_a_trial("index", wildcards.index)
-    graph = layout.graph_key if trial is None else trial.graph
+    found = run_of_a_trial("index", wildcards.index)
+    graph = layout.graph_key if found is None else found[1].graph
     return [
         layout.graph_folder.with_name(graph) / layout.graphs(key).name
         for key in planned().plan.chunk_keys
@@ -350,9 +358,8 @@ def trials_of(round):
     return _round(str(file), Path(file).stat().st_mtime_ns)
 
 
-def results_of(rounds, rung=-1):
-    """The files of the results of some rounds, at one rung (the last unless given)."""
-    last = len(rungs(SWEEP, EPOCHS)) - 1
+def results_of(rounds, rung=None):
+    """The files of the results of some rounds, at one rung (all unless given)."""
     return [
         result_file(planned().sweep, slot)
         for round in rounds
@@ -362,9 +369,25 @@ def results_of(rounds, rung=-1):
             round,
             len(trials_of(round)),
             len(SWEEP.repeats),
-            last if rung < 0 else rung,
+            rung,
         )
     ]
+
+
+def last_results_of(rounds):
+    """The files of the results of some rounds at the last rung."""
+    return results_of(rounds, len(rungs(SWEEP, EPOCHS)) - 1)
+
+
+def swept(wildcards):
+    """Input function: all results of the sweep, and its tables.
+
+    They are named here and not by the rules before alone, since Snakemake looks again only at the inputs of
+    a job that waits for a checkpoint, not at those of the jobs that are added for it then; and since a result
+    that is missing is made again for this target, though the tables are there.
+    """
+    results = results_of(range(rounds(SWEEP))) if SWEEP else []
+    return [*results, planned().sweep / "sweep.json"]
 
 
 def refit_of(wildcards):

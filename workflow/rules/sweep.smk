@@ -11,7 +11,8 @@ SWEEPS = layout.results / "sweeps"
 checkpoint suggest:
     """Choose the trials of a round: by the section `sweep`, or by the results of the rounds before."""
     input:
-        lambda wildcards: results_of(range(int(wildcards.round))),
+        # ancient: what was chosen stays, also where a result is made again
+        ancient(lambda wildcards: last_results_of(range(int(wildcards.round)))),
         plan=ancient(PLAN),
     output:
         SWEEPS / "{sweep}" / "round-{round}.json",
@@ -55,7 +56,7 @@ rule trial:
 rule refit:
     """Train the best trial on training and validation rows, and evaluate it on the test set."""
     input:
-        ancient(lambda wildcards: results_of(range(rounds(SWEEP)))),
+        ancient(lambda wildcards: last_results_of(range(rounds(SWEEP)))),
     output:
         SWEEPS / "{sweep}" / "refit.json",
     log:
@@ -76,7 +77,7 @@ rule refit:
 rule tabulate:
     """Compare the trials of a sweep."""
     input:
-        ancient(lambda wildcards: results_of(range(rounds(SWEEP)))),
+        ancient(lambda wildcards: last_results_of(range(rounds(SWEEP)))),
         ancient(refit_of),
     output:
         SWEEPS / "{sweep}" / "sweep.json",
@@ -111,4 +112,4 @@ rule tabulate:
 rule sweep:
     """All trials of the section `sweep`, and which is best."""
     input:
-        lambda wildcards: planned().sweep / "sweep.json",
+        swept,

@@ -17,7 +17,7 @@ def base(sweep: dict, **sections) -> Config:
 
 
 def refitted(config: Config, *best_epochs: int, rates: list[float] = RATES):
-    repeats = tuple(Repeat(values, "", "", "", "", "") for values in config.sweep.repeats)
+    repeats = tuple(Repeat(values, "", "", "", "") for values in config.sweep.repeats)
     trial = Trial(3, {"model.width": 16}, repeats)
     results = [Result(3, "finished", best_epoch=epoch) for epoch in best_epochs]
     return refits(config, trial, results, [rates] * len(results))

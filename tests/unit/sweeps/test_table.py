@@ -15,7 +15,7 @@ from atomloom.sweeps.table import best_trial, importance, table_of
 
 def outcome(number: int, point: dict, values: list[float | None], status: str = "finished"):
     repeats = tuple(
-        Repeat({}, "c.yaml", f"run{number}{i}", "d", "g", "i") for i in range(len(values))
+        Repeat({}, f"run{number}{i}", "d", "g", "i") for i in range(len(values))
     )
     results = [
         Result(

@@ -5,15 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-
 import pandas as pd
 
-from atomloom.commands.trials import Job, Log, paths_of, sweep_of
+from atomloom.commands.trials import Job, Log, sweep_of
 from atomloom.errors import AtomloomError, again
 from atomloom.pipeline.paths import RunPaths
 from atomloom.store.files import write_atomically
 from atomloom.store.parquet import read_table, write_table
+from atomloom.sweeps.runs import paths_of
 from atomloom.sweeps.table import Outcome, status_of
 
 TABLE = "committee.parquet"
@@ -62,8 +61,8 @@ def evaluate_committee(
         return None
     tables = []
     for trial, _, _ in members:
-        own = paths_of(paths, trial.repeats[0])
-        job = Job(paths, own, Path(trial.repeats[0].config), sweep_of(paths).threads, log)
+        own = paths_of(paths, trial, trial.repeats[0])
+        job = Job(paths, own, sweep_of(paths).threads, log)
         table = own.run / "predictions.parquet"
         if not table.exists() and (reason := job.call("evaluate")):
             log(

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from atomloom.commands.options import Prepare
-from atomloom.commands.trials import Job, Log, outcomes, paths_of, sweep_of
-from atomloom.config import dump_config
+from atomloom.commands.trials import Job, Log, outcomes, sweep_of
+from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import RunPaths
 from atomloom.reports.formats import plural
-from atomloom.store.files import read_json, write_sealed, write_text
+from atomloom.store.files import read_json, write_sealed
 from atomloom.sweeps.progress import read_progress
 from atomloom.sweeps.refit import Refit, refits
 from atomloom.sweeps.rounds import TODO, Result, Trial, rounds
+from atomloom.sweeps.runs import paths_at, paths_of
 from atomloom.sweeps.space import Point
 from atomloom.sweeps.table import best_trial
 
@@ -31,10 +32,10 @@ class Refitted:
     """Number of the trial whose values it has."""
     values: Point
     """Its seed, or the fold that is its test set."""
+    point: Point
+    """All its values."""
     run: str
     """Run key."""
-    config: str
-    """File of its merged config."""
     epochs: int
     """Epochs trained."""
     best_epochs: list[int]
@@ -52,6 +53,27 @@ def read_refit(folder: Path) -> list[Refitted]:
         AtomloomError: when the file is missing or damaged.
     """
     return [Refitted(**run) for run in read_json(folder / REFIT, "runs", todo=TODO)["runs"]]
+
+
+def refit_stands(paths: RunPaths) -> bool:
+    """Whether the refit that is there is the one of the best trial, as the config in use has it.
+
+    Raises:
+        AtomloomError: when a trial's result is missing, or the file of the refit is damaged.
+    """
+    if not (paths.sweep / REFIT).exists():
+        return False
+    runs = read_json(paths.sweep / REFIT, "runs", todo=TODO)["runs"]
+    best = best_trial(outcomes(paths, range(rounds(sweep_of(paths)))))
+    if best is None or not runs:
+        return best is None and not runs
+    return all(
+        # older files have no `point`
+        run["trial"] == best[0].number
+        and "point" in run
+        and paths_at(paths, run["point"]).run_key == run["run"]
+        for run in runs
+    )
 
 
 def refit_best(paths: RunPaths, threads: int, log: Log, prepare: Prepare) -> Path:
@@ -83,12 +105,25 @@ def refit_best(paths: RunPaths, threads: int, log: Log, prepare: Prepare) -> Pat
 
 
 def _rates(paths: RunPaths, trial: Trial, results: Sequence[Result]) -> list[list[float]]:
-    """Learning rate by epoch, of each run of a trial."""
+    """Learning rate by epoch, of each run of a trial whose rates follow from its validation.
+
+    Raises:
+        AtomloomError: when a run is not there any more.
+    """
     found = []
     for repeat, result in zip(trial.repeats, results, strict=True):
-        own = paths_of(paths, repeat)
+        own = paths_of(paths, trial, repeat)
+        if own.config.training.scheduler != "plateau":
+            continue
         progress = read_progress(own.run, result.epochs, own.config.training.last_epoch)
-        found.append([] if progress is None else progress.history["learning_rate"])
+        if progress is None:
+            raise AtomloomError(
+                "the run of the best trial is not there any more, and with it the epochs at which its "
+                "learning rate fell",
+                where=own.run,
+                todo=f"remove {paths.sweep / 'trials'} and run the sweep again, which trains that run alone",
+            )
+        found.append(progress.history["learning_rate"])
     return found
 
 
@@ -101,18 +136,15 @@ def _refitted(
     prepare: Prepare,
 ) -> Refitted:
     own = prepare(refit.config, log)
-    file = own.layout.merged_config
-    if not file.exists():
-        write_text(file, dump_config(refit.config))
-    job = Job(paths, own, file, threads, log)
+    job = Job(paths, own, threads, log)
     reason = job.train_to(refit.stop_after)
     if not reason and not (own.run / "metrics.json").exists():
         reason = job.call("evaluate")
     said = Refitted(
         trial,
         refit.values,
+        refit.point,
         own.run_key,
-        str(file),
         refit.stop_after,
         list(refit.best_epochs),
         {} if reason else _test_errors(own.run),

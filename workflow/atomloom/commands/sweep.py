@@ -8,9 +8,9 @@ from pathlib import Path
 
 from atomloom.commands.committee import copy_models, evaluate_committee, members_of
 from atomloom.commands.options import Prepare
-from atomloom.commands.refit import REFIT, Refitted, read_refit, refit_best
+from atomloom.commands.refit import Refitted, read_refit, refit_best, refit_stands
 from atomloom.commands.trials import Log, outcomes, run_slot, suggest_round, sweep_of
-from atomloom.config import dump_config, load_config
+from atomloom.config import dump_config
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import RunPaths
 from atomloom.reports.formats import plural
@@ -18,7 +18,7 @@ from atomloom.reports.sweep import RefitRow, SweepPage, write_sweep_page
 from atomloom.store.files import write_atomically, write_sealed, write_text
 from atomloom.store.parquet import write_table
 from atomloom.sweeps.rounds import read_round, result_file, round_file, rounds, rungs, slots
-from atomloom.sweeps.space import config_of
+from atomloom.sweeps.runs import paths_at, paths_of
 from atomloom.sweeps.table import best_trial, curves, importance, table_of
 
 FAILED = "failed.csv"
@@ -77,8 +77,8 @@ def write_sweep(paths: RunPaths, log: Log) -> Path:
         folder,
     )
     trial, results, value = best
-    chosen = config_of(paths.config, {**trial.point, **trial.repeats[0].values})
-    write_text(folder / "best.yaml", dump_config(chosen))
+    chosen = paths_of(paths, trial, trial.repeats[0])
+    write_text(folder / "best.yaml", dump_config(chosen.config))
     write_sealed(
         folder / "sweep.json",
         {
@@ -102,7 +102,7 @@ def write_sweep(paths: RunPaths, log: Log) -> Path:
         f"best of {plural(len(done), 'trial')}: {shown or 'the config as it is'}; {metric} {value:.4g}"
     )
     if refit:
-        write_text(folder / "refit.yaml", Path(refit[0].config).read_text())
+        write_text(folder / "refit.yaml", dump_config(paths_at(paths, refit[0].point).config))
     log(f"table, figures and best.yaml are in {folder}")
     return folder
 
@@ -144,9 +144,9 @@ def run_sweep(paths: RunPaths, jobs: int, log: Log, prepare: Prepare) -> Path:
         everything = slots(sweep, epochs, round, len(trials), repeats)
         if all(result_file(paths.sweep, slot).exists() for slot in everything):
             continue
-        for repeat in (repeat for trial in trials for repeat in trial.repeats):
+        for trial, repeat in ((trial, repeat) for trial in trials for repeat in trial.repeats):
             if (repeat.index, repeat.dataset) not in ready:
-                prepare(load_config(repeat.config), log)
+                prepare(paths_of(paths, trial, repeat).config, log)
                 ready.add((repeat.index, repeat.dataset))
         for rung in range(len(rungs(sweep, epochs))):
             wanted = [
@@ -156,6 +156,6 @@ def run_sweep(paths: RunPaths, jobs: int, log: Log, prepare: Prepare) -> Path:
             ]
             with ThreadPoolExecutor(jobs) as pool:
                 list(pool.map(lambda slot: run_slot(paths, slot, sweep.threads, log), wanted))
-    if sweep.refit and not (paths.sweep / REFIT).exists():
+    if sweep.refit and not refit_stands(paths):
         refit_best(paths, sweep.threads, log, prepare)
     return write_sweep(paths, log)

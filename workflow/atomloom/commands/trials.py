@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from atomloom.commands.gpus import lent
-from atomloom.config import dump_config, load_config
 from atomloom.config.sweep import Sweep
 from atomloom.errors import AtomloomError
-from atomloom.pipeline.paths import Layout, RunPaths
+from atomloom.pipeline.paths import RunPaths
 from atomloom.reports.formats import plural
-from atomloom.store.files import write_spec, write_text
+from atomloom.store.files import write_spec
 from atomloom.sweeps.progress import Progress, read_progress
 from atomloom.sweeps.rounds import (
     Repeat,
@@ -43,7 +42,8 @@ from atomloom.sweeps.rounds import (
     width,
     write_round,
 )
-from atomloom.sweeps.space import Point, config_of, first_points
+from atomloom.sweeps.runs import paths_at, paths_of, written_config
+from atomloom.sweeps.space import Point, first_points
 from atomloom.sweeps.table import Outcome
 from atomloom.targets import TargetSpec
 from atomloom.training.run_lock import WAITING
@@ -65,7 +65,7 @@ def sweep_of(paths: RunPaths) -> Sweep:
 
 
 def suggest_round(paths: RunPaths, round: int, log: Log) -> Path:
-    """Choose the trials of a round, and write them with the merged configs of their runs.
+    """Choose the trials of a round, and write them with the keys of their runs.
 
     Raises:
         AtomloomError: when the results of the rounds before are missing, or there is no such round.
@@ -124,26 +124,18 @@ def _each_run_once(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _trial(paths: RunPaths, number: int, point: Point) -> Trial:
-    """A trial, with the merged config of each of its runs written."""
+    """A trial and its runs."""
     repeats = []
     try:
         for values in sweep_of(paths).repeats:
-            own = RunPaths(Layout(config_of(paths.config, {**point, **values})), paths.plan)
+            own = paths_at(paths, {**point, **values})
             if own.layout.plan_folder != paths.layout.plan_folder:
                 raise AtomloomError("changes which records there are, which a sweep cannot")
-            file = own.layout.merged_config
-            if not file.exists():
-                write_text(file, dump_config(own.config))
             keys = (own.run_key, own.dataset_key, own.layout.graph_key, own.index.name)
-            repeats.append(Repeat(values, str(file), *keys))
+            repeats.append(Repeat(values, *keys))
     except AtomloomError as error:
         return Trial(number, point, (), str(error))
     return Trial(number, point, tuple(repeats))
-
-
-def paths_of(paths: RunPaths, repeat: Repeat) -> RunPaths:
-    """Paths of a run of a sweep."""
-    return RunPaths(Layout(load_config(repeat.config)), paths.plan)
 
 
 def run_slot(paths: RunPaths, slot: Slot, threads: int, log: Log) -> Path:
@@ -162,9 +154,9 @@ def run_slot(paths: RunPaths, slot: Slot, threads: int, log: Log) -> Path:
         failed.write(path)
         return path
     repeat = trial.repeats[slot.repeat]
-    own = paths_of(paths, repeat)
+    own = paths_of(paths, trial, repeat)
     reach = rungs(sweep, epochs)[slot.rung] if sweep.halving else own.config.training.epochs
-    job = Job(paths, own, Path(repeat.config), threads, log)
+    job = Job(paths, own, threads, log)
     if "tensorboard" in own.config.training.loggers:
         _link(paths.sweep / "tensorboard" / f"trial-{trial.number:05d}-{slot.repeat}", own.run)
     reason = job.train_to(reach)
@@ -209,8 +201,6 @@ class Job:
     """Paths of the base config."""
     own: RunPaths
     """Paths of the run."""
-    config: Path
-    """File of its merged config."""
     threads: int
     log: Log
 
@@ -224,7 +214,8 @@ class Job:
     def call(self, stage: str, *options: str) -> str:
         """Run a stage, again if it is killed; why that failed, or nothing."""
         sweep, training = sweep_of(self.sweep), self.own.config.training
-        command = [sys.executable, "-P", "-m", "atomloom", stage, "--config", str(self.config)]
+        file = written_config(self.own.layout)
+        command = [sys.executable, "-P", "-m", "atomloom", stage, "--config", str(file)]
         log = self.own.layout.logs / stage / f"{self.own.run_key}.log"
         command += ["--threads", str(self.threads), "--log", str(log), *options]
         wanted = training.devices if sweep.gpus is None else sweep.gpus

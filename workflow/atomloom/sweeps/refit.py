@@ -25,6 +25,8 @@ FOLD = ("split.val_folds", "split.val_fold")
 class Refit:
     """One run of a refit."""
 
+    point: Point
+    """All its values."""
     config: Config
     values: Point
     """Its seed, or the fold that is its test set."""
@@ -43,7 +45,7 @@ def refits(
         base: config that the trial differs from.
         trial: the best trial.
         results: of its runs.
-        rates: learning rate by epoch, of each run.
+        rates: learning rate by epoch, of each run; only looked at for `plateau`.
     """
     groups: dict[str, list[int]] = {}
     for place, repeat in enumerate(trial.repeats):
@@ -61,7 +63,7 @@ def refits(
         if own.training.scheduler == "plateau":
             point |= _same_steps(rates[median][:stop])
         best_epochs = tuple(sorted(results[place].best_epoch for place in places))
-        found.append(Refit(config_of(base, point), values, stop, best_epochs))
+        found.append(Refit(point, config_of(base, point), values, stop, best_epochs))
     return found
 
 

@@ -56,8 +56,6 @@ class Repeat:
 
     values: Point
     """Its seed and fold."""
-    config: str
-    """File of its merged config."""
     run: str
     """Its run key."""
     dataset: str
@@ -185,7 +183,8 @@ def read_round(path: Path) -> list[Trial]:
     """
     found = []
     for entry in read_json(path, "trials", todo=TODO)["trials"]:
-        repeats = tuple(Repeat(**repeat) for repeat in entry["repeats"])
+        names = Repeat.__dataclass_fields__  # older files have more
+        repeats = tuple(Repeat(**{name: one[name] for name in names}) for one in entry["repeats"])
         found.append(Trial(entry["number"], entry["point"], repeats, entry["reason"]))
     return found
 
