@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -104,3 +105,39 @@ def test_the_refit_is_one_more_job(swept, tmp_path):
     (refit,) = json.loads((folder / "sweep.json").read_text())["refit"]
     assert refit["errors"]["energy"]["test"]["mae"] > 0
     assert "Nothing to be done" in sweep(project, "--dry-run")
+
+
+@pytest.mark.slow
+def test_results_that_are_missing_are_made_again_and_nothing_else(swept, tmp_path):
+    project = swept.copy(tmp_path / "missing")
+    (folder,) = project.folder.glob("results/tiny/sweeps/*")
+    tables = {name: (folder / name).read_bytes() for name in ("sweep.csv", "sweep.json")}
+    results = {file: file.read_bytes() for file in folder.glob("trials/*.json")}
+    for file in results:
+        file.unlink()
+    jobs = counts(sweep(project))
+    assert jobs["trial"] == 4
+    assert "suggest" not in jobs
+    for file in results:
+        file.unlink()
+    (folder / "sweep.json").unlink()
+    jobs = counts(sweep(project))
+    assert (jobs["trial"], jobs["tabulate"]) == (4, 1)
+    assert {file: file.read_bytes() for file in results} == results
+    assert {name: (folder / name).read_bytes() for name in tables} == tables
+    assert "Nothing to be done" in sweep(project, "--dry-run")
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_copied_goes_on_where_it_lies_with_the_settings_of_now(swept, tmp_path):
+    project = swept.copy(tmp_path / "copied")
+    for run in project.folder.glob("results/tiny/runs/*"):
+        shutil.rmtree(run)
+    shutil.rmtree(project.folder / "results" / "tiny" / "configs")
+    (folder,) = project.folder.glob("results/tiny/sweeps/*")
+    shutil.rmtree(folder / "trials")
+    training = CONFIG["training"] | {"loggers": ["tensorboard"]}
+    project.write_config(CONFIG | {"training": training, "sweep": SWEEP})
+    assert counts(sweep(project))["trial"] == 4
+    assert len(list(project.folder.glob("results/tiny/runs/*/tensorboard"))) == 4
+    assert not list(swept.folder.glob("results/tiny/runs/*/tensorboard"))

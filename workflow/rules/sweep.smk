@@ -56,7 +56,7 @@ rule trial:
 rule refit:
     """Train the best trial on training and validation rows, and evaluate it on the test set."""
     input:
-        ancient(lambda wildcards: last_results_of(range(rounds(SWEEP)))),
+        lambda wildcards: last_results_of(range(rounds(SWEEP))),
     output:
         SWEEPS / "{sweep}" / "refit.json",
     log:
@@ -77,8 +77,8 @@ rule refit:
 rule tabulate:
     """Compare the trials of a sweep."""
     input:
-        ancient(lambda wildcards: last_results_of(range(rounds(SWEEP)))),
-        ancient(refit_of),
+        lambda wildcards: last_results_of(range(rounds(SWEEP))),
+        refit_of,
     output:
         SWEEPS / "{sweep}" / "sweep.json",
         SWEEPS / "{sweep}" / "sweep.parquet",

@@ -24,8 +24,16 @@ from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import RunPaths
 from atomloom.reports import formats
 from atomloom.reports.files import SweepLink, sweeps_of
+from atomloom.store.files import write_sealed
 from atomloom.sweeps.progress import read_progress
-from atomloom.sweeps.rounds import Result, Slot, read_round, result_file, round_file
+from atomloom.sweeps.rounds import (
+    Result,
+    Slot,
+    read_round,
+    result_file,
+    round_file,
+    write_round,
+)
 from atomloom.training.run_lock import WAITING
 from tests.unit.sweeps.cells import paths_in
 
@@ -353,3 +361,63 @@ def test_progress_of_a_finished_run_is_that_of_the_rung_where_it_would_have_stop
     (run.folder / "run.json").unlink()
     assert read_progress(run.folder, 2, 3) == half
     assert read_progress(run.folder, 3, 3) is None
+
+
+def test_a_trial_has_the_settings_of_now_also_by_a_round_of_an_older_version(tmp_path, in_process):
+    sweep = {"parameters": {"training.learning_rate": [1e-3]}}
+    paths = paths_in(tmp_path, sweep, epochs=1)
+    file = trials.suggest_round(paths, 0, lambda line: None)
+    entries = json.loads(file.read_text())["trials"]
+    for entry in entries:
+        for repeat in entry["repeats"]:
+            repeat["config"] = str(tmp_path / "elsewhere.yaml")
+    write_sealed(file, {"trials": entries})
+    shutil.rmtree(paths.layout.configs, ignore_errors=True)
+    paths = paths_in(tmp_path, sweep, epochs=1, loggers=["tensorboard"])
+    folder = command.run_sweep(paths, 1, lambda line: None, prepare)
+    assert len(in_process) == 1
+    assert list((folder.parents[1] / "runs" / table_row(folder)["run"] / "tensorboard").iterdir())
+
+
+def test_a_trial_that_is_another_run_by_now_is_refused(tmp_path, in_process):
+    sweep = {"parameters": {"training.learning_rate": [1e-3]}}
+    paths = paths_in(tmp_path, sweep, epochs=1)
+    file = trials.suggest_round(paths, 0, lambda line: None)
+    (trial,) = read_round(file)
+    other = replace(trial.repeats[0], run="0" * 16)
+    write_round(file, [replace(trial, repeats=(other,))])
+    with pytest.raises(AtomloomError, match=r"trial 0 was run 0{16} when it was chosen"):
+        trials.run_slot(paths, Slot(0, 0, 0, 0), 1, lambda line: None)
+    assert not in_process
+
+
+@pytest.mark.parametrize("scheduler", ["constant", "plateau"])
+def test_a_refit_needs_the_run_of_its_trial_where_the_schedule_does(
+    tmp_path, in_process, scheduler
+):
+    sweep = {"parameters": {"training.learning_rate": [1e-3]}, "refit": "best"}
+    paths = paths_in(tmp_path, sweep, epochs=1, scheduler=scheduler)
+    folder = command.run_sweep(paths, 1, lambda line: None, prepare)
+    kept = (folder / "refit.json").read_bytes()
+    (folder / "refit.json").unlink()
+    shutil.rmtree(folder.parents[1] / "runs" / table_row(folder)["run"])
+    if scheduler == "plateau":
+        with pytest.raises(AtomloomError, match="the run of the best trial is not there any more"):
+            command.run_sweep(paths, 1, lambda line: None, prepare)
+        shutil.rmtree(folder / "trials")
+    command.run_sweep(paths, 1, lambda line: None, prepare)
+    assert (folder / "refit.json").read_bytes() == kept
+
+
+def test_a_refit_of_another_trial_is_not_shown_as_that_of_the_best(tmp_path, in_process):
+    sweep = {"parameters": {"training.learning_rate": [1e-3, 1e-2]}, "refit": "best"}
+    paths = paths_in(tmp_path, sweep, epochs=1)
+    folder = command.run_sweep(paths, 1, lambda line: None, prepare)
+    best = table_row(folder)["trial"]
+    file = result_file(folder, Slot(0, 0, best, 0))
+    replace(Result.read(file), value=1e9).write(file)
+    with pytest.raises(AtomloomError, match="is not of the best trial"):
+        command.write_sweep(paths, lambda line: None)
+    command.run_sweep(paths, 1, lambda line: None, prepare)
+    (refit,) = json.loads((folder / "sweep.json").read_text())["refit"]
+    assert refit["trial"] == table_row(folder)["trial"] != best

@@ -14,9 +14,7 @@ from atomloom.sweeps.table import best_trial, importance, table_of
 
 
 def outcome(number: int, point: dict, values: list[float | None], status: str = "finished"):
-    repeats = tuple(
-        Repeat({}, f"run{number}{i}", "d", "g", "i") for i in range(len(values))
-    )
+    repeats = tuple(Repeat({}, f"run{number}{i}", "d", "g", "i") for i in range(len(values)))
     results = [
         Result(
             number, status if v is not None else "failed", 5, v, 3, "" if v else "no", r.run, [v]

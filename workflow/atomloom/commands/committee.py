@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from functools import partial
+
 import pandas as pd
 
 from atomloom.commands.trials import Job, Log, sweep_of

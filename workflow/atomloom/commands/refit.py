@@ -18,7 +18,7 @@ from atomloom.sweeps.refit import Refit, refits
 from atomloom.sweeps.rounds import TODO, Result, Trial, rounds
 from atomloom.sweeps.runs import paths_at, paths_of
 from atomloom.sweeps.space import Point
-from atomloom.sweeps.table import best_trial
+from atomloom.sweeps.table import Outcome, best_trial
 
 REFIT = "refit.json"
 """File of a sweep's folder that says what came of its refit."""
@@ -46,25 +46,29 @@ class Refitted:
     """Reason of a failure."""
 
 
-def read_refit(folder: Path) -> list[Refitted]:
+def read_refit(paths: RunPaths, best: Outcome | None) -> list[Refitted]:
     """The runs of a sweep's refit; none where no trial was trained to the end.
 
     Raises:
-        AtomloomError: when the file is missing or damaged.
+        AtomloomError: when the file is missing, damaged or of another trial.
     """
-    return [Refitted(**run) for run in read_json(folder / REFIT, "runs", todo=TODO)["runs"]]
+    file = paths.sweep / REFIT
+    if file.exists() and not refit_stands(paths, best):
+        raise AtomloomError(
+            "the refit is not of the best trial, or of an older version", where=file, todo=TODO
+        )
+    return [Refitted(**run) for run in read_json(file, "runs", todo=TODO)["runs"]]
 
 
-def refit_stands(paths: RunPaths) -> bool:
+def refit_stands(paths: RunPaths, best: Outcome | None) -> bool:
     """Whether the refit that is there is the one of the best trial, as the config in use has it.
 
     Raises:
-        AtomloomError: when a trial's result is missing, or the file of the refit is damaged.
+        AtomloomError: when its file is damaged.
     """
     if not (paths.sweep / REFIT).exists():
         return False
     runs = read_json(paths.sweep / REFIT, "runs", todo=TODO)["runs"]
-    best = best_trial(outcomes(paths, range(rounds(sweep_of(paths)))))
     if best is None or not runs:
         return best is None and not runs
     return all(

@@ -33,7 +33,6 @@ def write_sweep(paths: RunPaths, log: Log) -> Path:
     """
     sweep, folder, epochs = sweep_of(paths), paths.sweep, paths.config.training.epochs
     done = outcomes(paths, range(rounds(sweep)))
-    refit = read_refit(folder) if sweep.refit else []
     table = table_of(done)
     if sweep.method == "tpe":
         from atomloom.sweeps.tpe import write_journal
@@ -41,6 +40,7 @@ def write_sweep(paths: RunPaths, log: Log) -> Path:
         known = [(trial.point, value) for trial, _, value in done]
         write_journal(sweep, known, folder / "journal.log")
     best = best_trial(done)
+    refit = read_refit(paths, best) if sweep.refit else []
     if best is None:
         # not under the names of the workflow's outputs, which Snakemake removes after an error
         write_atomically(folder / FAILED, lambda path: table.to_csv(path, index=False))
@@ -144,10 +144,11 @@ def run_sweep(paths: RunPaths, jobs: int, log: Log, prepare: Prepare) -> Path:
         everything = slots(sweep, epochs, round, len(trials), repeats)
         if all(result_file(paths.sweep, slot).exists() for slot in everything):
             continue
-        for trial, repeat in ((trial, repeat) for trial in trials for repeat in trial.repeats):
-            if (repeat.index, repeat.dataset) not in ready:
-                prepare(paths_of(paths, trial, repeat).config, log)
-                ready.add((repeat.index, repeat.dataset))
+        for trial in trials:
+            for repeat in trial.repeats:
+                if (repeat.index, repeat.dataset) not in ready:
+                    prepare(paths_of(paths, trial, repeat).config, log)
+                    ready.add((repeat.index, repeat.dataset))
         for rung in range(len(rungs(sweep, epochs))):
             wanted = [
                 slot
@@ -156,6 +157,7 @@ def run_sweep(paths: RunPaths, jobs: int, log: Log, prepare: Prepare) -> Path:
             ]
             with ThreadPoolExecutor(jobs) as pool:
                 list(pool.map(lambda slot: run_slot(paths, slot, sweep.threads, log), wanted))
-    if sweep.refit and not refit_stands(paths):
+    best = best_trial(outcomes(paths, range(rounds(sweep))))
+    if sweep.refit and not refit_stands(paths, best):
         refit_best(paths, sweep.threads, log, prepare)
     return write_sweep(paths, log)
