@@ -68,3 +68,13 @@ def test_a_sweep_of_which_every_trial_failed_has_a_page_with_the_reasons(tmp_pat
     failed = page().table.assign(value=np.nan, status="failed", reason="no such device")
     write_sweep_page(page(table=failed, best=None, importance={}, curves={}), tmp_path)
     assert (tmp_path / "sweep.html").read_text().count("no such device") == 3
+
+
+def test_a_key_that_only_failed_trials_set_has_no_axis(tmp_path):
+    table = page().table
+    table["training.weight_decay"] = [np.nan, np.nan, 0.1]
+    write_sweep_page(page(table=table), tmp_path)
+    drawn = (tmp_path / "parallel-coordinates.svg").read_text()
+    assert "learning_rate" in drawn
+    assert "weight_decay" not in drawn
+    assert "training.weight_decay" in (tmp_path / "sweep.html").read_text()

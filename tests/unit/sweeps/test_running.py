@@ -19,6 +19,7 @@ from ase.build import bulk
 from atomloom.api import prepare, run_pipeline, train
 from atomloom.commands import sweep as command
 from atomloom.commands import trials
+from atomloom.commands.committee import members_of
 from atomloom.config import load_config
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import RunPaths
@@ -29,6 +30,7 @@ from atomloom.sweeps.progress import read_progress
 from atomloom.sweeps.rounds import (
     Result,
     Slot,
+    Trial,
     read_round,
     result_file,
     round_file,
@@ -163,20 +165,27 @@ def test_two_points_of_one_run_are_one_trial(tmp_path):
     paths = paths_in(tmp_path, sweep)
     lines: list[str] = []
     trials.suggest_round(paths, 0, lines.append)
-    assert lines == ["1 trial, 1 run each"]
+    assert lines == [
+        "1 trial, 1 run each; 1 fewer than wanted, whose runs would be those of other trials"
+    ]
 
 
-def test_trials_of_later_rounds_have_numbers_of_their_own_though_points_coincide(
+def test_a_trial_of_a_later_round_is_none_of_those_before_and_a_lack_of_others_is_said(
     tmp_path, in_process
 ):
-    axes = {"training.threads": [1, 2], "training.learning_rate": [1e-3]}
+    axes = {"training.threads": [1, 2], "training.learning_rate": [1e-4, 1e-3, 1e-2, 3e-2]}
     sweep = {"method": "tpe", "count": 6, "round": 3, "parameters": axes}
     paths = paths_in(tmp_path, sweep, epochs=1)
-    folder = command.run_sweep(paths, 1, lambda line: None, prepare)
-    numbers = [t.number for round in (0, 1) for t in read_round(round_file(folder, round))]
-    assert numbers == [0, 1]
-    assert len(in_process) == 1
-    assert list(pd.read_csv(folder / "sweep.csv")["trial"]) == numbers
+    lines: list[str] = []
+    folder = command.run_sweep(paths, 1, lines.append, prepare)
+    said = [line for line in lines if "run each" in line]
+    found = [read_round(round_file(folder, round)) for round in (0, 1)]
+    assert [[trial.number for trial in trials] for trials in found] == [[0, 1, 2], [3]]
+    assert len(in_process) == len({t.repeats[0].run for trials in found for t in trials}) == 4
+    assert list(pd.read_csv(folder / "sweep.csv")["trial"]) == [0, 1, 2, 3]
+    assert "3 fewer" not in said[0]
+    assert "2 fewer than wanted" in said[1]
+    assert "further points would have been runs of these" in (folder / "sweep.html").read_text()
 
 
 def test_another_value_trains_its_trials_alone(tmp_path, in_process):
@@ -421,3 +430,37 @@ def test_a_refit_of_another_trial_is_not_shown_as_that_of_the_best(tmp_path, in_
     command.run_sweep(paths, 1, lambda line: None, prepare)
     (refit,) = json.loads((folder / "sweep.json").read_text())["refit"]
     assert refit["trial"] == table_row(folder)["trial"] != best
+
+
+def test_failed_trials_are_tried_again_once_their_results_are_removed(
+    tmp_path, in_process, monkeypatch
+):
+    sweep = {"parameters": {"training.learning_rate": [1e-3, 1e-2]}}
+    paths = paths_in(tmp_path, sweep, epochs=1)
+    works = trials._run
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            trials,
+            "_run",
+            lambda command, env: works(command, env) if not in_process else (1, "no memory left"),
+        )
+        lines: list[str] = []
+        folder = command.run_sweep(paths, 1, lines.append, prepare)
+    assert list(pd.read_csv(folder / "sweep.csv")["status"]) == ["finished", "failed"]
+    assert any(f"1 trial failed, see {folder / 'sweep.csv'}; to try" in line for line in lines)
+    command.run_sweep(paths, 1, lambda line: None, prepare)
+    assert len(in_process) == 1
+    shutil.rmtree(folder / "trials")
+    command.run_sweep(paths, 1, lambda line: None, prepare)
+    assert len(in_process) == 2
+    assert list(pd.read_csv(folder / "sweep.csv")["status"]) == ["finished"] * 2
+
+
+def test_a_committee_has_each_model_once(tmp_path):
+    trial = Trial(0, {}, ())
+    runs = [("a", 0.1), ("a", 0.1), ("b", 0.2), ("c", 0.3)]
+    done = [
+        (replace(trial, number=n), [Result(n, "finished", value=value, run=run)], value)
+        for n, (run, value) in enumerate(runs)
+    ]
+    assert [trial.number for trial, _, _ in members_of(3, done)] == [0, 2, 3]

@@ -18,6 +18,11 @@ def config(sweep: dict, **sections) -> Config:
     return parse_config({"dataset": dataset, "sweep": sweep, **sections})
 
 
+def conditional(values: object, wanted: object) -> dict:
+    """Parameters of which one depends on the width."""
+    return {"model.width": values, "model.layers": {"values": [2], "when": {"model.width": wanted}}}
+
+
 def points(sweep: dict) -> list[dict]:
     return first_points(config(sweep).sweep)
 
@@ -59,6 +64,24 @@ def test_a_key_with_a_condition_is_set_where_it_holds_and_makes_no_double():
         {"model.name": "icomformer", "model.layers": 3},
         {"model.name": "ecomformer"},
     ]
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "wanted"),
+    [
+        ("training.learning_rate", ["1e-3", 1e-2], "1e-3"),
+        ("training.learning_rate", [1e-3, 1e-2], ["1e-3"]),
+        ("training.learning_rate", {**RATE, "steps": 3}, "1e-4"),
+        ("training.milestones", [[1, 2], [3]], [1, 2]),
+        ("training.milestones", [[1, 2], [3]], [[1, 2]]),
+        ("model.layers", {"min": 2, "max": 3, "steps": 2}, 2),
+    ],
+)
+def test_a_condition_holds_at_the_value_that_it_names(key, values, wanted):
+    last = {"values": [8], "when": {key: wanted}}
+    found = points({"parameters": {key: values, "model.width": last}})
+    assert [point.get("model.width") for point in found] == [8] + [None] * (len(found) - 1)
+    assert len(found) > 1
 
 
 @pytest.mark.parametrize("method", ["random", "sobol"])
@@ -168,6 +191,26 @@ def test_the_sweep_is_in_no_key_of_a_run():
         ({"trials": [{"model.width": 8}]}, "no list of `trials`"),
         ({"parameters": {"training.seed": [1]}, "seeds": [1, 2]}, "swept twice"),
         ({"parameters": {"training.epochs": [1, 2]}, "halving": {}}, "exclude each other"),
+        (
+            {"method": "list", "trials": [{"training.stop_after": 1}], "halving": {}},
+            "training.stop_after exclude each other",
+        ),
+        (
+            {"method": "list", "trials": [{"training.epochs": 9}], "halving": {}},
+            "exclude each other",
+        ),
+        ({"parameters": conditional([8, 16], 32)}, "32, a value that model.width never has"),
+        ({"parameters": conditional([8, 16], [8, 32])}, "32, a value that model.width never has"),
+        ({"parameters": conditional([8, 16], [])}, "names no value of model.width"),
+        ({"parameters": conditional({"min": 8, "max": 16, "steps": 3}, 9)}, "9, a value that"),
+        (
+            {"method": "random", "parameters": conditional({"min": 8, "max": 16}, 17)},
+            "17, a value that",
+        ),
+        (
+            {"method": "random", "parameters": conditional({"min": 8.0, "max": 16}, 8.0)},
+            "8.0, a value that",
+        ),
         (
             {"parameters": {"model.width": {"values": [8], "when": {"model.name": "alignn"}}}},
             "not swept before it",

@@ -103,3 +103,9 @@ def test_importance_is_judged_where_all_trials_came_equally_far():
         curve = [9.0, float(width), *([float(layers)] if number < 4 else [])]
         done.append((trial, [replace(result, curve=curve) for result in results], value))
     assert next(iter(importance(sweep, done))) == "model.width"
+
+
+def test_the_row_of_a_trial_that_could_not_run_names_no_run():
+    refused = [Result(0, "failed", reason="too small")] * 2
+    table = table_of([(Trial(0, {"model.width": 0}, (), "too small"), refused, None)])
+    assert (table["run"][0], table["runs"][0], table["reason"][0]) == ("", 2, "too small")

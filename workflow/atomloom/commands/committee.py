@@ -22,9 +22,11 @@ _DESCRIPTION = ("formula", "elements", "n_atoms")
 
 
 def members_of(count: int, done: Sequence[Outcome]) -> list[Outcome]:
-    """The best finished trials, at most `count`, best first."""
+    """The best finished trials, at most `count`, best first, each model once."""
     finished = [o for o in done if o[2] is not None and status_of(o[1]) == "finished"]
-    return sorted(finished, key=lambda o: (o[2], o[0].number))[:count]
+    ordered = sorted(finished, key=lambda o: (o[2], o[0].number))
+    by_model = {o[1][0].run: o for o in reversed(ordered)}
+    return [o for o in ordered if by_model[o[1][0].run] is o][:count]
 
 
 def copy_models(paths: RunPaths, members: Sequence[Outcome]) -> list[str]:

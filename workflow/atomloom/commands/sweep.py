@@ -48,6 +48,7 @@ def write_sweep(paths: RunPaths, log: Log) -> Path:
         raise AtomloomError(
             f"no trial was trained to the end{f'; the first says: {reasons[0]}' if reasons else ''}",
             where=folder / FAILED,
+            todo=f"mend the cause, remove {folder / 'trials'} and run the sweep again",
         )
     if refit:
         runs_of_refit = ",".join(run.run for run in refit)
@@ -57,6 +58,9 @@ def write_sweep(paths: RunPaths, log: Log) -> Path:
     metric = sweep.metric or ("val_mae" if len(paths.config.targets) == 1 else "val_loss")
     worth = importance(sweep, done)
     runs = len(sweep.repeats)
+    facts = [("sweep", folder.name), ("method", sweep.method), ("minimised", metric)]
+    if sweep.method in ("random", "sobol", "tpe") and len(done) < sweep.count:
+        facts.append(("count", f"{sweep.count:,}; further points would have been runs of these"))
     members = members_of(sweep.ensemble, done)
     committee = copy_models(paths, members)
     write_sweep_page(
@@ -72,7 +76,7 @@ def write_sweep(paths: RunPaths, log: Log) -> Path:
             committee=evaluate_committee(paths, members, log),
             units={spec.reported: spec.reported_unit for spec in paths.config.targets},
             full_epochs=epochs * runs * len(done) if sweep.halving else 0,
-            facts=[("sweep", folder.name), ("method", sweep.method), ("minimised", metric)],
+            facts=facts,
         ),
         folder,
     )
@@ -103,6 +107,11 @@ def write_sweep(paths: RunPaths, log: Log) -> Path:
     )
     if refit:
         write_text(folder / "refit.yaml", dump_config(paths_at(paths, refit[0].point).config))
+    if failed := int((table["status"] == "failed").sum()):
+        log(
+            f"{plural(failed, 'trial')} failed, see {folder / 'sweep.csv'}; to try them again, remove "
+            f"{folder / 'trials'} and run the sweep again: finished trials are not trained again"
+        )
     log(f"table, figures and best.yaml are in {folder}")
     return folder
 

@@ -7,17 +7,18 @@ process of its own, so that one that dies is seen to have died.
 from __future__ import annotations
 
 import ctypes
+import json
 import math
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from atomloom.commands.gpus import lent
 from atomloom.config.sweep import Sweep
@@ -51,6 +52,8 @@ from atomloom.training.run_lock import WAITING
 Log = Callable[[str], None]
 
 PR_SET_PDEATHSIG = 1
+ASKED = 20
+"""Points that TPE is asked for per trial wanted, before it counts as having no other."""
 
 
 def sweep_of(paths: RunPaths) -> Sweep:
@@ -74,18 +77,18 @@ def suggest_round(paths: RunPaths, round: int, log: Log) -> Path:
     _check_metric(paths.config.targets, sweep.metric)
     if not 0 <= round < rounds(sweep):
         raise AtomloomError(f"there is no round {round}", todo=f"the last is {rounds(sweep) - 1}")
-    first = 0
     if sweep.method == "tpe":
         from atomloom.sweeps.tpe import next_points
 
         done = outcomes(paths, range(round))
-        first = len(done)
         known = [(trial.point, value) for trial, _, value in done]
-        points = next_points(sweep, known, min(sweep.round, sweep.count - first))
+        wanted = min(sweep.round, sweep.count - round * sweep.round)
+        points = islice(next_points(sweep, known), ASKED * wanted)
+        trials = _each_run_once(paths, points, [trial for trial, _, _ in done], wanted)
     else:
-        points = first_points(sweep)
-    trials = [_trial(paths, first + place, point) for place, point in enumerate(points)]
-    trials = _each_run_once(trials)
+        listed = first_points(sweep)
+        wanted = sweep.count if sweep.method in ("random", "sobol") else len(listed)
+        trials = _each_run_once(paths, listed, [], wanted)
     unfit = [trial for trial in trials if trial.reason]
     if len(unfit) == len(trials) and round == 0:
         raise AtomloomError(unfit[0].reason)
@@ -95,6 +98,11 @@ def suggest_round(paths: RunPaths, round: int, log: Log) -> Path:
     log(
         f"{plural(len(trials), 'trial')}, {plural(len(sweep.repeats), 'run')} each"
         + (f"; {len(unfit):,} of them cannot be run" if unfit else "")
+        + (
+            f"; {wanted - len(trials):,} fewer than wanted, whose runs would be those of other trials"
+            if len(trials) < wanted
+            else ""
+        )
     )
     return path
 
@@ -114,13 +122,33 @@ def _check_metric(targets: Sequence[TargetSpec], metric: str | None) -> None:
         )
 
 
-def _each_run_once(trials: Sequence[Trial]) -> list[Trial]:
-    """Trials whose runs differ, numbered anew: several points can describe one run."""
-    found: dict[Any, Trial] = {}
-    for trial in trials:
-        found.setdefault(tuple(repeat.run for repeat in trial.repeats) or trial.number, trial)
-    first = min(trial.number for trial in trials)
-    return [replace(trial, number=first + place) for place, trial in enumerate(found.values())]
+def _each_run_once(
+    paths: RunPaths, points: Iterable[Point], before: Sequence[Trial], wanted: int
+) -> list[Trial]:
+    """As many trials as are wanted, if there are, whose runs are no other trial's: points can describe one run.
+
+    Args:
+        paths: of the base config.
+        points: points in order.
+        before: trials of the rounds before.
+        wanted: number of trials.
+    """
+    seen = {json.dumps(trial.point, sort_keys=True) for trial in before}
+    taken = {tuple(repeat.run for repeat in trial.repeats) for trial in before}
+    found: list[Trial] = []
+    for point in points:
+        name = json.dumps(point, sort_keys=True)
+        if name in seen:
+            continue
+        seen.add(name)
+        trial = _trial(paths, len(before) + len(found), point)
+        runs = tuple(repeat.run for repeat in trial.repeats)
+        if not runs or runs not in taken:
+            taken.add(runs)
+            found.append(trial)
+        if len(found) == wanted:
+            break
+    return found
 
 
 def _trial(paths: RunPaths, number: int, point: Point) -> Trial:
@@ -161,7 +189,7 @@ def run_slot(paths: RunPaths, slot: Slot, threads: int, log: Log) -> Path:
         _link(paths.sweep / "tensorboard" / f"trial-{trial.number:05d}-{slot.repeat}", own.run)
     reason = job.train_to(reach)
     if reason:
-        log(f"trial {trial.number} failed: {reason}")
+        log(f"trial {trial.number} failed: {reason}; to try it again, remove {path.parent}")
         Result(trial.number, "failed", reason=reason, run=repeat.run).write(path)
         return path
     result = _result(trial.number, repeat, _progress(own, reach), sweep.metric)

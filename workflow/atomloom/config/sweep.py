@@ -7,6 +7,7 @@ would have by hand.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -34,6 +35,10 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _numbers(value: Any) -> Any:
+    return [_number(item) for item in value] if isinstance(value, list) else _number(value)
+
+
 class Axis(Section):
     """The values of one key."""
 
@@ -47,7 +52,7 @@ class Axis(Section):
     """Whether steps in the range are those of the logarithm."""
     steps: int | None = Field(default=None, ge=2, le=MOST)
     """For `grid`: how many values of the range, both bounds included."""
-    when: dict[str, Any] = {}
+    when: dict[str, Annotated[Any, BeforeValidator(_numbers)]] = {}
     """The key is only set where other swept keys have these values (or one of a list of values)."""
 
     @model_validator(mode="after")
@@ -79,6 +84,33 @@ class Axis(Section):
     def whole(self) -> bool:
         """Whether the range is one of whole numbers."""
         return isinstance(self.min, int) and isinstance(self.max, int)
+
+    @property
+    def spaced(self) -> list[Any]:
+        """Values of a range at equal distances, `steps` of them, both bounds included."""
+        assert self.steps is not None
+        found = [self.value_at(place / (self.steps - 1)) for place in range(self.steps)]
+        return list(dict.fromkeys(found))
+
+    def value_at(self, share: float) -> Any:
+        """Value at a share in [0, 1]: of a list by its place, of a range between the bounds."""
+        if self.values:
+            return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
+        low, high = self.bounds
+        if self.log:
+            value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+        else:
+            value = low + share * (high - low)
+        value = min(max(value, low), high)
+        # Twelve digits: what is written down in a config is what a person would type.
+        return round(value) if self.whole else float(f"{value:.12g}")
+
+    def may_be(self, value: Any, grid: bool) -> bool:
+        """Whether a trial can have this value; of a range that is drawn from, whole numbers alone can be named."""
+        if self.values or grid:
+            return value in (self.values or self.spaced)
+        low, high = self.bounds
+        return self.whole and isinstance(value, (int, float)) and value in range(low, high + 1)
 
 
 def _axis(value: Any) -> Any:
@@ -172,6 +204,8 @@ class Sweep(Section):
                     raise ValueError(f"{name}: `when` names {other}, which is not swept before it")
             if self.method == "grid" and not axis.values and axis.steps is None:
                 raise ValueError(f"{name}: a grid takes `values`, or `steps` of a range")
+            for other, wanted in axis.when.items():
+                self._check_condition(name, other, wanted)
         if self.gpus is not None and self.gpus > 1 and self.gpus % 1:
             raise ValueError("gpus is a whole number, or a share of one GPU")
         for repeat in self.repeats:
@@ -182,9 +216,20 @@ class Sweep(Section):
         for name, values in listed.items():
             if isinstance(values, list) and len(set(values)) < len(values):
                 raise ValueError(f"a value of {name} is named twice")
-        if "training.epochs" in self.parameters and self.halving:
-            raise ValueError("halving and a swept training.epochs exclude each other")
+        for name in ("training.epochs", "training.stop_after"):
+            if self.halving and any(name in keys for keys in (self.parameters, *self.trials)):
+                raise ValueError(f"halving and a swept {name} exclude each other")
         return self
+
+    def _check_condition(self, name: str, other: str, wanted: Any) -> None:
+        axis, grid = self.parameters[other], self.method == "grid"
+        if axis.may_be(wanted, grid):
+            return
+        for value in wanted if isinstance(wanted, list) else [wanted]:
+            if not axis.may_be(value, grid):
+                raise ValueError(f"{name}: `when` names {value!r}, a value that {other} never has")
+        if wanted == []:
+            raise ValueError(f"{name}: `when` names no value of {other}")
 
     @property
     def repeats(self) -> list[dict[str, Any]]:

@@ -79,7 +79,7 @@ def write_sweep_page(page: SweepPage, folder: Path) -> None:
     drawn: list[tuple[str, Figure, str]] = []
     ranked = page.table[page.table["value"].notna()].sort_values(["value", "trial"], kind="stable")
     if len(ranked):
-        keys = [name for name in page.table.columns if name not in OWN]
+        keys = [n for n in page.table.columns if n not in OWN and ranked[n].notna().any()]
         drawn.append(
             (
                 "learning-curves",

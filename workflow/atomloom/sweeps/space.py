@@ -65,30 +65,9 @@ def config_of(base: Config, point: Mapping[str, Any]) -> Config:
 
 
 def _grid(axes: Mapping[str, Axis]) -> Iterator[Point]:
-    columns = [axis.values or _spaced(axis) for axis in axes.values()]
+    columns = [axis.values or axis.spaced for axis in axes.values()]
     for row in itertools.product(*columns):
         yield _where_conditions_hold(axes, dict(zip(axes, row, strict=True)))
-
-
-def _spaced(axis: Axis) -> list[Any]:
-    """Values of a range at equal distances, both bounds among them."""
-    assert axis.steps is not None
-    found = [value_at(axis, place / (axis.steps - 1)) for place in range(axis.steps)]
-    return list(dict.fromkeys(found))
-
-
-def value_at(axis: Axis, share: float) -> Any:
-    """The value at a share in [0, 1] of an axis: of a list by its place, of a range between bounds."""
-    if axis.values:
-        return axis.values[min(int(share * len(axis.values)), len(axis.values) - 1)]
-    low, high = axis.bounds
-    if axis.log:
-        value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
-    else:
-        value = low + share * (high - low)
-    value = min(max(value, low), high)
-    # Twelve digits: what is written down in a config is what a person would type.
-    return round(value) if axis.whole else float(f"{value:.12g}")
 
 
 def _uniform(sweep: Sweep, axes: int) -> np.ndarray:
@@ -104,7 +83,7 @@ def _sobol(sweep: Sweep, axes: int) -> np.ndarray:
 
 
 def _point(axes: Mapping[str, Axis], shares: Sequence[float]) -> Point:
-    chosen = {n: value_at(a, float(s)) for (n, a), s in zip(axes.items(), shares, strict=True)}
+    chosen = {n: a.value_at(float(s)) for (n, a), s in zip(axes.items(), shares, strict=True)}
     return _where_conditions_hold(axes, chosen)
 
 
@@ -119,7 +98,9 @@ def _where_conditions_hold(axes: Mapping[str, Axis], chosen: Mapping[str, Any]) 
 def holds(axis: Axis, point: Mapping[str, Any]) -> bool:
     """Whether the condition of an axis holds at a point."""
     return all(
-        name in point and point[name] in (wanted if isinstance(wanted, list) else [wanted])
+        # a list of values, or the one value, which may be a list
+        name in point
+        and (point[name] == wanted or (isinstance(wanted, list) and point[name] in wanted))
         for name, wanted in axis.when.items()
     )
 

@@ -41,11 +41,11 @@ def table_of(done: Sequence[Outcome]) -> pd.DataFrame:
                 "std": statistics.stdev(values)
                 if value is not None and len(values) > 1
                 else math.nan,
-                "runs": len(trial.repeats),
+                "runs": len(results),
                 "epochs": sum(result.epochs for result in results),
                 "best_epoch": results[0].best_epoch,
                 **dict.fromkeys(keys),
-                "run": ",".join(result.run for result in results),
+                "run": ",".join(result.run for result in results if result.run),
                 "reason": "; ".join(dict.fromkeys(r.reason for r in results if r.reason)),
             }
         )

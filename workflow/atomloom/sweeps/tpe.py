@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,12 @@ NO_TIME = "1970-01-01T00:00:00+00:00"
 """Time of everything in a journal: when a trial ran would make two journals of one study differ."""
 
 
-def next_points(
-    sweep: Sweep, done: Sequence[tuple[Point, float | None]], count: int
-) -> list[Point]:
-    """The points of the next round.
+def next_points(sweep: Sweep, done: Sequence[tuple[Point, float | None]]) -> Iterator[Point]:
+    """The points of the next round, without end; a point may come again.
 
     Args:
         sweep: the sweep.
         done: points of all rounds before and their values, in order; None where a trial failed.
-        count: how many points are wanted.
     """
     import optuna
 
@@ -39,14 +36,12 @@ def next_points(
     study = optuna.create_study(study_name=STUDY, sampler=sampler)
     for point, value in done:
         study.add_trial(_frozen(sweep, point, value))
-    found: list[Point] = []
-    for _ in range(count):
+    while True:
         trial, point = study.ask(), {}
         for name, axis in sweep.parameters.items():
             if holds(axis, point):
                 point[name] = _asked(trial, name, axis)
-        found.append(point)
-    return found
+        yield point
 
 
 def write_journal(sweep: Sweep, done: Sequence[tuple[Point, float | None]], journal: Path) -> None:
