@@ -125,7 +125,7 @@ def _check_metric(targets: Sequence[TargetSpec], metric: str | None) -> None:
 def _each_run_once(
     paths: RunPaths, points: Iterable[Point], before: Sequence[Trial], wanted: int
 ) -> list[Trial]:
-    """As many trials as are wanted, if there are, whose runs are no other trial's: points can describe one run.
+    """Trials whose runs are no other trial's, as many as are wanted if there are: points can describe one run.
 
     Args:
         paths: of the base config.

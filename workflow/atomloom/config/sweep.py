@@ -110,7 +110,8 @@ class Axis(Section):
         if self.values or grid:
             return value in (self.values or self.spaced)
         low, high = self.bounds
-        return self.whole and isinstance(value, (int, float)) and value in range(low, high + 1)
+        number = isinstance(value, (int, float)) and low <= value <= high
+        return self.whole and number and value % 1 == 0
 
 
 def _axis(value: Any) -> Any:
