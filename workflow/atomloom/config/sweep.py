@@ -35,10 +35,6 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _numbers(value: Any) -> Any:
-    return [_number(item) for item in value] if isinstance(value, list) else _number(value)
-
-
 class Axis(Section):
     """The values of one key."""
 
@@ -52,8 +48,16 @@ class Axis(Section):
     """Whether steps in the range are those of the logarithm."""
     steps: int | None = Field(default=None, ge=2, le=MOST)
     """For `grid`: how many values of the range, both bounds included."""
-    when: dict[str, Annotated[Any, BeforeValidator(_numbers)]] = {}
+    when: dict[str, Any] = {}
     """The key is only set where other swept keys have these values (or one of a list of values)."""
+
+    @field_validator("when")
+    @classmethod
+    def _numbers(cls, when: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: [_number(item) for item in value] if isinstance(value, list) else _number(value)
+            for name, value in when.items()
+        }
 
     @model_validator(mode="after")
     def _values_or_a_range(self) -> Axis:
