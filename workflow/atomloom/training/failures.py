@@ -93,3 +93,17 @@ def stopped(run_dir: Path, by: int) -> AtomloomError:
     return kind(
         f"stopped by {name}; the state is saved", where=run_dir, todo="run the same again to resume"
     )
+
+
+class TakenOver(AtomloomError):
+    """Run that another process trains by now, where the file system has no locks."""
+
+
+def taken_over(run_dir: Path, other: str) -> TakenOver:
+    """Error of a process whose run another one has taken over, told who."""
+    return TakenOver(
+        f"{other} has taken this run over, as the file system has no lock that both would see: waiting "
+        "for it; what it writes is complete, and this process writes nothing more",
+        where=run_dir,
+        todo="it may be stopped",
+    )

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -56,11 +56,13 @@ from atomloom.training.compile import compiled_model
 from atomloom.training.cuda_graphs import RecordedSteps, records_steps
 from atomloom.training.distributed import full_state, shard_model, summed, unsharded
 from atomloom.training.failures import (
+    TakenOver,
     check_finite,
     check_validation,
     diverged,
     predicts_nothing,
     stopped,
+    taken_over,
 )
 from atomloom.training.logging.history import History, progress_line
 from atomloom.training.logging.loggers import open_loggers
@@ -70,7 +72,7 @@ from atomloom.training.optim.ema import MovingAverage
 from atomloom.training.optim.full_batch import FullBatch
 from atomloom.training.optim.optimizers import build_optimizer, set_rate
 from atomloom.training.optim.schedules import Schedule
-from atomloom.training.run_lock import alone
+from atomloom.training.run_lock import PAUSE, alone
 from atomloom.training.train_state import Best, TrainState, state_digest
 
 FINISHED = Path("state") / "finished.json"
@@ -170,16 +172,14 @@ def train(
     """
     run_dir = Path(run_dir)
     key = _run_digest(data, config, start)
-    finished, history = run_dir / FINISHED, run_dir / "history.csv"
     if (trained := _already_trained(run_dir, key)) is not None:
         log("already trained")
         return trained
     fabric = open_fabric(config.training, log)
     if not fabric.is_global_zero:
         log = _say_nothing
-    # Of several processes the first holds the lock; the others wait for it at their first exchange.
     with (
-        alone(run_dir, log) if fabric.is_global_zero else nullcontext(),
+        _alone_with(fabric, run_dir, log) as taken_by,
         arithmetic(config.training, fabric.device.type),
         termination_noticed() as asked_to_stop,
     ):
@@ -188,13 +188,61 @@ def train(
         check_validation(config.training, len(val_rows))
         kind = FullBatchTrainer if config.training.optimizer == "lbfgs" else Trainer
         trainer = kind(data, config, fabric, train_rows, val_rows, log)
-        result = trainer.fit(run_dir, key, asked_to_stop, until, start)
-        if result is not None and fabric.is_global_zero:
-            state = load_state(run_dir / "state" / "last.ckpt", key)
-            own = {"key": key, "result": asdict(result), "history": file_digest(history)}
-            write_sealed(finished, own | ({"state": state_digest(state)} if state else {}))
+        try:
+            result = trainer.fit(run_dir, key, asked_to_stop, taken_by, until, start)
+        except TakenOver as error:
+            log(str(error))
+            result = _trained_by_other(run_dir, key, asked_to_stop, until)
+        else:
+            if result is not None and fabric.is_global_zero:
+                _note_finished(run_dir, key, result)
     close_fabric(fabric)
     return None if result is None else replace(result, rank=fabric.global_rank)
+
+
+@contextmanager
+def _alone_with(fabric: Fabric, run_dir: Path, log: Log) -> Iterator[Callable[[], str]]:
+    """Hold the lock of a run by the first of all processes, while the others wait for it.
+
+    They hear from it all the time, since a process that waits too long for another gives up. Yields a function
+    that tells the first who has taken the run over; empty if nobody has.
+    """
+    if fabric.is_global_zero:
+        with alone(run_dir, log, waiting=lambda: fabric.broadcast(True)) as hold:
+            fabric.broadcast(False)
+            yield hold.taken_by
+        return
+    while fabric.broadcast(True):
+        pass
+    yield lambda: ""
+
+
+def _note_finished(run_dir: Path, key: str, result: TrainResult) -> None:
+    """Write the result of a run that has come to its end."""
+    state = load_state(run_dir / "state" / "last.ckpt", key)
+    history = file_digest(run_dir / "history.csv")
+    own = {"key": key, "result": asdict(result), "history": history}
+    write_sealed(run_dir / FINISHED, own | ({"state": state_digest(state)} if state else {}))
+
+
+def _trained_by_other(
+    run_dir: Path, key: str, asked_to_stop: Callable[[], int], until: int | None
+) -> TrainResult | None:
+    """Wait for the process that has taken the run over, and return its result; None for a run until an epoch.
+
+    Raises:
+        AtomloomError: when asked to stop meanwhile.
+    """
+    while True:
+        if (result := _already_trained(run_dir, key)) is not None:
+            return result
+        if until is not None:
+            saved = load_state(run_dir / "state" / "last.ckpt", key)
+            if saved is not None and saved["epoch"] >= until:
+                return None
+        if by := asked_to_stop():
+            raise stopped(run_dir, by)
+        time.sleep(PAUSE)
 
 
 def _already_trained(run_dir: Path, key: str) -> TrainResult | None:
@@ -346,6 +394,7 @@ class Trainer:
         run_dir: Path,
         key: str,
         asked_to_stop: Callable[[], int],
+        taken_by: Callable[[], str] = lambda: "",
         until: int | None = None,
         start: Start | None = None,
     ) -> TrainResult | None:
@@ -355,14 +404,16 @@ class Trainer:
             run_dir: the run's folder.
             key: digest of all that determines the run's result.
             asked_to_stop: returns the signal that asks the run to stop; 0 if none.
+            taken_by: returns the process that has taken the run over; empty if none has.
             until: save the state after this epoch and return nothing, if the run is not over by then.
             start: final state of another run, which this one continues.
 
         Raises:
             AtomloomError: when the state is of another run or damaged, the loss is no longer a finite
-                number, or the run is asked to stop.
+                number, the run is asked to stop, or another process has taken it over.
         """
-        self.run_dir, self.key, self.asked_to_stop = run_dir, key, asked_to_stop
+        self.run_dir, self.key = run_dir, key
+        self.asked_to_stop, self.taken_by = asked_to_stop, taken_by
         self.elements = self.data.elements(self.train_rows)
         self._prepare_batches()
         self.resume(start)
@@ -697,14 +748,19 @@ class Trainer:
     def _checkpoint_if_due(self, batch: GraphBatch | None = None) -> None:
         """Save the state if it is due, the run is over, or it is asked to stop; in the last case stop.
 
+        Nothing is written where another process has taken the run over.
+
         Args:
             batch: the last one; None at the end of an epoch.
         """
         end_of_epoch = batch is None
         stop, due = self.asked_to_stop(), self.timer.due(end_of_epoch)
-        if self.ranks > 1:  # all follow the first one
-            stop, due = self.fabric.broadcast((stop, due))
         over = end_of_epoch and self.finished
+        other = self.taken_by() if over or stop or due else ""
+        if self.ranks > 1:  # all follow the first one
+            stop, due, other = self.fabric.broadcast((stop, due, other))
+        if other:
+            raise taken_over(self.run_dir, other)
         if batch is not None and (stop or due):
             self._check_losses(batch)
         if over or stop or due:
