@@ -7,13 +7,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.slurm import Cluster, why_not
+from tests.cluster.slurm import Cluster, command_of, why_not
 from tests.workflow.project import ROOT, Project
 
 SOONER = """
@@ -68,19 +68,23 @@ class ClusterProject(Project):
 
     cluster: Cluster | None = None
 
-    def started(self, **resources: str) -> subprocess.Popen:
+    def started(
+        self, resources: Mapping[str, str] | None = None, **environment: str
+    ) -> subprocess.Popen:
         """Start snakemake on the cluster; its words go to `said.txt`.
 
-        `resources` are those of the training job that the profile's are replaced by.
+        Args:
+            resources: by rule and name, instead of those of MODEST.
+            environment: more variables, which jobs inherit.
         """
-        given = MODEST | {f"train:{name}": value for name, value in resources.items()}
+        given = MODEST | dict(resources or {})
         own = ["--workflow-profile", "profiles/slurm", "--configfile", "my.yaml", *QUICKLY]
         own += ["--set-resources", *(f"{name}={value}" for name, value in given.items())]
         with open(self.folder / "said.txt", "w") as said:
             return subprocess.Popen(
                 [sys.executable, "-c", SOONER, *own],
                 cwd=self.folder,
-                env=self.variables,
+                env=self.variables | environment,
                 stdout=said,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -92,6 +96,16 @@ class ClusterProject(Project):
         said = (self.folder / "said.txt").read_text()
         assert status == 0, said
         return said
+
+    def training_on(self, node: str) -> int:
+        """Process that trains on a node."""
+        (found,) = [
+            pid
+            for pid in self.cluster.processes_on(node)
+            if "train" in (words := command_of(pid))
+            and any(Path(word).name == "atomloom" for word in words[:2])
+        ]
+        return found
 
     @property
     def variables(self) -> dict[str, str]:

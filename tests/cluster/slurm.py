@@ -216,6 +216,20 @@ class Cluster:
         """Cancel a job as its owner would."""
         self._run("scancel", job)
 
+    def requeue(self, job: str) -> None:
+        """Queue a running job again as its administrator would, for another one that goes first."""
+        self._run("scontrol", "requeue", job)
+
+    def set_time_limit(self, job: str, minutes: int) -> None:
+        """Change the time limit of a running job."""
+        self._run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+
+    def killed_for_memory(self, job: str) -> bool:
+        """Whether a node has killed a step of this job because it took more memory than it asked for."""
+        logs = [file.read_text() for file in self.folder.glob("slurmd.*.log")]
+        lines = [line for text in logs for line in text.splitlines() if f"StepId={job}." in line]
+        return any("exceeded memory limit" in line for line in lines)
+
     def release(self, job: str) -> bool:
         """Let a job that was queued again start at once, not after two minutes; False if it is not there."""
         if f"{job} PENDING" not in self.queue("%A %T"):
@@ -223,7 +237,7 @@ class Cluster:
         self._run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
         return True
 
-    def wait_for(self, ready: Callable[[], object], what: str, seconds: float = 120) -> None:
+    def wait_for(self, ready: Callable[[], object], what: str, seconds: float = 900) -> None:
         """Wait until `ready()` is true.
 
         Raises:
@@ -294,6 +308,21 @@ def _free_ports(count: int) -> int:
             continue
         return first
     raise OSError("no free ports")
+
+
+def command_of(pid: int) -> list[str]:
+    """Words of the command line of a process; none if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except OSError:
+        return []
+
+
+def has_pending(pid: int, number: int) -> bool:
+    """Whether a signal has reached a process, which has not looked at it yet."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    masks = [line.split()[1] for line in status.splitlines() if line[:7] in ("SigPnd:", "ShdPnd:")]
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
 
 
 def _signal(pid: int, how: signal.Signals) -> None:

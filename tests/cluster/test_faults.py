@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.cluster.conftest import ClusterProject, products
+from tests.cluster.slurm import has_pending
 from tests.workflow.project import Project
 
 EPOCHS = 400
@@ -53,6 +54,11 @@ def in_training(project: ClusterProject) -> str:
     return job
 
 
+def told(project: ClusterProject, words: str) -> bool:
+    """Whether the log of the training says this."""
+    return words in training_log(project)
+
+
 def finish(project: ClusterProject, process: subprocess.Popen, trained: Project) -> str:
     """Wait for the end, compare with the undisturbed project, return what Snakemake said."""
     status = process.wait()
@@ -63,8 +69,8 @@ def finish(project: ClusterProject, process: subprocess.Popen, trained: Project)
 
 
 def training_log(project: ClusterProject) -> str:
-    (log,) = (project.folder / "results" / "tiny" / "logs" / "train").glob("*.log")
-    return log.read_text()
+    logs = (project.folder / "results" / "tiny" / "logs" / "train").glob("*.log")
+    return "".join(log.read_text() for log in logs)
 
 
 def test_a_cancelled_job_is_submitted_again_and_resumes(project, trained):
@@ -93,6 +99,51 @@ def test_a_job_moves_to_another_node_when_the_power_of_its_own_is_cut(project, t
     assert "resuming at epoch" in training_log(project)
 
 
+NO_LOCKS = """
+import errno, fcntl
+
+
+def flock(*_):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+fcntl.flock = flock
+"""
+"""Module that Python imports at its start: as on nodes that share files, but no locks."""
+
+
+@pytest.mark.parametrize("locks", ["locks", "no locks"])
+def test_a_copy_that_lives_on_where_the_daemon_was_killed_harms_nothing(
+    project, trained, tmp_path, locks
+):
+    """Slurm gives the node up and starts the job again on the other, while the old copy trains on."""
+    cluster, path = (
+        project.cluster,
+        os.pathsep.join([str(tmp_path), project.variables["PYTHONPATH"]]),
+    )
+    if locks == "no locks":
+        (tmp_path / "sitecustomize.py").write_text(NO_LOCKS)
+    process = project.started(PYTHONPATH=path)
+    job = in_training(project)
+    (node,) = cluster.queue("%N", states="RUNNING")
+    old = project.training_on(node)
+    os.kill(old, signal.SIGSTOP)  # until the other one is there, however long that takes
+    try:
+        cluster.kill_daemon(node)
+        cluster.wait_for(lambda: cluster.release(job), "the job is queued again")
+        said = "waiting for it" if locks == "locks" else "resuming at epoch"
+        cluster.wait_for(lambda: told(project, said), "the second copy is there")
+        assert old in cluster.processes_on(node)
+        os.kill(old, signal.SIGCONT)
+        finish(project, process, trained)
+        cluster.wait_for(lambda: not cluster.processes_on(node), "the first copy has ended")
+        assert told(project, "has taken this run over") == (locks == "no locks")
+    finally:
+        cluster.start_node(node)
+        cluster.wait_for(lambda: cluster.states().get(node) == "idle", "the node is back")
+    assert products(project.folder) == products(trained.folder)
+
+
 def test_a_second_copy_of_a_training_waits_for_the_first(project, trained):
     """Snakemake is killed while its job runs, and started again."""
     process = project.started()
@@ -111,12 +162,40 @@ def test_a_controller_that_is_away_for_a_while_is_waited_for(project, trained):
 
 
 def test_a_job_with_too_little_memory_gets_more(project, trained):
-    process = project.started(mem_mb="400*attempt**2")
+    process = project.started({"train:mem_mb": "300*attempt**2"})
+    cluster, first = project.cluster, []
+
+    def job_is_known() -> bool:
+        first.extend(line.split()[0] for line in cluster.queue("%A %k") if "train" in line)
+        return bool(first)
+
+    cluster.wait_for(job_is_known, "the training is submitted")
     finish(project, process, trained)
+    assert cluster.killed_for_memory(first[0])
 
 
 def test_a_training_is_warned_of_its_time_limit_and_resumes(project, trained):
+    """The warning comes to a process that stands still, so that it is not done before."""
     (project.folder / "config").mkdir(exist_ok=True)
     Path(project.folder / "config" / "cluster.yaml").write_text('extra: "--signal=TERM@50"\n')
-    process = project.started(runtime="attempt")
+    process, cluster = project.started(), project.cluster
+    job = in_training(project)
+    (node,) = cluster.queue("%N", states="RUNNING")
+    pid = project.training_on(node)
+    os.kill(pid, signal.SIGSTOP)
+    (elapsed,) = cluster.queue("%M", states="RUNNING")
+    cluster.set_time_limit(job, int(elapsed.split(":")[0]) + 2)
+    cluster.wait_for(lambda: has_pending(pid, signal.SIGTERM), "it is warned")
+    os.kill(pid, signal.SIGCONT)
     finish(project, process, trained)
+    assert told(project, "stopped by SIGTERM; the state is saved")
+    assert told(project, "resuming at epoch")
+
+
+def test_a_job_that_is_queued_again_resumes(project, trained):
+    process, cluster = project.started(), project.cluster
+    job = in_training(project)
+    cluster.requeue(job)
+    cluster.wait_for(lambda: cluster.release(job), "the job is queued again")
+    finish(project, process, trained)
+    assert told(project, "resuming at epoch")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
 
@@ -36,18 +38,23 @@ def run_of(project):
     return card.parent
 
 
-def same(one, other):
+def equal(one, other):
+    """Whether two runs learn the same, to the bit."""
+    return same(one, other, rtol=0.0, atol=0.0, losses=0.0)
+
+
+def same(one, other, rtol=1e-7, atol=1e-9, losses=1e-9):
     """Whether two runs learn the same, to rounding."""
     left, right = (pd.read_csv(folder / "history.csv") for folder in (one, other))
     for name in ("train_loss", "val_loss"):
-        assert left[name].to_list() == pytest.approx(right[name].to_list(), rel=1e-9)
+        assert left[name].to_list() == pytest.approx(right[name].to_list(), rel=losses, abs=0.0)
     left, right = (load_file(folder / "model.safetensors") for folder in (one, other))
     for name in left:
-        torch.testing.assert_close(left[name], right[name], rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(left[name], right[name], rtol=rtol, atol=atol)
     return True
 
 
-def test_two_nodes_learn_what_one_process_learns(project, tmp_path):
+def test_two_nodes_learn_what_one_process_learns_also_with_sharded_weights(project, tmp_path):
     settings(project)
     alone = type(project)(project.copy(tmp_path / "alone").folder, project.cluster)
     alone.snakemake()
@@ -56,6 +63,36 @@ def test_two_nodes_learn_what_one_process_learns(project, tmp_path):
     said = (project.folder / "results" / "tiny" / "logs" / "train").glob("*.log")
     assert sum("already trained" in file.read_text() for file in said) == 0
     assert same(run_of(alone), run_of(project))
+    settings(project, nodes=2, strategy="fsdp")
+    shutil.rmtree(run_of(project))
+    by_hand = ["srun", "--mpi=none", "--nodes=2", "--ntasks-per-node=1", "--mem=3000"]
+    subprocess.run(
+        [*by_hand, sys.executable, "-m", "atomloom", "train", "--config", "my.yaml"],
+        cwd=project.folder,
+        env={**os.environ, **project.variables},
+        check=True,
+        capture_output=True,
+    )
+    assert same(run_of(alone), run_of(project))
+
+
+def test_a_job_on_two_nodes_ends_when_a_process_is_killed_and_resumes_to_the_same_bits(
+    project, tmp_path
+):
+    often = {"epochs": 200, "checkpoint_minutes": 1e-6}
+    settings(project, devices=2, **often)
+    undisturbed = type(project)(project.copy(tmp_path / "undisturbed").folder, project.cluster)
+    undisturbed.snakemake()
+    settings(project, nodes=2, **often)
+    process, runs = project.started(), project.folder / "results" / "tiny" / "runs"
+    project.cluster.wait_for(lambda: list(runs.glob("*/state/last.ckpt")), "a state is saved")
+    os.kill(project.training_on("n2"), signal.SIGKILL)
+    status = process.wait()
+    assert status == 0, (project.folder / "said.txt").read_text()
+    (log,) = (project.folder / "results" / "tiny" / "logs" / "train").glob("*.log")
+    assert "has lost another one" in log.read_text()
+    assert "resuming at epoch" in log.read_text()
+    assert equal(run_of(undisturbed), run_of(project))
 
 
 def test_processes_that_are_not_as_many_as_the_config_says_take_no_step(prepared):

@@ -36,6 +36,10 @@ class InterruptedRun(StoppedRun):
     """Run stopped by Ctrl-C, with its state saved."""
 
 
+class LostProcess(AtomloomError):
+    """Run of several processes, another of which has ended; if that one gave a reason, it is the better one."""
+
+
 def legible(text: str) -> str:
     """Text with characters that no file can hold written out: `\\udcff` for a byte that is not UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()

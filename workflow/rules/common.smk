@@ -340,7 +340,8 @@ def launched():
     if TRAINING.nodes == 1:
         return ""
     shape = f"--nodes={TRAINING.nodes} --ntasks-per-node={TRAINING.devices}"
-    return f"${{{{SLURM_JOB_ID:+srun --mpi=none {shape}}}}} "
+    # Processes that wait for one that has ended would hold their GPUs for half an hour.
+    return f"${{{{SLURM_JOB_ID:+srun --mpi=none --kill-on-bad-exit=1 {shape}}}}} "
 
 
 SWEEP = layout.config.sweep

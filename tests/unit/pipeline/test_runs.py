@@ -13,7 +13,7 @@ import pytest
 
 from atomloom.cli import main
 from atomloom.config import dump_config, parse_config
-from atomloom.errors import AtomloomError, StoppedRun
+from atomloom.errors import AtomloomError, LostProcess, StoppedRun
 from atomloom.pipeline.attempt import ATTEMPT, PROGRESS, attempted, in_training
 from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.plan import Chunk, Plan
@@ -162,6 +162,25 @@ def test_a_new_attempt_forgets_the_failure_of_the_one_before(results):
     with attempted(paths.run, {}):
         pass
     assert read_run(paths.run).state == "stopped"
+
+
+def test_a_process_that_lost_another_one_leaves_the_reason_of_that_one(results):
+    paths = paths_of(results)
+    lost = LostProcess("process 1 of 2 has lost another one")
+
+    def recorded() -> str:
+        return json.loads((paths.run / ATTEMPT).read_text())["reason"]
+
+    with pytest.raises(LostProcess), attempted(paths.run, {}):
+        raise lost
+    assert recorded() == str(lost)
+    first, second = attempted(paths.run, {}), attempted(paths.run, {})
+    first.__enter__()
+    second.__enter__()
+    for process, error in ((first, AtomloomError("the disk is full")), (second, lost)):
+        with pytest.raises(type(error)):
+            process.__exit__(type(error), error, None)
+    assert recorded() == "the disk is full"
 
 
 def test_a_copy_of_a_run_in_training_is_not_in_training(results, tmp_path):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
 from atomloom.errors import AtomloomError
-from atomloom.pipeline.parent import find_parent
+from atomloom.pipeline.parent import begun_with_other_processes, find_parent
 from atomloom.pipeline.runs import differences, read_run
 from atomloom.reports.html import _facts
 from atomloom.reports.tables import RunCard
-from atomloom.store.files import read_json, write_sealed
+from atomloom.store.files import read_json, write_json, write_sealed
 from tests.unit.provenance.conftest import Project
 
 
@@ -55,10 +57,11 @@ def test_a_run_is_continued_wherever_its_parent_lies(continued, tmp_path):
         ({"epochs": 2}, "has 2 epochs already"),
         ({"epochs": 4, "learning_rate": 0.01, "seed": 3}, "learning_rate, training.seed differ"),
         ({"epochs": 4, "batch": {"structures": 4}}, "training.batch.structures differs"),
+        ({"epochs": 4, "scheduler": "cosine"}, "training.scheduler differs"),
         ({"epochs": 4, "continue_from": "nowhere"}, "there is no run nowhere"),
         ({"epochs": 4, "continue_from": "0000"}, "there is no run .*0000"),
     ],
-    ids=["no more epochs", "other rate", "other batch", "no folder", "no key"],
+    ids=["no more epochs", "other rate", "other batch", "other schedule", "no folder", "no key"],
 )
 def test_what_is_not_the_same_run_with_more_epochs_is_refused(continued, training, reason):
     project, first = continued
@@ -75,9 +78,59 @@ def test_an_unfinished_parent_and_an_ambiguous_name_are_refused(continued, tmp_p
         find_parent("abcd", runs)
     parent = find_parent("calcite-abcd0", runs)
     shutil.rmtree(runs / "abcd000000000000" / "state")
-    with pytest.raises(AtomloomError, match="holds no final state"):
+    with pytest.raises(AtomloomError, match="holds no state"):
         find_parent("abcd0", runs)
     assert parent.state == find_parent("abcd1", runs).state
+
+
+def unfinished(folder: Path, epoch: int = 1, **training: object) -> Path:
+    """A run as a kill leaves it, as far as its files tell other runs."""
+    usual = {"epochs": 2, "scheduler": "constant", "optimizer": "adamw", "devices": 2}
+    write_json(folder / "spec.json", {"dataset": "d", "training": usual | training})
+    write_sealed(folder / "state" / "progress.json", {"epoch": epoch})
+    (folder / "state" / "last.ckpt").write_bytes(b"state")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("own", "wanted", "reason"),
+    [
+        ({}, {"devices": 4}, ""),
+        ({}, {"devices": 1, "nodes": 4}, ""),
+        ({}, {"devices": 4, "epochs": 5}, ""),
+        ({}, {}, "is not finished: it is resumed with its own config"),
+        ({}, {"epochs": 5}, "is not finished"),
+        ({}, {"devices": 1, "nodes": 2}, "is not finished"),
+        ({}, {"devices": 4, "seed": 1}, "training.seed differs"),
+        ({"scheduler": "onecycle"}, {"devices": 4}, ""),
+        (
+            {"scheduler": "onecycle"},
+            {"devices": 4, "epochs": 5},
+            "scheduler onecycle .*, which is 2",
+        ),
+        ({"scheduler": "cosine"}, {"devices": 4, "epochs": 1}, "scheduler cosine .* constant"),
+        ({"scheduler": "cosine", "optimizer": "lbfgs"}, {"devices": 4, "epochs": 5}, ""),
+    ],
+)
+def test_an_unfinished_run_is_continued_with_other_processes_alone(tmp_path, own, wanted, reason):
+    parent = find_parent(str(unfinished(tmp_path / "run", **own)), tmp_path)
+    assert (parent.key, parent.epochs, parent.processes) == (None, 1, 2)
+    spec = {"training": {**parent.spec["training"], **wanted}, "dataset": "d"}
+    expected = pytest.raises(AtomloomError, match=reason) if reason else nullcontext()
+    with expected:
+        parent.require_continued_by(spec, spec["training"]["epochs"])
+
+
+def test_a_run_that_was_begun_with_other_processes_is_found(tmp_path):
+    begun = unfinished(tmp_path / "begun")
+    unfinished(tmp_path / "with another seed", seed=1)
+    (tmp_path / "no run").mkdir()
+    spec = read_json(begun / "spec.json")
+    spec["training"]["devices"] = 4
+    (found,) = begun_with_other_processes(spec, tmp_path)
+    assert (found.folder, found.processes, found.epochs) == (begun, 2, 1)
+    spec["training"] |= {"devices": 1, "nodes": 2}
+    assert begun_with_other_processes(spec, tmp_path) == []
 
 
 def test_a_parent_of_before_is_known_by_the_file_of_its_state(continued, tmp_path):

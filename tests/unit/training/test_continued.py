@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from atomloom.config import parse_config
 from atomloom.errors import AtomloomError
 from atomloom.training.checkpoint import load_state
 from atomloom.training.train_state import state_digest
@@ -83,6 +82,9 @@ def test_a_state_of_other_settings_or_none_is_refused(tmp_path):
     wrong = Start(start.state, "another key", start.digest)
     with pytest.raises(AtomloomError, match="other data or settings"):
         train(data, config, tmp_path / "second", quiet, start=wrong)
+    other = Start(start.state, start.key, "digest of another state")
+    with pytest.raises(AtomloomError, match="is not the state that this run is to begin with"):
+        train(data, config, tmp_path / "second", quiet, start=other)
     start.state.write_bytes(start.state.read_bytes()[:-40])
     with pytest.raises(AtomloomError, match="digest differs"):
         train(data, config, tmp_path / "second", quiet, start=start)
@@ -109,17 +111,3 @@ def test_the_final_state_of_a_run_has_the_digest_that_is_recorded(tmp_path):
     train(small_data(24), small_config(epochs=1, scheduler="constant"), tmp_path, quiet)
     start = start_of(tmp_path)
     assert state_digest(load_state(start.state, start.key)) == start.digest
-
-
-@pytest.mark.parametrize("scheduler", ["onecycle", "cosine"])
-def test_a_schedule_that_has_ended_is_not_continued(scheduler):
-    content = {
-        "dataset": {"name": "d", "source": "x", "target": "t"},
-        "training": {"continue_from": "0123abcd", "scheduler": scheduler},
-    }
-    with pytest.raises(
-        AtomloomError, match=f"{scheduler} has come to its end.*constant or plateau"
-    ):
-        parse_config(content)
-    content["training"]["optimizer"] = "lbfgs"
-    assert parse_config(content).training.continue_from == "0123abcd"

@@ -184,10 +184,12 @@ class Training(Section):
     if these packages are installed."""
 
     continue_from: str | None = unkeyed(None, min_length=1)
-    """Finished run to train on, up to `epochs` in all: its folder, or its short name or key among the
-    runs of the same results. Nothing else may differ but `early_stopping` and what is in no key. The
-    result is that of having trained all epochs at once. Needs `scheduler: constant` or `plateau`, whose
-    rates do not depend on the number of epochs (or `lbfgs`). The final state of that run is in the key."""
+    """Run to train on, up to `epochs` in all: its folder, or its short name or key among the runs of the same
+    results. Nothing else may differ but `early_stopping`, `devices` and `nodes`, and what is in no key. The
+    result is that of having trained all epochs at once; with other `devices` or `nodes` to rounding, except
+    for batch norms. More epochs than that run was to have need `scheduler: constant` or `plateau`, whose rates do
+    not depend on their number (or `lbfgs`). A run that is not finished is continued with other `devices` or
+    `nodes` only; with the same ones it resumes by itself. The last state of that run is in the key."""
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -253,13 +255,6 @@ class Training(Section):
                     "optimizer: lbfgs needs one smooth loss: potential.force_resample_every null where "
                     "force_fraction is below 1, and another loss than rmse"
                 )
-        known_end = self.scheduler in ("onecycle", "cosine") and self.optimizer != "lbfgs"
-        if self.continue_from and known_end:
-            raise ValueError(
-                f"continue_from: scheduler {self.scheduler} has come to its end with the last epoch, and "
-                "its rates depend on the number of epochs: use constant or plateau, or train all "
-                "epochs at once"
-            )
         if self.loss == "rmse" and (self.accumulate > 1 or self.processes > 1):
             raise ValueError("loss: rmse needs one whole batch: accumulate and devices must be 1")
         return self

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from atomloom.config.training import Training
 from atomloom.data.batch import GraphBatch
-from atomloom.errors import AtomloomError
+from atomloom.errors import AtomloomError, LostProcess
 from atomloom.inference.processes import launched_by
 
 Content = TypeVar("Content")
@@ -201,6 +201,29 @@ def share_from_first(fabric: Fabric, tensors: Iterable[Tensor]) -> None:
     if fabric.world_size > 1:
         for tensor in tensors:
             torch.distributed.broadcast(tensor, src=0)
+
+
+@contextmanager
+def exchanging(fabric: Fabric, where: object) -> Iterator[None]:
+    """Let exchanges in the block that fail, because another process has ended or hangs, be an AtomloomError.
+
+    Args:
+        fabric: of the processes.
+        where: the run, for the message.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Errors of gloo have no class of their own, but name its source file.
+        lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+        if fabric.world_size == 1 or not lost:
+            raise
+        raise LostProcess(
+            f"process {fabric.global_rank} of {fabric.world_size} has lost another one, which was killed, "
+            "has failed with a message of its own, or hangs",
+            where=where,
+            todo="see why, then start the same again: it resumes from the last saved state",
+        ) from error
 
 
 def close_fabric(fabric: Fabric) -> None:

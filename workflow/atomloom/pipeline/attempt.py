@@ -16,9 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from atomloom.errors import StoppedRun, legible
+from atomloom.errors import LostProcess, StoppedRun, legible
 from atomloom.pipeline.run_card import now
-from atomloom.store.files import write_sealed
+from atomloom.store.files import read_json, write_sealed
 
 ATTEMPT = Path("state") / "attempt.json"
 """Record of the last attempt, in the folder of a run."""
@@ -42,11 +42,20 @@ def attempted(run: Path, facts: Mapping[str, Any]) -> Iterator[None]:
             yield
         except StoppedRun:
             raise
-        except Exception as error:
-            reason = legible(" ".join(str(error).split())) or type(error).__name__
-            with suppress(Exception):  # the disk may be full, which is what it failed of
-                write_sealed(run / ATTEMPT, {**record, "failed": now(), "reason": reason})
+        except LostProcess as error:
+            if "reason" not in read_json(run / ATTEMPT):  # of the process that was lost
+                _fail(run, record, error)
             raise
+        except Exception as error:
+            _fail(run, record, error)
+            raise
+
+
+def _fail(run: Path, record: Mapping[str, Any], error: Exception) -> None:
+    """Record why an attempt failed."""
+    reason = legible(" ".join(str(error).split())) or type(error).__name__
+    with suppress(Exception):  # the disk may be full, which is what it failed of
+        write_sealed(run / ATTEMPT, {**record, "failed": now(), "reason": reason})
 
 
 @contextmanager

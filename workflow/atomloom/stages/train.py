@@ -16,7 +16,7 @@ from atomloom.config import Config, dump_config
 from atomloom.errors import AtomloomError, again
 from atomloom.inference.model_file import read_model, weights_digest
 from atomloom.pipeline.attempt import attempted
-from atomloom.pipeline.parent import Parent
+from atomloom.pipeline.parent import Parent, begun_with_other_processes
 from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.run_card import (
     CARD,
@@ -73,7 +73,15 @@ def _attempt(
     if advice := few_steps(config, len(data.split("train"))):
         log(advice)
     parent = paths.parent
-    start = None if parent is None else Start(parent.state_file, parent.key, parent.state)
+    start = None
+    if parent is not None:
+        start = Start(parent.state_file, parent.key, parent.state, parent.processes)
+    elif not (run / "state" / "last.ckpt").exists():
+        for other in begun_with_other_processes(paths.run_spec, run.parent):
+            log(
+                f"note: {other.folder} is the same run with {other.processes} processes, and has "
+                f"{other.epochs:,} epochs: training.continue_from: {other.folder.name} goes on from there"
+            )
     result = train(data, config, run, log, until=until, start=start)
     if result is None:
         log(f"stopped after epoch {until}, as asked")

@@ -39,8 +39,8 @@ def save_state(path: Path, key: str, content: Mapping[str, Any]) -> None:
     write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
-def load_state(path: Path, key: str) -> dict[str, Any] | None:
-    """Load the state of the run with this `key`; None if there is none yet.
+def load_state(path: Path, key: str | None) -> dict[str, Any] | None:
+    """Load the state of the run with this `key`, or of any run if that is None; None if there is none yet.
 
     Raises:
         AtomloomError: when the file is damaged, of another run or of another version.
@@ -62,7 +62,7 @@ def load_state(path: Path, key: str) -> dict[str, Any] | None:
             where=path,
             todo=todo,
         )
-    if content["key"] != key:
+    if key is not None and content["key"] != key:
         raise AtomloomError(
             "is the state of a run with other data or settings", where=path, todo=todo
         )

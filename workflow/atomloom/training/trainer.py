@@ -37,6 +37,7 @@ from atomloom.inference.devices import (
     arithmetic,
     close_fabric,
     device_name,
+    exchanging,
     open_fabric,
     share_from_first,
 )
@@ -111,14 +112,16 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Start:
-    """Final state of a finished run, for another run that continues it."""
+    """Last state of a run, for another run that continues it."""
 
     state: Path
     """File of the state."""
-    key: str
-    """Key under which it was saved."""
+    key: str | None
+    """Key under which it was saved; None if that is not known."""
     digest: str
-    """Digest of its content."""
+    """Digest of its content, or of its file."""
+    processes: int = 1
+    """Number of processes that trained it."""
 
 
 @overload
@@ -164,7 +167,7 @@ def train(
         run_dir: the run's folder, for this config and these data only.
         log: takes one line at a time.
         until: stop after this epoch, as a run that is resumed later; nothing is returned then.
-        start: final state of another run, which this one continues.
+        start: last state of another run, which this one continues.
 
     Raises:
         AtomloomError: when the device or precision is not available, a target cannot be learnt, the
@@ -179,6 +182,7 @@ def train(
     if not fabric.is_global_zero:
         log = _say_nothing
     with (
+        exchanging(fabric, run_dir),
         _alone_with(fabric, run_dir, log) as taken_by,
         arithmetic(config.training, fabric.device.type),
         termination_noticed() as asked_to_stop,
@@ -196,7 +200,7 @@ def train(
         else:
             if result is not None and fabric.is_global_zero:
                 _note_finished(run_dir, key, result)
-    close_fabric(fabric)
+        close_fabric(fabric)
     return None if result is None else replace(result, rank=fabric.global_rank)
 
 
@@ -710,14 +714,21 @@ class Trainer:
         )
 
     def _continue(self, start: Start) -> None:
-        """Load the final state of another run.
+        """Load the last state of another run.
 
         Raises:
-            AtomloomError: when it is damaged, of other data or settings, or leaves nothing to train.
+            AtomloomError: when it is damaged, of other data or settings, has changed meanwhile, or leaves
+                nothing to train.
         """
         saved = load_state(start.state, start.key)
         if saved is None:
             raise AtomloomError("does not exist", where=start.state)
+        if start.digest not in (state_digest(saved), file_digest(start.state)):
+            raise AtomloomError(
+                "is not the state that this run is to begin with",
+                where=start.state,
+                todo="start again",
+            )
         self.state.load_state_dict(saved)
         if self.finished:
             waited = self.state.epochs_without_improvement
@@ -727,6 +738,12 @@ class Trainer:
                 todo="training.early_stopping must be more, or null",
             )
         self.log(f"continuing {start.state.parents[1]} after epoch {self.state.epoch}")
+        if start.processes != self.ranks:
+            normed = any(hasattr(module, "running_mean") for module in self.model.modules())
+            self.log(
+                f"by {self.ranks} processes instead of {start.processes}: the same steps to rounding"
+                + (", except that batch norms see other parts of a batch" if normed else "")
+            )
 
     def checkpoint(self) -> None:
         """Write the state for a killed run, and the files that users may read meanwhile."""
