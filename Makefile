@@ -1,9 +1,13 @@
 # Everything below sets itself up first: .venv holds exactly envs/requirements.lock and this package.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# PYTHON (3.11, 3.12 or 3.13) and TORCH (docs/installing.md) count when .venv is made, and it is made again when
+# they name others than it has.
 VENV := .venv
 BIN := $(VENV)/bin
+PYTHON ?= $(firstword $(wildcard $(VENV)/bin/python) $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3))
+MINOR := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
+VARIANT := $(notdir $(TORCH:%/=%))
 READY := $(VENV)/.ready
-BENCHMARKS := $(filter-out %/gpu.py %/trainer.py, $(wildcard benchmarks/speed/*.py benchmarks/accuracy/*.py benchmarks/agreement/*.py))
+BENCHMARKS := $(filter-out %/gpu.py %/trainer.py %/lock_wheels.py, $(wildcard benchmarks/speed/*.py benchmarks/accuracy/*.py benchmarks/agreement/*.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help run check test test-cluster mutants lint config bench clean
@@ -11,12 +15,23 @@ BENCHMARKS := $(filter-out %/gpu.py %/trainer.py, $(wildcard benchmarks/speed/*.
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-$(READY): envs/requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-		{ echo "Python 3.11 is needed: install it, or name it by make PYTHON=..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+ifneq ($(wildcard $(BIN)/python),)
+ifneq ($(shell $(PYTHON) $(MINOR)) $(VARIANT),$(shell $(BIN)/python $(MINOR)) $(if $(TORCH),$(shell cat $(VENV)/.torch 2> /dev/null)))
+OTHER := other
+endif
+endif
+.PHONY: other
+other:
+
+$(READY): envs/requirements.lock pyproject.toml $(OTHER)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "Python 3.11, 3.12 or 3.13 is needed: install one, or name it by make PYTHON=..."; exit 1; }
+	python=$$($(PYTHON) -c 'import os, sys; print(os.path.realpath(sys.executable))'); \
+		$(if $(OTHER),rm -rf $(VENV);) "$$python" -m venv $(VENV)
 	@echo "installing the locked packages into $(VENV) (some minutes the first time)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements.lock
+	$(if $(findstring /,$(TORCH)),PIP_EXTRA_INDEX_URL="$(TORCH) $$PIP_EXTRA_INDEX_URL") $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-r envs/requirements.lock $(if $(TORCH),"$$(grep '^torch==' envs/requirements.lock)+$(VARIANT)")
+	$(if $(TORCH),@echo "$(VARIANT)" > $(VENV)/.torch)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -49,7 +64,7 @@ lint: $(READY) ## format, style, types, workflow
 config: $(READY) ## update config/config.yaml, the schema and the table of keys from the config models
 	$(BIN)/python -m atomloom.config.generate
 
-bench: $(READY) ## the benchmarks behind docs/measured.md but those of a GPU and of another checkout (long); ATOMLOOM_DATA names the data sets
+bench: $(READY) ## the benchmarks behind docs/measured.md but those of a GPU, of another checkout and of a network (long); ATOMLOOM_DATA names the data sets
 	for name in $(subst /,.,$(basename $(BENCHMARKS))); do $(BIN)/python -m $$name || exit 1; done
 
 clean: ## remove what the demo made (results/, store/), not the environment

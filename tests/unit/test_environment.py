@@ -17,16 +17,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def lock() -> dict[str, str]:
     lines = (ROOT / "envs" / "requirements.lock").read_text().splitlines()
-    return dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
+    pins = [line.partition(";")[0] for line in lines if line and not line.startswith("#")]
+    return dict(pin.strip().lower().split("==") for pin in pins)
 
 
 def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_lock_holds_names_and_versions_only():
+def test_lock_holds_names_versions_and_markers_only():
     for line in (ROOT / "envs" / "requirements.lock").read_text().splitlines():
-        assert re.fullmatch(r"#.*|[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line), line
+        assert re.fullmatch(r"#.*|[A-Za-z0-9._-]+==[A-Za-z0-9.!]+(; [a-z_]+ .*)?", line), line
 
 
 def test_lock_holds_every_dependency_of_the_package():
@@ -68,6 +69,68 @@ def test_no_file_names_a_package_registry():
         if path.suffix in {".png", ".zip"} or not path.is_file():
             continue
         assert not pattern.search(path.read_text(errors="ignore")), name
+
+
+@pytest.fixture
+def makefile(tmp_path) -> Path:
+    """Folder with what `make` needs to set up the environment."""
+    for name in ("Makefile", "pyproject.toml", "envs/requirements.lock"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    return tmp_path
+
+
+def make(folder: Path, *arguments: str, check: bool = True) -> str:
+    done = subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0 or not check, done.stderr
+    return done.stdout + done.stderr
+
+
+def fake_python(path: Path, version: str) -> Path:
+    """A program that says of itself what the Makefile asks a Python."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f"""#!/bin/sh
+case "$2" in *print*version_info*) echo {version};; *sys.exit*) exit {int(version < "3.11")};; *) echo "$0";; esac
+"""
+    )
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_make_takes_the_python_that_is_named(makefile, version):
+    python = fake_python(makefile / "some" / "python", version)
+    said = make(makefile, "-n", "run", f"PYTHON={python}")
+    assert f"python=$({python} -c" in said
+    assert "rm -rf" not in said
+
+
+def test_make_refuses_a_python_that_is_too_old_in_one_line(makefile):
+    python = fake_python(makefile / "some" / "python", "3.10")
+    said = make(makefile, "run", f"PYTHON={python}", check=False)
+    assert "Python 3.11, 3.12 or 3.13 is needed" in said
+    assert not (makefile / ".venv").exists()
+
+
+def test_make_sets_up_again_for_another_python_or_torch_and_for_nothing_else(makefile):
+    fake_python(makefile / ".venv" / "bin" / "python", "3.12")
+    (makefile / ".venv" / ".torch").write_text("cpu\n")
+    (makefile / ".venv" / ".ready").touch()
+    same = fake_python(makefile / "same" / "python", "3.12")
+    other = fake_python(makefile / "other" / "python", "3.13")
+    for arguments in ([], [f"PYTHON={same}"], ["TORCH=cpu"], ["TORCH=http://wheels.example/cpu/"]):
+        assert "venv .venv" not in make(makefile, "-n", "run", *arguments), arguments
+    for arguments in ([f"PYTHON={other}"], ["TORCH=cu126"], ["TORCH=http://wheels.example/cu126"]):
+        assert "rm -rf .venv;" in make(makefile, "-n", "run", *arguments), arguments
+
+
+def test_make_asks_for_exactly_the_build_of_torch_that_is_named(makefile):
+    said = make(makefile, "-n", "run", "TORCH=http://wheels.example/whl/cu126/")
+    assert 'PIP_EXTRA_INDEX_URL="http://wheels.example/whl/cu126/ $PIP_EXTRA_INDEX_URL"' in said
+    assert "\"$(grep '^torch==' envs/requirements.lock)+cu126\"" in said
+    assert "PIP_EXTRA_INDEX_URL" not in make(makefile, "-n", "run", "TORCH=cu126")
+    assert "+" not in make(makefile, "-n", "run").split("requirements.lock")[1].split("\n")[0]
 
 
 def test_one_version_stands_everywhere():
