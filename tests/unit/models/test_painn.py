@@ -12,7 +12,7 @@ from atomloom.config.model import PaiNNConfig
 from atomloom.errors import AtomloomError
 from atomloom.models import build_model
 from atomloom.models.common import passes
-from atomloom.models.common.pairs import find_pairs
+from atomloom.models.common.kernels import find_pairs
 from atomloom.models.derivatives import evaluate_potential
 from atomloom.models.painn import network
 from tests.unit.models.potentials import (

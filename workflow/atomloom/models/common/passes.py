@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from atomloom.data.batch import GraphBatch
+from atomloom.models.common import kernels
 from atomloom.models.common.layers import FunctionContext, gather
-from atomloom.models.common.pairs import find_pairs
 
 ELEMENTS = 118
 SHORTEST = 1e-6
@@ -60,7 +60,7 @@ class Edges:
             src, dst, mutual = batch.src, batch.dst, None
         else:
             arrays = (batch.src, batch.dst, batch.dst_ptr, batch.shift)
-            found = find_pairs(*(array.detach().numpy() for array in arrays))
+            found = kernels.find_pairs(*(array.detach().numpy() for array in arrays))
             edges, mutual = (torch.from_numpy(array) for array in found)
             src, dst, vectors = (gather(array, edges) for array in (batch.src, batch.dst, vectors))
         lengths = vectors.square().sum(dim=1).clamp(min=SHORTEST**2).sqrt()
@@ -102,8 +102,8 @@ def run_over_pairs(
             whole.add_(share)
 
 
-def run_over_atoms(kernel: Callable[..., None], *arrays: Tensor) -> None:
-    """Run one compiled pass over atoms; it writes contiguous arrays."""
+def run_over_rows(kernel: Callable[..., None], *arrays: Tensor) -> None:
+    """Run one compiled pass over rows of arrays, such as atoms; it writes contiguous arrays."""
     kernel(*(array.detach().contiguous().numpy() for array in arrays))
 
 
@@ -142,10 +142,55 @@ class _SiLUBack(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionContext, by: Tensor) -> tuple[Tensor, Tensor]:
         grad, values = ctx.saved_tensors
-        gate = torch.sigmoid(values)
-        other = 1.0 - gate
-        curvature = torch.addcmul(gate * other * 2.0, gate * other * values, other - gate)
-        return torch.ops.aten.silu_backward(by, values), by * grad * curvature
+        of_grad, of_values = empty_like(grad, values)
+        arrays = (values, torch.sigmoid(values), grad, by, of_grad, of_values)
+        run_over_rows(kernels.silu_back_twice, *(x.contiguous().view(-1) for x in arrays))
+        return of_grad, of_values
+
+
+def scaled_silu(values: Tensor, scale: Tensor) -> Tensor:
+    """x sigmoid(x) of values [R, D], each row times its scale [R, 1]."""
+    if by_passes(values):
+        return _ScaledSiLU.apply(values, scale)
+    return F.silu(values) * scale
+
+
+class _ScaledSiLU(torch.autograd.Function):
+    """`scaled_silu` with derivatives by compiled passes."""
+
+    @staticmethod
+    def forward(ctx: FunctionContext, values: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(values, scale)
+        return F.silu(values).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: FunctionContext, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return _ScaledSiLUBack.apply(grad, *ctx.saved_tensors)
+
+
+class _ScaledSiLUBack(torch.autograd.Function):
+    """First derivative of `_ScaledSiLU`, which can be differentiated once more."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionContext, grad: Tensor, values: Tensor, scale: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(grad, values, scale)
+        ctx.gate = torch.sigmoid(values)
+        found = empty_like(values, scale)
+        given = (values, ctx.gate, scale.flatten(), grad, found[0], found[1].view(-1))
+        run_over_rows(kernels.scaled_silu_back, *given)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionContext, *by: Tensor) -> tuple[Tensor, ...]:
+        grad, values, scale = ctx.saved_tensors
+        of_values, of_scale, of_grad = empty_like(values, scale, grad)
+        given = (values, ctx.gate, scale.flatten(), grad, by[0], by[1].flatten())
+        found = (of_values, of_scale.view(-1), of_grad)
+        run_over_rows(kernels.scaled_silu_back_twice, *given, *found)
+        return of_grad, of_values, of_scale
 
 
 @cache

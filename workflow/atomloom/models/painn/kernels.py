@@ -21,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 
 from atomloom.compiled import njit
-from atomloom.models.common.pairs import FAST
+from atomloom.models.common.kernels import FAST
 
 FLOOR = 1e-8
 """Term that SchNetPack adds to a vector's squared norm, since the derivative at 0 would be infinite."""

@@ -153,7 +153,7 @@ class _Norms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionContext, mixed: Tensor) -> Tensor:
         found = mixed.new_empty((mixed.shape[0], mixed.shape[3]))
-        passes.run_over_atoms(kernels.norms, mixed, found)
+        passes.run_over_rows(kernels.norms, mixed, found)
         ctx.save_for_backward(mixed)
         ctx.found = found.detach()
         return found
@@ -169,7 +169,7 @@ class _NormsBack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionContext, grad: Tensor, mixed: Tensor, found: Tensor) -> Tensor:
         (of_mixed,) = passes.empty_like(mixed)
-        passes.run_over_atoms(kernels.norms_back, mixed, found, grad, of_mixed)
+        passes.run_over_rows(kernels.norms_back, mixed, found, grad, of_mixed)
         ctx.save_for_backward(grad, mixed)
         ctx.found = found
         return of_mixed
@@ -179,7 +179,7 @@ class _NormsBack(torch.autograd.Function):
     def backward(ctx: FunctionContext, by_mixed: Tensor) -> tuple[Tensor, Tensor, None]:
         grad, mixed = ctx.saved_tensors
         of_mixed, of_grad = passes.empty_like(mixed, grad)
-        passes.run_over_atoms(
+        passes.run_over_rows(
             kernels.norms_back_twice, mixed, ctx.found, grad, by_mixed, of_mixed, of_grad
         )
         return of_grad, of_mixed, None
@@ -192,7 +192,7 @@ class _Updates(torch.autograd.Function):
     def forward(ctx: FunctionContext, context: Tensor, mixed: Tensor) -> Tensor:
         atoms, _, features = context.shape
         changes = context.new_empty((atoms, 4, features))
-        passes.run_over_atoms(kernels.update, context, mixed, changes)
+        passes.run_over_rows(kernels.update, context, mixed, changes)
         ctx.save_for_backward(context, mixed)
         return changes
 
@@ -209,7 +209,7 @@ class _UpdatesBack(torch.autograd.Function):
         ctx: FunctionContext, grad: Tensor, context: Tensor, mixed: Tensor
     ) -> tuple[Tensor, ...]:
         found = passes.empty_like(context, mixed)
-        passes.run_over_atoms(kernels.update_back, context, mixed, grad, *found)
+        passes.run_over_rows(kernels.update_back, context, mixed, grad, *found)
         ctx.save_for_backward(grad, context, mixed)
         return found
 
@@ -218,7 +218,7 @@ class _UpdatesBack(torch.autograd.Function):
     def backward(ctx: FunctionContext, *by: Tensor) -> tuple[Tensor, ...]:
         grad, context, mixed = ctx.saved_tensors
         *found, of_grad = passes.empty_like(context, mixed, grad)
-        passes.run_over_atoms(kernels.update_back_twice, context, mixed, grad, *by, *found, of_grad)
+        passes.run_over_rows(kernels.update_back_twice, context, mixed, grad, *by, *found, of_grad)
         return of_grad, *found
 
 

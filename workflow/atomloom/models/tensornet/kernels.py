@@ -22,7 +22,7 @@ from __future__ import annotations
 import numpy as np
 
 from atomloom.compiled import njit
-from atomloom.models.common.pairs import FAST
+from atomloom.models.common.kernels import FAST
 from atomloom.models.tensornet.tensors import COMPONENTS, FACTORS, PART, SIGNS, TERMS
 
 # --- sums over edges ---

@@ -254,7 +254,7 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionContext, tensors: Tensor) -> Tensor:
         (found,) = passes.empty_like(tensors)
-        passes.run_over_atoms(kernels.normalise, tensors, found)
+        passes.run_over_rows(kernels.normalise, tensors, found)
         ctx.save_for_backward(tensors)
         return found
 
@@ -269,7 +269,7 @@ class _NormalisedBack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionContext, grad: Tensor, tensors: Tensor) -> Tensor:
         (found,) = passes.empty_like(tensors)
-        passes.run_over_atoms(kernels.normalise_back, tensors, grad, found)
+        passes.run_over_rows(kernels.normalise_back, tensors, grad, found)
         ctx.save_for_backward(grad, tensors)
         return found
 
@@ -278,7 +278,7 @@ class _NormalisedBack(torch.autograd.Function):
     def backward(ctx: FunctionContext, by: Tensor) -> tuple[Tensor, ...]:
         grad, tensors = ctx.saved_tensors
         of_tensors, of_grad = passes.empty_like(tensors, grad)
-        passes.run_over_atoms(kernels.normalise_back_twice, tensors, grad, by, of_tensors, of_grad)
+        passes.run_over_rows(kernels.normalise_back_twice, tensors, grad, by, of_tensors, of_grad)
         return of_grad, of_tensors
 
 
@@ -288,7 +288,7 @@ class _Combined(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionContext, first: Tensor, second: Tensor) -> Tensor:
         (found,) = passes.empty_like(first)
-        passes.run_over_atoms(kernels.combine, first, second, found)
+        passes.run_over_rows(kernels.combine, first, second, found)
         ctx.save_for_backward(first, second)
         return found
 
@@ -305,7 +305,7 @@ class _CombinedBack(torch.autograd.Function):
         ctx: FunctionContext, grad: Tensor, first: Tensor, second: Tensor
     ) -> tuple[Tensor, ...]:
         found = passes.empty_like(first, second)
-        passes.run_over_atoms(kernels.combine_back, first, second, grad, *found)
+        passes.run_over_rows(kernels.combine_back, first, second, grad, *found)
         ctx.save_for_backward(grad, first, second)
         return found
 
@@ -314,7 +314,7 @@ class _CombinedBack(torch.autograd.Function):
     def backward(ctx: FunctionContext, *by: Tensor) -> tuple[Tensor, ...]:
         grad, first, second = ctx.saved_tensors
         *found, of_grad = passes.empty_like(first, second, grad)
-        passes.run_over_atoms(kernels.combine_back_twice, first, second, grad, *by, *found, of_grad)
+        passes.run_over_rows(kernels.combine_back_twice, first, second, grad, *by, *found, of_grad)
         return of_grad, *found
 
 
@@ -324,7 +324,7 @@ class _Grown(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionContext, tensors: Tensor, change: Tensor) -> Tensor:
         (found,) = passes.empty_like(tensors)
-        passes.run_over_atoms(kernels.grow, tensors, change, found)
+        passes.run_over_rows(kernels.grow, tensors, change, found)
         ctx.save_for_backward(change)
         return found
 
@@ -339,7 +339,7 @@ class _GrownBack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionContext, grad: Tensor, change: Tensor) -> Tensor:
         (found,) = passes.empty_like(change)
-        passes.run_over_atoms(kernels.grow_back, change, grad, found)
+        passes.run_over_rows(kernels.grow_back, change, grad, found)
         ctx.save_for_backward(grad, change)
         return found
 
@@ -348,7 +348,7 @@ class _GrownBack(torch.autograd.Function):
     def backward(ctx: FunctionContext, by: Tensor) -> tuple[Tensor, ...]:
         grad, change = ctx.saved_tensors
         of_change, of_grad = passes.empty_like(change, grad)
-        passes.run_over_atoms(kernels.grow_back_twice, change, grad, by, of_change, of_grad)
+        passes.run_over_rows(kernels.grow_back_twice, change, grad, by, of_change, of_grad)
         return of_grad, of_change
 
 
@@ -409,15 +409,14 @@ def _activated(values: Tensor, layer: nn.Linear, dtype: torch.dtype | None) -> T
     return passes.silu(at_least_single(product(values, layer.weight, layer.bias, dtype)))
 
 
-def _activated_by_part(values: Tensor, layer: nn.Linear, dtype: torch.dtype | None) -> Tensor:
-    """SiLU of a linear layer for the three parts of matrices: [..., 3, D].
+def _by_part(values: Tensor, layer: nn.Linear, dtype: torch.dtype | None) -> Tensor:
+    """Linear layer for the three parts of matrices: [R, 3 D], features of a part together.
 
-    Its weights have the parts of a feature beside each other; here the features of a part are.
+    Its weights have the parts of a feature together.
     """
     weight = layer.weight.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1)
     bias = layer.bias.unflatten(0, (-1, 3)).t().flatten()
-    found = passes.silu(at_least_single(product(values, weight, bias, dtype)))
-    return found.unflatten(-1, (3, -1))
+    return at_least_single(product(values, weight, bias, dtype))
 
 
 def _mapped(
@@ -456,7 +455,11 @@ class _TensorEmbedding(nn.Module):
         layers = (self.distance_proj1, self.distance_proj2, self.distance_proj3)
         weight = torch.cat([layer.weight for layer in layers])
         bias = torch.cat([layer.bias for layer in layers])
-        filters = (F.linear(radial, weight, bias) * cutoff).unflatten(1, (3, -1))
+        # The bias is the weight of one more radial function.
+        filters = F.linear(
+            torch.cat((radial * cutoff, cutoff), dim=1),
+            torch.cat((weight, bias.unsqueeze(1)), dim=1),
+        ).unflatten(1, (3, -1))
         # The linear map of two embeddings side by side is a sum over them.
         own, other = self.emb2.weight.chunk(2, dim=1)
         elements: Tensor = self.emb(numbers)
@@ -465,7 +468,7 @@ class _TensorEmbedding(nn.Module):
         )
         norms = self.init_norm(tensors.square().sum(dim=0))
         hidden = _activated(norms, self.linears_scalar[0], dtype)
-        factors = _activated_by_part(hidden, self.linears_scalar[1], dtype)
+        factors = passes.silu(_by_part(hidden, self.linears_scalar[1], dtype)).unflatten(1, (3, -1))
         return _scaled(_mapped(tensors, self.linears_tensor, dtype), factors.transpose(0, 1))
 
 
@@ -489,7 +492,7 @@ class _Interaction(nn.Module):
         """Updated matrices [9, N, D]; radial: [P, R], cutoff: [P, 1]."""
         first, second, third = self.linears_scalar
         hidden = _activated(_activated(radial, first, None), second, dtype)
-        filters = _activated_by_part(hidden, third, dtype) * cutoff.unsqueeze(2)
+        filters = passes.scaled_silu(_by_part(hidden, third, dtype), cutoff).unflatten(1, (3, -1))
         tensors = normalised(tensors)
         mixed = torch.cat(_mapped(tensors, self.linears_tensor[:3], dtype))
         received = messages(filters, mixed, edges)
