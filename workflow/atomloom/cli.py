@@ -28,6 +28,7 @@ from atomloom.pipeline.chunk_jobs import run_chunks
 from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.plan import Plan
 from atomloom.pipeline.progress import Progress
+from atomloom.pipeline.resources import FILE
 from atomloom.pipeline.runs import model_file
 from atomloom.pipeline.stage_table import STAGES, require_earlier
 from atomloom.pipeline.timing import timed
@@ -37,6 +38,8 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 and the signal's number."""
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """Variables of which Lightning, while it is imported, takes the first that is set for the rank of this process."""
+DEFAULT_FILE = Path()
+"""Value of `--write` without a file."""
 NOBODY_READS = 141
 """Exit status when the reader of the output has gone (SIGPIPE), by the same convention."""
 
@@ -172,7 +175,21 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--cost",
         action="store_true",
-        help="then measure a sample and estimate what the rest will take",
+        help="then run all stages on a sample and estimate what all jobs will take",
+    )
+    sub.add_argument(
+        "--write",
+        type=Path,
+        nargs="?",
+        const=DEFAULT_FILE,
+        metavar="FILE",
+        help="with --cost: write what jobs should ask a cluster for (where the workflow reads it)",
+    )
+    sub.add_argument(
+        "--devices",
+        type=few,
+        metavar="N",
+        help="with --cost: preview training by up to N processes, one per GPU",
     )
     for stage in STAGES.values():
         sub = command(stage.name, _each_chunk if stage.per_chunk else _whole_stage, stage.about)
@@ -296,14 +313,19 @@ def _parser() -> argparse.ArgumentParser:
 def _plan(options: argparse.Namespace) -> None:
     from atomloom.stages.plan import make_plan
 
+    for name in ("write", "devices"):
+        if getattr(options, name) is not None and not options.cost:
+            raise AtomloomError("goes with --cost", where=f"--{name}")
     layout = Layout(_config(options))
     with timed(layout.timing("plan", "plan")):
         plan = make_plan(layout, log_to(options))
     if options.cost:
-        from atomloom.commands.cost import estimate_cost
+        from atomloom.commands.estimates import print_costs
 
-        for line in estimate_cost(layout, plan).lines(os.cpu_count() or 1):
-            print(line)
+        file = options.write
+        if file == DEFAULT_FILE:
+            file = layout.results / FILE
+        print_costs(RunPaths(layout, plan), file, options.devices or 1, log_to(options))
 
 
 def _each_chunk(options: argparse.Namespace) -> None:

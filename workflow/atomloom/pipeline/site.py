@@ -6,9 +6,11 @@ which no key knows.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from atomloom.config.base import Section
 from atomloom.config.mistakes import mistake
@@ -29,9 +31,22 @@ class Site(Section):
     gpu_model: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.]+$")
     """GPU type as the cluster calls it, such as a100."""
     extra: str | None = None
-    """Further options for sbatch, as on its command line, for example `--constraint=nvme`."""
+    """Further options for sbatch (qsub, bsub), as on its command line, for example `--constraint=nvme`."""
     max_runtime: int = Field(default=24 * 60, ge=1, le=1_000_000)
     """Minutes that the cluster gives a job at most: none asks for more, and a training goes on in the next attempt."""
+    batch_system: Literal["slurm", "pbs", "lsf"] = "slurm"
+    """Batch system to which profiles/cluster-generic submits."""
+
+    @property
+    def options(self) -> list[str]:
+        """Words of `extra`."""
+        return shlex.split(self.extra or "")
+
+    @field_validator("extra")
+    @classmethod
+    def _quotes_are_closed(cls, value: str | None) -> str | None:
+        shlex.split(value or "")  # ValueError otherwise
+        return value
 
     def resources(self, gpus: int) -> dict[str, str]:
         """Resources of a job by the names of Snakemake's executor for Slurm; those not set are left out."""

@@ -225,6 +225,38 @@ def read_planned_labels(layout: Layout, plan: Plan) -> pd.DataFrame:
     return labels
 
 
+def write_part(layout: Layout, plan: Plan, rows: np.ndarray, other: Layout) -> Plan:
+    """Write the plan of some of a plan's records, all in one chunk, for another config on the same raw files.
+
+    Args:
+        layout: paths of the whole data set.
+        plan: its plan.
+        rows: records of the part, in ascending order.
+        other: paths of the part; its config has the same `dataset` but for checks and name.
+
+    Raises:
+        AtomloomError: when a table of the plan is missing or damaged.
+    """
+    folder, own = other.plan_folder, layout.plan_folder
+    members = read_table(own / "members.parquet", todo=again("plan")).iloc[rows]
+    members = members.reset_index(drop=True).assign(chunk=np.int32(0))
+    labels = read_planned_labels(layout, plan).iloc[rows].reset_index(drop=True)
+    key = chain_hash([canonical_json(other.reader_spec), *members["fingerprint"]])
+    part = Plan(
+        chunks=(Chunk(key, 0, len(rows)),),
+        records=len(rows),
+        members_digest=_members_digest(members["id"], members["fingerprint"]),
+        labels_digest=_labels_digest(labels),
+        fixed_digest="",
+        labels_without_record=0,
+    )
+    write_table(folder / "members.parquet", members)
+    write_table(folder / "labels.parquet", labels)
+    (folder / "records.spool").symlink_to((own / "records.spool").resolve())
+    part.write(folder / "plan.json")
+    return part
+
+
 def _members_digest(ids: Iterable[str], fingerprints: Iterable[bytes]) -> str:
     pairs = zip(ids, fingerprints, strict=True)
     return chain_hash(part for pair in pairs for part in pair)
