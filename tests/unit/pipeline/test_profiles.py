@@ -9,11 +9,13 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 import yaml
 from snakemake.cli import get_argument_parser
 
+from atomloom.commands.init import init_project
 from atomloom.pipeline.site import Site
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -86,6 +88,15 @@ def test_each_key_of_a_profile_has_its_reason(name):
 
 
 # --- scripts ---
+
+
+def test_scripts_may_be_executed_in_a_project_of_an_installed_package(tmp_path):
+    init_project(tmp_path / "project")
+    made = tmp_path / "project" / "profiles" / "cluster-generic"
+    for name in ("submit", "status", "cancel"):
+        assert os.access(SCRIPTS / name, os.X_OK)
+        assert os.access(made / name, os.X_OK)
+        assert (made / name).read_bytes() == (SCRIPTS / name).read_bytes()
 
 
 @pytest.fixture
@@ -186,7 +197,7 @@ def submitted(cluster, system, site="", **job):
     (cluster.folder / "config" / "cluster.yaml").write_text(f"batch_system: {system}\n{site}")
     given = {**JOB, "gpus": 0, "nodes": 1, "tasks-per-node": 1, **job}
     options = [f"--{name}={value}" for name, value in given.items()]
-    done = cluster.run(sys.executable, SCRIPTS / "submit.py", *options, "job.sh")
+    done = cluster.run(sys.executable, SCRIPTS / "submit", *options, "job.sh")
     called = cluster.folder / "called"
     return called.read_text().splitlines() if called.exists() else [], done
 
@@ -241,10 +252,6 @@ def test_what_cannot_be_submitted_is_one_line(cluster):
 
 
 def test_every_system_that_may_be_named_has_its_scripts():
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        submit = importlib.import_module("submit")
-    finally:
-        sys.path.remove(str(SCRIPTS))
+    submit = run_path(str(SCRIPTS / "submit"))
     named = set(Site.model_fields["batch_system"].annotation.__args__)
-    assert named == submit.COMMANDS.keys() == submit.IDS.keys()
+    assert named == submit["COMMANDS"].keys() == submit["IDS"].keys()

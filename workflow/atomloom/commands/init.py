@@ -77,4 +77,6 @@ def init_project(folder: Path, demo: bool = False) -> list[Path]:
     for path in missing:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, wanted[path])
+        if wanted[path].startswith("#!"):  # a wheel does not always keep what may be executed
+            path.chmod(0o755)
     return missing
