@@ -19,7 +19,13 @@ from typing import NoReturn
 from atomloom import __version__, former
 from atomloom.commands.init import add_init
 from atomloom.commands.leaderboard import add_leaderboard
-from atomloom.commands.model_files import add_comparison, add_export, add_predict, compare
+from atomloom.commands.model_files import (
+    add_comparison,
+    add_export,
+    add_import,
+    add_predict,
+    compare,
+)
 from atomloom.commands.options import Log, amount, count, few, log_to, say
 from atomloom.commands.run_records import add_provenance, add_runs
 from atomloom.config import Config, load_config
@@ -257,6 +263,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_predict(commands.add_parser)
     add_export(commands.add_parser)
+    add_import(commands.add_parser)
     add_runs(commands.add_parser)
     add_provenance(commands.add_parser, _prepare)
     add_leaderboard(commands.add_parser)

@@ -19,6 +19,9 @@ from atomloom.commands.options import (
     pairs,
     reader_options,
 )
+from atomloom.config.foundation import POTENTIALS, published_file
+from atomloom.errors import AtomloomError
+from atomloom.store.files import expand_home
 
 
 def add_comparison(sub: argparse.ArgumentParser) -> None:
@@ -132,6 +135,36 @@ def add_export(add: Add) -> None:
     add_trust(sub)
     sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
     sub.set_defaults(run=_export, log=None)
+
+
+def add_import(add: Add) -> None:
+    text = "write a checkpoint of SevenNet, or a published potential, as a model file"
+    sub = add("import", help=text, description=text)
+    sub.add_argument(
+        "model", metavar="FILE", help=f"checkpoint.pth, or one of {', '.join(POTENTIALS)}"
+    )
+    sub.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="the model, NAME.safetensors"
+    )
+    sub.add_argument(
+        "--modality", metavar="NAME", help="level of theory, if there are several (its default)"
+    )
+    sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    sub.set_defaults(run=_import, log=None)
+
+
+def _import(options: argparse.Namespace) -> None:
+    from atomloom.inference.model_file import write_model
+    from atomloom.inference.sevennet import read_sevennet
+
+    if options.output.suffix != ".safetensors":
+        raise AtomloomError(
+            "is not a name for a model file", where=options.output, todo="NAME.safetensors"
+        )
+    path = published_file(expand_home(options.model))
+    tensors, card = read_sevennet(path, options.modality)
+    write_model(Path(expand_home(options.output)), tensors, card)
+    print(f"{options.output}: {card.model.display_name}, {len(card.elements or ())} elements")
 
 
 def _predict(options: argparse.Namespace) -> None:

@@ -325,6 +325,60 @@ class TensorNetPropertyConfig(TensorNetSection):
     sum_i (scale e_i + shift) over the atoms i. Twice the cell has exactly twice the value."""
 
 
+class NequIPConfig(ModelSection):
+    """NequIP, a potential (Batzner et al., Nat. Commun. 13, 2453 (2022)), with the linear self-connections
+    of SevenNet (Park et al., J. Chem. Theory Comput. 20, 4857 (2024))."""
+
+    kind: ClassVar[Literal["property", "potential"]] = "potential"
+    display_name: ClassVar[str] = "NequIP"
+    network: ClassVar[str] = "atomloom.models.nequip.network:NequIP"
+    usual_training: ClassVar[Mapping[str, Any]] = {"batch": {"structures": 8}}
+    heads: ClassVar[frozenset[Form]] = frozenset({ATOM_SCALAR})
+
+    name: Literal["nequip"] = "nequip"
+    """Name of the model."""
+    features: tuple[Annotated[int, Field(ge=1, le=MOST_WIDTH)], ...] = Field(
+        default=(64, 64, 64), min_length=1, max_length=7
+    )
+    """Features per atom of degree 0, 1, 2, ..: scalars, vectors and so on. Harmonics of directions go up to
+    the same degree."""
+    parity: bool = True
+    """Tell even from odd features, with as many of each. Without it, energies may change in a mirror."""
+    layers: int = Field(default=4, ge=1, le=MOST_LAYERS)
+    """Interactions."""
+    rbf: int = Field(default=8, ge=1, le=MOST_WIDTH)
+    """Bessel functions of the distance, whose frequencies are learnt."""
+    filter_hidden: tuple[Annotated[int, Field(ge=1, le=MOST_WIDTH)], ...] = (64, 64)
+    """Nodes of the hidden layers of the networks that make filters of the distance."""
+    cutoff: float = Field(default=5.0, ge=0.5, le=50)
+    """Cutoff of messages in A."""
+    envelope: Literal["polynomial", "xplor"] = "polynomial"
+    """Envelope that takes filters to zero at the cutoff: the polynomial of degree `envelope_power + 2`, or
+    a switch that begins at `envelope_start`."""
+    envelope_power: int = Field(default=6, ge=2, le=50)
+    """Power p of the polynomial envelope."""
+    envelope_start: float = Field(default=4.5, ge=0, le=50)
+    """Distance in A at which the envelope `xplor` begins."""
+    neighbors: float = Field(default=36.0, gt=0)
+    """Divisor of sums over neighbours: about their mean number."""
+    bias: bool = False
+    """Add a bias to scalars wherever features are mixed."""
+    unit_directions: bool = True
+    """Harmonics of unit vectors. Without it, those of degree l grow as the distance to the power of l."""
+
+    @model_validator(mode="after")
+    def _switches_before_the_cutoff(self) -> NequIPConfig:
+        if self.envelope == "xplor" and self.envelope_start >= self.cutoff:
+            raise ValueError(
+                f"envelope_start {self.envelope_start} is not below the cutoff {self.cutoff}"
+            )
+        return self
+
+    def graph_needs(self) -> dict[str, Any]:
+        """All neighbours within the cutoff."""
+        return {"neighbors": "radius", "cutoff": self.cutoff}
+
+
 _BY_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 VERSION_KEY = "module VERSION"
 """Entry of a key for the `VERSION` of a network's module; no field can have this name."""
@@ -407,7 +461,8 @@ ModelConfig = Annotated[
     | ChebyshevConfig
     | PaiNNConfig
     | TensorNetConfig
-    | TensorNetPropertyConfig,
+    | TensorNetPropertyConfig
+    | NequIPConfig,
     Discriminator("name"),
     _OrByClass(),
 ]

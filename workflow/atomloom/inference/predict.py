@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from atomloom.config.foundation import published_file
 from atomloom.config.graph import GraphSpec
 from atomloom.config.training import Batching
 from atomloom.data.loader import Loader
@@ -27,6 +28,7 @@ from atomloom.inference.devices import choose_device
 from atomloom.inference.global_features import GLOBALS
 from atomloom.inference.model_file import ModelCard, read_model, working_dtype
 from atomloom.inference.scalers.atomic_energies import AtomicEnergies
+from atomloom.inference.sevennet import read_sevennet
 from atomloom.models.common.layers import segment_sum
 from atomloom.models.common.outputs import Outputs
 from atomloom.models.registry import build_model, require_elements
@@ -115,13 +117,18 @@ def load_model(path: str | Path, trust: str | Sequence[str] = ()) -> LoadedModel
     """Build the model that a file describes and fill in its weights.
 
     Args:
-        path: of the file.
+        path: of the file: a model file, a checkpoint of SevenNet (`.pth`), or the name of a published
+            potential (`config.foundation`).
         trust: modules or packages that the file may name for its network; their code is run.
 
     Raises:
         AtomloomError: when the file is missing, damaged, of an unknown model, or of one that is not trusted.
     """
-    tensors, card = read_model(Path(expand_home(path)), trust)
+    path = published_file(expand_home(path))
+    if path.suffix == ".pth":
+        tensors, card = read_sevennet(path)
+    else:
+        tensors, card = read_model(path, trust)
     dtype = working_dtype(tensors)
     with torch.random.fork_rng(devices=[]):
         try:
@@ -130,7 +137,7 @@ def load_model(path: str | Path, trust: str | Sequence[str] = ()) -> LoadedModel
             raise AtomloomError(
                 f"describes a model that cannot be built: {error}", where=path
             ) from None
-    _require_tensors(Path(path), tensors, model.state_dict())
+    _require_tensors(path, tensors, model.state_dict())
     model.to(dtype)
     model.load_state_dict(tensors)
     return LoadedModel(model.eval().requires_grad_(False), card, dtype)

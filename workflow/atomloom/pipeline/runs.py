@@ -21,6 +21,7 @@ from typing import Any, get_args
 from atomloom import former
 from atomloom.config import Config, load_config
 from atomloom.config.base import Section
+from atomloom.config.foundation import published_file
 from atomloom.config.model import MODELS
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.attempt import ATTEMPT, PROGRESS, in_training
@@ -211,11 +212,12 @@ def find_run(results: Path, name: str) -> RunRecord:
 
 def model_file(path: Path) -> Path:
     """Path of a model file; for the short name or key of a run in `results`, perhaps after `DATASET/`, that of its
-    model.
+    model, and for the name of a published potential that of its checkpoint.
 
     Raises:
-        AtomloomError: when there is no such run, or several are meant.
+        AtomloomError: when there is no such run, or several are meant, or the potential is not installed.
     """
+    path = published_file(path)
     if path.exists() or not _NAME.fullmatch(path.name) or not Path("results").is_dir():
         return path
     return find_run(Path("results"), str(path)).folder / "model.safetensors"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atomloom.config import expand_variables
+from atomloom.config.foundation import published_file
 from atomloom.config.teacher import Teacher
 from atomloom.errors import AtomloomError
 from atomloom.structures.adapters import stress_matrix, to_ase
@@ -127,7 +128,7 @@ def model_path(teacher: Teacher) -> str:
     """
     if not teacher.model:
         raise AtomloomError("`atomloom` needs a model file", where="teacher.model")
-    return expand_variables(teacher.model)
+    return str(published_file(expand_variables(teacher.model)))
 
 
 def _label(calculator: Any, structure: Structure) -> Label:
