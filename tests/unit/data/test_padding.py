@@ -13,6 +13,7 @@ from atomloom.config.model import (
     ChebyshevConfig,
     EComFormerConfig,
     IComFormerConfig,
+    NequIPConfig,
     PaiNNConfig,
     TensorNetConfig,
     TensorNetPropertyConfig,
@@ -38,6 +39,7 @@ PROPERTIES = {
 POTENTIALS = {
     "painn": PaiNNConfig(width=32),
     "tensornet": TensorNetConfig(width=32),
+    "nequip": NequIPConfig(features=(8, 8, 8), layers=2),
     "chebyshev": ChebyshevConfig(species=ELEMENTS),
 }
 WITH_VECTORS = ("painn", "tensornet")

@@ -13,6 +13,7 @@ from atomloom.config.model import (
     ALIGNNConfig,
     EComFormerConfig,
     IComFormerConfig,
+    NequIPConfig,
     PaiNNConfig,
     TensorNetConfig,
 )
@@ -36,7 +37,8 @@ POTENTIALS = {
     "painn": PaiNNConfig(width=8, layers=2, rbf=6, cutoff=4.0),
     "tensornet": TensorNetConfig(width=8, layers=2, rbf=6, cutoff=4.0),
 }
-MODELS = INVARIANT | POTENTIALS
+NEQUIP = NequIPConfig(features=(8, 4), layers=2, rbf=6, cutoff=4.0)
+MODELS = INVARIANT | POTENTIALS | {"nequip": NEQUIP}
 
 
 def molecules(seed: int = 0) -> list[Structure]:

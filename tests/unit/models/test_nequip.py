@@ -22,7 +22,9 @@ from tests.unit.models.potentials import (
     moved,
     orthogonal,
     radius_batch,
+    structure,
     turned,
+    wire,
 )
 
 CUTOFF = 3.6
@@ -289,6 +291,41 @@ def test_training_on_forces_has_the_gradient_of_finite_differences(way):
         ends.append(loss().detach())
     found = (ends[0] - ends[1]) / (2.0 * step)
     assert float(found) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(
+    "structures",
+    [
+        pytest.param([lone_atom()], id="no edges at all"),
+        pytest.param([wire()], id="one atom and its images"),
+        pytest.param(everything(), id="everything together"),
+        pytest.param([structure([6, 8], [[0, 0, 0], [0, 0, 0]])], id="two atoms in one place"),
+    ],
+)
+def test_force_training_gives_finite_numbers_and_every_gradient(structures, bf16, way):
+    """Data-parallel training waits for each gradient."""
+    model = seeded(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        found, gradients = training_step(model, batch_of(structures, torch.float32))
+    assert found.energy.dtype == found.forces.dtype == torch.float32
+    for values in (found.energy, found.forces, found.stress, *gradients.values()):
+        assert torch.isfinite(values).all()
+
+
+def test_forward_is_one_graph_that_never_waits_for_the_device():
+    """The compiler stops where a value is asked for; the whole must pass through it."""
+    model = seeded(layers=2)
+    batch = batch_of([crystal(), lone_atom()])
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    found, true = evaluate_potential(compiled, batch), evaluate_potential(model, batch)
+    torch.testing.assert_close(found.energy, true.energy, rtol=0, atol=1e-11)
+    torch.testing.assert_close(found.forces, true.forces, rtol=0, atol=1e-11)
+
+
+def test_all_elements_are_known():
+    everyone = [lone_atom(number) for number in range(1, 119)]
+    assert len(torch.unique(evaluated(seeded(), everyone).energy)) == 118
 
 
 @pytest.mark.parametrize("lower", [torch.bfloat16, torch.float32])

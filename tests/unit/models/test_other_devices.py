@@ -17,6 +17,7 @@ from atomloom.config.model import (
     ChebyshevConfig,
     EComFormerConfig,
     IComFormerConfig,
+    NequIPConfig,
     PaiNNConfig,
     TensorNetConfig,
     TensorNetPropertyConfig,
@@ -37,6 +38,7 @@ WITH_VECTORS = ("painn", "tensornet", "tensornet_property")
 POTENTIALS = {
     "painn": PaiNNConfig(**SMALL),
     "tensornet": TensorNetConfig(**SMALL),
+    "nequip": NequIPConfig(features=(8, 8, 8)),
     "chebyshev": ChebyshevConfig(species=("H", "O")),
 }
 MODELS = PROPERTIES | WITHOUT_RECOMPUTING | POTENTIALS
@@ -86,7 +88,7 @@ def test_a_step_of_a_property_model_neither_waits_nor_comes_back(name, checkpoin
     assert all_have_gradients(model)
 
 
-@pytest.mark.parametrize("name", [*PROPERTIES, *WITH_VECTORS])
+@pytest.mark.parametrize("name", [*PROPERTIES, *WITH_VECTORS, "nequip"])
 def test_nor_does_one_of_a_model_with_heads(name):
     heads = [Head("q", "atom", ())] + [Head("mu", "structure", (3,))] * (name in WITH_VECTORS)
     model, batch = elsewhere(build_model(MODELS[name], 1, heads=heads).train())

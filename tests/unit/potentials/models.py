@@ -11,7 +11,13 @@ from ase.calculators.emt import EMT
 
 from atomloom.config.dataset import Checks
 from atomloom.config.graph import GraphSpec
-from atomloom.config.model import ChebyshevConfig, IComFormerConfig, PaiNNConfig, TensorNetConfig
+from atomloom.config.model import (
+    ChebyshevConfig,
+    IComFormerConfig,
+    NequIPConfig,
+    PaiNNConfig,
+    TensorNetConfig,
+)
 from atomloom.data.loader import GraphLoader
 from atomloom.graphs.build import build_graphs
 from atomloom.inference.model_file import ModelCard, write_model
@@ -55,6 +61,8 @@ def write_potential(
         )
     elif kind == "tensornet":
         config = TensorNetConfig(width=16, cutoff=cutoff)
+    elif kind == "nequip":
+        config = NequIPConfig(features=(16, 8), layers=2, cutoff=cutoff)
     else:
         config = PaiNNConfig(width=16, layers=2, cutoff=cutoff)
     with torch.random.fork_rng(devices=[]):

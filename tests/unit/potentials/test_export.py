@@ -27,7 +27,7 @@ from tests.unit.potentials.models import write_potential, write_property_model
 
 def structures_of(kind: str) -> list[list[Atoms]]:
     """Lists of other sizes than any the program was traced with, down to one structure of two atoms."""
-    if kind in ("painn", "tensornet"):
+    if kind in ("painn", "tensornet", "nequip"):
         lists = [[molecule("H2")], [molecule(n) for n in ("CH4", "C6H6", "H2O", "CH3CH2OH")]]
         lists.append([bulk("C", "diamond", 3.6) * (2, 1, 1)])
     else:
@@ -53,7 +53,7 @@ def without_atomloom(program, batch, inputs, folder):
     return torch.load(folder / "outputs.pt", weights_only=True)
 
 
-@pytest.fixture(scope="module", params=["chebyshev", "painn", "tensornet"])
+@pytest.fixture(scope="module", params=["chebyshev", "painn", "tensornet", "nequip"])
 def exported(request, tmp_path_factory):
     """Kind, model file and program."""
     folder = tmp_path_factory.mktemp("exported")

@@ -54,7 +54,7 @@ def test_the_table_of_models_is_true():
     shown = {
         "iComFormer": "icomformer", "eComFormer": "ecomformer", "ALIGNN": "alignn", "PaiNN": "painn",
         "Chebyshev": "chebyshev", "TensorNet": "tensornet",
-        "TensorNet for properties": "tensornet_property",
+        "TensorNet for properties": "tensornet_property", "NequIP": "nequip",
     }  # fmt: skip
     assert set(shown.values()) == set(MODELS)
     for line in DOCUMENT.read_text().splitlines():

@@ -106,6 +106,7 @@ def test_without_edges_along_the_lattice_a_supercell_has_exactly_twice_the_value
         ("painn", None, True),
         ("tensornet", None, True),
         ("tensornet_property", None, True),
+        ("nequip", None, True),
         ("chebyshev", None, True),
     ],
 )
@@ -113,6 +114,8 @@ def test_twice_the_cell_has_what_the_description_of_readout_says(name, neighbors
     content = {"name": name, "readout": "sum", "width": 8}
     if name in ("painn", "tensornet"):
         content = {"name": name, "width": 8, "layers": 2}
+    if name == "nequip":
+        content = {"name": name, "features": [8, 4], "layers": 2}
     if name == "chebyshev":
         content = {"name": name, "species": ["Na", "Cl"], "radial_order": 4, "angular_order": 2}
     dataset = {"name": "x", "source": "x", "target": "energy"}

@@ -359,7 +359,7 @@ class NequIPConfig(ModelSection):
     """Power p of the polynomial envelope."""
     envelope_start: float = Field(default=4.5, ge=0, le=50)
     """Distance in A at which the envelope `xplor` begins."""
-    neighbors: float = Field(default=36.0, gt=0)
+    neighbors: float = Field(default=36.0, gt=0, le=10_000)
     """Divisor of sums over neighbours: about their mean number."""
     bias: bool = False
     """Add a bias to scalars wherever features are mixed."""

@@ -16,7 +16,7 @@ class Batching(Section):
     alone."""
 
     structures: int = Field(default=64, ge=1, le=MOST)
-    """Max structures per batch; for PaiNN and TensorNet 8 unless given."""
+    """Max structures per batch; for PaiNN, TensorNet and NequIP 8 unless given."""
     atoms: int | None = Field(default=None, ge=1, le=MOST)
     """Max atoms per batch."""
     edges: int | None = Field(default=None, ge=1, le=10**12)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def _load(path: Path) -> Mapping[str, Any]:
     allowed: list[Any] = [np.ndarray, np.dtype, type(np.dtype(np.float32))]
     allowed.append((reconstruct, "numpy.core.multiarray._reconstruct"))
     try:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about files that it goes on to refuse
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -198,7 +200,7 @@ class _Reader:
         found["embedding.weight"] = table
 
         ratio = E3NN_SILU / SILU
-        """Of features after a gate."""
+        """Factor of features after a gate."""
         scale = 1.0
         for place, interaction in enumerate(model.interactions):
             own = f"interactions.{place}."

@@ -85,6 +85,14 @@ MODELS = {
     ),
     "tensornet": TENSORNET,
     "tensornet_property": TENSORNET,
+    "nequip": Citation(
+        "nequip2022",
+        "S. Batzner and A. Musaelian and L. Sun and M. Geiger and J. P. Mailoa and M. Kornbluth and N. Molinari and T. E. Smidt and B. Kozinsky",
+        "E(3)-equivariant graph neural networks for data-efficient and accurate interatomic potentials",
+        "Nature Communications 13, 2453",
+        2022,
+        "https://doi.org/10.1038/s41467-022-29939-5",
+    ),
     "chebyshev": Citation(
         "aenet2017",
         "N. Artrith and A. Urban and G. Ceder",

@@ -39,14 +39,21 @@ from atomloom.models.common.layers import (
     segment_sum,
 )
 from atomloom.models.common.outputs import Head, Outputs
-from atomloom.models.common.passes import ELEMENTS, Edges, empty_like, run_over_pairs, silu
+from atomloom.models.common.passes import (
+    ELEMENTS,
+    Edges,
+    ElementEmbedding,
+    empty_like,
+    run_over_pairs,
+    silu,
+)
 from atomloom.models.nequip import kernels
 from atomloom.models.nequip.tables import EVEN_SCALAR, Irrep, Layout, Paths, harmonic_steps
 
 SILU = 1.6765324703310913
 """Factor that gives SiLU of a normal variable a mean square of 1."""
 TANH = 1.59253741972283
-"""Likewise for tanh."""
+"""Factor for tanh, as SILU."""
 
 
 class Convolution(nn.Module):
@@ -169,7 +176,8 @@ def _push(
 ) -> Tensor:
     sums = features.new_empty((features.shape[0], convolution.paths.target.size))
     given = (harmonics, filters, features)
-    run_over_pairs(convolution.passes(kernels.push, features), edges, given, (), (sums,))
+    work = filters.numel()
+    run_over_pairs(convolution.passes(kernels.push, features), edges, given, (), (sums,), work)
     return sums
 
 
@@ -184,8 +192,9 @@ def _push_back(
     """Derivatives by features, harmonics and filters."""
     of_atoms, of_pairs = empty_like(features), empty_like(harmonics, filters)
     given = (harmonics, filters, features, grad)
+    work = filters.numel()
     kernel = convolution.passes(kernels.push_back, features)
-    run_over_pairs(kernel, edges, given, of_pairs, of_atoms)
+    run_over_pairs(kernel, edges, given, of_pairs, of_atoms, work)
     return *of_atoms, *of_pairs
 
 
@@ -420,7 +429,7 @@ class NequIP(nn.Module):
         width = config.features[0]
         self.harmonics = SphericalHarmonics(len(config.features) - 1)
         self.unit_directions = config.unit_directions
-        self.embedding = nn.Embedding(ELEMENTS + 1, width)
+        self.embedding = ElementEmbedding(ELEMENTS + 1, width)
         self.radial = _Radial(config)
         layouts = _layouts(config)
         self.interactions = Layers(_Interaction(config, *ends) for ends in pairwise(layouts))

@@ -90,11 +90,11 @@ class Path:
     """One way to couple a feature and a harmonic of the direction to a feature of the output."""
 
     source: Block
-    """Of the features."""
+    """Block of the features."""
     degree: int
-    """Of the harmonic."""
+    """Degree of the harmonic."""
     target: Block
-    """Of the sums; `copies` are those of all paths that end there."""
+    """Block of the sums; `copies` are those of all paths that end there."""
     first: int
     """First of its columns in the target."""
     weight: int
