@@ -19,11 +19,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from atomloom.compiled import Options, njit
-
-PLAIN: Options = {"nogil": True, "cache": True, "error_model": "numpy"}
-FAST: Options = {**PLAIN, "fastmath": {"reassoc", "nsz", "contract", "arcp"}}
-"""Fast-math flags: sums may be reordered; NaN and infinity keep their meaning."""
+from atomloom.compiled import njit
+from atomloom.models.common.kernels import FAST
 
 
 @njit(**FAST)
