@@ -134,6 +134,15 @@ def test_index_gives_its_graphs_in_its_order(index, tables):
             assert_same_graphs(loaded[position], graphs[position])
 
 
+def test_index_with_a_graph_in_no_shard_is_refused(index):
+    target, _ = index
+    frame = pd.read_parquet(target / "index.parquet")
+    frame.loc[3, "shard"] = None
+    frame.to_parquet(target / "index.parquet", index=False)
+    with pytest.raises(AtomloomError, match="is not an index of graphs"):
+        GraphStore(target)
+
+
 def test_index_of_a_moved_project_is_found_from_elsewhere(index, tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     moved = tmp_path.parent / f"{tmp_path.name}-moved"

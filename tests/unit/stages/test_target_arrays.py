@@ -16,12 +16,12 @@ from atomloom.api import prepare
 from atomloom.config import parse_config
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import RunPaths
-from atomloom.stages import target_arrays
+from atomloom.stages import labelled, target_arrays
 from atomloom.stages.convert import read_chunk
 from atomloom.stages.label import read_labels_of
 from atomloom.stages.labelled import load_labelled, load_records
 from atomloom.stages.labels import array_targets
-from atomloom.stages.split import write_split
+from atomloom.stages.split import read_dataset, write_split
 from atomloom.stages.target_arrays import (
     ChunkArrays,
     TargetArray,
@@ -155,6 +155,21 @@ def test_each_graph_has_the_values_of_its_record_wherever_graphs_are_held(places
     assert labelled.frame["record"].tolist() == [records[row] for row in labelled.rows]
     energies = data.targets[labelled.rows, 0]
     assert np.array_equal(energies, labelled.frame["energy"], equal_nan=True)
+
+
+def test_training_reads_the_columns_that_it_needs_and_has_the_data_of_evaluation(
+    places, monkeypatch
+):
+    described = load_records(places).data
+    asked = []
+
+    def read(paths, columns=None):
+        asked.append(columns)
+        return read_dataset(paths, columns)
+
+    monkeypatch.setattr(labelled, "read_dataset", read)
+    assert load_labelled(places).digest() == described.digest()
+    assert asked == [["record", "split", "energy"]]
 
 
 @pytest.mark.parametrize("lost", [["forces"], ["stress"], ["forces", "stress"]])

@@ -202,9 +202,14 @@ def share(weights: np.ndarray, rank: int, ranks: int) -> np.ndarray:
     """
     if ranks == 1:
         return np.arange(len(weights))
+    return np.flatnonzero(deal(weights, ranks) == rank)
+
+
+def deal(weights: np.ndarray, ranks: int) -> np.ndarray:
+    """[B] int64, the rank of each structure of a batch; for the arguments see `share`."""
     # One unit more per structure, so that structures without edges are spread too.
     weights = np.ascontiguousarray(weights, dtype=np.int64) + 1
-    return np.flatnonzero(_deal(weights, np.argsort(-weights, kind="stable"), ranks) == rank)
+    return _deal(weights, np.argsort(-weights, kind="stable"), ranks)
 
 
 def check_rows(rows: np.ndarray, count: int, name: str) -> np.ndarray:

@@ -97,12 +97,16 @@ class GraphStore:
 
     def _read_index(self, index: Path) -> None:
         frame = read_table(index, ["hash", "shard", "row"], todo=again("index"))
-        names, self.shard = np.unique(frame["shard"].to_numpy(str), return_inverse=True)
-        folder = _folder_of(index, list(names))
-        self.paths = [folder / name for name in names]
+        self.shard, unique = frame["shard"].factorize(sort=True)
+        names = [str(name) for name in unique]
         self.row = frame["row"].to_numpy(np.int64)
-        if self.row.min(initial=0) < 0 or any(len(value) != HASH_BYTES for value in frame["hash"]):
+        if (
+            min(self.row.min(initial=0), self.shard.min(initial=0)) < 0  # -1: no name
+            or any(len(value) != HASH_BYTES for value in frame["hash"])
+        ):
             raise AtomloomError("is not an index of graphs", where=index, todo=again("index"))
+        folder = _folder_of(index, names)
+        self.paths = [folder / name for name in names]
         hashes = b"".join(frame["hash"])
         self._hashes = np.frombuffer(hashes, np.uint8).reshape(len(frame), -1)
 

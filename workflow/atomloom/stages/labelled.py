@@ -46,17 +46,24 @@ def load_labelled(places: RunPaths) -> LabelledGraphs:
     Raises:
         AtomloomError: as `load_records`.
     """
-    return load_records(places).data
+    # Ids, hashes and formulas of millions of structures take more time and memory than all that is needed here.
+    return load_records(places, described=False).data
 
 
-def load_records(places: RunPaths) -> LabelledRecords:
+def load_records(places: RunPaths, described: bool = True) -> LabelledRecords:
     """Load the labelled graphs with the rows of the data set to which they belong.
+
+    Args:
+        places: paths of the run.
+        described: whether the rows have all columns, or only record, split, targets and global features.
 
     Raises:
         AtomloomError: when index or split are missing or damaged, or the graphs fit nowhere.
     """
     records = read_indexed_records(places)["record"].to_numpy()
-    frame = read_dataset(places)
+    given = places.config.dataset.global_features
+    columns = [one.name for one in places.config.targets if one.is_column]
+    frame = read_dataset(places, None if described else ["record", "split", *columns, *given])
     source = OnDiskGraphs(GraphStore(places.index))
     choice = _choice_of_loader(places, source)
     table: GraphSource = source
@@ -75,7 +82,6 @@ def load_records(places: RunPaths) -> LabelledRecords:
         values[rows] = frame[names].to_numpy(np.float64)
         return values
 
-    given = places.config.dataset.global_features
     isolated = {}
     if places.config.uses_isolated_atoms:
         isolated = read_json(places.split / "split.json", "isolated_atoms", todo=again("split"))[
@@ -83,7 +89,7 @@ def load_records(places: RunPaths) -> LabelledRecords:
         ]
     data = LabelledGraphs(
         table=table,
-        targets=by_graph([one.name for one in places.config.targets if one.is_column]),
+        targets=by_graph(columns),
         rows={
             name: rows[(frame["split"] == name).to_numpy()] for name in places.config.split.names
         },

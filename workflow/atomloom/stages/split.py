@@ -469,10 +469,10 @@ def _columns_for_split(config: Config, frame: pd.DataFrame, labels: pd.DataFrame
     return pd.DataFrame({"formula": frame["formula"], **texts})
 
 
-def read_dataset(paths: RunPaths) -> pd.DataFrame:
-    """Read the table of labelled and divided structures.
+def read_dataset(paths: RunPaths, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Read the table of labelled and divided structures, or some of its columns.
 
     Raises:
         AtomloomError: when the table is missing or damaged.
     """
-    return read_table(paths.split / "dataset.parquet", todo=again("split"))
+    return read_table(paths.split / "dataset.parquet", columns, todo=again("split"))
