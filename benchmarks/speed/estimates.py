@@ -73,7 +73,7 @@ def measure(name: str) -> dict:
         plan = make_plan(layout, print)
         begun = time.perf_counter()
         cost = estimate_cost(layout, plan)
-        rehearsal = rehearse(layout, plan, 1, print)
+        rehearsal = rehearse(layout, plan, 0, print)
         paths = RunPaths(layout, plan)
         estimates = estimate_jobs(paths, cost, rehearsal)
         seconds = time.perf_counter() - begun

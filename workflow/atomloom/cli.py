@@ -332,7 +332,7 @@ def _plan(options: argparse.Namespace) -> None:
         file = options.write
         if file == DEFAULT_FILE:
             file = layout.results / FILE
-        print_costs(RunPaths(layout, plan), file, options.devices or 1, log_to(options))
+        print_costs(RunPaths(layout, plan), file, options.devices or 0, log_to(options))
 
 
 def _each_chunk(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.plan import Chunk, Plan
 from atomloom.pipeline.resources import DEFAULTS
 from atomloom.pipeline.timing import read_timing, timed
+from atomloom.store.files import SEAL
 from tests.unit.test_api import crystals
 
 BASE = {"dataset": {"name": "x", "source": "data", "target": "energy"}}
@@ -105,7 +107,7 @@ def test_finished_jobs_are_better_than_a_rehearsal(tmp_path):
     assert "from 2 finished" in "\n".join(table(found))
 
 
-def test_other_runs_of_the_same_work_tell_the_time_of_training(tmp_path):
+def test_other_runs_of_the_same_work_tell_the_time_of_training(tmp_path, monkeypatch):
     options = {"graph": {"max_neighbors": 6}, "epochs": 1, "threads": 1, "device": "cpu"}
     model = {"name": "icomformer", "width": 4, "layers": 2}
     atoms = crystals(12)
@@ -127,6 +129,13 @@ def test_other_runs_of_the_same_work_tell_the_time_of_training(tmp_path):
     assert (again(learning_rate=1e-5).seconds, again(learning_rate=1e-5).megabytes) == (1234.5, 777)
     assert again(epochs=9).seen == 0
     assert again(batch={"structures": 2}).seen == 0
+    (tmp_path / "intruder.py").write_text("raise SystemExit('code of a card was run')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    card = json.loads((done.folder / "run.json").read_text())
+    del card[SEAL]
+    card["config"]["model"] = {"name": "intruder:Model"}
+    (done.folder / "run.json").write_text(json.dumps(card))
+    assert again(learning_rate=1e-5).seen == 0
     (done.folder / "run.json").write_text("{}")
     assert again(learning_rate=1e-5).seen == 0
 

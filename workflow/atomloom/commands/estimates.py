@@ -75,7 +75,7 @@ def print_costs(paths: RunPaths, file: Path | None, devices: int, log: Log) -> N
     Args:
         paths: paths of the run, with a plan.
         file: where to write what jobs should ask a cluster for; None for nowhere.
-        devices: max number of processes of a preview of training; 1 for none.
+        devices: max number of processes of a preview of training; 0 for none.
         log: takes one line at a time.
 
     Raises:
@@ -267,7 +267,9 @@ def _finished_runs(paths: RunPaths) -> Iterator[tuple[str, Config, float]]:
     for card in sorted((paths.layout.results / "runs").glob(f"*/{CARD}")):
         try:
             content = read_json(card, "config", "seconds", "data")
-            if content["data"]["records"] == paths.plan.records:
+            alike = content["config"]["model"]["name"] == paths.config.model.name
+            # Reading a config that names a class imports its module: only that of the user's own config.
+            if alike and content["data"]["records"] == paths.plan.records:
                 yield card.parent.name, parse_config(content["config"]), float(content["seconds"])
         except (AtomloomError, KeyError, TypeError, ValueError):
             continue  # a card of another version tells nothing
@@ -315,10 +317,11 @@ def preview(paths: RunPaths, found: Rehearsal, estimate: Estimate) -> Iterator[s
         f"measured: one process on this machine ({base.device}, {base.threads} thread{'s' * (base.threads > 1)}) with its "
         "part of each batch, on a sample"
     )
-    yield (
-        f"not measured, and not in these times: {most} processes at once, and the exchange of gradients, "
-        f"{2 * (most - 1) / most * whole:,.1f} MB per process and step"
-    )
+    if most > 1:
+        yield (
+            f"not measured, and not in these times: {most} processes at once, and the exchange of gradients, "
+            f"{2 * (most - 1) / most * whole:,.1f} MB per process and step"
+        )
     if base.device == "cpu":
         yield (
             "MB is memory of the machine. On GPUs other times hold; `atomloom bench batch` there finds what fits. "

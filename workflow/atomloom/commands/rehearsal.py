@@ -113,7 +113,7 @@ def rehearse(layout: Layout, plan: Plan, devices: int, log: Log) -> Rehearsal:
     Args:
         layout: paths of the project.
         plan: its plan.
-        devices: number of processes up to which one of several is tried with its share of a batch.
+        devices: number of processes up to which one of several is tried with its share of a batch; 0 for none.
         log: takes one line at a time.
     """
     config = layout.config
@@ -146,6 +146,8 @@ def _run(stage: _Stage, found: Rehearsal, log: Log) -> None:
             found.used[name] = stage.run(name, "--chunk", key)
     table = read_graphs(stage.layout.graphs(key))
     found.structures = len(table)
+    if not len(table):
+        raise AtomloomError("no structure of the sample has a graph")
     found.structure_bytes = _bytes(read_chunk(stage.layout.structures(key)).table) / len(table)
     found.graph_bytes = _bytes(table) / len(table)
     for name in ("index", "split"):
@@ -169,8 +171,8 @@ def share_of_batch(bounds: Batching, processes: int) -> dict[str, int | None]:
 
 
 def _doubled(most: int) -> list[int]:
-    """1, 2, 4, ... and `most` itself; nothing for one process."""
-    return sorted({2**k for k in range(most.bit_length())} | {most}) if most > 1 else []
+    """1, 2, 4, ... and `most` itself; nothing for none."""
+    return sorted({2**k for k in range(most.bit_length())} | {most}) if most else []
 
 
 def sample_content(config: Config, records: int, folder: Path) -> dict[str, Any]:
