@@ -14,7 +14,7 @@ from atomloom.models import build_model
 from atomloom.models.common import passes
 from atomloom.models.common.outputs import Head
 from atomloom.models.derivatives import evaluate_potential
-from atomloom.models.tensornet import network, tensors
+from atomloom.models.tensornet import kernels, network
 from atomloom.structures.elements import atomic_number
 from tests.unit.models.potentials import (
     crystal,
@@ -132,11 +132,11 @@ def test_oracle_in_single_precision(reference, way):
 
 def matrices(found: np.ndarray) -> np.ndarray:
     """[N, D, 3, 3] from components [9, N, D]."""
-    return np.einsum("cnd,cij->ndij", found, tensors.BASIS)
+    return np.einsum("cnd,cij->ndij", found, kernels.BASIS)
 
 
 def test_components_are_those_of_matrices(way):
-    basis = torch.from_numpy(tensors.BASIS.reshape(9, 9))
+    basis = torch.from_numpy(kernels.BASIS.reshape(9, 9))
     torch.testing.assert_close(basis @ basis.T, torch.eye(9, dtype=torch.float64))
     left, right = np.random.default_rng(0).normal(size=(2, 9, 3, 2))
     x, y = matrices(left), matrices(right)
@@ -148,7 +148,7 @@ def test_components_are_those_of_matrices(way):
     made = x @ y + y @ x
     norms = np.square(made).sum((2, 3), keepdims=True)
     np.testing.assert_allclose(of(network.combined, left, right), made / (1 + norms), atol=1e-12)
-    signs = matrices(left * tensors.SIGNS[:, None, None])
+    signs = matrices(left * kernels.SIGNS[:, None, None])
     np.testing.assert_array_equal(signs, x.swapaxes(2, 3))
 
 
@@ -157,7 +157,7 @@ def test_a_direction_makes_the_matrices_of_the_paper():
     x, y, z = direction
     found = network.shapes(torch.tensor(direction[None])).numpy()[0]
     made = [
-        np.einsum("c,cij->ij", np.where(part == tensors.PART, found, 0.0), tensors.BASIS)
+        np.einsum("c,cij->ij", np.where(part == kernels.PART, found, 0.0), kernels.BASIS)
         for part in range(3)
     ]
     skew = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
@@ -316,7 +316,7 @@ def test_sums_over_edges_have_the_derivatives_of_finite_differences(way):
 
 def test_products_have_the_derivatives_of_finite_differences(way):
     torch.manual_seed(0)
-    basis = torch.from_numpy(tensors.BASIS.reshape(9, 9))
+    basis = torch.from_numpy(kernels.BASIS.reshape(9, 9))
     left, right = random(9, 3, 2), random(9, 3, 2)
     for function, given in (
         (network.normalised, (left,)),

@@ -4,7 +4,7 @@ arXiv:2306.06482), under the weight names of its first implementation.
 A rotation R of a structure turns a matrix X of an atom into R X R^T. Messages are matrices of neighbours,
 weighted by functions of the distance, and atoms combine them with their own by matrix products, XY + YX. In a
 mirror image of the structure, skew-symmetric parts are mirrored as vectors are, and scalars, and so energies,
-are the same. Matrices are stored by their components along a basis (`tensornet.tensors`): what is linear acts on 9 numbers instead of 27. Everything can
+are the same. Matrices are stored by their components along a basis (`tensornet.kernels`): what is linear acts on 9 numbers instead of 27. Everything can
 be differentiated twice, as training on forces does. On a CPU messages and products are compiled passes
 (`tensornet.kernels`) with derivatives written by hand, messages over pairs of edges; elsewhere, and under
 torch.compile, they are plain operations. It knows nothing of training.
@@ -43,7 +43,7 @@ from atomloom.models.common.layers import (
 from atomloom.models.common.outputs import Head, Outputs
 from atomloom.models.common.passes import ELEMENTS, CosineCutoff, Edges, ElementEmbedding
 from atomloom.models.tensornet import kernels
-from atomloom.models.tensornet.tensors import BASIS, COMPONENTS, PARTS
+from atomloom.models.tensornet.kernels import BASIS, COMPONENTS, PARTS
 
 # --- sums over edges ---
 
