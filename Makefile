@@ -46,7 +46,7 @@ test: $(READY) ## all tests, in two processes; those that need the whole machine
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not alone" --ignore tests/cluster
 	$(BIN)/python -m pytest -q -m alone tests/unit/training/test_processes.py
 
-test-cluster: $(READY) ## the workflow on a real Slurm on this machine: Debian or Ubuntu, as root
+test-cluster: $(READY) ## the workflow on a real Slurm on this machine: Debian or Ubuntu; root, unless Slurm is installed
 	@command -v /usr/sbin/slurmctld > /dev/null || \
 		{ apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge > /dev/null; }
 	$(BIN)/python -m pytest -q tests/cluster

@@ -1,12 +1,14 @@
 """A real Slurm on this machine alone, for tests: virtual nodes, loopback, no systemd, no cgroups.
 
-It needs Debian's packages slurmctld, slurmd, slurm-client and munge, and root. Everything lives in one
-folder. GPUs are character devices that no driver knows: enough to be counted, given and named.
+It needs Debian's packages slurmctld, slurmd, slurm-client and munge. Everything lives in one folder and belongs
+to the user who starts it. For root there are GPUs: character devices that no driver knows, enough to be counted,
+given and named.
 """
 
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -24,8 +26,8 @@ CONFIG = """\
 ClusterName=atomloom
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
-SlurmUser=root
-SlurmdUser=root
+SlurmUser={user}
+SlurmdUser={user}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
 CredType=cred/munge
@@ -65,7 +67,7 @@ PartitionName=gpu Nodes=n[1-{count}] MaxTime=24:00:00 DefaultTime=10:00 DefMemPe
 
 NODE = (
     "NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} "
-    "RealMemory={memory} Gres=gpu:fake:{gpus} State=UNKNOWN"
+    "RealMemory={memory} {gpus}State=UNKNOWN"
 )
 
 
@@ -74,8 +76,6 @@ def why_not() -> str | None:
     missing = [name for name in PROGRAMS if _program(name) is None]
     if missing:
         return f"no {', '.join(missing)} here: make test-cluster installs them"
-    if os.geteuid() != 0:
-        return "starting a cluster needs root"
     return None
 
 
@@ -87,27 +87,31 @@ class Cluster:
         nodes: number of virtual nodes.
         cpus: cores that each node claims.
         memory: MiB that each node claims.
-        gpus: pretended GPUs per node.
+        gpus: pretended GPUs per node; none where the user may not make devices.
     """
 
     def __init__(
         self, folder: Path, nodes: int = 2, cpus: int = 4, memory: int = 8000, gpus: int = 2
     ) -> None:
-        self.folder, self.count, self.gpus = folder, nodes, gpus
+        self.folder, self.count = folder, nodes
+        self.gpus = gpus if os.geteuid() == 0 else 0
+        given_gpus = f"Gres=gpu:fake:{self.gpus} " if self.gpus else ""
         self.port = _free_ports(nodes + 1)
         names = [f"n{number}" for number in range(1, nodes + 1)]
         self.nodes = dict(zip(names, range(self.port + 1, self.port + 1 + nodes), strict=True))
         for name in ("state", "spool", "bin"):
             (folder / name).mkdir(parents=True)
         lines = [
-            NODE.format(name=name, port=port, cpus=cpus, memory=memory, gpus=gpus)
+            NODE.format(name=name, port=port, cpus=cpus, memory=memory, gpus=given_gpus)
             for name, port in self.nodes.items()
         ]
         given = {"host": socket.gethostname().partition(".")[0], "port": self.port}
+        given["user"] = pwd.getpwuid(os.geteuid()).pw_name
         text = CONFIG.format(folder=folder, nodes="\n".join(lines), count=nodes, **given)
         (folder / "slurm.conf").write_text(text)
         (folder / "cgroup.conf").write_text("")
-        self._pretend_gpus()
+        if self.gpus:
+            self._pretend_gpus()
         self._write_programs()
 
     @property

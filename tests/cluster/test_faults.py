@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tests.cluster.conftest import ClusterProject, products
 from tests.cluster.slurm import has_pending
 from tests.workflow.project import Project
 
-EPOCHS = 400
+EPOCHS = 100
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +43,29 @@ def project(cluster, trained, tmp_path) -> ClusterProject:
     return copy
 
 
-def in_training(project: ClusterProject) -> str:
-    """Job that trains, as soon as it has saved a state."""
-    saved = project.folder / "results" / "tiny" / "runs"
-    project.cluster.wait_for(lambda: list(saved.glob("*/state/last.ckpt")), "a state is saved")
-    (job,) = [
-        line.split()[0]
-        for line in project.cluster.queue("%A %k", states="RUNNING")
-        if "train" in line
-    ]
-    return job
+@dataclass(frozen=True)
+class Training:
+    """A training that stands still in the middle, so that it is not done before something happens to it."""
+
+    job: str
+    node: str
+    pid: int
+
+    def go_on(self) -> None:
+        """Let it train on."""
+        os.kill(self.pid, signal.SIGCONT)
+
+
+def in_training(project: ClusterProject) -> Training:
+    """Stop the training of the job that runs, as soon as it has saved a state."""
+    cluster, runs = project.cluster, project.folder / "results" / "tiny" / "runs"
+    cluster.wait_for(lambda: list(runs.glob("*/state/last.ckpt")), "a state is saved")
+    (running,) = [line for line in cluster.queue("%A %N %k", states="RUNNING") if "train" in line]
+    job, node, _ = running.split(maxsplit=2)
+    training = Training(job, node, project.training_on(node))
+    os.kill(training.pid, signal.SIGSTOP)
+    assert not list(runs.glob("*/run.json")), "it was not done yet"
+    return training
 
 
 def told(project: ClusterProject, words: str) -> bool:
@@ -75,8 +89,7 @@ def training_log(project: ClusterProject) -> str:
 
 def test_a_cancelled_job_is_submitted_again_and_resumes(project, trained):
     process = project.started()
-    job = in_training(project)
-    project.cluster.cancel(job)
+    project.cluster.cancel(in_training(project).job)
     finish(project, process, trained)
     assert "resuming at epoch" in training_log(project)
 
@@ -84,14 +97,11 @@ def test_a_cancelled_job_is_submitted_again_and_resumes(project, trained):
 def test_a_job_moves_to_another_node_when_the_power_of_its_own_is_cut(project, trained):
     cluster = project.cluster
     process = project.started()
-    job = in_training(project)
-    (node,) = cluster.queue("%N", states="RUNNING")
+    training = in_training(project)
+    node = training.node
     cluster.cut_power(node)
     try:
-        cluster.wait_for(lambda: cluster.states().get(node) != "allocated", "the node is missed")
-        cluster.wait_for(
-            lambda: cluster.release(job) or process.poll() is not None, "the job is queued again"
-        )
+        cluster.wait_for(lambda: cluster.release(training.job), "the job is queued again")
         finish(project, process, trained)
     finally:
         cluster.start_node(node)
@@ -124,17 +134,15 @@ def test_a_copy_that_lives_on_where_the_daemon_was_killed_harms_nothing(
     if locks == "no locks":
         (tmp_path / "sitecustomize.py").write_text(NO_LOCKS)
     process = project.started(PYTHONPATH=path)
-    job = in_training(project)
-    (node,) = cluster.queue("%N", states="RUNNING")
-    old = project.training_on(node)
-    os.kill(old, signal.SIGSTOP)  # until the other one is there, however long that takes
+    training = in_training(project)
+    node = training.node
     try:
         cluster.kill_daemon(node)
-        cluster.wait_for(lambda: cluster.release(job), "the job is queued again")
+        cluster.wait_for(lambda: cluster.release(training.job), "the job is queued again")
         said = "waiting for it" if locks == "locks" else "resuming at epoch"
         cluster.wait_for(lambda: told(project, said), "the second copy is there")
-        assert old in cluster.processes_on(node)
-        os.kill(old, signal.SIGCONT)
+        assert training.pid in cluster.processes_on(node)
+        training.go_on()
         finish(project, process, trained)
         cluster.wait_for(lambda: not cluster.processes_on(node), "the first copy has ended")
         assert told(project, "has taken this run over") == (locks == "no locks")
@@ -147,16 +155,20 @@ def test_a_copy_that_lives_on_where_the_daemon_was_killed_harms_nothing(
 def test_a_second_copy_of_a_training_waits_for_the_first(project, trained):
     """Snakemake is killed while its job runs, and started again."""
     process = project.started()
-    in_training(project)
+    training = in_training(project)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    finish(project, project.started(), trained)
+    process = project.started()
+    project.cluster.wait_for(lambda: told(project, "waiting for it"), "the second copy is there")
+    training.go_on()
+    finish(project, process, trained)
 
 
 def test_a_controller_that_is_away_for_a_while_is_waited_for(project, trained):
     process = project.started()
-    in_training(project)
+    training = in_training(project)
     project.cluster.stop_controller()
+    training.go_on()
     project.cluster.start_controller()
     finish(project, process, trained)
 
@@ -175,18 +187,14 @@ def test_a_job_with_too_little_memory_gets_more(project, trained):
 
 
 def test_a_training_is_warned_of_its_time_limit_and_resumes(project, trained):
-    """The warning comes to a process that stands still, so that it is not done before."""
     (project.folder / "config").mkdir(exist_ok=True)
     Path(project.folder / "config" / "cluster.yaml").write_text('extra: "--signal=TERM@50"\n')
     process, cluster = project.started(), project.cluster
-    job = in_training(project)
-    (node,) = cluster.queue("%N", states="RUNNING")
-    pid = project.training_on(node)
-    os.kill(pid, signal.SIGSTOP)
+    training = in_training(project)
     (elapsed,) = cluster.queue("%M", states="RUNNING")
-    cluster.set_time_limit(job, int(elapsed.split(":")[0]) + 2)
-    cluster.wait_for(lambda: has_pending(pid, signal.SIGTERM), "it is warned")
-    os.kill(pid, signal.SIGCONT)
+    cluster.set_time_limit(training.job, int(elapsed.split(":")[0]) + 2)
+    cluster.wait_for(lambda: has_pending(training.pid, signal.SIGTERM), "it is warned")
+    training.go_on()
     finish(project, process, trained)
     assert told(project, "stopped by SIGTERM; the state is saved")
     assert told(project, "resuming at epoch")
@@ -194,8 +202,8 @@ def test_a_training_is_warned_of_its_time_limit_and_resumes(project, trained):
 
 def test_a_job_that_is_queued_again_resumes(project, trained):
     process, cluster = project.started(), project.cluster
-    job = in_training(project)
-    cluster.requeue(job)
-    cluster.wait_for(lambda: cluster.release(job), "the job is queued again")
+    training = in_training(project)
+    cluster.requeue(training.job)
+    cluster.wait_for(lambda: cluster.release(training.job), "the job is queued again")
     finish(project, process, trained)
     assert told(project, "resuming at epoch")

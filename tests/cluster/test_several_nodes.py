@@ -79,7 +79,7 @@ def test_two_nodes_learn_what_one_process_learns_also_with_sharded_weights(proje
 def test_a_job_on_two_nodes_ends_when_a_process_is_killed_and_resumes_to_the_same_bits(
     project, tmp_path
 ):
-    often = {"epochs": 200, "checkpoint_minutes": 1e-6}
+    often = {"epochs": 60, "checkpoint_minutes": 1e-6}
     settings(project, devices=2, **often)
     undisturbed = type(project)(project.copy(tmp_path / "undisturbed").folder, project.cluster)
     undisturbed.snakemake()
