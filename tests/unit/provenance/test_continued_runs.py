@@ -14,7 +14,7 @@ from atomloom.pipeline.parent import begun_with_other_processes, find_parent
 from atomloom.pipeline.runs import differences, read_run
 from atomloom.reports.html import _facts
 from atomloom.reports.tables import RunCard
-from atomloom.store.files import read_json, write_json, write_sealed
+from atomloom.store.files import file_digest, read_json, write_json, write_sealed
 from tests.unit.provenance.conftest import Project
 
 
@@ -119,6 +119,17 @@ def test_an_unfinished_run_is_continued_with_other_processes_alone(tmp_path, own
     expected = pytest.raises(AtomloomError, match=reason) if reason else nullcontext()
     with expected:
         parent.require_continued_by(spec, spec["training"]["epochs"])
+
+
+@pytest.mark.slow
+def test_a_run_begun_by_one_process_goes_on_by_two(project):
+    begun = project.run
+    for name in ("state/finished.json", "run.json", "model.safetensors"):
+        (begun / name).unlink()
+    run = project.train(epochs=3, devices=2, continue_from=begun.name)
+    card, state = read_json(run / "run.json"), file_digest(begun / "state" / "last.ckpt")
+    assert card["parent"] == {"run": begun.name, "epochs": 2, "state": state}
+    assert (card["epochs_run"], card["config"]["training"]["devices"]) == (3, 2)
 
 
 def test_a_run_that_was_begun_with_other_processes_is_found(tmp_path):

@@ -129,7 +129,10 @@ def test_another_number_of_processes_goes_on_in_the_middle_of_an_epoch(tmp_path,
     two.mkdir()
     options |= {"devices": 2, "sums": True}
     done = launch(two, options, kill_at=20, start=str(tmp_path / "one"))
-    assert "after epoch 0\nby 2 processes instead of 0: the same steps to rounding\n" in done.stdout
+    assert (
+        "after epoch 0\nnumber of processes: 2 instead of 0: the same steps to rounding\n"
+        in done.stdout
+    )
     assert done.returncode != 0
     lines = []
     start = start_of(str(two / "run"))

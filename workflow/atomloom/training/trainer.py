@@ -741,7 +741,7 @@ class Trainer:
         if start.processes != self.ranks:
             normed = any(hasattr(module, "running_mean") for module in self.model.modules())
             self.log(
-                f"by {self.ranks} processes instead of {start.processes}: the same steps to rounding"
+                f"number of processes: {self.ranks} instead of {start.processes}: the same steps to rounding"
                 + (", except that batch norms see other parts of a batch" if normed else "")
             )
 
