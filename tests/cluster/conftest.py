@@ -107,6 +107,15 @@ class ClusterProject(Project):
         ]
         return found
 
+    def told(self, words: str) -> bool:
+        """Whether a training has said this: in its log, or in that of a job that failed.
+
+        Snakemake removes the log of a job that it starts again.
+        """
+        logs = [*(self.folder / "results" / "tiny" / "logs" / "train").glob("*.log")]
+        logs += (self.folder / ".snakemake" / "slurm_logs" / "rule_train").rglob("*.log")
+        return any(words in log.read_text() for log in logs)
+
     @property
     def variables(self) -> dict[str, str]:
         assert self.cluster is not None

@@ -323,8 +323,11 @@ def command_of(pid: int) -> list[str]:
 
 
 def has_pending(pid: int, number: int) -> bool:
-    """Whether a signal has reached a process, which has not looked at it yet."""
-    status = Path(f"/proc/{pid}/status").read_text()
+    """Whether a signal has reached a process that is there, and has not looked at it yet."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
     masks = [line.split()[1] for line in status.splitlines() if line[:7] in ("SigPnd:", "ShdPnd:")]
     return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
 
