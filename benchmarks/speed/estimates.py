@@ -1,9 +1,9 @@
 """Estimates of `atomloom plan --cost` against what the jobs then take.
 
-    python -m benchmarks.speed.estimates [--only demo|mp36k]
+    python -m benchmarks.speed.estimates [--only demo|phonons|mp36k]
 
-The demo crystals and 36,476 crystals of the Materials Project (one compressed archive of CIFs; ATOMLOOM_DATA names its
-folder), each with a small iComFormer for a few epochs. First the estimate, from a rehearsal on a sample; then all
+The demo crystals, the 1,265 of matbench_phonons and 36,476 of the Materials Project (one compressed archive of CIFs;
+ATOMLOOM_DATA names the folder of the data sets), each with a small iComFormer for a few epochs. First the estimate, from a rehearsal on a sample; then all
 stages, each chunk a process of its own with nothing else on the machine that is ours. Ratios are estimated over
 observed: seconds and peak memory of the longest and the largest job of each stage. Writes
 benchmarks/results/estimates.json.
@@ -11,6 +11,7 @@ benchmarks/results/estimates.json.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -40,11 +41,13 @@ THREADS = 1
 CHUNKS = 3
 """Number of chunks that are run as jobs; the largest is among them. The others are run together."""
 MODEL = {"name": "icomformer", "width": 32, "layers": 2}
-EPOCHS = {"demo": 5, "mp36k": 2}
+EPOCHS = {"demo": 5, "phonons": 3, "mp36k": 2}
 FILES = {
     "demo": ROOT / "config" / "config.yaml",
+    "phonons": ROOT / "config" / "presets" / "matbench-phonons.yaml",
     "mp36k": ROOT / "config" / "presets" / "mp36k-formation-energy.yaml",
 }
+DATA = {"phonons": ("matbench_phonons",), "mp36k": ("mp36k_crysxpp",)}
 
 
 def main() -> None:
@@ -52,8 +55,8 @@ def main() -> None:
     options = Parser(__doc__, FILES).parse_args()
     content = read_result("estimates") if options.only else {}
     for name in [options.only] if options.only else FILES:
-        if name == "mp36k":
-            data_path("mp36k_crysxpp")
+        for folder in DATA.get(name, ()):
+            data_path(folder)
         content[name] = measure(name)
         for stage, row in content[name]["stages"].items():
             print(
@@ -92,6 +95,7 @@ def measure(name: str) -> dict:
         "sample": rehearsal.records,
         "rehearsal_seconds": seconds,
         "epochs": EPOCHS[name],
+        "load": os.getloadavg()[1],
         "stages": stages,
     }
 
