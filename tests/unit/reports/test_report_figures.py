@@ -158,6 +158,16 @@ def test_a_histogram_says_how_many_errors_it_leaves_out():
     assert beyond == (errors > reach).sum() >= 1
 
 
+def test_the_legend_of_a_histogram_of_errors_is_above_its_bars():
+    figure, _, _ = figures.error_figure(predictions())
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    legend = axes.get_legend().get_window_extent()
+    assert legend.y0 >= axes.get_window_extent().y1 - 1
+    assert legend.x1 <= figure.bbox.x1
+    assert legend.y1 <= figure.bbox.y1
+
+
 def test_perfect_and_single_predictions_can_be_drawn():
     frame = predictions_frame(1, ("gap",))
     frame["gap_predicted"] = frame["gap"]

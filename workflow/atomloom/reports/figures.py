@@ -578,7 +578,7 @@ def error_figure(predictions: Predictions) -> tuple[Figure, float, int]:
         )
     )
     axes.set_ylabel(f"{predictions.noun}s of the split (%)")
-    axes.legend(loc="upper right")
+    _legend_above(axes)
     return figure, reach, int((np.abs(errors) > reach).sum())
 
 
