@@ -4,8 +4,8 @@
 
 For each Python and system: the packages that the markers of the lock ask for there, those without a wheel (pip
 builds them from source), and what they require of each other that is in no line of the lock. Nothing is
-installed or downloaded but metadata, which takes pip 26. Needs a package registry, as pip is configured. Packages
-of CUDA and Triton that torch itself pins on Linux are counted apart.
+installed or downloaded but metadata, which takes pip 26. Needs a package registry, as pip is configured. What
+torch requires is not looked at: on Linux it pins packages of CUDA and Triton, other ones in each build.
 Writes benchmarks/results/lock_wheels.json.
 """
 
@@ -93,12 +93,10 @@ def resolve(target: str) -> dict[str, Any]:
     reports = report["install"]
     found = {canonicalize_name(one["metadata"]["name"]): one["metadata"] for one in reports}
     pinned = {canonicalize_name(pin.name): str(pin.specifier).strip("=") for pin in pins}
-    unmet = sorted(set(_unmet(found, pinned, names)))
     return {
         "packages": len(pins),
         "from_source": [str(pin) for pin in built],
-        "not_in_lock": [text for name, text in unmet if name != "torch"],
-        "pinned_by_torch": sum(name == "torch" for name, _ in unmet),
+        "not_in_lock": sorted(set(_unmet(found, pinned, names))),
         "left_out_by_markers": [line.name for line in lock_lines() if line not in pins],
     }
 
@@ -122,9 +120,9 @@ def _report(target: str, pins: list[Requirement]) -> dict[str, Any] | str:
 
 def _unmet(
     found: dict[str, dict[str, Any]], pinned: dict[str, str], names: dict[str, str]
-) -> Iterator[tuple[str, str]]:
-    """Requirements that no line of the lock satisfies, each with the package that has it."""
-    todo: list[tuple[str, frozenset[str]]] = [(name, frozenset()) for name in found]
+) -> Iterator[str]:
+    """Requirements that no line of the lock satisfies, each with the package that has it; not those of torch."""
+    todo: list[tuple[str, frozenset[str]]] = [(name, frozenset()) for name in {*found} - {"torch"}]
     seen = set(todo)
     while todo:
         name, extras = todo.pop()
@@ -135,7 +133,7 @@ def _unmet(
             other = canonicalize_name(need.name)
             pin = pinned.get(other)
             if pin is None or not need.specifier.contains(pin, prereleases=True):
-                yield name, f"{name}: {need.name}{need.specifier}"
+                yield f"{name}: {need.name}{need.specifier}"
             elif need.extras and (again := (other, frozenset(need.extras))) not in seen:
                 seen.add(again)
                 if other in found:

@@ -26,6 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 CATIONS = ("Li", "Na", "K", "Rb", "Mg", "Ca")
 ANIONS = ("F", "Cl", "Br", "O")
 
+PROJECT_FILES = ("Snakefile", "workflow/Snakefile", "workflow/rules", "workflow/report")
+PROJECT_FILES += ("envs", "profiles", "config")
+"""Files that an installed package carries besides itself."""
+
 TARGETS = ("all", "default", "prepare")
 
 CONFIG = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflow.project import ROOT, counts
+from tests.workflow.project import PROJECT_FILES, ROOT, Project, counts
 
 BUILD = (
     "import sys; from setuptools.build_meta import build_{0} as build; print(build(sys.argv[1]))"
@@ -79,8 +79,7 @@ def test_the_source_distribution_is_the_checkout(sources):
 def test_the_wheel_holds_every_file_of_the_package_and_of_the_workflow(site):
     for name in tracked("workflow/atomloom"):
         assert (site / Path(name).relative_to("workflow")).is_file(), name
-    shipped = ("Snakefile", "workflow/rules", "workflow/report", "workflow/Snakefile")
-    for name in tracked(*shipped, "envs", "profiles", "config"):
+    for name in tracked(*PROJECT_FILES):
         copy = site / "atomloom" / "project" / name
         assert copy.read_bytes() == (ROOT / name).read_bytes(), name
 
@@ -144,3 +143,40 @@ def test_the_workflow_needs_no_config_of_its_own_to_be_given_another(site, tmp_p
     said = outside(site, "snakemake", "-n", "--configfile", "mine.yaml", cwd=tmp_path, check=False)
     assert "nowhere: " in said.replace("atomloom: ", "")
     assert "id_prop" not in said
+
+
+DEPLOYED = """
+configfile: "config/config.yaml"
+
+module atomloom:
+    snakefile:
+        gitfile({repository!r}, path="workflow/Snakefile", commit={commit!r})
+    config:
+        config
+
+use rule * from atomloom
+"""
+
+
+def test_a_workflow_that_snakedeploy_has_written_runs_the_rules_of_a_repository(sources, tmp_path):
+    """The Snakefile is as snakedeploy writes it, with a repository on this machine in place of one on GitHub."""
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.example"]
+    run(*git, "init", "-q", cwd=sources)
+    run(*git, "add", ".", cwd=sources)
+    run(*git, "commit", "-q", "-m", "all", cwd=sources)
+    commit = run("git", "rev-parse", "HEAD", cwd=sources).strip()
+    project = Project.create(tmp_path / "project", structures=24)
+    for name in ("workflow", "envs"):
+        shutil.rmtree(project.folder / name)
+    (project.folder / "Snakefile").unlink()
+    (project.folder / "workflow").mkdir()
+    (project.folder / "workflow" / "Snakefile").write_text(
+        DEPLOYED.format(repository=str(sources), commit=commit)
+    )
+    (project.folder / "config").mkdir()
+    (project.folder / "my.yaml").rename(project.folder / "config" / "config.yaml")
+    command = [sys.executable, "-m", "snakemake", "--cores", "1"]
+    run(*command, "--until", "plan", cwd=project.folder)
+    found = counts(run(*command, "-n", cwd=project.folder))
+    stages = {"convert", "graphs", "index", "split", "train", "evaluate", "report"}
+    assert set(found) == stages

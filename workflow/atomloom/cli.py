@@ -147,6 +147,23 @@ def put_on_path() -> None:
     os.environ["PATH"] = os.pathsep.join([folder, os.environ.get("PATH", "")])
 
 
+def lend_package(folder: Path) -> None:
+    """Let jobs in conda environments import this package, but nothing else of this environment.
+
+    Args:
+        folder: gets a link to the package; the command `atomloom` of these environments
+            (envs/*.post-deploy.sh) finds it by a variable.
+    """
+    link, package = folder.absolute() / "atomloom", Path(__file__).resolve().parent
+    if not link.exists() or link.resolve() != package:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        new = link.with_name(f"{link.name}.{os.getpid()}")
+        new.symlink_to(package)
+        new.replace(link)
+    # Not PYTHONPATH, which Snakemake takes away from jobs in conda environments: their command sets it.
+    os.environ["ATOMLOOM_LENT"] = str(link.parent)
+
+
 class _Parser(argparse.ArgumentParser):
     """Argument parser whose errors are one line, as all errors are."""
 

@@ -10,8 +10,10 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from snakemake.settings.types import DeploymentMethod
+
 from atomloom import former
-from atomloom.cli import put_on_path
+from atomloom.cli import lend_package, put_on_path
 from atomloom.config import dump_config, parse_config
 from atomloom.config.reading import read_config_file
 from atomloom.errors import AtomloomError
@@ -33,6 +35,10 @@ from atomloom.sweeps.rounds import (
 from atomloom.sweeps.runs import paths_of, written_config
 
 put_on_path()
+
+if DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method:
+    # Conda environments hold the packages; this atomloom, and nothing else from here, is what jobs run.
+    lend_package(Path(".snakemake/atomloom"))
 
 UNDECLARED = ("state", "checkpoints")
 """Folders of a run that training keeps through a failure, so not outputs of a rule."""
