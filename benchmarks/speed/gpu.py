@@ -4,7 +4,7 @@
 
 Runs on any machine with a CUDA GPU, from a bare checkout, without a network and without Snakemake; a part takes about a
 minute and results are written after each, so that a cut loses nothing. `--small --device cpu` tries
-every part on a CPU. Parts whose data sets are absent say so. Writes benchmarks/results/gpu.json, or `--out`.
+every part on a CPU. `python benchmarks/gpu.py` is the same. Parts whose data sets are absent say so. Writes benchmarks/results/gpu.json, or `--out`.
 
 right     outputs, gradients, forces and stress against float64 on the CPU
 waiting   whole training steps during which waiting for the device is an error
@@ -12,6 +12,8 @@ recorded  gradients, sums and running statistics of steps replayed as CUDA graph
           themselves
 steps     training steps in fp32, tf32, bf16, plain, recorded and compiled, with peak memory and the
           share of the time in which the GPU computes
+memory    memory of a step by the number of structures, and how well the smaller sizes foretell that of
+          the largest
 loader    graphs delivered per second
 batched   energies and forces of 1 to 128 molecules at once
 tio2      PaiNN on energies and forces of the embedded TiO2 frames, from files to errors
@@ -65,8 +67,8 @@ from benchmarks.common.results import (
     write_result,
 )
 
-PROPERTY_MODELS = ("icomformer", "ecomformer", "alignn")
-POTENTIALS = ("painn", "chebyshev")
+PROPERTY_MODELS = ("icomformer", "ecomformer", "alignn", "tensornet_property")
+POTENTIALS = ("painn", "chebyshev", "tensornet", "nequip")
 MODELS = (*PROPERTY_MODELS, *POTENTIALS)
 
 
@@ -90,7 +92,7 @@ def config_of(model: str, width: int, **training: Any) -> Config:
     section: dict[str, Any] = {"name": model}
     if model == "chebyshev":
         section["species"] = ["Ti", "O"]
-    else:
+    elif model != "nequip":  # which has a number of features for each degree
         section["width"] = width
     target = ["energy", "forces"] if model in POTENTIALS else "target"
     content = {
@@ -180,7 +182,7 @@ def finish(device: str) -> None:
 def right(options: Namespace) -> dict[str, Any]:
     """Largest differences from float64 on the CPU, in units of each tensor's largest value."""
     rows = {}
-    for name in MODELS:
+    for name in options.models:
         config = config_of(name, 32)
         structures = structures_for(name, 8 if name in POTENTIALS else 24)
         table = build_graphs(StructureTable.from_structures(structures), config.graph)
@@ -228,7 +230,7 @@ def _worst(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 def waiting(options: Namespace) -> dict[str, Any]:
     """For each model `does not wait`, or where it does."""
     rows = {}
-    for name in MODELS:
+    for name in options.models:
         for precision in ("32", "bf16-mixed"):
             config = config_of(name, 64, device=options.device, precision=precision)
             with arithmetic_of(config):
@@ -262,7 +264,7 @@ def recorded(options: Namespace) -> dict[str, Any] | str:
     if options.device == "cpu":
         return "no GPU"
     rows = {}
-    for name in MODELS:
+    for name in options.models:
         for precision in ("64", "32", "bf16-mixed"):
             config = config_of(name, 64, device=options.device, precision=precision)
             with arithmetic_of(config):
@@ -384,6 +386,49 @@ def _on_the_device(step: Callable[[], None], seconds: float) -> dict[str, Any]:
         "busy_share": busy / seconds,
         "longest": {event.key[:70]: event.self_device_time_total / 1e3 for event in most},
     }
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def memory(options: Namespace) -> dict[str, Any]:
+    """Memory of training steps in MiB: peak on a GPU, what the forward pass keeps on a CPU.
+
+    A batch takes what the weights take and a share for each structure. Both are taken from the two smallest
+    sizes, `foretold` is the largest by them in units of what was measured.
+    """
+    sizes = (4, 8, 16) if options.small else (32, 64, 256)
+    rows = {}
+    for name in options.models:
+        width = 16 if options.small else 128
+        config = config_of(name, width, device=options.device)
+        found = {}
+        for size in sizes:
+            with arithmetic_of(config):
+                found[size] = _megabytes(Steps(config, structures_for(name, size)), options.device)
+        small, double, largest = (found[size] for size in sizes)
+        each = (double - small) / (sizes[1] - sizes[0])
+        foretold = small + each * (sizes[2] - sizes[0])
+        rows[name] = {"width": width, "mib": found, "foretold": foretold / largest}
+        print(name, rows[name], flush=True)
+    return rows
+
+
+def _megabytes(step: Steps, device: str) -> float:
+    step()  # the optimiser's state, and what is made once
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated() / 2**20
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step()
+    return sum(kept.values()) / 2**20
 
 
 # --- loader ---------------------------------------------------------------------------------------
@@ -625,6 +670,7 @@ PARTS: dict[str, Callable[[Namespace], Any]] = {
     "waiting": waiting,
     "recorded": recorded,
     "steps": steps,
+    "memory": memory,
     "loader": loader,
     "batched": batched,
     "tio2": tio2,
