@@ -326,6 +326,38 @@ def test_the_report_that_stands_shows_the_run_that_is_configured(finished):
     assert run.name in report
 
 
+def test_a_job_needs_nothing_but_its_declared_inputs(project, tmp_path, monkeypatch):
+    """As on a machine that shares no file system: in a folder with what a rule declares, and the config."""
+    project.snakemake("--generate-unit-tests", "jobs")
+    jobs = {path.name: path for path in (project.folder / "jobs").iterdir() if path.is_dir()}
+    assert jobs.keys() == {"plan", "convert", "graphs", *AFTER_PLAN}
+    with_times = {"run.json", "history.csv", "report.html"}
+    for rule, job in jobs.items():
+        alone = Project(tmp_path / rule)
+        shutil.copytree(job / "data", alone.folder)
+        alone.write_config(CONFIG)
+        monkeypatch.chdir(alone.folder)
+        expected = {path: path.read_bytes() for path in (job / "expected").rglob("*.*")}
+        chunk = min(expected).name.partition(".")[0]
+        which = ["--chunk", chunk] if rule in ("convert", "graphs") else []
+        assert main([rule, "--config", "my.yaml", *which]) == 0
+        for path, content in expected.items():
+            made = (alone.folder / path.relative_to(job / "expected")).read_bytes()
+            assert made == content or path.name in with_times, path
+
+
+def test_snakemake_runs_one_rule_where_raw_files_are_not(project):
+    """As an executor does on another machine, and the tests that snakemake generates."""
+    shutil.rmtree(project.folder / "data")
+    (index,) = project.folder.glob("results/tiny/index/*/index.json")
+    content = index.read_bytes()
+    index.unlink()
+    named = str(index.relative_to(project.folder))
+    assert "check dataset.source" in project.snakemake(named, check=False)
+    project.snakemake("--allowed-rules", "index", "--", named)
+    assert index.read_bytes() == content
+
+
 def test_snakemakes_own_report_holds_the_results(finished, tmp_path):
     finished.snakemake("--report", str(tmp_path / "whole.zip"))
     results = finished.folder / "results" / "tiny"

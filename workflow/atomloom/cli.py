@@ -30,6 +30,7 @@ from atomloom.commands.options import Log, amount, count, few, log_to, say
 from atomloom.commands.run_records import add_provenance, add_runs
 from atomloom.config import Config, load_config
 from atomloom.errors import AtomloomError, InterruptedRun
+from atomloom.pipeline.ahead import AHEAD, run_with_others
 from atomloom.pipeline.chunk_jobs import run_chunks
 from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.plan import Plan
@@ -227,6 +228,13 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="N",
                 help="processes (all cores)",
             )
+        if stage.name in AHEAD:
+            sub.add_argument(
+                "--ahead",
+                type=amount,
+                metavar="SECONDS",
+                help="after --chunk, do others for jobs to come",
+            )
         if stage.threads:
             sub.add_argument("--threads", type=few, metavar="N", help="CPU threads")
         if stage.name == "train":
@@ -357,6 +365,16 @@ def _each_chunk(options: argparse.Namespace) -> None:
     plan, log = paths.plan, log_to(options)
     chunks = [options.chunk] if options.chunk else plan.chunk_keys
     require_earlier(paths, stage.name, chunks)
+    if options.chunk and getattr(options, "ahead", None):
+
+        def log_of(key: str) -> Log:
+            job = key if stage.job is None else stage.job(paths, key)
+            file = paths.layout.logs / stage.name / f"{job}.log"
+            own = {**vars(options), "log": file}
+            return log if key == options.chunk else log_to(argparse.Namespace(**own))
+
+        run_with_others(stage, paths, options.chunk, options.ahead, log_of)
+        return
     if options.chunk:
         stage.run_timed(paths, log, options.chunk)
         return

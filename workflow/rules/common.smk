@@ -8,7 +8,9 @@ import os
 import shutil
 import sys
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
+from shlex import quote
 
 from snakemake.settings.types import DeploymentMethod
 
@@ -18,11 +20,13 @@ from atomloom.config import dump_config, parse_config
 from atomloom.config.reading import read_config_file
 from atomloom.errors import AtomloomError
 from atomloom.store.files import read_plain, write_text
+from atomloom.pipeline.ahead import ahead_of
 from atomloom.pipeline.paths import Layout, RunPaths, own_report, report_key_of
 from atomloom.pipeline.plan import Plan
 from atomloom.pipeline.resources import FILE, read_resources
 from atomloom.pipeline.site import read_site
-from atomloom.stages.sources import refresh_sources
+from atomloom.pipeline.stage_table import STAGES
+from atomloom.stages.sources import named_sources, refresh_sources
 from atomloom.sweeps.rounds import (
     Slot,
     before,
@@ -53,6 +57,14 @@ def deletes_all_output(arguments):
     return "--delete-all-output" in arguments and not dry
 
 
+def may_plan(arguments):
+    """Whether this call of snakemake may run the plan, and not only some other rules."""
+    if "--allowed-rules" not in arguments:
+        return True
+    rest = arguments[arguments.index("--allowed-rules") + 1 :]
+    return "plan" in takewhile(lambda argument: argument[:1] != "-", rest)
+
+
 def tell(line):
     """Print a line once, and not in the jobs, which parse this file too."""
     if workflow.is_main_process:
@@ -74,11 +86,12 @@ try:
                 todo="use another folder; if it is below this one, give the relative path",
             )
     SITE = read_site(Path("config/cluster.yaml"))
-    # Jobs on other machines parse this file too; raw files are checked once, where the workflow starts.
-    if workflow.is_main_process:
+    # Jobs on other machines parse this file too; raw files are checked once, where the workflow starts, and
+    # where a single job is run by itself (`--allowed-rules`), only if it is the one that they are for.
+    if workflow.is_main_process and may_plan(sys.argv[1:]):
         refresh_sources(layout)
-        if not layout.merged_config.exists():
-            write_text(layout.merged_config, dump_config(layout.config))
+    if not layout.merged_config.exists():
+        write_text(layout.merged_config, dump_config(layout.config))
 except AtomloomError as error:
     sys.exit(f"atomloom: {error}")
 
@@ -140,15 +153,35 @@ def _chunks_of(path: str, time_stamp: int) -> frozenset:
 
 
 def planned_here(wildcards):
-    """Input function of `convert`: nothing, or an impossible file for a chunk that is not in this plan.
+    """Input function of `convert`: raw files, or an impossible file for a chunk that is not in this plan.
 
     With two modules on one store, each has a rule for any chunk, but only one may know its records.
     """
     if PLAN.exists():
         known = _chunks_of(str(PLAN), PLAN.stat().st_mtime_ns)
         if wildcards.chunk in known:
-            return []
+            return raw_files(wildcards)
     return [PLAN.with_name(f"no chunk {wildcards.chunk}")]
+
+
+def raw_files(wildcards):
+    """Input function: files and folders of the config that records and labels are read from.
+
+    Folders as such: of a data set in one file per structure, a list of them would be long for each chunk.
+    """
+    return ancient(named_sources(layout))
+
+
+def beside(stage):
+    """Input function: files that a job reads but that are no reason to run it again."""
+
+    def files(wildcards):
+        chunk = getattr(wildcards, "chunk", "")
+        if chunk and not PLAN.exists():
+            return []  # another module may have one with this chunk
+        return ancient(STAGES[stage].inputs_beside(paths_for(wildcards), chunk))
+
+    return files
 
 
 def share_store():
@@ -211,11 +244,22 @@ def merged_config(wildcards, output):
     A function of `output` is not compared with that of the last run: a new learning rate renames the
     merged config, which must not affect graphs.
     """
+    found = trial_of(wildcards)
+    return CONFIG if found is None else _config_of_a_trial(*found)
+
+
+def paths_for(wildcards) -> RunPaths:
+    """Paths by the config that a job reads; waits for the plan."""
+    made, found = planned(), trial_of(wildcards)
+    return made if found is None else _paths_of_a_trial(*found)
+
+
+def trial_of(wildcards):
+    """A trial of the sweep, and its run, that a job is for; None where it is for the config itself."""
     for kind in ("graph", "index", "dataset"):
         if hasattr(wildcards, kind):
-            found = run_of_a_trial(kind, getattr(wildcards, kind))
-            return CONFIG if found is None else _config_of_a_trial(*found)
-    return CONFIG
+            return run_of_a_trial(kind, getattr(wildcards, kind))
+    return None
 
 
 def run_of_a_trial(kind, key):
@@ -232,14 +276,22 @@ def run_of_a_trial(kind, key):
     return None
 
 
+_of_trials: dict = {}
 _configs: dict = {}
 
 
-def _config_of_a_trial(trial, run):
-    """File of the merged config of a run of a trial; looked for once, as many chunks have the same."""
-    if run.run not in _configs:
+def _paths_of_a_trial(trial, run):
+    """Paths of a run of a trial; made once, as many chunks have the same."""
+    if run.run not in _of_trials:
         known = _read_plan(str(PLAN), PLAN.stat().st_mtime_ns)
-        _configs[run.run] = written_config(paths_of(known, trial, run).layout)
+        _of_trials[run.run] = paths_of(known, trial, run)
+    return _of_trials[run.run]
+
+
+def _config_of_a_trial(trial, run):
+    """File of the merged config of a run of a trial; written once, for the same reason."""
+    if run.run not in _configs:
+        _configs[run.run] = written_config(_paths_of_a_trial(trial, run).layout)
     return _configs[run.run]
 
 
@@ -309,6 +361,28 @@ def cores_of_training(wildcards):
         elsewhere = workflow.resource_settings.nodes is not None
     measured = ASKS["train"].cpus or CORES_ELSEWHERE
     return measured if elsewhere else workflow.cores
+
+
+AHEAD_SECONDS = 10
+"""Processor time for which a job goes on with other chunks: far longer than a process takes to start."""
+
+
+def works_ahead():
+    """Whether jobs of chunks do each other's work: on this machine only."""
+    return workflow.local_exec and not workflow.remote_exec
+
+
+def fetched(wildcards, output):
+    """Params function, start of a shell command: take the shard that another job has made ahead, or else."""
+    if not works_ahead():
+        return ""
+    own = Path(str(output[0]))
+    return f"mv -f {quote(str(ahead_of(own)))} {quote(str(own))} 2>/dev/null || "
+
+
+def ahead(wildcards, output):
+    """Params function, option of a command: do further chunks ahead. Of `output`, for the reason above."""
+    return f"--ahead {AHEAD_SECONDS}" if works_ahead() else ""
 
 
 def asks(rule, devices=0):

@@ -9,6 +9,7 @@ checkpoint plan:
     """Enumerate raw records, fingerprint them, join labels, cut chunks."""
     input:
         layout.plan_folder / "sources.json",
+        raw_files,
     output:
         plan=PLAN,
         members=layout.plan_folder / "members.parquet",
@@ -29,32 +30,34 @@ checkpoint plan:
 
 
 rule convert:
-    """Convert the raw records of one chunk; records that cannot be used go to quarantine.
-
-    No input file: only the plan knows chunks, so it exists, and its path must not count.
-    """
+    """Convert the raw records of one chunk; records that cannot be used go to quarantine."""
     input:
         planned_here,
+        beside("convert"),
     output:
         layout.structures("{chunk}"),
     log:
         layout.logs / "convert" / "{chunk}.log",
+    priority: 1  # what has been made ahead is fetched before graphs are built
     conda:
         environment("graphs.yaml")
     resources:
         **asks("convert"),
     params:
         config=merged_config,
+        fetched=fetched,
+        ahead=ahead,
     message:
         "Converting chunk {wildcards.chunk}"
     shell:
-        "atomloom convert --config {params.config:q} --chunk {wildcards.chunk} --log {log:q}"
+        "{params.fetched}atomloom convert --config {params.config:q} --chunk {wildcards.chunk} {params.ahead} --log {log:q}"
 
 
 rule split:
     """Join labels to structures and divide them into training, validation and test."""
     input:
         ancient(chunks(layout.structures)),
+        beside("split"),
         labels=ancient(labels),
     output:
         layout.results / "split" / "{dataset}" / "dataset.parquet",

@@ -9,6 +9,7 @@ rule graphs:
     """Build the neighbour graphs of one chunk."""
     input:
         graph_here,
+        beside("graphs"),
         structures=ancient(layout.structures("{chunk}")),
     output:
         layout.graph_folder.with_name("{graph}") / layout.graphs("{chunk}").name,
@@ -20,16 +21,19 @@ rule graphs:
         **asks("graphs"),
     params:
         config=merged_config,
+        fetched=fetched,
+        ahead=ahead,
     message:
         "Building graphs of chunk {wildcards.chunk}"
     shell:
-        "atomloom graphs --config {params.config:q} --chunk {wildcards.chunk} --log {log:q}"
+        "{params.fetched}atomloom graphs --config {params.config:q} --chunk {wildcards.chunk} {params.ahead} --log {log:q}"
 
 
 rule index:
     """Record where each graph is; every record is in the index or in quarantine."""
     input:
         ancient(graphs_of_index),
+        beside("index"),
     output:
         layout.results / "index" / "{index}" / "index.json",
         layout.results / "index" / "{index}" / "index.parquet",

@@ -9,6 +9,7 @@ rule label:
     """Let the teacher compute energies, forces and stress of one chunk."""
     input:
         ancient(layout.structures("{chunk}")),
+        beside("label"),
     output:
         layout.labels("{chunk}"),
     log:

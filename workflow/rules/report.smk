@@ -15,6 +15,7 @@ rule report:
         ancient(place("run", "history.csv")),
         ancient(place("split", "quarantine.csv")),
         ancient(place("index", "index.json")),
+        beside("report"),
     output:
         report(
             layout.report,

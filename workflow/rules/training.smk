@@ -11,6 +11,7 @@ RUN = layout.results / "runs" / "{run}"
 rule train:
     """Train the model; a training that was killed goes on where it was."""
     input:
+        beside("train"),
         index=ancient(place("index", "spec.json")),
         split=ancient(place("split", "spec.json")),
     output:
@@ -44,6 +45,7 @@ rule evaluate:
     input:
         ancient(RUN / "run.json"),
         ancient(RUN / "model.safetensors"),
+        beside("evaluate"),
         index=ancient(place("index", "spec.json")),
         split=ancient(place("split", "spec.json")),
     output:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from atomloom.config import Config
+from atomloom.config import Config, expand_variables
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import RunPaths, report_key_of
 from atomloom.pipeline.timing import timed
@@ -39,6 +39,8 @@ class Stage:
     """Files whose presence means that the stage is done, for the key of a chunk if it is per chunk."""
     reads: Callable[[RunPaths, str], tuple[Path, ...]] = lambda paths, chunk: ()
     """Files without which it cannot run, and after whose return it runs again, as its rule does."""
+    beside: Callable[[RunPaths, str], tuple[Path, ...]] = lambda paths, chunk: ()
+    """Files that it reads as well; the loss of one is no reason to run it again."""
     job: Callable[[RunPaths, str], str] | None = None
     """Name of the job in the timings of the stage; None: it is not timed."""
     per_chunk: bool = False
@@ -53,6 +55,14 @@ class Stage:
     def done(self, paths: RunPaths, chunk: str = "") -> bool:
         """Whether all its outputs exist."""
         return all(path.exists() for path in self.outputs(paths, chunk))
+
+    def inputs_beside(self, paths: RunPaths, chunk: str = "") -> list[Path]:
+        """Files of `beside` as inputs of its rule: all where it is to run, else those that are there.
+
+        One that was lost is made again for whoever waits for it, and a job that is done is left alone.
+        """
+        files = [*self.beside(paths, chunk), *_of_teacher(paths)]
+        return [path for path in files if path.exists()] if self.done(paths, chunk) else files
 
     def run(self, paths: RunPaths, log: Callable[[str], None], chunk: str = "") -> None:
         """Run the stage, whether it is done or not.
@@ -84,6 +94,48 @@ def _shards_of_split(paths: RunPaths) -> tuple[Path, ...]:
     return (*map(paths.layout.structures, keys), *labels)
 
 
+def _of_plan(paths: RunPaths, *names: str) -> tuple[Path, ...]:
+    """The plan, and some of the tables beside it."""
+    return _within(paths.layout.plan_folder, "plan.json", *names)
+
+
+def _of_teacher(paths: RunPaths) -> list[Path]:
+    """Model file of the teacher, whose content is part of keys."""
+    model = paths.config.teacher and paths.config.teacher.model
+    return [Path(expand_variables(model))] if model else []
+
+
+def _of_folds(paths: RunPaths) -> tuple[Path, ...]:
+    """Files that define the split, without members of archives."""
+    names = map(expand_variables, paths.config.split.files)
+    return tuple(Path(name.partition("::")[0]) for name in names)
+
+
+def _structures(paths: RunPaths) -> tuple[Path, ...]:
+    return tuple(map(paths.layout.structures, paths.plan.chunk_keys))
+
+
+def _labelled_graphs(paths: RunPaths) -> tuple[Path, ...]:
+    """Files with the graphs of a run, their labels, and what the run continues."""
+    arrays = [paths.target_array(spec.name) for spec in paths.config.targets if not spec.is_column]
+    made = all(path.exists() for path in arrays)
+    parent = paths.parent
+    state = ("finished.json", "last.ckpt", "loader.json")
+    return (
+        *_of_plan(paths, "sources.json"),
+        *_within(paths.index, "index.json", "index.parquet", "quarantine.csv"),
+        *map(paths.layout.graphs, paths.plan.chunk_keys),
+        *_within(paths.split, "split.json", "dataset.parquet", "quarantine.csv"),
+        # Where a target array is missing, it is made from the shards.
+        *(arrays if made else _shards_of_split(paths)),
+        *(
+            _within(parent.folder, "spec.json", *(f"state/{name}" for name in state))
+            if parent
+            else ()
+        ),
+    )
+
+
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
@@ -94,6 +146,7 @@ STAGES: dict[str, Stage] = {
             takes=("layout", "plan", "chunk"),
             needs=(),
             outputs=lambda paths, chunk: (paths.layout.structures(chunk),),
+            beside=lambda paths, chunk: _of_plan(paths, "members.parquet", "records.spool"),
             job=lambda paths, chunk: chunk,
             per_chunk=True,
         ),
@@ -105,6 +158,7 @@ STAGES: dict[str, Stage] = {
             needs=("convert",),
             outputs=lambda paths, chunk: (paths.layout.labels(chunk),),
             reads=lambda paths, chunk: (paths.layout.structures(chunk),),
+            beside=lambda paths, chunk: _of_plan(paths),
             job=lambda paths, chunk: f"{chunk}-{paths.layout.teacher_key}",
             per_chunk=True,
             wanted=lambda config: config.teacher is not None,
@@ -117,6 +171,7 @@ STAGES: dict[str, Stage] = {
             needs=("convert",),
             outputs=lambda paths, chunk: (paths.layout.graphs(chunk),),
             reads=lambda paths, chunk: (paths.layout.structures(chunk),),
+            beside=lambda paths, chunk: _of_plan(paths),
             job=lambda paths, chunk: f"{chunk}-{paths.layout.graph_key}",
             per_chunk=True,
         ),
@@ -130,6 +185,7 @@ STAGES: dict[str, Stage] = {
                 paths.index, "index.json", "index.parquet", "quarantine.csv", SPEC
             ),
             reads=lambda paths, chunk: tuple(map(paths.layout.graphs, paths.plan.chunk_keys)),
+            beside=lambda paths, chunk: (*_of_plan(paths, "members.parquet"), *_structures(paths)),
             job=lambda paths, chunk: paths.index.name,
         ),
         Stage(
@@ -142,6 +198,10 @@ STAGES: dict[str, Stage] = {
                 paths.split, "split.json", "dataset.parquet", "quarantine.csv", SPEC
             ),
             reads=lambda paths, chunk: _shards_of_split(paths),
+            beside=lambda paths, chunk: (
+                *_of_plan(paths, "members.parquet", "labels.parquet"),
+                *_of_folds(paths),
+            ),
             job=lambda paths, chunk: paths.split.name,
         ),
         Stage(
@@ -154,6 +214,7 @@ STAGES: dict[str, Stage] = {
                 paths.run, "model.safetensors", "run.json", "history.csv"
             ),
             reads=lambda paths, chunk: (paths.index / SPEC, paths.split / SPEC),
+            beside=lambda paths, chunk: _labelled_graphs(paths),
             job=lambda paths, chunk: paths.run_key,
             threads=True,
             once=True,
@@ -174,6 +235,11 @@ STAGES: dict[str, Stage] = {
                 paths.index / SPEC,
                 paths.split / SPEC,
             ),
+            beside=lambda paths, chunk: (
+                *_labelled_graphs(paths),
+                paths.run / "history.csv",
+                *map(paths.layout.labels, paths.plan.chunk_keys if paths.config.teacher else ()),
+            ),
             job=lambda paths, chunk: paths.run_key,
             threads=True,
         ),
@@ -190,6 +256,13 @@ STAGES: dict[str, Stage] = {
                 ),
                 paths.split / "quarantine.csv",
                 paths.index / "index.json",
+            ),
+            beside=lambda paths, chunk: (
+                *_of_plan(paths),
+                *_within(paths.run, "model.safetensors", "metrics.csv"),
+                *_within(paths.run, "predictions.csv", "parity.png"),
+                *_within(paths.split, "split.json", "dataset.parquet"),
+                *_structures(paths),
             ),
         ),
     )

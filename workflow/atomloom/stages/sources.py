@@ -125,6 +125,18 @@ def source_files(layout: Layout) -> list[Path]:
     return files
 
 
+def named_sources(layout: Layout) -> list[Path]:
+    """Files and folders of records and tables by their names in the config, as far as they are here.
+
+    Downloads are not among them: they are archives, of which the plan spools every record.
+    """
+    found = [path for path, _ in _tables(layout)]
+    for source in map(expand_variables, layout.config.dataset.source):
+        if not is_download(source):
+            found += list_files(source) if Path(source).is_file() else [Path(source)]
+    return [path for path in dict.fromkeys(found) if path.exists()]
+
+
 def table_files(layout: Layout) -> list[Path]:
     """Files of labels and folds, if any (for `archive::member`, the archive)."""
     files = list(dict.fromkeys(path for path, _ in _tables(layout)))
