@@ -215,6 +215,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="with --cost: preview training by up to N processes, one per GPU",
     )
+    sub.add_argument(
+        "--spool",
+        action="store_true",
+        help="copy all records, so that only the plan reads raw files",
+    )
     for stage in STAGES.values():
         sub = command(stage.name, _each_chunk if stage.per_chunk else _whole_stage, stage.about)
         if stage.per_chunk:
@@ -350,7 +355,7 @@ def _plan(options: argparse.Namespace) -> None:
             raise AtomloomError("goes with --cost", where=f"--{name}")
     layout = Layout(_config(options))
     with timed(layout.timing("plan", "plan")):
-        plan = make_plan(layout, log_to(options))
+        plan = make_plan(layout, log_to(options), options.spool)
     if options.cost:
         from atomloom.commands.estimates import print_costs
 

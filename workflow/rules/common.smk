@@ -3,10 +3,12 @@
 Only the plan knows the chunks, so functions that need it are evaluated after the checkpoint.
 """
 
+import asyncio
 import math
 import os
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -21,6 +23,7 @@ from atomloom.config.reading import read_config_file
 from atomloom.errors import AtomloomError
 from atomloom.store.files import read_plain, write_text
 from atomloom.pipeline.ahead import ahead_of
+from atomloom.pipeline.paths import COPIES as COPIES_VARIABLE
 from atomloom.pipeline.paths import Layout, RunPaths, own_report, report_key_of
 from atomloom.pipeline.plan import Plan
 from atomloom.pipeline.resources import FILE, read_resources
@@ -43,6 +46,41 @@ put_on_path()
 if DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method:
     # Conda environments hold the packages; this atomloom, and nothing else from here, is what jobs run.
     lend_package(Path(".snakemake/atomloom"))
+
+
+def local_copies():
+    """Folder with the local copies of what Snakemake keeps elsewhere (`--default-storage-provider`), laid out as
+    the project; the project itself where nothing is."""
+    provider = workflow.storage_registry.default_storage_provider
+    if provider is None:
+        return Path()
+    prefix = workflow.storage_settings.default_storage_prefix.rstrip("/")
+    return Path(provider.object(f"{prefix}/any").local_path()).absolute().parent
+
+
+COPIES = local_copies()
+STORED = COPIES != Path()
+if STORED:
+    shell.prefix(f"export {COPIES_VARIABLE}={quote(str(COPIES))}; ")
+
+
+def kept_here(files):
+    """Input files that stay here where others are kept elsewhere."""
+    return local(files) if STORED else files
+
+
+def fetch(path):
+    """Bring what is kept elsewhere here, if it is there."""
+    prefix = workflow.storage_settings.default_storage_prefix.rstrip("/")
+    kept = workflow.storage_registry.default_storage_provider.object(f"{prefix}/{path}")
+
+    async def retrieve():
+        if await kept.managed_exists():
+            await kept.managed_retrieve()
+
+    with ThreadPoolExecutor(1) as other:  # as one may be within another loop
+        other.submit(asyncio.run, retrieve()).result()
+
 
 UNDECLARED = ("state", "checkpoints")
 """Folders of a run that training keeps through a failure, so not outputs of a rule."""
@@ -85,6 +123,12 @@ try:
                 where=f"paths.{key}: {folder}",
                 todo="use another folder; if it is below this one, give the relative path",
             )
+        if STORED and folder.is_absolute():
+            raise AtomloomError(
+                "what is kept elsewhere has its place below the prefix of the storage",
+                where=f"paths.{key}: {folder}",
+                todo="use a relative path",
+            )
     SITE = read_site(Path("config/cluster.yaml"))
     # Jobs on other machines parse this file too; raw files are checked once, where the workflow starts, and
     # where a single job is run by itself (`--allowed-rules`), only if it is the one that they are for.
@@ -96,16 +140,20 @@ except AtomloomError as error:
     sys.exit(f"atomloom: {error}")
 
 PLAN = layout.plan_folder / "plan.json"
+PLAN_HERE = COPIES / PLAN
+SOURCES = layout.plan_folder / "sources.json"
+if STORED:
+    fetch(PLAN)
 CONFIG = layout.merged_config
 
 RECORDS = None
-if workflow.is_main_process and PLAN.exists():
+if workflow.is_main_process and PLAN_HERE.exists():
     try:
-        known = RunPaths(layout, Plan.read(PLAN))
+        known = RunPaths(layout, Plan.read(PLAN_HERE))
         RECORDS = known.plan.records
     except AtomloomError as error:
         print(f"atomloom: {PLAN}: {error.what}; it is made again", file=sys.stderr)
-        PLAN.unlink()
+        PLAN_HERE.unlink()
     else:
         # The state a training resumes from is not an output, since a job that starts again would lose it.
         for folder in UNDECLARED if deletes_all_output(sys.argv[1:]) else ():
@@ -157,10 +205,10 @@ def planned_here(wildcards):
 
     With two modules on one store, each has a rule for any chunk, but only one may know its records.
     """
-    if PLAN.exists():
-        known = _chunks_of(str(PLAN), PLAN.stat().st_mtime_ns)
+    if PLAN_HERE.exists():
+        known = _chunks_of(str(PLAN_HERE), PLAN_HERE.stat().st_mtime_ns)
         if wildcards.chunk in known:
-            return raw_files(wildcards)
+            return [] if STORED else raw_files(wildcards)
     return [PLAN.with_name(f"no chunk {wildcards.chunk}")]
 
 
@@ -169,7 +217,7 @@ def raw_files(wildcards):
 
     Folders as such: of a data set in one file per structure, a list of them would be long for each chunk.
     """
-    return ancient(named_sources(layout))
+    return ancient(kept_here([str(path) for path in named_sources(layout)]))
 
 
 def beside(stage):
@@ -177,9 +225,10 @@ def beside(stage):
 
     def files(wildcards):
         chunk = getattr(wildcards, "chunk", "")
-        if chunk and not PLAN.exists():
+        if chunk and not PLAN_HERE.exists():
             return []  # another module may have one with this chunk
-        return ancient(STAGES[stage].inputs_beside(paths_for(wildcards), chunk))
+        found = STAGES[stage].inputs_beside(paths_for(wildcards), chunk)
+        return ancient([file for file in found if not (STORED and file == SOURCES)])
 
     return files
 
@@ -238,6 +287,19 @@ def trained(wildcards):
     return [planned().run / name for name in names + tables]
 
 
+TABLES = [
+    layout.results / "runs" / "{run}" / f"{spec.name}.parquet"
+    for spec in layout.config.targets
+    if STORED and not spec.is_column
+]
+"""Tables of evaluation beside those that its rule names, where only files that a rule names are kept."""
+
+
+def tables(wildcards):
+    """Input function: these tables, of the run."""
+    return [planned().run / path.name for path in TABLES]
+
+
 def merged_config(wildcards, output):
     """Params function: the config that a job reads, of a trial of the sweep where the job is one's.
 
@@ -264,10 +326,12 @@ def trial_of(wildcards):
 
 def run_of_a_trial(kind, key):
     """A trial of the sweep, and its run that has this graph, index or data set; None where there is none."""
-    if layout.config.sweep is None or not PLAN.exists():
+    if layout.config.sweep is None or not PLAN_HERE.exists():
         return None
     for file in sorted(
-        _read_plan(str(PLAN), PLAN.stat().st_mtime_ns).sweep.glob("round-*.json")
+        _read_plan(str(PLAN_HERE), PLAN_HERE.stat().st_mtime_ns).sweep.glob(
+            "round-*.json"
+        )
     ):
         for trial in _round(str(file), file.stat().st_mtime_ns):
             for run in trial.repeats:
@@ -283,7 +347,7 @@ _configs: dict = {}
 def _paths_of_a_trial(trial, run):
     """Paths of a run of a trial; made once, as many chunks have the same."""
     if run.run not in _of_trials:
-        known = _read_plan(str(PLAN), PLAN.stat().st_mtime_ns)
+        known = _read_plan(str(PLAN_HERE), PLAN_HERE.stat().st_mtime_ns)
         _of_trials[run.run] = paths_of(known, trial, run)
     return _of_trials[run.run]
 
@@ -334,13 +398,13 @@ def report_request(wildcards):
     """
     paths = planned()
     if report_key_of(layout.report) == paths.report_key:
-        return ancient(REQUEST)
+        return ancient(kept_here(str(REQUEST)))
     # Whatever wrote the report that stands: Snakemake looks at the content, too, so each is asked once.
     over = layout.report.stat().st_mtime_ns if layout.report.exists() else "none"
     request = f"{paths.report_key} over {over}"
     if not REQUEST.exists() or REQUEST.read_text() != request:
         write_text(REQUEST, request)
-    return REQUEST
+    return kept_here(str(REQUEST))
 
 
 TRAINING = layout.config.training
@@ -367,22 +431,15 @@ AHEAD_SECONDS = 10
 """Processor time for which a job goes on with other chunks: far longer than a process takes to start."""
 
 
-def works_ahead():
-    """Whether jobs of chunks do each other's work: on this machine only."""
-    return workflow.local_exec and not workflow.remote_exec
-
-
-def fetched(wildcards, output):
-    """Params function, start of a shell command: take the shard that another job has made ahead, or else."""
-    if not works_ahead():
-        return ""
-    own = Path(str(output[0]))
-    return f"mv -f {quote(str(ahead_of(own)))} {quote(str(own))} 2>/dev/null || "
+def hidden(wildcards, output):
+    """Params function: place of a shard that another job has made ahead. Of `output`, as `merged_config` is."""
+    return str(ahead_of(Path(str(output[0]))))
 
 
 def ahead(wildcards, output):
-    """Params function, option of a command: do further chunks ahead. Of `output`, for the reason above."""
-    return f"--ahead {AHEAD_SECONDS}" if works_ahead() else ""
+    """Params function: seconds for which a job of one chunk does others; none but where all is on this machine."""
+    here = workflow.local_exec and not workflow.remote_exec and not STORED
+    return str(AHEAD_SECONDS if here else 0)
 
 
 def asks(rule, devices=0):

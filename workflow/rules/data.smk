@@ -8,7 +8,7 @@ OUTPUTS: the plan (records, labels, chunks) and one shard of structures per chun
 checkpoint plan:
     """Enumerate raw records, fingerprint them, join labels, cut chunks."""
     input:
-        layout.plan_folder / "sources.json",
+        kept_here(str(SOURCES)),
         raw_files,
     output:
         plan=PLAN,
@@ -26,7 +26,7 @@ checkpoint plan:
     message:
         "Planning: listing records and cutting them into chunks"
     shell:
-        "atomloom plan --config {params.config:q} --log {log:q}"
+        "atomloom plan --config {params.config:q} --log {log:q}" + " --spool" * STORED
 
 
 rule convert:
@@ -45,12 +45,13 @@ rule convert:
         **asks("convert"),
     params:
         config=merged_config,
-        fetched=fetched,
+        hidden=hidden,
         ahead=ahead,
     message:
         "Converting chunk {wildcards.chunk}"
     shell:
-        "{params.fetched}atomloom convert --config {params.config:q} --chunk {wildcards.chunk} {params.ahead} --log {log:q}"
+        "mv -f {params.hidden:q} {output:q} 2>/dev/null || "
+        "atomloom convert --config {params.config:q} --chunk {wildcards.chunk} --ahead {params.ahead:q} --log {log:q}"
 
 
 rule split:

@@ -21,12 +21,13 @@ rule graphs:
         **asks("graphs"),
     params:
         config=merged_config,
-        fetched=fetched,
+        hidden=hidden,
         ahead=ahead,
     message:
         "Building graphs of chunk {wildcards.chunk}"
     shell:
-        "{params.fetched}atomloom graphs --config {params.config:q} --chunk {wildcards.chunk} {params.ahead} --log {log:q}"
+        "mv -f {params.hidden:q} {output:q} 2>/dev/null || "
+        "atomloom graphs --config {params.config:q} --chunk {wildcards.chunk} --ahead {params.ahead:q} --log {log:q}"
 
 
 rule index:

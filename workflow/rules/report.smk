@@ -16,6 +16,7 @@ rule report:
         ancient(place("split", "quarantine.csv")),
         ancient(place("index", "index.json")),
         beside("report"),
+        ancient(tables),
     output:
         report(
             layout.report,

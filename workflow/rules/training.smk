@@ -58,6 +58,7 @@ rule evaluate:
         RUN / "metrics.csv",
         RUN / "predictions.parquet",
         RUN / "predictions.csv",
+        TABLES,
         report(
             RUN / "parity.png",
             caption="../report/parity.rst",

@@ -6,6 +6,7 @@ the index) also need the plan. It knows nothing of what the files hold.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ from atomloom.store.keys import (
 )
 
 
+COPIES = "ATOMLOOM_COPIES"
+"""Environment variable: folder with the local copies of files that Snakemake keeps elsewhere, laid out as in the project. Jobs
+of such a workflow are told of it, and read and write there."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """Paths that follow from the config alone."""
@@ -38,12 +44,12 @@ class Layout:
     @property
     def results(self) -> Path:
         """Folder of this data set's results."""
-        return Path(expand_variables(self.config.paths.results)) / self.config.dataset.name
+        return _place_of(self.config.paths.results) / self.config.dataset.name
 
     @property
     def store(self) -> Path:
         """Folder of keyed shards; may be shared."""
-        return Path(expand_variables(self.config.paths.store))
+        return _place_of(self.config.paths.store)
 
     @property
     def downloads(self) -> Path:
@@ -289,6 +295,17 @@ class RunPaths:
         unit, published = self.config.dataset.unit, self.config.published
         beside = [published.model_dump(mode="json")] if published else []
         return short_hash([self.run_key, self.index.name, self.split.name, unit, *beside])
+
+
+def _place_of(path: str) -> Path:
+    """Folder of the config, or its local copy."""
+    return Path(os.environ.get(COPIES, ""), expand_variables(path))
+
+
+def without_copies(path: Path) -> Path:
+    """Path in the project, of one that may be a local copy."""
+    copies = os.environ.get(COPIES)
+    return path.relative_to(copies) if copies and path.is_relative_to(copies) else path
 
 
 def own_report(results: Path, run_key: str) -> Path:

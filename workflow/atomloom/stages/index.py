@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from atomloom.errors import AtomloomError, again
-from atomloom.pipeline.paths import RunPaths
+from atomloom.pipeline.paths import RunPaths, without_copies
 from atomloom.pipeline.quarantine import Quarantine
 from atomloom.stages.convert import read_chunk_records, require_whole
 from atomloom.stages.graphs import DONORS, read_chunk_graphs
@@ -78,7 +78,7 @@ def write_index(paths: RunPaths, log: Callable[[str], None]) -> Path:
     write_sealed(
         folder / "index.json",
         {
-            "store": str(layout.graph_folder),
+            "store": str(without_copies(layout.graph_folder)),
             "graph_key": layout.graph_key,
             "graph": layout.config.graph.key_content(),
             "builder": BUILDER,

@@ -68,8 +68,13 @@ class _Members:
     labels: list[Mapping[str, float | str]] = field(default_factory=list)
 
 
-def make_plan(layout: Layout, log: Callable[[str], None]) -> Plan:
+def make_plan(layout: Layout, log: Callable[[str], None], spool_all: bool = False) -> Plan:
     """Write `plan.json`, `members.parquet`, `labels.parquet` and `records.spool`; return the plan.
+
+    Args:
+        layout: paths of the project.
+        log: takes one line at a time.
+        spool_all: spool all records, so that nothing after the plan reads raw files.
 
     Raises:
         AtomloomError: when a source or the label table is missing, unreadable or cannot be downloaded,
@@ -93,7 +98,7 @@ def make_plan(layout: Layout, log: Callable[[str], None]) -> Plan:
             for record in records:
                 if (absolute[record.file], record.member.removeprefix("./")) in tables_within:
                     continue
-                _add(members, record, files, file, texts)
+                _add(members, record, files, file, texts, spool_all)
                 search.look(record)
                 if len(members.id) % 20_000 == 0:
                     log(f"{len(members.id):,} records seen")
@@ -267,10 +272,15 @@ def _labels_digest(labels: pd.DataFrame) -> str:
 
 
 def _add(
-    members: _Members, record: RawRecord, files: list[Path], spool: BinaryIO, texts: list[str]
+    members: _Members,
+    record: RawRecord,
+    files: list[Path],
+    spool: BinaryIO,
+    texts: list[str],
+    spool_all: bool,
 ) -> None:
     """Add a record, with values of some names inside it that are text."""
-    if record.offset >= 0:
+    if record.offset >= 0 and not spool_all:
         where, offset = record.file, record.offset
     else:
         where, offset = SPOOL, spool.tell()
