@@ -142,6 +142,8 @@ except AtomloomError as error:
 PLAN = layout.plan_folder / "plan.json"
 PLAN_HERE = COPIES / PLAN
 SOURCES = layout.plan_folder / "sources.json"
+OWN = {layout.results.parts[:1], layout.store.parts[:1]}
+"""First folders of the paths of results and store."""
 if STORED:
     fetch(PLAN)
 CONFIG = layout.merged_config
@@ -228,7 +230,12 @@ def beside(stage):
         if chunk and not PLAN_HERE.exists():
             return []  # another module may have one with this chunk
         found = STAGES[stage].inputs_beside(paths_for(wildcards), chunk)
-        return ancient([file for file in found if not (STORED and file == SOURCES)])
+        if not STORED:
+            return ancient(found)
+        # Files of the config are the user's; the list of raw files stays with them.
+        ours = [f for f in found if f.parts[:1] in OWN and f != SOURCES]
+        others = [str(f) for f in found if f.parts[:1] not in OWN]
+        return ancient(ours) + ancient(kept_here(others))
 
     return files
 

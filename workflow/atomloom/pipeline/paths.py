@@ -29,7 +29,6 @@ from atomloom.store.keys import (
     short_hash,
 )
 
-
 COPIES = "ATOMLOOM_COPIES"
 """Environment variable: folder with the local copies of files that Snakemake keeps elsewhere, laid out as in the project. Jobs
 of such a workflow are told of it, and read and write there."""
