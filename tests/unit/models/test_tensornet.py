@@ -319,6 +319,7 @@ def test_products_have_the_derivatives_of_finite_differences(way):
     basis = torch.from_numpy(kernels.BASIS.reshape(9, 9))
     left, right = random(9, 3, 2), random(9, 3, 2)
     for function, given in (
+        (passes.scaled_silu, (random(4, 3), random(4, 1))),
         (network.normalised, (left,)),
         (lambda *x: network.combined(*x, basis), (left, right)),
         (lambda *x: network.grown(*x, basis), (left, right)),
