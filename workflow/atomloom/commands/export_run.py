@@ -194,6 +194,9 @@ def _readme(run: Evidence, present: Set[str], archive: str) -> Iterator[str]:
     parent = run.section("parent").get("run")
     if parent:
         yield f"  It continues run {parent}, whose folder with its state/ is needed, too."
+    if weights := run.section("start_from").get("weights"):
+        named = run.section("config", "training").get("start_from")
+        yield f"  It started from the model {named} (weights {weights}), which is needed, too."
 
 
 def _pack(folder: Path, path: Path) -> None:

@@ -27,8 +27,10 @@ from atomloom.commands.compare import (
 from atomloom.commands.options import Prepare
 from atomloom.config import Config, parse_config
 from atomloom.config.base import expand_variables
+from atomloom.config.foundation import POTENTIALS
 from atomloom.config.model import is_by_class
 from atomloom.config.reading import read_config_file
+from atomloom.config.start_model import start_file
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.evidence import Evidence, opened
 from atomloom.pipeline.paths import Layout, RunPaths
@@ -267,13 +269,17 @@ def paths_again(
     store = config.paths.store if own and not from_raw else str(output / "store")
     paths = config.paths.model_copy(update={"results": str(output / "results"), "store": store})
     update: dict[str, Any] = {"paths": paths}
+    training: dict[str, Any] = {}
+    if config.training.start_from:
+        training["start_from"] = _start_from(config)
     if config.training.continue_from:
         from atomloom.pipeline.parent import find_parent
 
         named = expand_variables(config.training.continue_from)
         parent = find_parent(named, results / "runs").folder.resolve()
-        training = config.training.model_copy(update={"continue_from": str(parent)})
-        update["training"] = training
+        training["continue_from"] = str(parent)
+    if training:
+        update["training"] = config.training.model_copy(update=training)
     log(f"plan, graphs and split are made from the raw files, in {output}")
     config = config.model_copy(update=update)
     layout = Layout(config)
@@ -289,6 +295,14 @@ def paths_again(
         ) from None
     require_run_of(original, planned)  # before anything is converted
     return prepare(config, log)
+
+
+def _start_from(config: Config) -> str:
+    """The model that a run starts from, by a name that does not depend on the folder of results."""
+    named = str(config.training.start_from)
+    if named in POTENTIALS:
+        return named
+    return str(start_file(named, config.paths.results).resolve())
 
 
 def _needed(original: Evidence) -> str:

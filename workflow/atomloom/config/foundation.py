@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from atomloom.errors import AtomloomError
 
@@ -19,6 +20,22 @@ POTENTIALS = {
     "sevennet-mf-0": "SevenNet_MF_0/checkpoint_sevennet_mf_0.pth",
 }
 """Files below `pretrained_potentials` of the package, by the name that a user says."""
+
+_SEVENNET = {"name": "nequip", "features": (128, 64, 32), "layers": 5, "cutoff": 5.0}
+_XPLOR = {**_SEVENNET, "envelope": "xplor", "envelope_start": 4.5}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "sevennet-0": {**_XPLOR, "neighbors": 35.989574, "unit_directions": True},
+    "sevennet-0-may2024": {**_XPLOR, "neighbors": 36.996296},
+    "sevennet-l3i5": {
+        **_SEVENNET,
+        "features": (128, 64, 32, 32),
+        "envelope": "polynomial",
+        "neighbors": 35.984718,
+        "unit_directions": True,
+    },
+    "sevennet-mf-0": {**_XPLOR, "neighbors": 35.989574, "unit_directions": True, "bias": True},
+}
+"""Section `model` of each, known without reading its file."""
 
 
 def published_file(path: str | Path) -> Path:

@@ -22,6 +22,7 @@ from atomloom.config.mistakes import check_values, mistake, with_present_names, 
 from atomloom.config.model import IComFormerConfig, ModelConfig, ModelSection
 from atomloom.config.published import Published
 from atomloom.config.reading import read_config_file
+from atomloom.config.start_model import StartModel, start_model, with_start_sections
 from atomloom.config.sweep import Sweep
 from atomloom.config.teacher import Teacher
 from atomloom.config.training import Training
@@ -101,9 +102,19 @@ class Config(Section):
         """All paths that the config names, as written."""
         named = [*(table.file for table in self.dataset.label_tables), *self.split.files]
         named += [self.teacher.model] if self.teacher else []
-        named += [self.training.continue_from]
+        named += [self.training.continue_from, self.training.start_from]
         paths = [self.paths.results, self.paths.store]
         return [*self.dataset.source, *(name for name in named if name), *paths]
+
+    @property
+    def start_model(self) -> StartModel | None:
+        """Model that the training starts from, read at each call; None if it starts anew.
+
+        Raises:
+            AtomloomError: as `config.start_model.start_model`.
+        """
+        named = self.training.start_from
+        return start_model(named, self.paths.results, self.model) if named else None
 
     @model_validator(mode="before")
     @classmethod
@@ -328,7 +339,7 @@ def load_config(*files: str | Path) -> Config:
 
 def parse_config(content: Mapping[str, Any], where: str = "config") -> Config:
     """Validate nested mappings into a `Config`; errors as in `load_config`."""
-    content = with_present_names(content, Config, where)
+    content = with_start_sections(with_present_names(content, Config, where))
     check_values(content, Config, where)
     try:
         config = Config.model_validate(without_empty(content, Config))

@@ -190,13 +190,25 @@ class Training(Section):
     for batch norms. More epochs than that run was to have need `scheduler: constant` or `plateau`, whose rates do
     not depend on their number (or `lbfgs`). A run that is not finished is continued with other `devices` or
     `nodes` only; with the same ones it resumes by itself. The last state of that run is in the key."""
+    start_from: str | None = unkeyed(None, min_length=1)
+    """Model whose weights a new training starts from: a model file, the folder, short name or key of a finished run
+    in the same `paths.results`, or a published potential (`sevennet-0`, ...). The section `model`, if it is left out,
+    is that model's, and otherwise must be equal; so are keys of `graph` that are not given. Outputs of other targets
+    start anew, and the log says which. Its weights and scales are in the key, its name is not."""
+    freeze: list[str] = keyed_when_set([])
+    """With `start_from`: parts of the network that are not trained, by the names of their parameters or how these
+    begin, such as `embedding` or `interactions.0`, or by patterns (`*.weight`). Batch norms in them keep
+    their statistics."""
+    learning_rates: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = keyed_when_set({})
+    """Factors of the learning rate of parts of the network, named as in `freeze`; the first that fits
+    counts."""
 
     @field_validator("precision", mode="before")
     @classmethod
     def _bits_by_number(cls, value: object) -> object:
         return str(int(value)) if isinstance(value, (int, float)) and value in (32, 64) else value
 
-    @field_validator("log_targets", "loggers", mode="before")
+    @field_validator("log_targets", "loggers", "freeze", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
@@ -255,6 +267,14 @@ class Training(Section):
                     "optimizer: lbfgs needs one smooth loss: potential.force_resample_every null where "
                     "force_fraction is below 1, and another loss than rmse"
                 )
+        if self.freeze and self.start_from is None:
+            raise ValueError("freeze is for start_from: a new network has nothing to keep")
+        if self.start_from is not None and self.potential.energy_scale != "auto":
+            raise ValueError(
+                "start_from: the energy scale is that model's, so leave energy_scale out"
+            )
+        if self.learning_rates and self.optimizer == "lbfgs":
+            raise ValueError("optimizer: lbfgs has no learning rates")
         if self.loss == "rmse" and (self.accumulate > 1 or self.processes > 1):
             raise ValueError("loss: rmse needs one whole batch: accumulate and devices must be 1")
         return self

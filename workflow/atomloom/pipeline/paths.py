@@ -244,7 +244,8 @@ class RunPaths:
         """Everything that determines a trained model.
 
         Raises:
-            AtomloomError: when the run that it continues is missing, or is not such a run.
+            AtomloomError: when the run that it continues is missing, or is not such a run, or the model that it starts
+                from is missing or another network.
         """
         spec = {
             "dataset": self.dataset_key,
@@ -253,6 +254,8 @@ class RunPaths:
             "training": self.config.training.key_content(),
             "trainer": TRAINER,
         }
+        if (start := self.config.start_model) is not None:
+            spec["start_from"] = start.spec
         parent = self.parent
         if parent is None:
             return spec

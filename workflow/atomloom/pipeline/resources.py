@@ -71,6 +71,7 @@ FREE = {
     *("seed", "learning_rate", "weight_decay", "scheduler", "warmup", "cycle_momentum"),
     *("plateau_patience", "plateau_factor", "milestones", "clip_norm", "loss_weights"),
     *("early_stopping", "checkpoint_minutes", "keep_every", "continue_from", "huber_delta"),
+    *("start_from", "learning_rates"),
 }
 """Keys of `training` that cost neither time nor memory."""
 

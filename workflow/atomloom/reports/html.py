@@ -555,6 +555,7 @@ def _facts(card: RunCard) -> list[tuple[str, str]]:
         ("epochs run", count_text(card.value("epochs_run"))),
         ("best epoch", count_text(card.value("best_epoch"))),
         ("continues", _parent(card)),
+        ("started from", _start_model(card)),
         ("started", formats.moment(card.value("started"))),
         ("finished", formats.moment(card.value("finished"))),
         ("training time", formats.duration(card.value("seconds"))),
@@ -569,6 +570,13 @@ def _parent(card: RunCard) -> str:
     """Run that this one continues, and after how many epochs; empty without."""
     run, epochs = card.text("parent", "run"), count_text(card.value("parent", "epochs"))
     return f"run {run} after {epochs} epochs" if run else ""
+
+
+def _start_model(card: RunCard) -> str:
+    """Model that the run started from, with the digest of its weights; empty without."""
+    weights = card.text("start_from", "weights")
+    named = card.text("config", "training", "start_from")
+    return f"{named}, weights {weights[:16]}" if weights else ""
 
 
 def _rows(section: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -88,6 +88,7 @@ def _attempt(
         return run
     if result.rank > 0:
         return run  # one of several processes reports
+    origin = config.start_model
     level = level_of(result.device, config.training.processes, config.training.compile)
     tensors, _ = read_model(run / "model.safetensors")
     counts = read_split(paths)
@@ -106,6 +107,7 @@ def _attempt(
             },
             **facts,
             **({} if parent is None else {"parent": _told(parent)}),
+            **({} if origin is None else {"start_from": origin.spec}),
             "model": {"name": config.model.name, "parameters": result.parameters},
             "epochs_run": result.epochs_run,
             "best_epoch": result.best_epoch,

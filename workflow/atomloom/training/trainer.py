@@ -65,6 +65,7 @@ from atomloom.training.failures import (
     stopped,
     taken_over,
 )
+from atomloom.training.inherited import ParentModel
 from atomloom.training.logging.history import History, progress_line
 from atomloom.training.logging.loggers import open_loggers
 from atomloom.training.objectives.base import Scores, step_shares
@@ -73,6 +74,7 @@ from atomloom.training.optim.ema import MovingAverage
 from atomloom.training.optim.full_batch import FullBatch
 from atomloom.training.optim.optimizers import build_optimizer, set_rate
 from atomloom.training.optim.schedules import Schedule
+from atomloom.training.parts import freeze
 from atomloom.training.run_lock import PAUSE, alone
 from atomloom.training.train_state import Best, TrainState, state_digest
 
@@ -330,8 +332,15 @@ class Trainer:
     def setup(self) -> None:
         """Create a new network with its optimiser, on the device, and the initial state."""
         settings = self.settings
-        self.objective = build_objective(self.data, self.config, self.train_rows, self.val_rows)
+        self.parent = ParentModel(self.config) if settings.start_from else None
+        inherited = None
+        if self.parent is not None:
+            inherited = self.parent.inherited(self.data, self.train_rows, self.fabric)
+        self.objective = build_objective(
+            self.data, self.config, self.train_rows, self.val_rows, inherited
+        )
         self.model = self._build_model()
+        self.frozen_norms = freeze(self.model, settings.freeze)
         if settings.strategy == "fsdp":
             shard_model(
                 self.model.double() if settings.precision == "64" else self.model, self.fabric
@@ -343,6 +352,7 @@ class Trainer:
         self.network, self.fabric_optimizer = self.fabric.setup(self.step_network, self.optimizer)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.objective.prepare(self.model, self.device, self.log)
+        self._told_of_parent = self._fill_in_parent()
         self.forward: Callable[[GraphBatch], Tensor] = self.model
         self.ema = MovingAverage(self.model, settings.ema_decay) if settings.ema_decay else None
         self.schedule = Schedule(settings)
@@ -371,6 +381,14 @@ class Trainer:
                 )
             model.gradient_checkpointing = True  # type: ignore[assignment] # a flag, though modules declare tensors
         return model
+
+    def _fill_in_parent(self) -> list[str]:
+        """Give the network the weights of the model that it starts from; return lines for the log."""
+        if self.parent is None:
+            return []
+        objective, elements = self.objective, self.data.elements(self.train_rows)
+        options = objective.model_options
+        return self.parent.fill(self.model, objective.outputs, options, elements)
 
     def loader(self, rows: np.ndarray, bounds: Batching | None = None, **options: Any) -> Loader:
         """Loader of some rows, by the config; with `shuffle`, for training."""
@@ -495,6 +513,8 @@ class Trainer:
         """Count the terms of an epoch's sums; a resumed epoch keeps its sums."""
         state, settings = self.state, self.settings
         self.model.train()
+        for norm in self.frozen_norms:
+            norm.eval()
         counts = self.objective.counts(self.train_loader, state.epoch)
         shares = torch.from_numpy(step_shares(counts, settings.accumulate, self.ranks))
         if state.batch_idx == 0:
@@ -523,7 +543,9 @@ class Trainer:
             )
             with (
                 self.fabric.no_backward_sync(self.network, enabled=not is_last_microbatch),
-                statistics_of_this_batch(self.model) if is_first_of_run else nullcontext(),
+                statistics_of_this_batch(self.model)
+                if is_first_of_run and self.parent is None
+                else nullcontext(),
             ):
                 step = self.micro_step if is_first_of_run else self.recorded_step
                 shares = epoch.shares[state.batch_idx]
@@ -707,11 +729,15 @@ class Trainer:
             state.load_state_dict(saved)
             self.log(f"resuming at epoch {state.epoch + 1}, batch {state.batch_idx + 1}")
             return
+        frozen = sum(p.numel() for p in self.model.parameters() if not p.requires_grad)
         self.log(
-            f"{self.config.model.name}: {self._parameters():,} parameters; "
+            f"{self.config.model.name}: {self._parameters():,} parameters"
+            f"{f', {frozen:,} more frozen' if frozen else ''}; "
             f"{len(self.train_rows):,} structures to train, {len(self.val_rows):,} to validate; "
             f"{self.device}, precision {self.settings.precision}"
         )
+        for line in self._told_of_parent:
+            self.log(line)
 
     def _continue(self, start: Start) -> None:
         """Load the last state of another run.
@@ -817,7 +843,9 @@ class Trainer:
 
     def _card(self, epoch: int, step: int, maes: Sequence[float]) -> ModelCard:
         """Card of the model file of an epoch."""
-        facts = {"epoch": epoch, "step": step, "val_mae": list(maes)}
+        facts: dict[str, Any] = {"epoch": epoch, "step": step, "val_mae": list(maes)}
+        if self.parent is not None:
+            facts["start_from"] = self.parent.facts
         return self.objective.card(self.config, facts, self.elements)
 
 
@@ -856,6 +884,7 @@ def _say_nothing(_: str) -> None:
 
 def _run_digest(data: LabelledGraphs, config: Config, start: Start | None) -> str:
     """Digest of everything that determines the run's result."""
+    from_model = config.start_model
     return short_hash(
         {
             "data": data.digest(),
@@ -867,6 +896,7 @@ def _run_digest(data: LabelledGraphs, config: Config, start: Start | None) -> st
             "trainer": TRAINER,
             **direct_kinds(config),
             **({} if start is None else {"parent": start.digest}),
+            **({} if from_model is None else {"start_from": from_model.spec}),
         }
     )
 

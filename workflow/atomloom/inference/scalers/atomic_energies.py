@@ -79,6 +79,39 @@ class AtomicEnergies:
             scale = 1.0  # all equal within rounding: no scale to divide by
         return cls(elements, shift, scale)
 
+    def refit(
+        self,
+        settings: PotentialTraining,
+        table: Graphs,
+        energies: np.ndarray,
+        rows: np.ndarray,
+        predicted: np.ndarray,
+        isolated: Mapping[str, float] | None = None,
+    ) -> AtomicEnergies:
+        """Fit reference energies and shift for the network that this scaler is of, with its scale.
+
+        With `reference_energies: fit`, the energies of elements change by what fits the errors of the
+        predictions best, and no more than that where compositions do not tell elements apart.
+
+        Args:
+            settings: of the fit.
+            table: all graphs.
+            energies: [S] eV, NaN where unknown.
+            rows: rows of the training set.
+            predicted: [S] eV, part of the energy that is from the network; NaN outside the training set.
+            isolated: eV, energies of isolated atoms by element, where these are the references.
+
+        Raises:
+            AtomloomError: as `fit`.
+        """
+        own = np.zeros(ELEMENTS)
+        if settings.reference_energies == "fit":
+            own = np.nan_to_num(self.element_energies) + self.shift
+        rest = energies - predicted - np.add.reduceat(own[table.numbers], table.node_ptr[:-1])
+        fixed = settings.model_copy(update={"energy_scale": self.scale})
+        found = AtomicEnergies.fit(fixed, table, rest, rows, None, isolated)
+        return AtomicEnergies(found.element_energies + own, found.shift, self.scale)
+
     def reduced(self, table: Graphs, energies: np.ndarray) -> np.ndarray:
         """[S] sums that the network's atomic energies must reach for energies [S] in eV."""
         return (energies - self.offsets(table)) / self.scale

@@ -20,6 +20,7 @@ from atomloom.errors import AtomloomError
 from atomloom.inference.scalers.direct_scaler import DirectScaler
 from atomloom.models.common.outputs import Head
 from atomloom.targets import TargetSpec
+from atomloom.training.inherited import Inherited
 from atomloom.training.objectives.base import SummedErrors, Tally, Term, absolute_sum, loss_kind
 from atomloom.training.objectives.losses import loss_sum
 
@@ -28,7 +29,12 @@ class DirectTerm(Term):
     """Loss of one target."""
 
     def __init__(
-        self, spec: TargetSpec, data: LabelledGraphs, config: Config, train_rows: np.ndarray
+        self,
+        spec: TargetSpec,
+        data: LabelledGraphs,
+        config: Config,
+        train_rows: np.ndarray,
+        inherited: Inherited,
     ) -> None:
         values = data.arrays.get(spec.name)
         if values is None:
@@ -41,7 +47,8 @@ class DirectTerm(Term):
         training[train_rows] = True
         if spec.per == "atom":
             training = np.repeat(training, np.diff(table.node_ptr))
-        self.scaler = DirectScaler.fit(spec, values, training, table.numbers)
+        fitted = DirectScaler.fit(spec, values, training, table.numbers)
+        self.scaler = inherited.head_scalers.get(spec.name, fitted)
         self.head = (Head(spec.name, spec.per, spec.shape), self.scaler)
         pbc = getattr(table, "pbc", None)  # not available for graphs on disk
         if spec.doubt_if_periodic and pbc is not None and pbc[train_rows].any():

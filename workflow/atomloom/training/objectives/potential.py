@@ -27,6 +27,7 @@ from atomloom.inference.model_file import ModelCard
 from atomloom.inference.scalers.atomic_energies import AtomicEnergies
 from atomloom.models.derivatives import PotentialOutput, evaluate_potential
 from atomloom.targets import TargetSpec
+from atomloom.training.inherited import Inherited
 from atomloom.training.objectives.base import (
     BatchLabels,
     Forward,
@@ -195,7 +196,12 @@ class PotentialObjective(Objective):
     scaler: AtomicEnergies
 
     def __init__(
-        self, data: LabelledGraphs, config: Config, train_rows: np.ndarray, val_rows: np.ndarray
+        self,
+        data: LabelledGraphs,
+        config: Config,
+        train_rows: np.ndarray,
+        val_rows: np.ndarray,
+        inherited: Inherited,
     ) -> None:
         """Arguments are those of `PropertyObjective`; `data.targets` are energies [S, 1] in eV."""
         self.options = config.training.potential
@@ -209,14 +215,14 @@ class PotentialObjective(Objective):
             if array is None:
                 raise AtomloomError(f"the data set has no {spec.name}", where="dataset.target")
             values[spec.name] = array
-        scaler = AtomicEnergies.fit(
-            self.options,
-            table,
-            energies,
-            train_rows,
-            values.get("forces"),
-            data.isolated_atoms,
-        )
+        own, isolated = inherited.scaler, data.isolated_atoms
+        if isinstance(own, AtomicEnergies) and inherited.energies is not None:
+            scaler = own.refit(
+                self.options, table, energies, train_rows, inherited.energies, isolated
+            )
+        else:
+            forces = values.get("forces")
+            scaler = AtomicEnergies.fit(self.options, table, energies, train_rows, forces, isolated)
         # On disk there are also graphs that are in no split, such as those of isolated atoms.
         used = np.concatenate([train_rows, val_rows, *data.rows.values()])
         scaler.require_elements(table.numbers[_atoms_of(table.node_ptr, used)])
@@ -229,7 +235,7 @@ class PotentialObjective(Objective):
             elif spec.of_energy:
                 terms.append(EnergyTerm(spec, config, scaler, self._targets))
             else:
-                terms.append(DirectTerm(spec, data, config, train_rows))
+                terms.append(DirectTerm(spec, data, config, train_rows, inherited))
         super().__init__(config.training, terms, val_rows)
         self._atoms = np.diff(table.node_ptr)
         self._derived = tuple(spec.name for spec in derived)

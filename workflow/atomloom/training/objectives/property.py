@@ -25,6 +25,7 @@ from atomloom.inference.scalers.target_scaler import TargetScaler
 from atomloom.models.common.outputs import Outputs
 from atomloom.targets import TargetSpec
 from atomloom.training.distributed import summed
+from atomloom.training.inherited import Inherited
 from atomloom.training.objectives.base import BatchLabels, Objective, Tally, Term, TermScores
 from atomloom.training.objectives.direct import DirectTerm
 from atomloom.training.objectives.losses import loss_sum
@@ -39,12 +40,16 @@ class ScalarsTerm(Term):
         data: LabelledGraphs,
         config: Config,
         train_rows: np.ndarray,
+        inherited: Inherited,
     ) -> None:
         self.settings: Training = config.training
         self.names = tuple(spec.reported for spec in specs)
         self.units = tuple("" if self.settings.classes else spec.reported_unit for spec in specs)
         self.real, self.atoms = data.targets, np.diff(data.table.node_ptr)
-        self.scaler = self._fit(config, train_rows)
+        fitted = self._fit(config, train_rows)
+        # Classes have no scale.
+        own = inherited.scaler
+        self.scaler = own if isinstance(own, TargetScaler) and not fitted.classes else fitted
         self.targets = self.scaler.standardize(data.targets, self.atoms)
         weights = [config.loss_weight(spec) for spec in specs]
         self.loss_weights = None if set(weights) == {1.0} else weights
@@ -150,22 +155,32 @@ class PropertyObjective(Objective):
     """Objective of scalars of structures, and of targets with their own heads."""
 
     def __init__(
-        self, data: LabelledGraphs, config: Config, train_rows: np.ndarray, val_rows: np.ndarray
+        self,
+        data: LabelledGraphs,
+        config: Config,
+        train_rows: np.ndarray,
+        val_rows: np.ndarray,
+        inherited: Inherited,
     ) -> None:
         """Args:
             data: graphs and targets.
             config: the whole config.
             train_rows: rows to train on, which define mean and deviation.
             val_rows: rows to validate on, by all processes together.
+            inherited: scales of the model that the training starts from.
 
         Raises:
             AtomloomError: when a target cannot be learnt.
         """
         scalars = [spec for spec in config.targets if spec.is_column]
-        self._scalars = ScalarsTerm(scalars, data, config, train_rows) if scalars else None
+        self._scalars = (
+            ScalarsTerm(scalars, data, config, train_rows, inherited) if scalars else None
+        )
         terms: list[Term] = [self._scalars] if self._scalars else []
         terms += [
-            DirectTerm(spec, data, config, train_rows) for spec in config.targets if spec.direct
+            DirectTerm(spec, data, config, train_rows, inherited)
+            for spec in config.targets
+            if spec.direct
         ]
         super().__init__(config.training, terms, val_rows)
         self.scaler = self._scalars.scaler if self._scalars else None
@@ -173,14 +188,16 @@ class PropertyObjective(Objective):
         self._targets = self._scalars.targets if self._scalars else data.targets
         self._given: dict[str, np.ndarray] = {}
         if config.dataset.global_features:
-            self._learn_globals(data, config, train_rows)
+            self._learn_globals(data, config, train_rows, inherited)
 
-    def _learn_globals(self, data: LabelledGraphs, config: Config, train_rows: np.ndarray) -> None:
+    def _learn_globals(
+        self, data: LabelledGraphs, config: Config, train_rows: np.ndarray, inherited: Inherited
+    ) -> None:
         where = "dataset.global_features"
         if data.global_features is None:
             raise AtomloomError("the data set has none", where=where)
         rows = np.concatenate([train_rows, self._val_rows])
-        self.global_features = GlobalFeatures.fit(
+        self.global_features = inherited.global_features or GlobalFeatures.fit(
             data.global_features, train_rows, config.dataset.global_features
         )
         if not np.isfinite(data.global_features[rows]).all():
