@@ -21,19 +21,25 @@ POTENTIALS = {
 }
 """Files below `pretrained_potentials` of the package, by the name that a user says."""
 
-_SEVENNET = {"name": "nequip", "features": (128, 64, 32), "layers": 5, "cutoff": 5.0}
+_SEVENNET = {
+    "name": "nequip",
+    "features": (128, 64, 32),
+    "parity": False,
+    "layers": 5,
+    "cutoff": 5.0,
+    "unit_directions": True,
+}
 _XPLOR = {**_SEVENNET, "envelope": "xplor", "envelope_start": 4.5}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "sevennet-0": {**_XPLOR, "neighbors": 35.989574, "unit_directions": True},
-    "sevennet-0-may2024": {**_XPLOR, "neighbors": 36.996296},
+    "sevennet-0": {**_XPLOR, "neighbors": 35.989574},
+    "sevennet-0-may2024": {**_XPLOR, "neighbors": 36.996296, "unit_directions": False},
     "sevennet-l3i5": {
         **_SEVENNET,
         "features": (128, 64, 32, 32),
         "envelope": "polynomial",
         "neighbors": 35.984718,
-        "unit_directions": True,
     },
-    "sevennet-mf-0": {**_XPLOR, "neighbors": 35.989574, "unit_directions": True, "bias": True},
+    "sevennet-mf-0": {**_XPLOR, "neighbors": 35.989574, "bias": True},
 }
 """Section `model` of each, known without reading its file."""
 

@@ -186,9 +186,9 @@ def _read(path: Path, *_: int) -> StartModel:
         with safe_open(path, framework="numpy") as file:
             content = json.loads((file.metadata() or {})["atomloom"])
             for name in sorted(file.keys()):
-                tensor = np.ascontiguousarray(file.get_tensor(name))
+                tensor = file.get_tensor(name)
                 digest.update(f"{name}:torch.{tensor.dtype}:{tuple(tensor.shape)}".encode())
-                digest.update(tensor.reshape(-1).view(np.uint8).data)
+                digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
         sections = {"model": dict(content["model"]), "graph": dict(content["graph"])}
         scales = short_hash({name: content.get(name) for name in _SCALES})
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:

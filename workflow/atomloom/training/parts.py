@@ -13,6 +13,9 @@ from torch import nn
 
 from atomloom.errors import AtomloomError
 
+SHOWN = 20
+"""Max number of parts that a message names."""
+
 
 def belongs(name: str, part: str) -> bool:
     """Whether a parameter or buffer belongs to a part of a network."""
@@ -24,11 +27,12 @@ def require_parts(model: nn.Module, parts: Iterable[str], where: str) -> None:
     names = [name for name, _ in model.named_parameters()]
     for part in parts:
         if not any(belongs(name, part) for name in names):
-            known = dict.fromkeys(_part_of(name) for name in names)
+            known = [*dict.fromkeys(_part_of(one) for one in names)]
+            more = " ..." if len(known) > SHOWN else ""
             raise AtomloomError(
                 f"the network has no parameters `{part}`",
                 where=where,
-                todo=f"its parts: {', '.join(known)}",
+                todo=f"its parts: {', '.join(known[:SHOWN])}{more}",
             )
 
 
@@ -60,7 +64,7 @@ def _is_frozen(prefix: str, norm: nn.Module, parts: tuple[str, ...]) -> bool:
 
 
 def _part_of(name: str) -> str:
-    """First words of a parameter's name, with the number of a layer."""
+    """Module of a parameter, of at most three words or to the number of a layer."""
     words = name.split(".")
-    numbered = len(words) > 2 and words[1].isdigit()
-    return ".".join(words[: 2 if numbered else 1])
+    layer = next((place for place, word in enumerate(words) if word.isdigit()), 2)
+    return ".".join(words[: min(layer + 1, max(1, len(words) - 1))])
