@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 
 import pytest
 
 from atomloom.commands.export_run import export_run
 from atomloom.commands.reproduce import Request, reproduce_run
-from atomloom.config import load_config
 from atomloom.errors import AtomloomError
-from atomloom.pipeline.paths import Layout, RunPaths
-from atomloom.pipeline.plan import Plan
 from atomloom.reports.html import _facts
 from atomloom.reports.tables import RunCard
 from atomloom.store.files import read_json

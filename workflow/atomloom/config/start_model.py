@@ -199,7 +199,7 @@ def _read(path: Path, *_: int) -> StartModel:
 
 
 def _told(named: str, results: Path) -> Iterator[StartModel]:
-    """What runs in a results folder tell of the model that they started from by this name."""
+    """Yield what runs in a results folder tell of the model of this name that they started from."""
     for spec in sorted(results.glob("*/runs/*/spec.json")):
         with suppress(AtomloomError, KeyError, TypeError, AttributeError):
             own = read_json(spec)["start_from"]

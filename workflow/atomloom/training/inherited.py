@@ -1,4 +1,4 @@
-"""What a new training takes over from the model that it starts from: weights, scales, atomic energies.
+"""Inheritance of a new training from the model that it starts from: weights, scales, atomic energies.
 
 Weights belong to the scale that they were trained with, so what is kept of the outputs keeps its scale. Outputs of
 targets that the parent does not have start anew. It knows nothing of the loop.
