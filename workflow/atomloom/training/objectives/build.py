@@ -30,4 +30,4 @@ def build_objective(
     """
     energies = any(spec.of_energy for spec in config.targets)
     objective = PotentialObjective if energies else PropertyObjective
-    return objective(data, config, train_rows, val_rows, inherited or Inherited())
+    return objective(data, config, train_rows, val_rows, inherited)

@@ -201,9 +201,10 @@ class PotentialObjective(Objective):
         config: Config,
         train_rows: np.ndarray,
         val_rows: np.ndarray,
-        inherited: Inherited,
+        inherited: Inherited | None = None,
     ) -> None:
         """Arguments are those of `PropertyObjective`; `data.targets` are energies [S, 1] in eV."""
+        inherited = inherited or Inherited()
         self.options = config.training.potential
         self.outputs = 1
         self._data, self._train_rows = data, train_rows

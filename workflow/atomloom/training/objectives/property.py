@@ -160,7 +160,7 @@ class PropertyObjective(Objective):
         config: Config,
         train_rows: np.ndarray,
         val_rows: np.ndarray,
-        inherited: Inherited,
+        inherited: Inherited | None = None,
     ) -> None:
         """Args:
             data: graphs and targets.
@@ -172,6 +172,7 @@ class PropertyObjective(Objective):
         Raises:
             AtomloomError: when a target cannot be learnt.
         """
+        inherited = inherited or Inherited()
         scalars = [spec for spec in config.targets if spec.is_column]
         self._scalars = (
             ScalarsTerm(scalars, data, config, train_rows, inherited) if scalars else None
