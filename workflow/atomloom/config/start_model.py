@@ -151,6 +151,8 @@ def _find(named: str, results: str) -> StartModel:
     """Read the model of a name, or what runs tell of it."""
     try:
         path = start_file(named, results)
+    except (OSError, ValueError) as error:  # such as a name that is too long for a file
+        raise AtomloomError(f"is not the name of a file: {error}"[:200], where=WHERE) from None
     except AtomloomError:
         told = {short_hash(one.spec): one for one in _told(named, Path(expand_variables(results)))}
         if len(told) == 1:
