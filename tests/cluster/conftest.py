@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +99,16 @@ class ClusterProject(Project):
         assert status == 0, said
         return said
 
+    def stop(self) -> None:
+        """End what a test that failed has left: jobs, and processes in the project's folder."""
+        assert self.cluster is not None
+        for job in self.cluster.queue("%A"):
+            self.cluster.cancel(job)
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if (process / "cwd").resolve().is_relative_to(self.folder):
+                    os.kill(int(process.name), signal.SIGKILL)
+
     def training_on(self, node: str) -> int:
         """Process that trains on a node."""
         (found,) = [
@@ -124,8 +136,10 @@ class ClusterProject(Project):
 
 
 @pytest.fixture
-def project(cluster, tmp_path) -> ClusterProject:
+def project(cluster, tmp_path) -> Iterator[ClusterProject]:
     made = Project.create(tmp_path / "project", structures=24)
     (made.folder / "config").mkdir()
     shutil.copy(ROOT / "config" / "cluster.yaml", made.folder / "config" / "cluster.yaml")
-    return ClusterProject(made.folder, cluster)
+    project = ClusterProject(made.folder, cluster)
+    yield project
+    project.stop()

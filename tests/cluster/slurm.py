@@ -196,14 +196,14 @@ class Cluster:
                 and str(self.folder).encode() in content
             ):
                 on_node.add(int(folder.name))
-        found = []
+        found: set[int] = set()  # a step may have started another
         for step in steps:  # which has the environment of its daemon, that of all nodes
             family = [step]
             for pid in family:
                 family += children.get(pid, [])
             if on_node.intersection(family):
-                found += family
-        return found
+                found.update(family)
+        return sorted(found)
 
     def states(self) -> dict[str, str]:
         """State of each node."""
