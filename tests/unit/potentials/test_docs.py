@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from atomloom.cli import main
+from atomloom.inference.predict import load_model
 from tests.unit.potentials.models import write_potential
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "potentials.md"
@@ -43,11 +44,15 @@ def test_the_page_can_be_followed_to_the_letter(tmp_path, monkeypatch, capsys):
     assert commands == [
         ["snakemake", "--cores"],
         ["atomloom", "predict"],
+        ["atomloom", "import"],
+        ["atomloom", "predict"],
         ["atomloom", "evaluate"],
         ["atomloom", "export"],
     ]
     assert names["atoms"].get_volume() / 8 == pytest.approx(11.56, rel=0.05)  # EMT: 11.56 A^3
     assert len(names["results"]) == len(names["energies"]) == 3
     assert Path("runs/3.xyz").stat().st_size
+    assert Path("out/sevennet.forces.parquet").exists()
+    assert load_model("r2scan.safetensors").card.facts["modality"] == "R2SCAN"
     assert Path("out/table.forces.parquet").exists()
     assert Path("out/errors.forces.parquet").exists()

@@ -117,7 +117,7 @@ class Srun(SLURMEnvironment):
     def main_address(self) -> str:
         nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "")
         first = self.resolve_root_node_address(nodes) or "127.0.0.1"
-        return os.environ.setdefault("MASTER_ADDR", first)
+        return os.environ.get("MASTER_ADDR", first)
 
     @property
     @override
@@ -125,8 +125,7 @@ class Srun(SLURMEnvironment):
         """Port above those of services and below those that systems give away, by job and step."""
         numbers = [_number(os.environ, name, 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
         port = 12_000 + (numbers[0] * 31 + numbers[1]) % 20_000
-        os.environ.setdefault("MASTER_PORT", str(port))
-        return _number(os.environ, "MASTER_PORT")
+        return _number(os.environ, "MASTER_PORT", port)
 
     @override
     def validate_settings(self, num_devices: int, num_nodes: int) -> None:
