@@ -248,6 +248,30 @@ def test_architectures_of_published_potentials_are_those_of_their_files():
         assert NequIPConfig.model_validate(own) == load_model(name).card.model, name
 
 
+def test_before_the_first_step_forces_are_those_of_a_published_potential():
+    pytest.importorskip("sevenn")
+    content = {
+        "dataset": {"name": "test", "source": ["none"], "target": ENERGIES},
+        "training": {"start_from": "sevennet-0", "batch": {"structures": 4}, "devices": 1},
+    }
+    config, parent = parse_config(content), load_model("sevennet-0")
+    assert (config.model, config.graph) == (parent.card.model, parent.card.graph)
+    data = data_of(ionic_molecules(10, seed=5), config)
+    trainer, rows = trainer_of(data, config), data.split("val")
+    scores = trainer.validate(trainer.loader(rows))
+    (batch,) = data.loader(rows, bounds=config.training.batch)
+    said = evaluate_potential(parent.model, batch, forces=True, stress=False).forces
+    atoms = np.concatenate([np.arange(*data.table.node_ptr[row : row + 2]) for row in batch.rows])
+    wrong = said.numpy() * parent.card.scaler.scale - data.arrays["forces"][atoms]
+    found = dict(zip(trainer.objective.names, scores.maes, strict=True))["forces"]
+    assert found == pytest.approx(np.abs(wrong).mean(), rel=1e-5)
+    other = parse_config(content | {"model": {"name": "nequip", "layers": 3}})
+    with pytest.raises(
+        AtomloomError, match=r"model\.features is \[64, 64, 64\], and \[128, 64, 32\]"
+    ):
+        _ = other.start_model
+
+
 @pytest.mark.parametrize(
     ("training", "reason"),
     [

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from atomloom.config.base import Section, expand_variables
 from atomloom.config.foundation import ARCHITECTURES, published_file
-from atomloom.config.model import is_by_class
+from atomloom.config.model import NequIPConfig, is_by_class
 from atomloom.errors import AtomloomError
 from atomloom.store.files import file_digest, plain_stat, read_json
 from atomloom.store.keys import short_hash
@@ -159,7 +159,9 @@ def _find(named: str, results: str) -> StartModel:
             return next(iter(told.values()))
         raise
     if named in ARCHITECTURES and path.suffix != ".safetensors":
-        return StartModel(path, _digest_of_file(path), "", ARCHITECTURES[named])
+        own = NequIPConfig.model_validate(ARCHITECTURES[named])
+        sections = {"model": own.model_dump(mode="json"), "graph": own.graph_needs()}
+        return StartModel(path, _digest_of_file(path), "", sections)
     if path.suffix != ".safetensors":
         raise AtomloomError(
             "is not a model file",
