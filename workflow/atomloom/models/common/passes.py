@@ -10,7 +10,7 @@ Legend: N atoms, P pairs (edges without reverses).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from atomloom.data.batch import GraphBatch
 from atomloom.models.common import kernels
-from atomloom.models.common.layers import FunctionContext, gather
+from atomloom.models.common.layers import FunctionContext, at_least_single, gather, product
 
 ELEMENTS = 118
 SHORTEST = 1e-6
@@ -112,9 +112,138 @@ def empty_like(*arrays: Tensor) -> tuple[Tensor, ...]:
     return tuple(torch.empty_like(array, memory_format=torch.contiguous_format) for array in arrays)
 
 
+@dataclass(frozen=True, eq=False)
+class Differentiable:
+    """A compiled pass with one result, and its first two derivatives, written by hand.
+
+    Each takes the arguments of the one before it, without its results, and then what weights those.
+    """
+
+    forward: Callable[..., None]
+    back: Callable[..., None]
+    """Derivatives of sum(grad * result), by every argument of the pass."""
+    back_twice: Callable[..., None]
+    """Derivatives of sum(by_X * result of `back` for X), over all X; by every argument of the pass, then by grad."""
+
+    def over_pairs(
+        self,
+        edges: Edges,
+        shape: Sequence[int],
+        of_pairs: Sequence[Tensor],
+        of_atoms: Sequence[Tensor],
+    ) -> Tensor:
+        """Sums over edges of this shape, from values of pairs, of which filters are last, and of atoms."""
+        return _OverPairs.apply(self, edges, len(of_pairs), shape, *of_pairs, *of_atoms)
+
+    def over_rows(self, shape: Sequence[int], *given: Tensor) -> Tensor:
+        """Rows of this shape, from rows of arrays such as atoms."""
+        return _OverRows.apply(self, shape, *given)
+
+    def back_over_rows(self, grad: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+        """First derivative of `over_rows`, by all that is given, which can be differentiated once more."""
+        return _OverRowsBack.apply(self, grad, *given)
+
+
+class _OverPairs(torch.autograd.Function):
+    """`Differentiable.over_pairs`."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionContext,
+        way: Differentiable,
+        edges: Edges,
+        pairs: int,
+        shape: Sequence[int],
+        *given: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(*given)
+        ctx.way, ctx.edges, ctx.pairs = way, edges, pairs
+        sums = given[-1].new_empty(shape)
+        run_over_pairs(way.forward, edges, given, (), (sums,), given[pairs - 1].numel())
+        return sums
+
+    @staticmethod
+    def backward(ctx: FunctionContext, grad: Tensor) -> tuple[Tensor | None, ...]:
+        found = _OverPairsBack.apply(ctx.way, ctx.edges, ctx.pairs, grad, *ctx.saved_tensors)
+        return None, None, None, None, *found
+
+
+class _OverPairsBack(torch.autograd.Function):
+    """First derivative of `_OverPairs`, which can be differentiated once more."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionContext,
+        way: Differentiable,
+        edges: Edges,
+        pairs: int,
+        grad: Tensor,
+        *given: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(grad, *given)
+        ctx.way, ctx.edges, ctx.pairs = way, edges, pairs
+        found, work = empty_like(*given), given[pairs - 1].numel()
+        run_over_pairs(way.back, edges, (*given, grad), found[:pairs], found[pairs:], work)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionContext, *by: Tensor) -> tuple[Tensor | None, ...]:
+        grad, *given = ctx.saved_tensors
+        pairs, arrays = ctx.pairs, (*given, grad, *by)
+        found, work = empty_like(*given, grad), given[pairs - 1].numel()
+        run_over_pairs(ctx.way.back_twice, ctx.edges, arrays, found[:pairs], found[pairs:], work)
+        return None, None, None, found[-1], *found[:-1]
+
+
+class _OverRows(torch.autograd.Function):
+    """`Differentiable.over_rows`."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionContext, way: Differentiable, shape: Sequence[int], *given: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(*given)
+        ctx.way = way
+        found = given[0].new_empty(shape)
+        run_over_rows(way.forward, *given, found)
+        return found
+
+    @staticmethod
+    def backward(ctx: FunctionContext, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *_OverRowsBack.apply(ctx.way, grad, *ctx.saved_tensors)
+
+
+class _OverRowsBack(torch.autograd.Function):
+    """First derivative of `_OverRows`, which can be differentiated once more."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionContext, way: Differentiable, grad: Tensor, *given: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(grad, *given)
+        ctx.way = way
+        found = empty_like(*given)
+        run_over_rows(way.back, *given, grad, *found)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionContext, *by: Tensor) -> tuple[Tensor | None, ...]:
+        grad, *given = ctx.saved_tensors
+        found = empty_like(*given, grad)
+        run_over_rows(ctx.way.back_twice, *given, grad, *by, *found)
+        return None, found[-1], *found[:-1]
+
+
 def silu(values: Tensor) -> Tensor:
     """x sigmoid(x), with derivatives in few operations."""
     return _SiLU.apply(values) if by_passes(values) else F.silu(values)
+
+
+def activated(values: Tensor, layer: nn.Linear, dtype: torch.dtype | None) -> Tensor:
+    """SiLU of a linear layer, whose product is in `dtype`; see `product_dtype`."""
+    return silu(at_least_single(product(values, layer.weight, layer.bias, dtype)))
 
 
 class _SiLU(torch.autograd.Function):

@@ -37,6 +37,9 @@ from atomloom.models.common.outputs import Head, Outputs
 from atomloom.models.common.passes import ELEMENTS, CosineCutoff, Edges, ElementEmbedding
 from atomloom.models.painn import kernels
 
+_MESSAGES = passes.Differentiable(kernels.push, kernels.push_back, kernels.push_back_twice)
+_UPDATES = passes.Differentiable(kernels.update, kernels.update_back, kernels.update_back_twice)
+
 
 def messages(filters: Tensor, scalars: Tensor, vectors: Tensor | None, edges: Edges) -> Tensor:
     """Messages summed over the neighbours of each atom: scalars and vectors, [N, 4, D].
@@ -52,75 +55,14 @@ def messages(filters: Tensor, scalars: Tensor, vectors: Tensor | None, edges: Ed
     if edges.mutual is not None:
         if vectors is None:
             vectors = scalars.new_zeros((0, 3, scalars.shape[2]))
-        return _Messages.apply(edges.directions, filters, scalars, vectors, edges)
+        shape = (scalars.shape[0], 4, scalars.shape[2])
+        of_pairs = (edges.directions, filters)
+        return _MESSAGES.over_pairs(edges, shape, of_pairs, (scalars, vectors))
     weighted = filters[:, :2] * gather(scalars, edges.src)
     moved = weighted[:, 1:] * edges.directions.unsqueeze(2)
     if vectors is not None:
         moved = torch.addcmul(moved, filters[:, 2:], gather(vectors, edges.src))
     return segment_sum(torch.cat((weighted[:, :1], moved), dim=1), edges.dst, scalars.shape[0])
-
-
-class _Messages(torch.autograd.Function):
-    """`messages` over pairs, by compiled passes."""
-
-    @staticmethod
-    def forward(
-        ctx: FunctionContext,
-        directions: Tensor,
-        filters: Tensor,
-        scalars: Tensor,
-        vectors: Tensor,
-        edges: Edges,
-    ) -> Tensor:
-        ctx.save_for_backward(directions, filters, scalars, vectors)
-        ctx.edges = edges
-        atoms, _, features = scalars.shape
-        sums = scalars.new_empty((atoms, 4, features))
-        given = (directions, filters, scalars, vectors)
-        passes.run_over_pairs(kernels.push, edges, given, (), (sums,), filters.numel())
-        return sums
-
-    @staticmethod
-    def backward(ctx: FunctionContext, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *_MessagesBack.apply(grad, *ctx.saved_tensors, ctx.edges), None
-
-
-class _MessagesBack(torch.autograd.Function):
-    """First derivative of `_Messages`, which can be differentiated once more."""
-
-    @staticmethod
-    def forward(
-        ctx: FunctionContext,
-        grad: Tensor,
-        directions: Tensor,
-        filters: Tensor,
-        scalars: Tensor,
-        vectors: Tensor,
-        edges: Edges,
-    ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(grad, directions, filters, scalars, vectors)
-        ctx.edges = edges
-        given = (directions, filters, scalars, vectors, grad)
-        of_pairs, of_atoms = (
-            passes.empty_like(directions, filters),
-            passes.empty_like(scalars, vectors),
-        )
-        passes.run_over_pairs(kernels.push_back, edges, given, of_pairs, of_atoms, filters.numel())
-        return *of_pairs, *of_atoms
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionContext, *by: Tensor) -> tuple[Tensor | None, ...]:
-        grad, directions, filters, scalars, vectors = ctx.saved_tensors
-        given = (directions, filters, scalars, vectors, grad, *by)
-        of_pairs, of_atoms = (
-            passes.empty_like(directions, filters),
-            passes.empty_like(scalars, vectors, grad),
-        )
-        passes.run_over_pairs(
-            kernels.push_back_twice, ctx.edges, given, of_pairs, of_atoms, filters.numel()
-        )
-        return of_atoms[2], *of_pairs, *of_atoms[:2], None
 
 
 def norms(mixed: Tensor) -> Tensor:
@@ -140,7 +82,8 @@ def updates(context: Tensor, mixed: Tensor) -> Tensor:
         mixed: v, w, [N, 3, 2, D].
     """
     if passes.by_passes(mixed):
-        return _Updates.apply(context, mixed)
+        shape = (context.shape[0], 4, context.shape[2])
+        return _UPDATES.over_rows(shape, context, mixed)
     first, second = mixed.unbind(dim=2)
     of_scalars, of_vectors, of_products = context.split(1, dim=1)
     products = (first * second).sum(dim=1, keepdim=True)
@@ -185,43 +128,6 @@ class _NormsBack(torch.autograd.Function):
         return of_grad, of_mixed, None
 
 
-class _Updates(torch.autograd.Function):
-    """`updates` by compiled passes."""
-
-    @staticmethod
-    def forward(ctx: FunctionContext, context: Tensor, mixed: Tensor) -> Tensor:
-        atoms, _, features = context.shape
-        changes = context.new_empty((atoms, 4, features))
-        passes.run_over_rows(kernels.update, context, mixed, changes)
-        ctx.save_for_backward(context, mixed)
-        return changes
-
-    @staticmethod
-    def backward(ctx: FunctionContext, grad: Tensor) -> tuple[Tensor, ...]:
-        return _UpdatesBack.apply(grad, *ctx.saved_tensors)
-
-
-class _UpdatesBack(torch.autograd.Function):
-    """First derivative of `_Updates`, which can be differentiated once more."""
-
-    @staticmethod
-    def forward(
-        ctx: FunctionContext, grad: Tensor, context: Tensor, mixed: Tensor
-    ) -> tuple[Tensor, ...]:
-        found = passes.empty_like(context, mixed)
-        passes.run_over_rows(kernels.update_back, context, mixed, grad, *found)
-        ctx.save_for_backward(grad, context, mixed)
-        return found
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionContext, *by: Tensor) -> tuple[Tensor, ...]:
-        grad, context, mixed = ctx.saved_tensors
-        *found, of_grad = passes.empty_like(context, mixed, grad)
-        passes.run_over_rows(kernels.update_back_twice, context, mixed, grad, *by, *found, of_grad)
-        return of_grad, *found
-
-
 class _RadialBasis(nn.Module):
     """Gaussians with equally spaced centres from 0 to the cutoff, as wide as the spacing."""
 
@@ -250,7 +156,7 @@ def _two_layers(inputs: int, hidden: int, outputs: int) -> Layers[nn.Linear]:
 def _apply(layers: Layers[nn.Linear], values: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Apply Linear, SiLU, Linear; products in `dtype`, see `product_dtype`."""
     first, second = layers
-    hidden = passes.silu(at_least_single(product(values, first.weight, first.bias, dtype)))
+    hidden = passes.activated(values, first, dtype)
     return at_least_single(product(hidden, second.weight, second.bias, dtype))
 
 

@@ -23,7 +23,6 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from atomloom.config.model import TensorNetConfig, TensorNetPropertyConfig, TensorNetSection
 from atomloom.data.batch import GraphBatch
@@ -44,6 +43,14 @@ from atomloom.models.common.outputs import Head, Outputs
 from atomloom.models.common.passes import ELEMENTS, CosineCutoff, Edges, ElementEmbedding
 from atomloom.models.tensornet import kernels
 from atomloom.models.tensornet.kernels import BASIS, COMPONENTS, PARTS
+
+_MESSAGES = passes.Differentiable(kernels.push, kernels.push_back, kernels.push_back_twice)
+_EMBEDDED = passes.Differentiable(kernels.embed, kernels.embed_back, kernels.embed_back_twice)
+_NORMALISED = passes.Differentiable(
+    kernels.normalise, kernels.normalise_back, kernels.normalise_back_twice
+)
+_COMBINED = passes.Differentiable(kernels.combine, kernels.combine_back, kernels.combine_back_twice)
+_GROWN = passes.Differentiable(kernels.grow, kernels.grow_back, kernels.grow_back_twice)
 
 # --- sums over edges ---
 
@@ -79,7 +86,8 @@ def embedded(filters: Tensor, own: Tensor, other: Tensor, edges: Edges) -> Tenso
     """
     along = shapes(edges.directions)
     if edges.mutual is not None:
-        return _Embedded.apply(along, filters, own, other, edges)
+        shape = (COMPONENTS, *own.shape)
+        return _EMBEDDED.over_pairs(edges, shape, (along, filters), (own, other))
     both = own.index_select(0, edges.dst) + other.index_select(0, edges.src)
     weighted = (filters * both.unsqueeze(1)).transpose(0, 1)
     of_edges = _scaled(along.t().unsqueeze(2).split(PARTS), weighted)
@@ -92,7 +100,7 @@ def messages(filters: Tensor, tensors: Tensor, edges: Edges) -> Tensor:
     Equation 11 of the paper.
     """
     if edges.mutual is not None:
-        return _Messages.apply(filters, tensors, edges)
+        return _MESSAGES.over_pairs(edges, tensors.shape, (filters,), (tensors,))
     sent = tensors.index_select(1, edges.src).split(PARTS)
     return _summed(_scaled(sent, filters.transpose(0, 1)), edges.dst, tensors.shape[1])
 
@@ -107,129 +115,20 @@ def _summed(of_edges: Tensor, index: Tensor, atoms: int) -> Tensor:
     return found.index_add(1, index, of_edges)
 
 
-class _Messages(torch.autograd.Function):
-    """`messages` over pairs, by compiled passes."""
-
-    @staticmethod
-    def forward(ctx: FunctionContext, filters: Tensor, tensors: Tensor, edges: Edges) -> Tensor:
-        ctx.save_for_backward(filters, tensors)
-        ctx.edges = edges
-        (sums,) = passes.empty_like(tensors)
-        given = (filters, tensors)
-        passes.run_over_pairs(kernels.push, edges, given, (), (sums,), filters.numel())
-        return sums
-
-    @staticmethod
-    def backward(ctx: FunctionContext, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *_MessagesBack.apply(grad, *ctx.saved_tensors, ctx.edges), None
-
-
-class _MessagesBack(torch.autograd.Function):
-    """First derivative of `_Messages`, which can be differentiated once more."""
-
-    @staticmethod
-    def forward(
-        ctx: FunctionContext, grad: Tensor, filters: Tensor, tensors: Tensor, edges: Edges
-    ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(grad, filters, tensors)
-        ctx.edges = edges
-        of_pairs, of_atoms = passes.empty_like(filters), passes.empty_like(tensors)
-        passes.run_over_pairs(
-            kernels.push_back,
-            edges,
-            (filters, tensors, grad),
-            of_pairs,
-            of_atoms,
-            filters.numel(),
-        )
-        return *of_pairs, *of_atoms
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionContext, *by: Tensor) -> tuple[Tensor | None, ...]:
-        grad, filters, tensors = ctx.saved_tensors
-        of_pairs, of_atoms = passes.empty_like(filters), passes.empty_like(tensors, grad)
-        passes.run_over_pairs(
-            kernels.push_back_twice,
-            ctx.edges,
-            (filters, tensors, grad, *by),
-            of_pairs,
-            of_atoms,
-            filters.numel(),
-        )
-        return of_atoms[1], *of_pairs, of_atoms[0], None
-
-
-class _Embedded(torch.autograd.Function):
-    """`embedded` over pairs, by compiled passes."""
-
-    @staticmethod
-    def forward(
-        ctx: FunctionContext,
-        along: Tensor,
-        filters: Tensor,
-        own: Tensor,
-        other: Tensor,
-        edges: Edges,
-    ) -> Tensor:
-        ctx.save_for_backward(along, filters, own, other)
-        ctx.edges = edges
-        sums = own.new_empty((COMPONENTS, *own.shape))
-        given = (along, filters, own, other)
-        passes.run_over_pairs(kernels.embed, edges, given, (), (sums,), filters.numel())
-        return sums
-
-    @staticmethod
-    def backward(ctx: FunctionContext, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *_EmbeddedBack.apply(grad, *ctx.saved_tensors, ctx.edges), None
-
-
-class _EmbeddedBack(torch.autograd.Function):
-    """First derivative of `_Embedded`, which can be differentiated once more."""
-
-    @staticmethod
-    def forward(
-        ctx: FunctionContext,
-        grad: Tensor,
-        along: Tensor,
-        filters: Tensor,
-        own: Tensor,
-        other: Tensor,
-        edges: Edges,
-    ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(grad, along, filters, own, other)
-        ctx.edges = edges
-        given = (along, filters, own, other, grad)
-        of_pairs, of_atoms = passes.empty_like(along, filters), passes.empty_like(own, other)
-        passes.run_over_pairs(kernels.embed_back, edges, given, of_pairs, of_atoms, filters.numel())
-        return *of_pairs, *of_atoms
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionContext, *by: Tensor) -> tuple[Tensor | None, ...]:
-        grad, along, filters, own, other = ctx.saved_tensors
-        given = (along, filters, own, other, grad, *by)
-        of_pairs, of_atoms = passes.empty_like(along, filters), passes.empty_like(own, other, grad)
-        passes.run_over_pairs(
-            kernels.embed_back_twice, ctx.edges, given, of_pairs, of_atoms, filters.numel()
-        )
-        return of_atoms[2], *of_pairs, *of_atoms[:2], None
-
-
 # --- matrices of atoms ---
 
 
 def normalised(tensors: Tensor) -> Tensor:
     """X / (1 + |X|^2), with the Frobenius norm."""
     if passes.by_passes(tensors):
-        return _Normalised.apply(tensors)
+        return _NORMALISED.over_rows(tensors.shape, tensors)
     return tensors / (1.0 + tensors.square().sum(dim=0))
 
 
 def combined(first: Tensor, second: Tensor, basis: Tensor) -> Tensor:
     """Normalised XY + YX: the products of equation 12 of the paper."""
     if passes.by_passes(first):
-        return _Combined.apply(first, second)
+        return _COMBINED.over_rows(first.shape, first, second)
     return normalised(_symmetric_product(first, second, basis))
 
 
@@ -248,108 +147,19 @@ def _symmetric_product(first: Tensor, second: Tensor, basis: Tensor) -> Tensor:
     return (basis @ made.flatten(0, 1).flatten(1)).view(first.shape)
 
 
-class _Normalised(torch.autograd.Function):
-    """`normalised` by compiled passes."""
-
-    @staticmethod
-    def forward(ctx: FunctionContext, tensors: Tensor) -> Tensor:
-        (found,) = passes.empty_like(tensors)
-        passes.run_over_rows(kernels.normalise, tensors, found)
-        ctx.save_for_backward(tensors)
-        return found
-
-    @staticmethod
-    def backward(ctx: FunctionContext, grad: Tensor) -> Tensor:
-        return _NormalisedBack.apply(grad, *ctx.saved_tensors)
-
-
-class _NormalisedBack(torch.autograd.Function):
-    """First derivative of `_Normalised`, which can be differentiated once more."""
-
-    @staticmethod
-    def forward(ctx: FunctionContext, grad: Tensor, tensors: Tensor) -> Tensor:
-        (found,) = passes.empty_like(tensors)
-        passes.run_over_rows(kernels.normalise_back, tensors, grad, found)
-        ctx.save_for_backward(grad, tensors)
-        return found
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionContext, by: Tensor) -> tuple[Tensor, ...]:
-        grad, tensors = ctx.saved_tensors
-        of_tensors, of_grad = passes.empty_like(tensors, grad)
-        passes.run_over_rows(kernels.normalise_back_twice, tensors, grad, by, of_tensors, of_grad)
-        return of_grad, of_tensors
-
-
-class _Combined(torch.autograd.Function):
-    """`combined` by compiled passes."""
-
-    @staticmethod
-    def forward(ctx: FunctionContext, first: Tensor, second: Tensor) -> Tensor:
-        (found,) = passes.empty_like(first)
-        passes.run_over_rows(kernels.combine, first, second, found)
-        ctx.save_for_backward(first, second)
-        return found
-
-    @staticmethod
-    def backward(ctx: FunctionContext, grad: Tensor) -> tuple[Tensor, ...]:
-        return _CombinedBack.apply(grad, *ctx.saved_tensors)
-
-
-class _CombinedBack(torch.autograd.Function):
-    """First derivative of `_Combined`, which can be differentiated once more."""
-
-    @staticmethod
-    def forward(
-        ctx: FunctionContext, grad: Tensor, first: Tensor, second: Tensor
-    ) -> tuple[Tensor, ...]:
-        found = passes.empty_like(first, second)
-        passes.run_over_rows(kernels.combine_back, first, second, grad, *found)
-        ctx.save_for_backward(grad, first, second)
-        return found
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionContext, *by: Tensor) -> tuple[Tensor, ...]:
-        grad, first, second = ctx.saved_tensors
-        *found, of_grad = passes.empty_like(first, second, grad)
-        passes.run_over_rows(kernels.combine_back_twice, first, second, grad, *by, *found, of_grad)
-        return of_grad, *found
-
-
 class _Grown(torch.autograd.Function):
-    """`grown` by compiled passes."""
+    """`grown` by compiled passes; its derivative by the matrices that grow is `grad` itself."""
 
     @staticmethod
     def forward(ctx: FunctionContext, tensors: Tensor, change: Tensor) -> Tensor:
         (found,) = passes.empty_like(tensors)
-        passes.run_over_rows(kernels.grow, tensors, change, found)
+        passes.run_over_rows(_GROWN.forward, tensors, change, found)
         ctx.save_for_backward(change)
         return found
 
     @staticmethod
     def backward(ctx: FunctionContext, grad: Tensor) -> tuple[Tensor, ...]:
-        return grad, _GrownBack.apply(grad, *ctx.saved_tensors)
-
-
-class _GrownBack(torch.autograd.Function):
-    """First derivative of `_Grown` by the change, which can be differentiated once more."""
-
-    @staticmethod
-    def forward(ctx: FunctionContext, grad: Tensor, change: Tensor) -> Tensor:
-        (found,) = passes.empty_like(change)
-        passes.run_over_rows(kernels.grow_back, change, grad, found)
-        ctx.save_for_backward(grad, change)
-        return found
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionContext, by: Tensor) -> tuple[Tensor, ...]:
-        grad, change = ctx.saved_tensors
-        of_change, of_grad = passes.empty_like(change, grad)
-        passes.run_over_rows(kernels.grow_back_twice, change, grad, by, of_change, of_grad)
-        return of_grad, of_change
+        return grad, *_GROWN.back_over_rows(grad, *ctx.saved_tensors)
 
 
 # --- the network ---
@@ -402,11 +212,6 @@ def _linears(*widths: int) -> Layers[nn.Linear]:
 def _maps(width: int, count: int) -> Layers[nn.Linear]:
     """Linear maps of the parts of matrices, without biases."""
     return Layers(nn.Linear(width, width, bias=False) for _ in range(count))
-
-
-def _activated(values: Tensor, layer: nn.Linear, dtype: torch.dtype | None) -> Tensor:
-    """SiLU of a linear layer, whose product is in `dtype`; see `product_dtype`."""
-    return passes.silu(at_least_single(product(values, layer.weight, layer.bias, dtype)))
 
 
 def _by_part(values: Tensor, layer: nn.Linear, dtype: torch.dtype | None) -> Tensor:
@@ -467,7 +272,7 @@ class _TensorEmbedding(nn.Module):
             filters, F.linear(elements, own, self.emb2.bias), F.linear(elements, other), edges
         )
         norms = self.init_norm(tensors.square().sum(dim=0))
-        hidden = _activated(norms, self.linears_scalar[0], dtype)
+        hidden = passes.activated(norms, self.linears_scalar[0], dtype)
         factors = passes.silu(_by_part(hidden, self.linears_scalar[1], dtype)).unflatten(1, (3, -1))
         return _scaled(_mapped(tensors, self.linears_tensor, dtype), factors.transpose(0, 1))
 
@@ -491,7 +296,7 @@ class _Interaction(nn.Module):
     ) -> Tensor:
         """Updated matrices [9, N, D]; radial: [P, R], cutoff: [P, 1]."""
         first, second, third = self.linears_scalar
-        hidden = _activated(_activated(radial, first, None), second, dtype)
+        hidden = passes.activated(passes.activated(radial, first, None), second, dtype)
         filters = passes.scaled_silu(_by_part(hidden, third, dtype), cutoff).unflatten(1, (3, -1))
         tensors = normalised(tensors)
         mixed = torch.cat(_mapped(tensors, self.linears_tensor[:3], dtype))
@@ -548,7 +353,7 @@ class _Output(nn.Module):
     def forward(self, scalars: Tensor) -> Tensor:
         """[..., outputs]."""
         first, second = self.outnet
-        return F.linear(_activated(scalars, first, None), second.weight, second.bias)
+        return F.linear(passes.activated(scalars, first, None), second.weight, second.bias)
 
 
 class _GatedOutput(nn.Module):
@@ -563,7 +368,10 @@ class _GatedOutput(nn.Module):
         """[N, 1]."""
         values, gate = scalars, scalars
         for layer, other in zip(self.layers[:-1], self.gates[:-1], strict=True):
-            values, gate = _activated(values, layer, None), _activated(gate, other, None)
+            values, gate = (
+                passes.activated(values, layer, None),
+                passes.activated(gate, other, None),
+            )
         return self.layers[-1](values) * torch.sigmoid(self.gates[-1](gate))
 
 
