@@ -86,3 +86,16 @@ def orthogonal(seed: int, determinant: int) -> np.ndarray:
 
 def moved(given: Structure, by: np.ndarray) -> Structure:
     return replace(given, positions=given.positions + by)
+
+
+def reference_structures(content) -> list[Structure]:
+    """The five structures of reference arrays."""
+    return [
+        structure(*(content[f"s{index}_{key}"] for key in ("numbers", "positions", "cell", "pbc")))
+        for index in range(5)
+    ]
+
+
+def joined(content, key: str) -> np.ndarray:
+    """Reference values of the five structures, one after another."""
+    return np.concatenate([np.atleast_1d(content[f"s{index}_{key}"]) for index in range(5)])
