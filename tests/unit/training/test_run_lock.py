@@ -87,6 +87,22 @@ def test_who_lost_a_run_is_told_to_whom(tmp_path, monkeypatch):
         assert second.taken_by() == "", "a folder that was removed tells of nobody"
 
 
+@pytest.mark.parametrize("place", ["behind", "over"])
+def test_of_two_that_begin_at_once_without_locks_the_last_one_trains(tmp_path, monkeypatch, place):
+    """Both have emptied the file before either writes: behind the other, or where appending is none, over it."""
+    monkeypatch.setattr(run_lock.fcntl, "flock", refuse)
+    monkeypatch.setattr(run_lock.platform, "node", lambda: "a-node-with-a-long-name")
+    with alone(tmp_path, print) as first:
+        earlier = (tmp_path / LOCK).read_text()
+        monkeypatch.setattr(run_lock.platform, "node", lambda: "b")
+        with alone(tmp_path, print) as last:
+            later = (tmp_path / LOCK).read_text()
+            kept = earlier if place == "behind" else ""
+            (tmp_path / LOCK).write_text(kept + later + earlier[len(later) :] * (not kept))
+            assert first.taken_by() == f"process {os.getpid()} on b"
+            assert last.taken_by() == "", "one of them trains"
+
+
 SAVE_ALWAYS = 1e-9
 EVERY_STEP = {"epochs": 4, "checkpoint_minutes": SAVE_ALWAYS}
 

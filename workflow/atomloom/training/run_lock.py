@@ -26,6 +26,8 @@ LOCK = Path("state") / "training.lock"
 """File of the lock, in the folder of a run; its first line says who holds it, its second is that process's own."""
 WAITING = "waiting for it"
 """End of the line that says so."""
+WIDTH = 300
+"""Length of a first line: of two that are written in one place, nothing stays of the first."""
 PAUSE = 2.0
 """Seconds between two attempts to get the lock."""
 
@@ -39,8 +41,9 @@ class Hold:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.words = f"process {os.getpid()} on {platform.node()}\n{uuid.uuid4().hex}\n"
-        """Content of the file."""
+        name = f"process {os.getpid()} on {platform.node()}".ljust(WIDTH)
+        self.words = f"{name}\n{uuid.uuid4().hex}\n"
+        """End of the file; all of it, unless two processes began at once."""
 
     def taken_by(self) -> str:
         """Process that has taken the run over meanwhile, in words; empty if none has."""
@@ -49,7 +52,9 @@ class Hold:
             words = self._path.read_text()
         except OSError:
             return ""  # removed with the folder, which tells of nobody else
-        return "" if words == self.words else words.partition("\n")[0] or "another process"
+        if words.endswith(self.words):
+            return ""
+        return words.split("\n")[-3:][0].strip() or "another process"
 
 
 @contextmanager
