@@ -100,7 +100,7 @@ def unfinished(folder: Path, epoch: int = 1, **training: object) -> Path:
         ({}, {"devices": 4, "epochs": 5}, ""),
         ({}, {}, "is not finished: it is resumed with its own config"),
         ({}, {"epochs": 5}, "is not finished"),
-        ({}, {"devices": 1, "nodes": 2}, "is not finished"),
+        ({}, {"devices": 1, "nodes": 2}, ""),
         ({}, {"devices": 4, "seed": 1}, "training.seed differs"),
         ({"scheduler": "onecycle"}, {"devices": 4}, ""),
         (
@@ -141,6 +141,8 @@ def test_a_run_that_was_begun_with_other_processes_is_found(tmp_path):
     (found,) = begun_with_other_processes(spec, tmp_path)
     assert (found.folder, found.processes, found.epochs) == (begun, 2, 1)
     spec["training"] |= {"devices": 1, "nodes": 2}
+    assert [one.folder for one in begun_with_other_processes(spec, tmp_path)] == [begun]
+    spec["training"] |= {"devices": 2, "nodes": 1}
     assert begun_with_other_processes(spec, tmp_path) == []
 
 

@@ -235,3 +235,19 @@ def test_a_truncated_or_empty_archive_is_damaged_and_no_card(archive, tmp_path):
         assert "is a damaged archive" in refusal(tmp_path / "a.zip"), length
     (tmp_path / "renamed").write_bytes(content[:1000])
     assert "is a damaged archive" in refusal(tmp_path / "renamed")
+
+
+@pytest.mark.parametrize(
+    "name", ["run.json/x", "a" * 300, "."], ids=["below a file", "long", "the folder"]
+)
+def test_an_archive_with_a_name_that_no_file_can_have_is_damaged(tmp_path, name):
+    path = packed(tmp_path / "a.zip", {"run.json": b"{}", name: b"x"})
+    assert "is a damaged archive" in refusal(path)
+
+
+def test_an_archive_whose_members_lie_nowhere_is_damaged(tmp_path):
+    path = packed(tmp_path / "a.zip", {"run.json": b"{}"})
+    content = bytearray(path.read_bytes())
+    content[content.rfind(b"PK\x01\x02") + 45] = 0xFF  # the place of the first member
+    path.write_bytes(content)
+    assert "is a damaged archive" in refusal(path)

@@ -261,6 +261,12 @@ def test_the_committee_holds_the_models_of_the_best(tmp_path, in_process):
     calls = len(in_process)
     command.write_sweep(paths_in(tmp_path, sweep, epochs=1), lambda line: None)
     assert len(in_process) == calls, "a member is evaluated once"
+    for number in range(2):  # fewer members, as of trials that were made again and failed
+        failed = Result(number, "failed", reason="died", run=str(table.loc[number, "run"]))
+        failed.write(result_file(folder, Slot(0, 0, number, 0)))
+    command.write_sweep(paths_in(tmp_path, sweep, epochs=1), lambda line: None)
+    assert [file.name for file in (folder / "committee").iterdir()] == ["0.safetensors"]
+    assert not (folder / "committee.parquet").exists()
 
 
 def test_the_best_trial_is_trained_once_more_on_training_and_validation(tmp_path, in_process):

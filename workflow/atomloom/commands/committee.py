@@ -30,12 +30,12 @@ def members_of(count: int, done: Sequence[Outcome]) -> list[Outcome]:
 
 
 def copy_models(paths: RunPaths, members: Sequence[Outcome]) -> list[str]:
-    """Copy the models of the members, one each, into `committee/`; return their runs.
+    """Copy the models of the members, one each, into `committee/`, which then has no others; return their runs.
 
     Raises:
         AtomloomError: when a run has no model file any more.
     """
-    runs = []
+    runs, folder = [], paths.sweep / "committee"
     for place, (_, results, _) in enumerate(members):
         model = paths.layout.results / "runs" / results[0].run / "model.safetensors"
         if not model.exists():
@@ -44,9 +44,12 @@ def copy_models(paths: RunPaths, members: Sequence[Outcome]) -> list[str]:
                 where=model,
                 todo=f"remove {paths.sweep / 'trials'} and run the sweep again, which trains that run alone",
             )
-        copied = paths.sweep / "committee" / f"{place}.safetensors"
-        write_atomically(copied, partial(shutil.copyfile, model))
+        write_atomically(folder / f"{place}.safetensors", partial(shutil.copyfile, model))
         runs.append(results[0].run)
+    current = {f"{place}.safetensors" for place in range(len(runs))}
+    for former in folder.glob("*.safetensors"):
+        if former.name not in current:
+            former.unlink()
     return runs
 
 
@@ -60,6 +63,7 @@ def evaluate_committee(
         and for each scalar target TARGET, TARGET_predicted (mean) and TARGET_std (sample deviation).
         None with fewer than two members, or where one cannot be evaluated.
     """
+    (paths.sweep / TABLE).unlink(missing_ok=True)  # of the members of before
     if len(members) < 2:
         return None
     tables = []

@@ -6,6 +6,7 @@ metadata, so that whoever compares runs reads folders alone. It knows nothing of
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import lzma
 import shutil
@@ -29,9 +30,11 @@ METADATA = "ro-crate-metadata.json"
 """Name of the member of an archive that has the SHA-256 of all others."""
 DAMAGES = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
-    *(NotImplementedError, RuntimeError, EOFError, ValueError),
+    *(NotImplementedError, RuntimeError, EOFError, ValueError, IndexError),
 )
-"""Errors by which `zipfile` says that an archive is damaged."""
+"""Errors by which `zipfile` says that an archive is damaged; some are an OSError, as those of the disk are."""
+NOT_OF_DISK = (None, errno.EINVAL, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
+"""Numbers of an OSError that is due to what an archive holds: places, data and names that cannot be."""
 MOST_FILES = 1_000
 MOST_TIMES = 200
 """Max size of what an archive holds, in sizes of the archive itself."""
@@ -218,5 +221,8 @@ def _unpack(path: Path, folder: Path) -> None:
                 own.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(member) as content, open(own, "wb") as file:
                     shutil.copyfileobj(content, file)
-    except DAMAGES as error:
-        raise AtomloomError(f"is a damaged archive: {error}", where=path) from None
+    except (*DAMAGES, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in NOT_OF_DISK:
+            raise
+        told = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise AtomloomError(f"is a damaged archive: {told}", where=path) from None

@@ -66,7 +66,7 @@ class Parent:
                 f"{'differs' if len(differing) == 1 else 'differ'} from those of {self.folder}",
                 where=WHERE,
             )
-        if self.key is None and _processes(own) == _processes(wanted):
+        if self.key is None and _layout(own) == _layout(wanted):
             raise AtomloomError(
                 f"{self.folder} is not finished: it is resumed with its own config",
                 where=WHERE,
@@ -153,10 +153,14 @@ def begun_with_other_processes(spec: Mapping[str, Any], runs: Path) -> list[Pare
             if without(read_json(folder / "spec.json")) != without(spec):
                 continue
             parent = find_parent(str(folder), runs)
-            if parent.key is None and parent.processes != _processes(flat(spec)):
+            if parent.key is None and _layout(flat(parent.spec)) != _layout(flat(spec)):
                 found.append(parent)
     return found
 
 
 def _processes(spec: Mapping[str, Any]) -> int:
-    return math.prod(int(spec.get(f"training.{name}", 1)) for name in PROCESSES)
+    return math.prod(_layout(spec))
+
+
+def _layout(spec: Mapping[str, Any]) -> list[int]:
+    return [int(spec.get(f"training.{name}", 1)) for name in PROCESSES]

@@ -79,7 +79,7 @@ def _attempt(
     elif not (run / "state" / "last.ckpt").exists():
         for other in begun_with_other_processes(paths.run_spec, run.parent):
             log(
-                f"note: {other.folder} is the same run but for its number of processes ({other.processes}), "
+                f"note: {other.folder} is the same run but for its processes ({other.processes}), "
                 f"and has {other.epochs:,} epochs: training.continue_from: {other.folder.name} goes on from there"
             )
     result = train(data, config, run, log, until=until, start=start)
