@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from atomloom.config import parse_config
+from atomloom.config.root import direct_kinds
 from atomloom.errors import AtomloomError
 
 
@@ -37,7 +38,8 @@ def test_a_potential_knows_the_usual_names():
 def test_names_mean_nothing_to_a_property_model():
     """A column of a table may be called dipole, magmoms or energy, and is a scalar."""
     names = ["dipole", "magmoms", "energy", "forces"]
-    assert kinds(config(names, "icomformer")) == ["scalar"] * 4
+    found = config(names, "icomformer", {"labels": {"file": "labels.csv"}})
+    assert kinds(found) == ["scalar"] * 4
     found = config(["gap", "charges"], "alignn", {"target_kinds": {"charges": "per_atom"}})
     assert kinds(found) == ["scalar", "per_atom"]
 
@@ -58,6 +60,11 @@ def test_units_are_the_config_s_but_for_kinds_that_have_their_own():
         ((["energy", "dipole"], {"name": "chebyshev", "species": ["H"]}), "not dipole"),
         ((["mu"], "icomformer", {"target_kinds": {"mu": "vector"}}), "may be scalar, per_atom"),
         ((["forces", "dipole"],), "energy first"),
+        (
+            (["energy", "forces"], "icomformer"),
+            "not forces: the models chebyshev, painn, tensornet, ",
+        ),
+        ((["stress"], "tensornet_property"), "target_kinds: {stress: scalar}"),
         ((["dipole"], "painn", {"target_kinds": {"mu": "vector"}}), "not a target"),
         ((["dipole"], "painn", {"target_kinds": {"dipole": "tensor"}}), "not a kind of targets"),
         (
@@ -116,3 +123,12 @@ def test_kinds_and_weights_are_in_a_key_only_where_they_are_set():
     told = config(["gap"], "icomformer", loss_weights={"gap": 2.0})
     assert told.training.key_content()["loss_weights"] == {"gap": 2.0}
     assert told.loss_weight(told.targets[0]) == 2.0
+
+
+def test_forces_of_a_property_model_are_another_data_set_than_those_of_a_potential():
+    """A split of one would not have what the other needs."""
+    potential = config(["energy", "forces"])
+    scalar = config(["energy", "forces"], "icomformer", {"target_kinds": {"forces": "scalar"}})
+    table = config(["energy", "forces"], "icomformer", {"labels": {"file": "labels.csv"}})
+    assert direct_kinds(potential) == direct_kinds(config(["energy"], "icomformer")) == {}
+    assert direct_kinds(scalar) == direct_kinds(table) == {"kinds": {"forces": "scalar"}}

@@ -19,7 +19,7 @@ from atomloom.config.base import Section, expand_variables, unkeyed
 from atomloom.config.dataset import Dataset, Split
 from atomloom.config.graph import GraphSpec
 from atomloom.config.mistakes import check_values, mistake, with_present_names, without_empty
-from atomloom.config.model import IComFormerConfig, ModelConfig, ModelSection
+from atomloom.config.model import MODELS, IComFormerConfig, ModelConfig, ModelSection
 from atomloom.config.published import Published
 from atomloom.config.reading import read_config_file
 from atomloom.config.start_model import StartModel, start_model, with_start_sections
@@ -27,7 +27,7 @@ from atomloom.config.sweep import Sweep
 from atomloom.config.teacher import Teacher
 from atomloom.config.training import Training
 from atomloom.errors import AtomloomError
-from atomloom.targets import KINDS, TargetSpec, kind_class, spec_of
+from atomloom.targets import KINDS, TargetSpec, kind_class, kind_named, spec_of
 
 _PLAIN_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 _TAKEN = frozenset(
@@ -167,6 +167,7 @@ class Config(Section):
                 f"model {model.name} does not learn {foreign[0].name}, of the kind {foreign[0].kind}: "
                 f"dataset.target_kinds may be {model.learns()}"
             )
+        self._check_derivatives()
         of_energy = [spec.name for spec in targets if spec.of_energy]
         if of_energy and targets[0].name != "energy":
             raise ValueError(
@@ -197,6 +198,20 @@ class Config(Section):
                 "training.potential: sampling and force_fraction need the target energy"
             )
         return self
+
+    def _check_derivatives(self) -> None:
+        """Check that forces and stress are not learnt as numbers per structure, unless a table or the config says
+        that they are."""
+        if self.dataset.label_tables:
+            return
+        for spec in self.targets:
+            if _is_called_as_a_derivative(spec) and spec.name not in self.dataset.target_kinds:
+                learn = [name for name, section in MODELS.items() if section.kind == "potential"]
+                raise ValueError(
+                    f"model {self.model.name} learns numbers per structure, not {spec.name}: the models "
+                    f"{', '.join(learn)} do (dataset.target_kinds: {{{spec.name}: scalar}}, if it is a number "
+                    "per structure)"
+                )
 
     def loss_weight(self, target: TargetSpec) -> float:
         """Weight of the loss of a target."""
@@ -318,9 +333,18 @@ def _potential_targets(model: ModelSection) -> str:
 
 
 def direct_kinds(config: Config) -> dict[str, dict[str, str]]:
-    """Content of keys for kinds of targets: empty if all are of the original kinds."""
-    kinds = {spec.name: spec.kind for spec in config.targets if spec.direct}
+    """Content of keys for kinds of targets: empty if all are of the original kinds, under their usual names."""
+    kinds = {
+        spec.name: spec.kind
+        for spec in config.targets
+        if spec.direct or _is_called_as_a_derivative(spec)
+    }
     return {"kinds": kinds} if kinds else {}
+
+
+def _is_called_as_a_derivative(spec: TargetSpec) -> bool:
+    """Whether a number per structure has the name of what a potential derives: forces or stress."""
+    return spec.is_column and kind_class(kind_named(spec.name)).source == "derivative"
 
 
 def load_config(*files: str | Path) -> Config:
