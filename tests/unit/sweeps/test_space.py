@@ -190,6 +190,10 @@ def test_the_sweep_is_in_no_key_of_a_run():
         ({"method": "random"}, "needs `parameters`"),
         ({"trials": [{"model.width": 8}]}, "no list of `trials`"),
         ({"parameters": {"training.seed": [1]}, "seeds": [1, 2]}, "swept twice"),
+        (
+            {"parameters": {"training.batch.structures": [4], "training.batch": [{"edges": 99}]}},
+            "training.batch.structures is part of training.batch",
+        ),
         ({"parameters": {"training.epochs": [1, 2]}, "halving": {}}, "exclude each other"),
         (
             {"method": "list", "trials": [{"training.stop_after": 1}], "halving": {}},

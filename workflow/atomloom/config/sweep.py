@@ -217,6 +217,12 @@ class Sweep(Section):
             for name in repeat:
                 if name in self.parameters or any(name in trial for trial in self.trials):
                     raise ValueError(f"{name} is swept twice")
+        for keys in (self.parameters, *self.trials):
+            names = list(keys)
+            for place, name in enumerate(names):
+                for inner in names[:place]:
+                    if inner.startswith(f"{name}."):
+                        raise ValueError(f"{inner} is part of {name}: name it after that")
         listed = {"seeds": self.seeds, "folds": self.folds}
         for name, values in listed.items():
             if isinstance(values, list) and len(set(values)) < len(values):
