@@ -14,7 +14,14 @@ import pytest
 
 from atomloom.cli import main
 from atomloom.errors import AtomloomError
-from atomloom.pipeline.run_table import RunTable, shown_width, table_of, text_lines, value_text
+from atomloom.pipeline.run_table import (
+    RunTable,
+    flat_row,
+    shown_width,
+    table_of,
+    text_lines,
+    value_text,
+)
 from atomloom.pipeline.runs import RunRecord
 
 KEYS = ("1000000000000000", "2000000000000001", "3000000000000002")
@@ -162,6 +169,26 @@ def test_named_test_sets_have_a_column_each():
     assert table_of([one]).errors == (("gap", "val"), ("gap", "300K"), ("gap", "600K"))
 
 
+def test_classes_have_accuracies_and_the_highest_comes_first():
+    """The errors of their probabilities say less, and may order runs otherwise."""
+    runs = [
+        RunRecord(
+            Path("r/runs") / key,
+            "tiny",
+            "evaluated",
+            errors={"metal": {"val": error}},
+            accuracies={"metal": {"val": accuracy}},
+        )
+        for key, error, accuracy in zip(KEYS, (0.1, 0.2, 0.3), (0.7, 0.9, 0.8), strict=True)
+    ]
+    found = table_of([*runs, run("4000000000000003", "planned")])
+    assert [one.key[0] for one in found.runs] == ["2", "3", "1", "4"]
+    assert [one.key[0] for one in table_of(runs, reverse=True).runs] == ["1", "3", "2"]
+    assert [line.split()[2] for line in text_lines(found)] == ["val", "0.9", "0.8", "0.7", "-"]
+    row = flat_row(found, 0)
+    assert (row["val_mae_metal"], row["val_accuracy_metal"]) == (0.2, 0.9)
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -230,6 +257,18 @@ def test_the_command_writes_csv_and_json(results, capsys):
     assert content[1]["errors"] == {"gap": {"val": 0.75}}
     assert content[1]["differing"] == {"training.seed": 1}
     assert content[3]["reason"].startswith("run.json: is not valid JSON")
+
+
+def test_the_command_shows_accuracies_of_classes(results, capsys):
+    for folder in (results / "tiny" / "runs" / key for key in KEYS[:2]):
+        scores = {"mae": 0.5, "accuracy": 0.75}
+        (folder / "metrics.json").write_text(json.dumps({"gap": {"val": scores}}))
+    assert main(["runs", str(results / "tiny")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "tiny: 3 runs; accuracies of gap"
+    assert lines[2].split()[2] == "0.75"
+    assert main(["runs", str(results / "tiny"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["accuracies"] == {"gap": {"val": 0.75}}
 
 
 def test_a_column_of_one_data_set_sorts_that_one(results, capsys):

@@ -68,6 +68,14 @@ def test_the_present_run_is_marked_and_others_with_pages_are_linked(results):
     assert (part.rows[0].seconds, part.rows[0].when) == (61.0, "2026-01-02 03:04")
 
 
+def test_classes_have_accuracies(results):
+    scores = {"gap": {"val": {"mae": 0.5, "accuracy": 0.75}}}
+    (results / "runs" / KEYS[0] / "metrics.json").write_text(json.dumps(scores))
+    part = runs_part(results, KEYS[0], results)
+    assert part.classes == ("gap",)
+    assert [row.errors[0] for row in part.rows] == [0.75, None, None]
+
+
 def test_the_present_run_is_shown_where_there_are_many_better(results):
     for place in range(SHOWN + 5):
         add_run(results, f"{place:015x}a", 0.01)

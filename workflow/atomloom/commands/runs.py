@@ -89,8 +89,12 @@ def _title(table: RunTable) -> str:
     """Line above a table."""
     count = len(table.runs)
     targets = list(dict.fromkeys(target for target, _ in table.main_errors))
-    named = ", ".join(f"{target} {table.unit(target)}".rstrip() for target in targets)
-    shown = f"; mean absolute errors of {named}" if named else ""
+    classes = [target for target in targets if table.of_classes(target)]
+    numbers = [
+        f"{target} {table.unit(target)}".rstrip() for target in targets if target not in classes
+    ]
+    shown = f"; mean absolute errors of {', '.join(numbers)}" if numbers else ""
+    shown += f"; accuracies of {', '.join(classes)}" if classes else ""
     return f"{table.runs[0].dataset}: {count:,} run{'s' * (count != 1)}{shown}"
 
 
@@ -140,9 +144,19 @@ def as_json(request: Listing) -> str:
 
 def _content(table: RunTable, place: int, run: RunRecord) -> dict[str, Any]:
     row = flat_row(table, place)
+    scores = {
+        f"{split}_{figure}_{target}"
+        for target, split in table.errors
+        for figure in ("mae", "accuracy")
+    }
     return {
-        **{name: value for name, value in row.items() if "_mae_" not in name},
+        **{name: value for name, value in row.items() if name not in scores},
         "errors": {target: dict(splits) for target, splits in run.errors.items()},
+        **(
+            {"accuracies": {target: dict(splits) for target, splits in run.accuracies.items()}}
+            if run.accuracies
+            else {}
+        ),
         "units": dict(run.units),
         "keys": dict(run.keys),
         "differing": {name: values[place] for name, values in table.differing.items()},

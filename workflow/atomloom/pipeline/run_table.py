@@ -52,6 +52,15 @@ class RunTable:
         targets = list(dict.fromkeys(target for target, _ in self.errors))[:MAIN_TARGETS]
         return tuple(pair for pair in self.errors if pair[0] in targets)
 
+    def of_classes(self, target: str) -> bool:
+        """Whether a target is of classes, which have accuracies."""
+        return any(target in run.accuracies for run in self.runs)
+
+    def score(self, run: RunRecord, target: str, split: str) -> float | None:
+        """Score of a run: accuracy for classes, whose errors are those of probabilities; else the error."""
+        scores = run.accuracies if self.of_classes(target) else run.errors
+        return scores.get(target, {}).get(split)
+
     def unit(self, target: str) -> str:
         """Unit of a target, as far as a run knows it."""
         return next((run.units[target] for run in self.runs if run.units.get(target)), "")
@@ -62,8 +71,8 @@ def table_of(runs: Sequence[RunRecord], sort: str = "val", reverse: bool = False
 
     Args:
         runs: of one data set, in any order.
-        sort: what to sort by: a column of `flat_row`, a config field, or `val` or `test` for the error of
-            the first target. Runs without a value come last.
+        sort: what to sort by: a column of `flat_row`, a config field, or `val` or `test` for the score of
+            the first target, the best first. Runs without a value come last.
         reverse: whether the greatest comes first.
 
     Raises:
@@ -105,7 +114,10 @@ def _sorted_by(table: RunTable, sort: str) -> list[Any]:
     """Value of each run to sort by."""
     if sort in ("val", "test"):
         target = next((target for target, split in table.errors if split == sort), "")
-        return [run.errors.get(target, {}).get(sort) for run in table.runs]
+        scores = [table.score(run, target, sort) for run in table.runs]
+        if table.of_classes(target):
+            return [None if score is None else -score for score in scores]
+        return scores
     sort = "seconds" if sort == "time" else sort
     rows = [flat_row(table, place) for place in range(len(table.runs))]
     named = dict(zip(table.fields, table.differing, strict=True))
@@ -149,6 +161,11 @@ def flat_row(table: RunTable, place: int) -> dict[str, Any]:
         **{
             f"{split}_mae_{target}": run.errors.get(target, {}).get(split)
             for target, split in table.errors
+        },
+        **{
+            f"{split}_accuracy_{target}": run.accuracies.get(target, {}).get(split)
+            for target, split in table.errors
+            if table.of_classes(target)
         },
         "seconds": run.seconds,
         "when": run.when or None,
@@ -205,7 +222,7 @@ def _columns(table: RunTable, present: str) -> list[Column]:
     columns = [Column("run", names), Column("state", tuple(run.progress for run in runs))]
     several = len({target for target, _ in table.main_errors}) > 1
     for place, (target, split) in enumerate(table.main_errors):
-        cells = tuple(_error(run.errors.get(target, {}).get(split)) for run in runs)
+        cells = tuple(_error(table.score(run, target, split)) for run in runs)
         head = f"{split} {target}" if several else split
         columns.append(Column(head, cells, right=True, spare=2 if place else 1))
     for place, (name, values) in enumerate(

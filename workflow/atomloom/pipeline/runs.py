@@ -102,6 +102,8 @@ class RunRecord:
     """Keys of what the run was made from: plan, graph, index, dataset."""
     errors: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     """Mean absolute errors: target -> split -> number. Of an unfinished run, validation errors so far."""
+    accuracies: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    """Accuracies of targets that are classes, of an evaluated run: target -> split -> share of right predictions."""
     units: Mapping[str, str] = field(default_factory=dict)
     """Target -> unit of its errors."""
     seconds: float | None = None
@@ -374,11 +376,17 @@ def _finished(record: RunRecord) -> RunRecord:
     metrics = record.folder / "metrics.json"
     if not metrics.exists():
         return replace(record, errors=_validated(record.folder, record.units, best))
+    found = read_json(metrics)
     errors = {
         target: {split: _number(values.get("mae")) for split, values in splits.items()}
-        for target, splits in read_json(metrics).items()
+        for target, splits in found.items()
     }
-    return replace(record, state="evaluated", errors=errors)
+    accuracies = {
+        target: {split: _number(values.get("accuracy")) for split, values in splits.items()}
+        for target, splits in found.items()
+        if any("accuracy" in values for values in splits.values())
+    }
+    return replace(record, state="evaluated", errors=errors, accuracies=accuracies)
 
 
 def _unfinished(record: RunRecord) -> RunRecord:

@@ -34,6 +34,7 @@ class RunRow:
     state: str
     reason: str
     errors: tuple[float | None, ...]
+    """Errors; accuracies of targets that are classes."""
     values: tuple[str, ...]
     """Values of the fields in which runs differ."""
     seconds: float | None
@@ -48,6 +49,8 @@ class RunsPart:
     """Names of the fields in which runs differ."""
     errors: tuple[tuple[str, str, str], ...]
     """Target, split and unit of each column of errors."""
+    classes: tuple[str, ...]
+    """Targets that are classes, whose columns are accuracies."""
     rows: tuple[RunRow, ...]
     count: int
     """Number of runs that there are."""
@@ -77,7 +80,7 @@ def runs_part(dataset: Path, present: str, folder: Path) -> RunsPart:
             present=run.key == present,
             state=run.progress,
             reason=run.reason,
-            errors=tuple(run.errors.get(target, {}).get(split) for target, split in pairs),
+            errors=tuple(table.score(run, target, split) for target, split in pairs),
             values=tuple(value_text(values[place]) for values in columns),
             seconds=run.seconds,
             when=moment(run.when).removesuffix(" UTC"),
@@ -88,6 +91,7 @@ def runs_part(dataset: Path, present: str, folder: Path) -> RunsPart:
     return RunsPart(
         fields=tuple(table.fields[:FIELDS]),
         errors=tuple((target, split, table.unit(target)) for target, split in pairs),
+        classes=tuple({target: None for target, _ in pairs if table.of_classes(target)}),
         rows=tuple(rows),
         count=len(found),
         more_fields=max(0, len(table.fields) - FIELDS),
