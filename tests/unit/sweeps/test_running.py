@@ -126,6 +126,18 @@ def test_a_run_that_dies_is_begun_again_and_then_counts_as_failed(tmp_path, monk
     assert "killed by signal 9" in (paths.sweep / command.FAILED).read_text()
 
 
+def test_a_sweep_that_is_mended_keeps_no_table_of_failures(tmp_path, in_process):
+    paths = paths_in(tmp_path, {"parameters": {"training.learning_rate": [1e-3]}}, epochs=1)
+    trials.suggest_round(paths, 0, lambda line: None)
+    Result(0, "failed", reason="no memory").write(result_file(paths.sweep, Slot(0, 0, 0, 0)))
+    with pytest.raises(AtomloomError, match="the first says: no memory"):
+        command.run_sweep(paths, 1, lambda line: None, prepare)
+    assert (paths.sweep / command.FAILED).exists()
+    shutil.rmtree(paths.sweep / "trials")
+    command.run_sweep(paths, 1, lambda line: None, prepare)
+    assert not (paths.sweep / command.FAILED).exists()
+
+
 def test_repeats_count_by_their_mean(tmp_path, in_process):
     sweep = {"parameters": {"training.learning_rate": [1e-3, 1e-2]}, "seeds": [0, 1]}
     folder = command.run_sweep(paths_in(tmp_path, sweep, epochs=1), 1, lambda line: None, prepare)

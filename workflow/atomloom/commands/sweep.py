@@ -53,6 +53,7 @@ def write_sweep(paths: RunPaths, log: Log) -> Path:
     if refit:
         runs_of_refit = ",".join(run.run for run in refit)
         table["refit"] = [runs_of_refit if n == best[0].number else "" for n in table["trial"]]
+    (folder / FAILED).unlink(missing_ok=True)
     write_table(folder / "sweep.parquet", table)
     write_atomically(folder / "sweep.csv", lambda path: table.to_csv(path, index=False))
     metric = sweep.metric or ("val_mae" if len(paths.config.targets) == 1 else "val_loss")
