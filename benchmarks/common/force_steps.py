@@ -9,12 +9,14 @@ does not enter; wall time stands alongside them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,13 +26,14 @@ from atomloom.config import GraphSpec
 from atomloom.data.batch import GraphBatch
 from atomloom.data.loader import GraphLoader
 from atomloom.graphs.build import build_graphs
+from atomloom.models import build_model
 from atomloom.models.common import passes
 from atomloom.models.derivatives import PotentialOutput, evaluate_potential
 from atomloom.readers import read
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 from benchmarks.common.peer import Peer
-from benchmarks.common.results import data_path
+from benchmarks.common.results import Parser, data_path, machine
 from benchmarks.common.timing import Seconds, clock, in_turns, processor
 from benchmarks.common.training_steps import relative
 
@@ -160,10 +163,18 @@ class OtherProgram:
         peer: the running script, which answers `step NAME`, `evaluate NAME` and `check NAME`.
         name: of the variant.
         folder: where the script reads batches and writes what it found.
+        arrays: what the script is given of a batch.
     """
 
-    def __init__(self, peer: Peer, name: str, folder: Path) -> None:
-        self.peer, self.name, self.folder = peer, name, folder
+    def __init__(
+        self, peer: Peer, name: str, folder: Path, arrays: Callable[[Case], dict[str, Tensor]]
+    ) -> None:
+        self.peer, self.name, self.folder, self.arrays = peer, name, folder, arrays
+
+    def learn(self, case: Case) -> None:
+        """Hand a batch over, with what it is to be fitted to."""
+        arrays = self.arrays(case) | {"energy": case.energy, "forces": case.forces}
+        np.savez(self.folder / f"{case.name}.npz", **{k: v.numpy() for k, v in arrays.items()})
 
     def step(self, case: Case) -> Seconds:
         """Time of one optimiser step."""
@@ -239,3 +250,75 @@ def show(title: str, rows: list[dict]) -> None:
             )
             + f" {row['energy_error']:8.0e} {row['force_error']:8.0e} {row['gradient_error']:8.0e}"
         )
+
+
+# --- a benchmark ----------------------------------------------------------------------------------
+
+
+def parse_options(
+    doc: str | None, cases: Iterable[str], peer: str, width: int, rounds: int
+) -> Namespace:
+    """Options of a benchmark of one network on these cases; width and rounds unless they are given.
+
+    `peer` is what the interpreter `--peer` has to have. `names` are the cases that are asked for.
+    """
+    names = list(cases)
+    parser = Parser(doc, parts=names, peer=peer)
+    parser.add_argument("--width", type=int, default=width)
+    parser.add_argument("--rounds", type=int, default=rounds, help="timed steps of each variant")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    options.names = [options.only] if options.only else names
+    return options
+
+
+def measure(
+    options: Namespace,
+    config: Any,
+    read_case: Callable[[str, float, torch.dtype], Case],
+    connect: Callable[[Path, dict[str, Tensor]], OtherProgram],
+    ours: type[Ours] = Ours,
+) -> dict[str, dict]:
+    """Compare the variants on every case that is asked for, and show it: what a result file has of each.
+
+    Args:
+        options: by `parse_options`.
+        config: the section `model` of a config.
+        read_case: gives a case by its name, cutoff and type of numbers.
+        connect: starts the other program, where there is `--peer`: from a folder and the weights.
+        ours: kind of our variants.
+    """
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(1)
+    weights = build_model(config, 1).state_dict()
+
+    def model() -> torch.nn.Module:
+        built = build_model(config, 1)
+        built.load_state_dict(weights)
+        return built
+
+    exact = ours("float64", model().double())
+    results = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        other = connect(Path(scratch), weights) if options.peer else None
+        variants: list[Variant] = [] if other is None else [other]
+        variants += [
+            ours("plain operations, fp32", model(), plain=True),
+            ours("atomloom, fp32", model()),
+            ours("atomloom, bf16-mixed", model(), bf16=True),
+        ]
+        for name in options.names:
+            case = read_case(name, config.cutoff, torch.float32)
+            true = exact.check(read_case(name, config.cutoff, torch.float64))
+            if other is not None:
+                other.learn(case)
+            rows = compare(case, variants, true, options.rounds)
+            show(f"{name}: " + ", ".join(f"{v} {key}" for key, v in case.shape.items()), rows)
+            results[name] = case.shape | {
+                "machine": machine("torch", threads=options.threads),
+                "peer": other.peer.versions if other is not None else None,
+                "rows": rows,
+            }
+        if other is not None:
+            other.peer.close()
+    return results

@@ -9,7 +9,6 @@ that can import it. Writes benchmarks/results/painn.json.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,9 @@ import torch
 from torch import Tensor
 
 from atomloom.config.model import PaiNNConfig
-from atomloom.models import build_model
-from benchmarks.common.force_steps import Case, OtherProgram, Ours, Variant, compare, show
+from benchmarks.common.force_steps import Case, OtherProgram, measure, parse_options
 from benchmarks.common.peer import Peer
-from benchmarks.common.results import Parser, machine, read_result, write_result
+from benchmarks.common.results import read_result, write_result
 
 CASES = {
     "ethanol": ("rmd17/ethanol_train_01.xyz.xz", 10),
@@ -31,82 +29,38 @@ CASES = {
 """File and number of frames of each batch."""
 
 
-class SchNetPack(OtherProgram):
-    """SchNetPack's model."""
-
-    def __init__(
-        self, python: Path, folder: Path, weights: dict[str, Tensor], threads: int
-    ) -> None:
-        np.savez(folder / "weights.npz", **{key: value.numpy() for key, value in weights.items()})
-        peer = Peer(python, "schnetpack_painn.py", folder, threads)
-        super().__init__(peer, f"SchNetPack {peer.versions['schnetpack']}, fp32", folder)
-
-    def learn(self, case: Case) -> None:
-        """Hand a batch over."""
-        batch = case.batch
-        edge_graph = batch.node_graph[batch.dst]
-        arrays = {
-            "_atomic_numbers": batch.numbers,
-            "_n_atoms": batch.node_ptr.diff(),
-            "_idx_m": batch.node_graph,
-            "_idx_i": batch.dst,
-            "_idx_j": batch.src,
-            "_offsets": torch.einsum("ei,eij->ej", batch.shift, batch.cell[edge_graph]),
-            "_positions": batch.positions,
-            "_cell": batch.cell,
-            "energy": case.energy,
-            "forces": case.forces,
-        }
-        np.savez(self.folder / f"{case.name}.npz", **{k: v.numpy() for k, v in arrays.items()})
+def case_of(name: str, cutoff: float, dtype: torch.dtype) -> Case:
+    return Case.read(name, *CASES[name], cutoff, dtype)
 
 
-def model(config: PaiNNConfig, weights: dict[str, Tensor] | None = None) -> torch.nn.Module:
-    torch.manual_seed(1)
-    built = build_model(config, 1)
-    if weights is not None:
-        built.load_state_dict(weights)
-    return built
+def peer_arrays(case: Case) -> dict[str, Tensor]:
+    """A batch as SchNetPack has it."""
+    batch = case.batch
+    edge_graph = batch.node_graph[batch.dst]
+    return {
+        "_atomic_numbers": batch.numbers,
+        "_n_atoms": batch.node_ptr.diff(),
+        "_idx_m": batch.node_graph,
+        "_idx_i": batch.dst,
+        "_idx_j": batch.src,
+        "_offsets": torch.einsum("ei,eij->ej", batch.shift, batch.cell[edge_graph]),
+        "_positions": batch.positions,
+        "_cell": batch.cell,
+    }
 
 
 def main() -> None:
-    parser = Parser(__doc__, parts=list(CASES), peer="schnetpack")
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=7, help="timed steps of each variant")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    config = PaiNNConfig(width=options.width)
-    weights = model(config).state_dict()
-    exact = Ours("float64", model(config, weights).double())
+    options = parse_options(__doc__, CASES, peer="schnetpack", width=128, rounds=7)
+
+    def connect(folder: Path, weights: dict[str, Tensor]) -> OtherProgram:
+        np.savez(folder / "weights.npz", **{key: value.numpy() for key, value in weights.items()})
+        peer = Peer(options.peer, "schnetpack_painn.py", folder, options.threads)
+        name = f"SchNetPack {peer.versions['schnetpack']}, fp32"
+        return OtherProgram(peer, name, folder, peer_arrays)
+
+    found = measure(options, PaiNNConfig(width=options.width), case_of, connect)
     results = read_result("painn")
-    with tempfile.TemporaryDirectory() as scratch:
-        variants: list[Variant] = []
-        peer = None
-        if options.peer:
-            peer = SchNetPack(options.peer, Path(scratch), weights, options.threads)
-            variants.append(peer)
-        variants += [
-            Ours("plain operations, fp32", model(config, weights), plain=True),
-            Ours("atomloom, fp32", model(config, weights)),
-            Ours("atomloom, bf16-mixed", model(config, weights), bf16=True),
-        ]
-        for name in [options.only] if options.only else CASES:
-            case = Case.read(name, *CASES[name], config.cutoff, torch.float32)
-            true = exact.check(Case.read(name, *CASES[name], config.cutoff, torch.float64))
-            if peer is not None:
-                peer.learn(case)
-            rows = compare(case, variants, true, options.rounds)
-            show(
-                f"{name}: " + ", ".join(f"{value} {key}" for key, value in case.shape.items()), rows
-            )
-            results[name] = case.shape | {
-                "width": options.width,
-                "machine": machine("torch", threads=options.threads),
-                "peer": peer.peer.versions if peer is not None else None,
-                "rows": rows,
-            }
-        if peer is not None:
-            peer.peer.close()
+    results |= {name: {"width": options.width} | part for name, part in found.items()}
     if options.write:
         write_result("painn", results)
     speeds = {

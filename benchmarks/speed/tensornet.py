@@ -11,7 +11,6 @@ import it (Python 3.11: `pip install torch==2.13.0 matgl==4.1.2`). Writes benchm
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +19,10 @@ from ase.build import bulk
 from torch import Tensor
 
 from atomloom.config.model import TensorNetConfig
-from atomloom.models import build_model
 from atomloom.structures.structure import Structure
-from benchmarks.common.force_steps import Case, OtherProgram, Ours, Variant, compare, show
+from benchmarks.common.force_steps import Case, OtherProgram, Ours, measure, parse_options
 from benchmarks.common.peer import Peer
-from benchmarks.common.results import Parser, machine, read_result, write_result
+from benchmarks.common.results import read_result, write_result
 
 CASES = {
     "ethanol": ("rmd17/ethanol_train_01.xyz.xz", 10),
@@ -61,50 +59,24 @@ def peer_rows(name: str, value: Tensor) -> Tensor:
     return value[list(ELEMENTS.values())] if name.endswith("emb.weight") else value
 
 
-class Matgl(OtherProgram):
-    """matgl's model."""
-
-    def __init__(
-        self,
-        python: Path,
-        folder: Path,
-        weights: dict[str, Tensor],
-        config: TensorNetConfig,
-        threads: int,
-    ) -> None:
-        options = config.model_dump(include={"width", "layers", "rbf", "cutoff"})
-        text = json.dumps({**options, "elements": list(ELEMENTS)})
-        (folder / "options.json").write_text(text)
-        given = {
-            peer_name(name): peer_rows(name, value).numpy()
-            for name, value in weights.items()
-            if not name.endswith("cutoff_fn.cutoff")
-        }
-        np.savez(folder / "weights.npz", **given)
-        peer = Peer(python, "matgl_tensornet.py", folder, threads)
-        super().__init__(peer, f"matgl {peer.versions['matgl']}, fp32", folder)
-
-    def learn(self, case: Case) -> None:
-        """Hand a batch over."""
-        batch = case.batch
-        flat = torch.linalg.det(batch.cell) == 0
-        cell = torch.where(flat.view(-1, 1, 1), torch.eye(3), batch.cell)
-        fractions = torch.linalg.solve(
-            cell.transpose(1, 2)[batch.node_graph], batch.positions.unsqueeze(2)
-        )
-        kinds = {number: place for place, number in enumerate(ELEMENTS.values())}
-        arrays = {
-            "kind": torch.tensor([kinds[number] for number in batch.numbers.tolist()]),
-            "fractions": fractions.squeeze(2),
-            "graph": batch.node_graph,
-            "src": batch.src,
-            "dst": batch.dst,
-            "shift": batch.shift,
-            "cell": cell,
-            "energy": case.energy,
-            "forces": case.forces,
-        }
-        np.savez(self.folder / f"{case.name}.npz", **{k: v.numpy() for k, v in arrays.items()})
+def peer_arrays(case: Case) -> dict[str, Tensor]:
+    """A batch as matgl has it."""
+    batch = case.batch
+    flat = torch.linalg.det(batch.cell) == 0
+    cell = torch.where(flat.view(-1, 1, 1), torch.eye(3), batch.cell)
+    fractions = torch.linalg.solve(
+        cell.transpose(1, 2)[batch.node_graph], batch.positions.unsqueeze(2)
+    )
+    kinds = {number: place for place, number in enumerate(ELEMENTS.values())}
+    return {
+        "kind": torch.tensor([kinds[number] for number in batch.numbers.tolist()]),
+        "fractions": fractions.squeeze(2),
+        "graph": batch.node_graph,
+        "src": batch.src,
+        "dst": batch.dst,
+        "shift": batch.shift,
+        "cell": cell,
+    }
 
 
 class OursAsThePeer(Ours):
@@ -118,50 +90,26 @@ class OursAsThePeer(Ours):
         return found
 
 
-def model(config: TensorNetConfig, weights: dict[str, Tensor] | None = None) -> torch.nn.Module:
-    torch.manual_seed(1)
-    built = build_model(config, 1)
-    if weights is not None:
-        built.load_state_dict(weights)
-    return built
-
-
 def main() -> None:
-    parser = Parser(__doc__, parts=list(CASES), peer="matgl")
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each variant")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parse_options(__doc__, CASES, peer="matgl", width=64, rounds=5)
     config = TensorNetConfig(width=options.width, variant="matgl")
-    weights = model(config).state_dict()
-    exact = OursAsThePeer("float64", model(config, weights).double())
+
+    def connect(folder: Path, weights: dict[str, Tensor]) -> OtherProgram:
+        given = config.model_dump(include={"width", "layers", "rbf", "cutoff"})
+        text = json.dumps({**given, "elements": list(ELEMENTS)})
+        (folder / "options.json").write_text(text)
+        arrays = {
+            peer_name(name): peer_rows(name, value).numpy()
+            for name, value in weights.items()
+            if not name.endswith("cutoff_fn.cutoff")
+        }
+        np.savez(folder / "weights.npz", **arrays)
+        peer = Peer(options.peer, "matgl_tensornet.py", folder, options.threads)
+        return OtherProgram(peer, f"matgl {peer.versions['matgl']}, fp32", folder, peer_arrays)
+
+    found = measure(options, config, case_of, connect, OursAsThePeer)
     results = read_result("tensornet")
-    with tempfile.TemporaryDirectory() as scratch:
-        variants: list[Variant] = []
-        peer = None
-        if options.peer:
-            peer = Matgl(options.peer, Path(scratch), weights, config, options.threads)
-            variants.append(peer)
-        variants += [
-            OursAsThePeer("plain operations, fp32", model(config, weights), plain=True),
-            OursAsThePeer("atomloom, fp32", model(config, weights)),
-            OursAsThePeer("atomloom, bf16-mixed", model(config, weights), bf16=True),
-        ]
-        for name in [options.only] if options.only else CASES:
-            case = case_of(name, config.cutoff, torch.float32)
-            true = exact.check(case_of(name, config.cutoff, torch.float64))
-            if peer is not None:
-                peer.learn(case)
-            rows = compare(case, variants, true, options.rounds)
-            show(f"{name}: " + ", ".join(f"{v} {key}" for key, v in case.shape.items()), rows)
-            results.setdefault(f"width {options.width}", {})[name] = case.shape | {
-                "machine": machine("torch", threads=options.threads),
-                "peer": peer.peer.versions if peer is not None else None,
-                "rows": rows,
-            }
-        if peer is not None:
-            peer.peer.close()
+    results.setdefault(f"width {options.width}", {}).update(found)
     if options.write:
         write_result("tensornet", results)
 
