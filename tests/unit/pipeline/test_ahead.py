@@ -14,6 +14,7 @@ from atomloom.pipeline.ahead import ahead_of, run_with_others
 from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.plan import Plan
 from atomloom.pipeline.stage_table import STAGES
+from atomloom.stages import convert as convert_module
 from tests.workflow.project import CONFIG, Project
 
 CONVERT, GRAPHS = STAGES["convert"], STAGES["graphs"]
@@ -99,6 +100,47 @@ def test_a_chunk_that_cannot_be_made_is_told_by_its_own_job_alone(paths):
     assert ahead_of(paths.layout.structures(keys[3])).exists()
     command = ["convert", "--config", "my.yaml", "--ahead", "9", "--chunk", keys[2]]
     assert main(command) == 1
+
+
+def break_over(monkeypatch, chunk, what):
+    """Let the job of a chunk call something instead of converting it."""
+    convert = convert_module.convert_chunk
+    monkeypatch.setattr(
+        convert_module,
+        "convert_chunk",
+        lambda layout, plan, key, log: what() if key == chunk else convert(layout, plan, key, log),
+    )
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), OSError(28, "disk full"), ValueError()])
+def test_a_job_that_made_its_chunk_survives_any_error_over_another(paths, monkeypatch, error):
+    def fail():
+        raise error
+
+    first, second, third, *_ = paths.plan.chunk_keys
+    break_over(monkeypatch, second, fail)
+    run_with_others(CONVERT, paths, first, FOREVER, silent)
+    assert CONVERT.done(paths, first)
+    assert ahead_of(paths.layout.structures(third)).exists()
+    with pytest.raises(type(error)):
+        run_with_others(CONVERT, paths, second, FOREVER, silent)
+
+
+def test_a_chunk_over_which_a_job_was_killed_is_left_to_its_own_job(paths, monkeypatch):
+    """Else its job, and with it the chunk that was made before, would be killed at each try."""
+    first, second, third, *_ = paths.plan.chunk_keys
+    with monkeypatch.context() as patch:
+        break_over(patch, second, lambda: os._exit(9))
+        if not (child := os.fork()):
+            run_with_others(CONVERT, paths, first, FOREVER, silent)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    run_with_others(CONVERT, paths, first, FOREVER, silent)
+    assert not ahead_of(paths.layout.structures(second)).exists()
+    assert ahead_of(paths.layout.structures(third)).exists()
+    run_with_others(CONVERT, paths, second, 0, silent)
+    left = {name for name in files_in("store") if second in name}
+    assert left == {f"{second}.zarr.zip"}
 
 
 def test_a_store_without_room_for_locks_makes_each_chunk_by_itself(paths, monkeypatch):

@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.stage_table import Stage
 from atomloom.store.files import TEMPORARY_SUFFIX
@@ -78,7 +77,8 @@ def run_with_others(
             return
         if _possible(stage, paths, key):
             (path,) = stage.outputs(paths, key)
-            with _claimed(path, wait=False) as mine, suppress(AtomloomError):
+            # Whatever goes wrong, and be it the system's fault: this job has made its own chunk.
+            with _claimed(path, wait=False) as mine, suppress(Exception):
                 if mine and _possible(stage, paths, key):
                     stage.run_timed(hidden, log_of(key), key)
 
@@ -94,12 +94,14 @@ def _possible(stage: Stage, paths: RunPaths, key: str) -> bool:
 def _claimed(path: Path, wait: bool) -> Iterator[bool]:
     """Hold the lock of a shard that is being made; whether it is held.
 
-    Where the file system has no locks it is held by nobody, and each process does its own chunks.
+    Who does not wait makes the file, too: one that is there is of a process that is at work, or that was killed
+    over this chunk, as by want of memory, and would have been killed again. Where the file system has no locks it
+    is held by nobody, and each process does its own chunks.
     """
     lock = path.with_name(f".{path.name}.lock{TEMPORARY_SUFFIX}")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | (0 if wait else os.O_EXCL), 0o666)
     except OSError:
         yield False
         return
