@@ -7,13 +7,16 @@ import os
 import re
 import subprocess
 import sys
+from ast import literal_eval
 from dataclasses import fields
 from pathlib import Path
 from runpy import run_path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from snakemake.cli import get_argument_parser
+from snakemake.resources import GroupResources
 
 from atomloom.commands.init import init_project
 from atomloom.pipeline.site import Site
@@ -85,6 +88,17 @@ def test_each_key_of_a_profile_has_its_reason(name):
                 before.startswith("#") or key[1].startswith("max-") or key[1].endswith("nargs")
             )
             assert follows, f"{key[1]} of {name}"
+
+
+def test_grouped_jobs_are_on_one_node_however_many_they_are():
+    """Snakemake adds up what jobs of a group ask for, as far as it is a number."""
+    defaults = read("cluster-generic")["default-resources"]
+    asked = {name: literal_eval(str(value)) for name, value in defaults.items()}
+    jobs = [SimpleNamespace(resources=asked, pipe_group=None) for _ in range(10)]
+    unlimited = SimpleNamespace(get=lambda name: SimpleNamespace(value=None))
+    group = GroupResources.basic_layered([jobs], unlimited, run_local=False)
+    assert group["mem_mb"] == 10 * asked["mem_mb"]
+    assert (int(group["nodes"]), int(group["tasks_per_node"])) == (1, 1)
 
 
 # --- scripts ---
