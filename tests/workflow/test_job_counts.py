@@ -280,12 +280,23 @@ def test_a_lost_shard_is_made_again_and_nothing_is_trained(project, kind, jobs):
         ("index/*/spec.json", {}),
         ("index/*/index.parquet", {"index": 1}),
         ("split/*/dataset.parquet", {"split": 1}),
+        ("reports/*.html", {"report": 1}),
     ],
 )
 def test_what_the_workflow_is_for_is_made_again_where_it_is_lost(project, lost, jobs):
     (path,) = (project.folder / "results" / "tiny").glob(lost)
     path.unlink()
     assert project.jobs() == jobs
+
+
+def test_a_page_that_other_reports_link_to_is_made_again_each_time_it_is_lost(project):
+    (page,) = (project.folder / "results" / "tiny" / "reports").glob("*.html")
+    content = page.read_bytes()
+    for _ in range(2):
+        page.unlink()
+        project.snakemake()
+        assert page.read_bytes() == content
+    assert project.jobs() == {}
 
 
 def test_another_unit_reaches_cards_and_report_and_trains_nothing(project):

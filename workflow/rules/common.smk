@@ -404,7 +404,9 @@ def report_request(wildcards):
     run instead, and only if that is not the wanted one may a time stamp trigger it.
     """
     paths = planned()
-    if report_key_of(layout.report) == paths.report_key:
+    # What no rule names is not fetched from where others are kept, so it is not missed there.
+    linked = STORED or paths.own_report.exists()
+    if linked and report_key_of(layout.report) == paths.report_key:
         return ancient(kept_here(str(REQUEST)))
     # Whatever wrote the report that stands: Snakemake looks at the content, too, so each is asked once.
     over = layout.report.stat().st_mtime_ns if layout.report.exists() else "none"

@@ -195,7 +195,7 @@ def _why(paths: RunPaths, stage: str, jobs: Sequence[Job], count: int, nearest: 
     missing = [path for job in jobs for path in job.missing]
     if not missing:
         if stage == "report" and paths.layout.report.exists():
-            return _of_another(paths)
+            return _of_report(paths)
         return "reads what is made again"
     if not all(job.whole for job in jobs):
         return f"missing: {_some([path.name for path in missing])}"
@@ -226,11 +226,13 @@ def _begun(paths: RunPaths) -> str:
     return f"resumes after {epochs}" if run.epoch else "begun, and resumes where it was"
 
 
-def _of_another(paths: RunPaths) -> str:
+def _of_report(paths: RunPaths) -> str:
     """Reason to write a report that is there."""
     standing = report_key_of(paths.layout.report)
     if standing is None:
         return "the report that stands is truncated"
+    if standing == paths.report_key and not paths.own_report.exists():
+        return f"missing: {paths.own_report.name}, to which other reports link"
     if standing == paths.report_key:
         return "reads what is made again"
     return "the report that stands shows another run, index, split or unit"

@@ -298,6 +298,11 @@ class RunPaths:
         beside = [published.model_dump(mode="json")] if published else []
         return short_hash([self.run_key, self.index.name, self.split.name, unit, *beside])
 
+    @property
+    def own_report(self) -> Path:
+        """Report that stays when that of another run is requested; reports of other runs link to it."""
+        return own_report(self.layout.results, self.run_key)
+
 
 def _place_of(path: str) -> Path:
     """Folder of the config, or its local copy."""

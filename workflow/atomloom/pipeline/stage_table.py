@@ -290,7 +290,7 @@ class Job:
 def jobs_to_do(paths: RunPaths) -> list[Job]:
     """Jobs that the workflow would run with this plan, in order: their outputs, or files they read, are missing.
 
-    The report is also one where it is of another run or unit. A spec explains the name of its folder and is
+    The report is also one where it is of another run or unit, or its copy for links was lost. A spec explains the name of its folder and is
     waited for where it is made; one that was lost alone is missed by nobody.
     """
     jobs: list[Job] = []
@@ -307,6 +307,7 @@ def jobs_to_do(paths: RunPaths) -> list[Job]:
             )
             if stage.name == "report" and not missing:
                 again = again or report_key_of(outputs[0]) != paths.report_key
+                again = again or not paths.own_report.exists()
             if again or any(path.name != SPEC for path in missing):
                 jobs.append(Job(stage.name, chunk, missing, len(missing) == len(outputs)))
                 lost.update(missing)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from atomloom.errors import again
-from atomloom.pipeline.paths import RunPaths, own_report, report_mark
+from atomloom.pipeline.paths import RunPaths, report_mark
 from atomloom.pipeline.published import Verdict, verdicts
 from atomloom.pipeline.quarantine import QUARANTINE
 from atomloom.pipeline.run_card import HISTORY
@@ -50,7 +50,7 @@ def report_run(paths: RunPaths, log: Callable[[str], None]) -> Path:
     )
 
     page = render_report(inputs, output.parent) + report_mark(paths.report_key)
-    own = own_report(paths.layout.results, paths.run_key)
+    own = paths.own_report
     _write_page(own, relinked(page, output.parent, own.parent))
     _write_page(output, page)
     log(f"open {output.resolve()}")
