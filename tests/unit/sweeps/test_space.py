@@ -9,6 +9,8 @@ import yaml
 from atomloom.config import Config, dump_config, parse_config
 from atomloom.errors import AtomloomError
 from atomloom.sweeps.space import config_of, first_points
+from atomloom.sweeps.table import keys_of_the_loss
+from tests.unit.potentials.models import write_potential
 
 RATE = {"min": 1e-4, "max": 1e-2, "log": True}
 
@@ -252,3 +254,30 @@ def test_a_key_inside_a_swept_section_changes_no_other_trial():
     base = config({"parameters": axes})
     both = [config_of(base, point).training.batch.atoms for point in first_points(base.sweep)]
     assert both == [50, None]
+
+
+def test_a_trial_that_starts_from_another_model_has_its_network(tmp_path):
+    files = {
+        "tensornet": write_potential(tmp_path / "a.safetensors", kind="tensornet", cutoff=4.5),
+        "nequip": write_potential(tmp_path / "b.safetensors", kind="nequip", cutoff=4.0),
+    }
+    sweep = {"parameters": {"training.start_from": [str(path) for path in files.values()]}}
+    dataset = {"source": "a.cif", "target": ["energy", "forces"], "name": "x"}
+    for training in ({}, {"start_from": str(files["nequip"])}):
+        base = parse_config({"dataset": dataset, "sweep": sweep, "training": training})
+        for (name, path), cutoff in zip(files.items(), (4.5, 4.0), strict=True):
+            own = config_of(base, {"training.start_from": str(path)})
+            assert (own.model.name, own.model.cutoff, own.graph.cutoff) == (name, cutoff, cutoff)
+            assert own.start_model
+    said = {"name": "tensornet", "width": 8}
+    base = parse_config({"dataset": dataset, "sweep": sweep, "model": said})
+    with pytest.raises(AtomloomError, match=r"model\.width is 8, and 16 in"):
+        _ = config_of(base, {"training.start_from": str(files["tensornet"])}).start_model
+
+
+def test_losses_of_other_units_are_told():
+    points = [{"training.start_from": name, "training.loss": "l1"} for name in ("a", "b")]
+    assert keys_of_the_loss("val_loss", points) == ["training.start_from"]
+    assert keys_of_the_loss("val_mae_energy_per_atom", points) == []
+    weights = [{"training.potential.forces_weight": one, "model.width": one} for one in (1, 2)]
+    assert keys_of_the_loss("val_loss", weights) == ["training.potential.forces_weight"]

@@ -19,7 +19,7 @@ from atomloom.store.files import write_atomically, write_sealed, write_text
 from atomloom.store.parquet import write_table
 from atomloom.sweeps.rounds import read_round, result_file, round_file, rounds, rungs, slots
 from atomloom.sweeps.runs import paths_at, paths_of
-from atomloom.sweeps.table import best_trial, curves, importance, table_of
+from atomloom.sweeps.table import best_trial, curves, importance, keys_of_the_loss, table_of
 
 FAILED = "failed.csv"
 """Table of a sweep of which no trial was trained to the end."""
@@ -106,6 +106,11 @@ def write_sweep(paths: RunPaths, log: Log) -> Path:
     log(
         f"best of {plural(len(done), 'trial')}: {shown or 'the config as it is'}; {metric} {value:.4g}"
     )
+    if changing := keys_of_the_loss(metric, [one.point for one, _, _ in done]):
+        log(
+            f"note: losses of different {', '.join(changing)} may be in different units, and are then not to be "
+            "compared: sweep.metric may name a val_mae_NAME of history.csv"
+        )
     if refit:
         write_text(folder / "refit.yaml", dump_config(paths_at(paths, refit[0].point).config))
     if failed := int((table["status"] == "failed").sum()):

@@ -48,6 +48,8 @@ def config_of(base: Config, point: Mapping[str, Any]) -> Config:
     content["training"] = base.training.model_dump(mode="json")
     if point.get("model.name", base.model.name) != base.model.name:
         content["model"] = {}  # keys of another model say nothing of this one
+    elif point.get("training.start_from"):
+        _leave_out_model(content, base)
     for key, value in point.items():
         *sections, last = key.split(".")
         inner = content
@@ -62,6 +64,20 @@ def config_of(base: Config, point: Mapping[str, Any]) -> Config:
             content.get("graph", {}).pop(key, None)
     shown = ", ".join(f"{key}: {json.dumps(value)}" for key, value in point.items())
     return parse_config(content, where=f"sweep trial ({shown})")
+
+
+def _leave_out_model(content: dict[str, Any], base: Config) -> None:
+    """Remove the model from the content of a trial that starts from its own one, where the base does not say it:
+    that is the default, or of the model that the base starts from."""
+    start = base.start_model
+    theirs = start.sections if start else {"model": {"name": base.model.name}, "graph": {}}
+    own = content["model"]
+    if any(theirs["model"].get(key, value) != value for key, value in own.items()):
+        return
+    if start or own.keys() == {"name"}:
+        del content["model"]
+        graph, of_start = content["graph"], theirs["graph"]
+        content["graph"] = {n: v for n, v in graph.items() if n not in of_start or of_start[n] != v}
 
 
 def _grid(axes: Mapping[str, Axis]) -> Iterator[Point]:

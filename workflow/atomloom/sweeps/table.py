@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -20,6 +20,11 @@ from atomloom.sweeps.rounds import Result, Trial
 Outcome = tuple[Trial, Sequence[Result], float | None]
 """A trial, the results of its runs in the last rung that it came to, and their mean; None where a run
 failed or has no value."""
+OF_THE_LOSS = (
+    *("training.loss", "training.huber_delta", "training.start_from", "training.log_targets"),
+    *("training.potential.energy_", "training.potential.forces_w", "training.potential.stress_w"),
+)
+"""Keys, or how they begin, that may change what the loss is in."""
 
 
 def table_of(done: Sequence[Outcome]) -> pd.DataFrame:
@@ -152,3 +157,13 @@ def _column(values: Sequence[Any]) -> pd.Series:
 def curves(done: Sequence[Outcome]) -> Mapping[int, list[float | None]]:
     """Trial -> the validation figure of each epoch of its first run."""
     return {trial.number: list(results[0].curve) for trial, results, _ in done}
+
+
+def keys_of_the_loss(metric: str, points: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Keys that differ between trials and may change what the loss is in, if that is what is minimised."""
+    known: dict[str, set[str]] = {}
+    for point in points:
+        for key, value in point.items():
+            known.setdefault(key, set()).add(repr(value))
+    changing = [key for key, values in known.items() if len(values) > 1]
+    return sorted(n for n in changing if metric == "val_loss" and n.startswith(OF_THE_LOSS))
