@@ -83,7 +83,7 @@ def test_a_job_on_two_nodes_ends_when_a_process_is_killed_and_resumes_to_the_sam
     settings(project, devices=2, **often)
     undisturbed = type(project)(project.copy(tmp_path / "undisturbed").folder, project.cluster)
     undisturbed.snakemake()
-    settings(project, nodes=2, **often)
+    settings(project, nodes=2, devices=1, **often)
     process, runs = project.started(), project.folder / "results" / "tiny" / "runs"
     project.cluster.wait_for(lambda: list(runs.glob("*/state/last.ckpt")), "a state is saved")
     os.kill(project.training_on("n2"), signal.SIGKILL)
