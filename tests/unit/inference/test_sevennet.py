@@ -149,7 +149,12 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
 
 def test_other_files_and_architectures_are_one_line(tmp_path):
     path = tmp_path / "other.pth"
-    for content in (b"", b"no checkpoint", published_file("sevennet-0").read_bytes()[:5000]):
+    for content in (
+        b"",
+        b"junk\n",
+        b"no checkpoint",
+        published_file("sevennet-0").read_bytes()[:5000],
+    ):
         path.write_bytes(content)
         _refused(path, "cannot be read as data")
     for content in ([1, 2], {"weights": torch.zeros(2)}, {"config": {}, "model_state_dict": {}}):

@@ -11,7 +11,6 @@ checkpoint has more than one modality (levels of theory), one is chosen: to a sc
 from __future__ import annotations
 
 import math
-import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -67,8 +66,9 @@ def _load(path: Path) -> Mapping[str, Any]:
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about files that it goes on to refuse
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # the reader of foreign bytes may raise anything
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines and not isinstance(error, LookupError) else repr(error)
         raise AtomloomError(f"cannot be read as data: {reason}", where=path) from None
     if not isinstance(content, Mapping):
         raise AtomloomError("is not a checkpoint of SevenNet", where=path)
