@@ -145,6 +145,9 @@ class Cluster:
         """Cancel all jobs and stop all processes of the cluster."""
         for job in self.queue():
             self._run("scancel", "--quiet", job, check=False)
+        ends = time.monotonic() + 20
+        while time.monotonic() < ends and self.queue():  # steps outlive daemons that end before
+            time.sleep(0.2)
         pids = [int(file.read_text()) for file in sorted(self.folder.glob("*.pid"))]
         for pid in pids:
             _signal(pid, signal.SIGTERM)
