@@ -1,10 +1,10 @@
 """Errors of potentials on published splits: mlearn's Cu, Ni, Si, Li, and rMD17's ethanol and aspirin.
 
     python -m benchmarks.accuracy.potentials_accuracy [--only mlearn | rmd17] [--set NAME] [--model NAME]
-                                                     [--minutes M] [--threads N]
+                                                     [--minutes M | --epochs N] [--threads N]
 
-Each run has its minutes: an epoch is timed first, and as many are trained as fit. Its learning curve is
-kept with it. Published errors of others on the same splits stand alongside ours. Updates its rows of
+Each run has its minutes: an epoch is timed first, and as many are trained as fit; `--epochs` says how many
+instead, for a machine that is busy elsewhere. Its learning curve is kept with it. Published errors of others on the same splits stand alongside ours. Updates its rows of
 benchmarks/results/potentials_accuracy.json.
 """
 
@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--set", choices=[name for sets in SETS.values() for name in sets])
     parser.add_argument("--model", choices=["chebyshev", "painn", "tensornet"])
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--epochs", type=int)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     for kind, sets in SETS.items():
@@ -150,8 +151,9 @@ def main() -> None:
                 config = dataset_of(kind, name) | model_of(kind, name, model)
                 config["training"]["threads"] = options.threads
                 with tempfile.TemporaryDirectory() as scratch:
-                    epochs = epochs_for(config, Path(scratch), options.minutes)
-                    config["training"]["epochs"] = epochs
+                    config["training"]["epochs"] = options.epochs or epochs_for(
+                        config, Path(scratch), options.minutes
+                    )
                     row = row_of(measured_run(config, Path(scratch), print), published)
                 content = read_result("potentials_accuracy")
                 content.setdefault(kind, {}).setdefault(name, {})[model] = row
