@@ -1,7 +1,8 @@
 """Published potentials that are known by name, and where their files lie.
 
-They come with the Python package `sevenn` (MIT license), trained on relaxations of the Materials Project
-of 89 elements (Park et al., J. Chem. Theory Comput. 20, 4857 (2024)). The package is looked up, never imported.
+Those of `POTENTIALS` come with the Python package `sevenn` (MIT license), trained on relaxations of the Materials
+Project of 89 elements (Park et al., J. Chem. Theory Comput. 20, 4857 (2024)), those of `CHGNET_WEIGHTS` with the package
+`chgnet` (BSD license; Deng et al., Nat. Mach. Intell. 5, 1031 (2023)). Packages are looked up, never imported.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from atomloom.config.base import expand_variables
+from atomloom.config.teacher import Teacher
 from atomloom.errors import AtomloomError
 
 PACKAGE = "sevenn"
@@ -20,6 +23,15 @@ POTENTIALS = {
     "sevennet-mf-0": "SevenNet_MF_0/checkpoint_sevennet_mf_0.pth",
 }
 """Files below `pretrained_potentials` of the package, by the name that a user says."""
+
+CHGNET = "chgnet"
+"""Name of the teacher, and of its package."""
+CHGNET_WEIGHTS = {
+    "0.3.0": "0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar",
+    "0.2.0": "0.2.0/chgnet_0.2.0_e30f77s348m32.pth.tar",
+    "r2scan": "r2scan/chgnet_r2scan_transfer_learning_e15f36s161m23.pth.tar",
+}
+"""Files below `pretrained` of the package, by the name that its own loader has for them; the first is its default."""
 
 _SEVENNET = {
     "name": "nequip",
@@ -53,17 +65,44 @@ def published_file(path: str | Path) -> Path:
     name = str(path)
     if name not in POTENTIALS or Path(path).exists():
         return Path(path)
-    spec = find_spec(PACKAGE)
+    return _packaged(
+        PACKAGE,
+        Path("pretrained_potentials", POTENTIALS[name]),
+        name,
+        "atomloom[foundation]",
+        "0.13",
+    )
+
+
+def teacher_file(teacher: Teacher) -> Path | None:
+    """File of a teacher's weights, whose content is part of the key of its labels; None where there is none.
+
+    Raises:
+        AtomloomError: as `published_file`.
+    """
+    named = teacher.model and expand_variables(teacher.model)
+    if teacher.calculator != CHGNET:
+        return published_file(named) if named else None
+    name = named or next(iter(CHGNET_WEIGHTS))
+    if name not in CHGNET_WEIGHTS or Path(name).exists():
+        return Path(name)
+    return _packaged(
+        CHGNET, Path("pretrained", CHGNET_WEIGHTS[name]), f"CHGNet {name}", "chgnet==0.4.2", "0.4.2"
+    )
+
+
+def _packaged(package: str, inside: Path, name: str, requirement: str, version: str) -> Path:
+    spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise AtomloomError(
-            f"{name} lies in the package {PACKAGE}, which is not installed",
-            todo="pip install 'atomloom[foundation]'",
+            f"{name} lies in the package {package}, which is not installed",
+            todo=f"pip install '{requirement}'",
         )
-    found = Path(spec.submodule_search_locations[0], "pretrained_potentials", POTENTIALS[name])
+    found = Path(spec.submodule_search_locations[0], inside)
     if not found.exists():
         raise AtomloomError(
-            f"the installed package {PACKAGE} does not have {name}",
+            f"the installed package {package} does not have {name}",
             where=found,
-            todo=f"install {PACKAGE} 0.13",
+            todo=f"install {package} {version}",
         )
     return found

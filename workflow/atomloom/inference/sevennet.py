@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from torch import Tensor
 from atomloom.config.graph import GraphSpec
 from atomloom.config.model import NequIPConfig
 from atomloom.errors import AtomloomError
+from atomloom.inference.foreign import read_torch_file
 from atomloom.inference.model_file import ModelCard
 from atomloom.inference.scalers.atomic_energies import ELEMENTS, AtomicEnergies
 from atomloom.models.nequip.network import SILU, Mix, NequIP
@@ -62,17 +62,7 @@ def _load(path: Path) -> Mapping[str, Any]:
     reconstruct = np.zeros(1).__reduce__()[0]
     allowed: list[Any] = [np.ndarray, np.dtype, type(np.dtype(np.float32))]
     allowed.append((reconstruct, "numpy.core.multiarray._reconstruct"))
-    try:
-        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about files that it goes on to refuse
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the reader of foreign bytes may raise anything
-        lines = str(error).strip().splitlines()
-        reason = lines[0] if lines and not isinstance(error, LookupError) else repr(error)
-        raise AtomloomError(f"cannot be read as data: {reason}", where=path) from None
-    if not isinstance(content, Mapping):
-        raise AtomloomError("is not a checkpoint of SevenNet", where=path)
-    return content
+    return read_torch_file(path, "SevenNet", allowed)
 
 
 def _renamed(state: State) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from atomloom.config import Config, expand_variables
-from atomloom.config.foundation import published_file
+from atomloom.config.foundation import teacher_file
 from atomloom.config.root import direct_kinds
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.parent import Parent, find_parent
@@ -105,8 +105,8 @@ class Layout:
         if teacher is None:
             return {}
         spec = {"calculator": teacher.calculator, "options": teacher.options, "labeller": LABELLER}
-        if teacher.model is not None:
-            path = published_file(expand_variables(teacher.model))
+        path = teacher_file(teacher)
+        if path is not None:
             if not path.exists():
                 raise AtomloomError("no model file here", where=path, todo="see teacher.model")
             spec["model"] = file_digest(path)

@@ -53,6 +53,7 @@ PACKAGES = (
     "lightning-fabric",
     "dgl",
     "tblite",
+    "chgnet",
     "snakemake",
 )
 """Packages whose versions are recorded, where they are installed."""

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from atomloom.config import Config, expand_variables
-from atomloom.config.foundation import published_file
+from atomloom.config.foundation import teacher_file
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import RunPaths, report_key_of
 from atomloom.pipeline.timing import timed
@@ -102,8 +102,8 @@ def _of_plan(paths: RunPaths, *names: str) -> tuple[Path, ...]:
 
 def _of_teacher(paths: RunPaths) -> list[Path]:
     """Model file of the teacher, whose content is part of keys."""
-    model = paths.config.teacher and paths.config.teacher.model
-    return [published_file(expand_variables(model))] if model else []
+    file = teacher_file(paths.config.teacher) if paths.config.teacher else None
+    return [file] if file else []
 
 
 def _of_folds(paths: RunPaths) -> tuple[Path, ...]:

@@ -12,13 +12,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atomloom.config import expand_variables
-from atomloom.config.foundation import published_file
+from atomloom.config.foundation import CHGNET, teacher_file
 from atomloom.config.teacher import Teacher
 from atomloom.errors import AtomloomError
 from atomloom.structures.adapters import stress_matrix, to_ase
@@ -79,7 +79,7 @@ def ase_calculator(teacher: Teacher) -> ase.calculators.calculator.Calculator:
         raise AtomloomError(
             f"{name} is not available: {_reason(error)}",
             where="teacher.calculator",
-            todo="install it, or name another: gfn1-xtb, gfn2-xtb, emt, atomloom, module:Class",
+            todo="install it, or name another: gfn1-xtb, gfn2-xtb, emt, chgnet, atomloom, module:Class",
         ) from None
     try:
         return make(**teacher.options)
@@ -98,6 +98,12 @@ def _factory(teacher: Teacher) -> Callable[..., Any]:
         )
     if name == "emt":
         return import_module("ase.calculators.emt").EMT
+    if name == CHGNET:
+        from atomloom.potentials.chgnet import chgnet_calculator
+
+        file = teacher_file(teacher)
+        assert file is not None
+        return partial(chgnet_calculator, file)
     if name == "atomloom":
         from atomloom.inference.predict import load_model
         from atomloom.potentials.calculator import AtomloomCalculator
@@ -126,9 +132,10 @@ def model_path(teacher: Teacher) -> str:
     Raises:
         AtomloomError: when the config names none.
     """
-    if not teacher.model:
+    file = teacher_file(teacher)
+    if file is None:
         raise AtomloomError("`atomloom` needs a model file", where="teacher.model")
-    return str(published_file(expand_variables(teacher.model)))
+    return str(file)
 
 
 def _label(calculator: Any, structure: Structure) -> Label:
@@ -148,7 +155,7 @@ def _label(calculator: Any, structure: Structure) -> Label:
         return Label(seconds=time.perf_counter() - begun, failure=_reason(error))
     if not np.isfinite(energy) or not np.isfinite(forces).all():
         return Label(seconds=time.perf_counter() - begun, failure="energy or forces are not finite")
-    return Label(energy, np.asarray(forces), stress, time.perf_counter() - begun)
+    return Label(energy, np.asarray(forces, dtype=np.float64), stress, time.perf_counter() - begun)
 
 
 def _reason(error: Exception) -> str:
