@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from tests.cluster.slurm import has_pending
 from tests.workflow.project import Project
 
 EPOCHS = 100
+AWAY = 20.0
+"""Seconds; the tests' Snakemake looks at its jobs each second."""
 
 
 @pytest.fixture(scope="module")
@@ -157,11 +160,19 @@ def test_a_second_copy_of_a_training_waits_for_the_first(project, trained):
 
 
 def test_a_controller_that_is_away_for_a_while_is_waited_for(project, trained):
-    process = project.started()
+    """The training ends meanwhile, and Snakemake asks for it in vain many times."""
+    process, cluster = project.started(), project.cluster
     training = in_training(project)
-    project.cluster.stop_controller()
-    training.go_on()
-    project.cluster.start_controller()
+    cluster.stop_controller()
+    try:
+        training.go_on()
+        runs = project.folder / "results" / "tiny" / "runs"
+        cluster.wait_for(lambda: list(runs.glob("*/run.json")), "the training has ended")
+        time.sleep(AWAY)
+        assert process.poll() is None
+        assert not cluster.queue()
+    finally:
+        cluster.start_controller()
     finish(project, process, trained)
 
 
