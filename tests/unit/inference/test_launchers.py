@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 
 import pytest
-from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning_fabric.plugins.environments import TorchElasticEnvironment
 
 from atomloom.errors import AtomloomError
-from atomloom.inference.processes import Srun, launched_by
+from atomloom.inference.processes import OwnProcesses, Srun, launched_by
 
 KNOWN = (
     *("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"),
     *("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
     *("SLURM_STEP_NUM_NODES", "SLURM_STEP_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NAME"),
-    *("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"),
+    *("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "NODE_RANK", "GROUP_RANK"),
 )
 
 
@@ -58,8 +58,18 @@ def step_of(tasks, nodes=1, **more):
 def test_a_process_alone_starts_the_others_itself(variables, around, devices):
     variables(**around)
     launcher = launched_by(devices)
-    assert type(launcher) is LightningEnvironment
+    assert isinstance(launcher, OwnProcesses)
     assert not launcher.creates_processes_externally
+
+
+def test_processes_of_one_node_meet_at_it_whatever_their_shell_has_left(variables):
+    variables(MASTER_ADDR="10.255.0.1", MASTER_PORT=1, NODE_RANK=3)
+    first = launched_by(2)
+    assert first.main_address == "127.0.0.1"
+    assert first.main_port == first.main_port != 1
+    assert first.node_rank() == 0
+    variables(MASTER_ADDR="127.0.0.1", MASTER_PORT=first.main_port, LOCAL_RANK=1, WORLD_SIZE=2)
+    assert launched_by(2).main_port == first.main_port
 
 
 def test_processes_of_torchrun_are_taken(variables):

@@ -16,6 +16,7 @@ from lightning_fabric.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
+from lightning_fabric.plugins.environments.lightning import find_free_network_port
 from typing_extensions import override
 
 from atomloom.errors import AtomloomError
@@ -64,7 +65,7 @@ def launched_by(devices: int, nodes: int = 1) -> ClusterEnvironment:
             where="training.nodes",
             todo=f"start it by `srun --nodes={nodes} --ntasks-per-node={devices}`, or by torchrun",
         )
-    return LightningEnvironment()
+    return OwnProcesses()
 
 
 def _launcher(variables: Mapping[str, str]) -> tuple[str, int]:
@@ -95,6 +96,30 @@ def _number(variables: Mapping[str, str], name: str, default: int = 1) -> int:
             where=name,
             todo="unset it, or start anew by the launcher",
         ) from None
+
+
+class OwnProcesses(LightningEnvironment):
+    """Processes on one node that the first of them starts.
+
+    Unlike its parent the first takes nothing from its shell: an address that was left there by something
+    else would be waited for.
+    """
+
+    @property
+    @override
+    def main_address(self) -> str:
+        return "127.0.0.1"
+
+    @property
+    @override
+    def main_port(self) -> int:
+        if self._main_port == -1 and not self.creates_processes_externally:
+            self._main_port = find_free_network_port()
+        return super().main_port
+
+    @override
+    def node_rank(self) -> int:
+        return 0
 
 
 class Srun(SLURMEnvironment):
