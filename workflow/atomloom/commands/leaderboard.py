@@ -11,6 +11,7 @@ from typing import Any
 from atomloom.commands.options import Add
 from atomloom.config import Config, expand_variables, load_config
 from atomloom.errors import AtomloomError, again
+from atomloom.pipeline.outside_data import told_of
 from atomloom.pipeline.published import Verdict, verdicts
 from atomloom.pipeline.run_card import require_result
 from atomloom.store.files import expand_home, read_json
@@ -112,6 +113,7 @@ def compare_published(config: Config, preset: str, results: Path | None = None) 
     wanted, folds = config.model_dump(mode="json"), config.published.folds
     same: dict[int, list[Mapping[str, Any]]] = {}
     others: dict[str, int] = {}
+    seen: dict[str, None] = {}  # lines, each once
     for card in sorted(folder.glob(f"{config.dataset.name}/runs/*/run.json")):
         metrics = card.with_name("metrics.json")
         if not metrics.exists():
@@ -134,9 +136,11 @@ def compare_published(config: Config, preset: str, results: Path | None = None) 
             others[differ[0]] = others.get(differ[0], 0) + 1
         else:
             same.setdefault(found["split"].get("fold", 0), []).append(measured)
+            seen |= dict.fromkeys(told_of(content))
     used = [_whole(same[fold], config) for fold in sorted(same) if folds == 1 or fold < folds]
     units = {spec.reported: spec.reported_unit for spec in config.targets}
-    note = ", ".join(f"{count} run(s) with another {key}" for key, count in others.items())
+    notes = [f"{count} run(s) with another {key}" for key, count in others.items()]
+    note = ", ".join([*seen, *notes])
     return [Row(preset, found, note) for found in verdicts(config.published, used, units)]
 
 

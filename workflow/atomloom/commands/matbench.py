@@ -23,6 +23,7 @@ import yaml
 
 from atomloom.commands.finished_runs import Cost, FinishedRun, read_run
 from atomloom.errors import AtomloomError
+from atomloom.pipeline.outside_data import told_of
 from atomloom.pipeline.runs import changes_nothing, settings_apart
 from atomloom.store.files import write_atomically, write_json, write_text
 
@@ -344,7 +345,8 @@ def _benchmark(
 
 def _info(runs: Sequence[FinishedRun], about: About, cost: Cost) -> dict[str, Any]:
     """The content of `info.json`."""
-    notes = [about.notes, f"{cost.text}, all folds together."]
+    seen = dict.fromkeys(line for run in runs for line in told_of(run.card))
+    notes = [about.notes, *(f"{line}." for line in seen), f"{cost.text}, all folds together."]
     pinned = {n: v for run in runs for n, v in run.versions.items() if n != "python"}
     return {
         "authors": about.authors,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from atomloom.commands.options import (
@@ -19,7 +20,7 @@ from atomloom.commands.options import (
     pairs,
     reader_options,
 )
-from atomloom.config.foundation import POTENTIALS, published_file
+from atomloom.config.foundation import POTENTIALS, TRAINED_ON, published_file
 from atomloom.errors import AtomloomError
 from atomloom.store.files import expand_home
 
@@ -163,6 +164,8 @@ def _import(options: argparse.Namespace) -> None:
         )
     path = published_file(expand_home(options.model))
     tensors, card = read_sevennet(path, options.modality)
+    if options.model in POTENTIALS:
+        card = replace(card, facts={**card.facts, "trained_on": [TRAINED_ON]})
     write_model(Path(expand_home(options.output)), tensors, card)
     print(f"{options.output}: {card.model.display_name}, {len(card.elements or ())} elements")
 

@@ -54,6 +54,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "sevennet-mf-0": {**_XPLOR, "neighbors": 35.989574, "bias": True},
 }
 """Section `model` of each, known without reading its file."""
+TRAINED_ON = "relaxations of the Materials Project"
+"""Data that all of them were trained on."""
 
 
 def published_file(path: str | Path) -> Path:

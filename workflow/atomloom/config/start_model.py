@@ -21,7 +21,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from atomloom.config.base import Section, expand_variables
-from atomloom.config.foundation import ARCHITECTURES, published_file
+from atomloom.config.foundation import (
+    ARCHITECTURES,
+    POTENTIALS,
+    TRAINED_ON,
+    published_file,
+)
 from atomloom.config.model import NequIPConfig, is_by_class
 from atomloom.errors import AtomloomError
 from atomloom.store.files import file_digest, plain_stat, read_json
@@ -47,6 +52,8 @@ class StartModel:
     """Digest of targets and scales."""
     sections: Mapping[str, Any] = field(default_factory=dict)
     """Its sections `model` and `graph`, as plain values."""
+    trained_on: tuple[str, ...] = ()
+    """Data that it was trained on, its own parents' after its own; none if its file does not tell."""
 
     @property
     def spec(self) -> dict[str, str]:
@@ -147,6 +154,19 @@ def start_file(named: str, results: str) -> Path:
     return path
 
 
+def trained_on(named: str, results: str) -> tuple[str, ...]:
+    """Data that a model was trained on; none if its file does not tell.
+
+    Args:
+        named: in the config: a model file, a run, or a published potential.
+        results: folder of results that runs are looked for in, as in the config.
+
+    Raises:
+        AtomloomError: when there is no such model.
+    """
+    return (TRAINED_ON,) if named in POTENTIALS else _find(named, results).trained_on
+
+
 def _find(named: str, results: str) -> StartModel:
     """Read the model of a name, or what runs tell of it."""
     try:
@@ -161,7 +181,7 @@ def _find(named: str, results: str) -> StartModel:
     if named in ARCHITECTURES and path.suffix != ".safetensors":
         own = NequIPConfig.model_validate(ARCHITECTURES[named])
         sections = {"model": own.model_dump(mode="json"), "graph": own.graph_needs()}
-        return StartModel(path, _digest_of_file(path), "", sections)
+        return StartModel(path, _digest_of_file(path), "", sections, (TRAINED_ON,))
     if path.suffix != ".safetensors":
         raise AtomloomError(
             "is not a model file",
@@ -195,11 +215,13 @@ def _read(path: Path, *_: int) -> StartModel:
                 digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
         sections = {"model": dict(content["model"]), "graph": dict(content["graph"])}
         scales = short_hash({name: content.get(name) for name in _SCALES})
+        told = content.get("facts", {}).get("trained_on")
+        seen = tuple(map(str, told)) if isinstance(told, list) else ()
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise AtomloomError(
             f"cannot be read, damaged or not a model file: {error}", where=path
         ) from None
-    return StartModel(path, digest.hexdigest(), scales, sections)
+    return StartModel(path, digest.hexdigest(), scales, sections, seen)
 
 
 def _told(named: str, results: Path) -> Iterator[StartModel]:

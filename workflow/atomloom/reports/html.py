@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from atomloom.pipeline.outside_data import overlap_lines, seen_lines
 from atomloom.pipeline.published import Verdict
 from atomloom.reports import figures, formats, tables
 from atomloom.reports.breakdown import Breakdown, break_down
@@ -482,6 +483,7 @@ def _remarks(
         share = f" ({formats.percent(refused / records)} of all)" if records else ""
         remarks.append(f"{plural(int(refused), 'record')}{share} went to quarantine.")
     remarks += _duplicate_remarks(card)
+    remarks += [f"{line[:1].upper()}{line[1:]}." for line in overlap_lines(card.content)]
     best, run = formats.finite(card.value("best_epoch")), formats.finite(card.value("epochs_run"))
     limit = formats.finite(card.value("config", "training", "epochs"))
     last = None
@@ -556,6 +558,7 @@ def _facts(card: RunCard) -> list[tuple[str, str]]:
         ("best epoch", count_text(card.value("best_epoch"))),
         ("continues", _parent(card)),
         ("started from", _start_model(card)),
+        ("outside data", "; ".join(seen_lines(card.content))),
         ("started", formats.moment(card.value("started"))),
         ("finished", formats.moment(card.value("finished"))),
         ("training time", formats.duration(card.value("seconds"))),

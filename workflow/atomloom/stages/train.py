@@ -16,6 +16,7 @@ from atomloom.config import Config, dump_config
 from atomloom.errors import AtomloomError, again
 from atomloom.inference.model_file import read_model, weights_digest
 from atomloom.pipeline.attempt import attempted
+from atomloom.pipeline.outside_data import ENTRY, outside_data, told_of, training_overlap
 from atomloom.pipeline.parent import Parent, begun_with_other_processes
 from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.run_card import (
@@ -28,7 +29,7 @@ from atomloom.pipeline.run_card import (
     now,
 )
 from atomloom.stages.labelled import load_labelled
-from atomloom.stages.split import read_split
+from atomloom.stages.split import read_dataset, read_split
 from atomloom.store.files import (
     file_digest,
     read_json,
@@ -82,6 +83,9 @@ def _attempt(
                 f"note: {other.folder} is the same run but for its processes ({other.processes}), "
                 f"and has {other.epochs:,} epochs: training.continue_from: {other.folder.name} goes on from there"
             )
+    seen = _outside_data(paths)
+    for line in told_of({ENTRY: seen}):
+        log(line)
     result = train(data, config, run, log, until=until, start=start)
     if result is None:
         log(f"stopped after epoch {until}, as asked")
@@ -108,6 +112,7 @@ def _attempt(
             **facts,
             **({} if parent is None else {"parent": _told(parent)}),
             **({} if origin is None else {"start_from": origin.spec}),
+            **({} if not seen else {ENTRY: seen}),
             "model": {"name": config.model.name, "parameters": result.parameters},
             "epochs_run": result.epochs_run,
             "best_epoch": result.best_epoch,
@@ -126,6 +131,16 @@ def _attempt(
         },
     )
     return run
+
+
+def _outside_data(paths: RunPaths) -> dict[str, Any]:
+    """Content of the card on what the run sees besides its own data; empty for nothing."""
+    config, origin = paths.config, paths.config.start_model
+    listed = outside_data(config)
+    overlap = None
+    if origin is not None and origin.path is not None:
+        overlap = training_overlap(origin.path, read_dataset(paths, ["id", "hash", "split"]))
+    return ({"seen": listed} if listed else {}) | ({} if overlap is None else {"overlap": overlap})
 
 
 def _told(parent: Parent) -> dict[str, Any]:

@@ -62,6 +62,8 @@ class ParentModel:
         self.named = str(config.training.start_from)
         self.facts = {"named": self.named, **found.spec}
         """Content of cards on it."""
+        self.trained_on = found.trained_on
+        """Data that it was trained on."""
         if found.path is None:
             raise AtomloomError(
                 f"there is no model file or run {self.named}, which is needed to train", where=WHERE

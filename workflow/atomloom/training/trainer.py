@@ -844,8 +844,11 @@ class Trainer:
     def _card(self, epoch: int, step: int, maes: Sequence[float]) -> ModelCard:
         """Card of the model file of an epoch."""
         facts: dict[str, Any] = {"epoch": epoch, "step": step, "val_mae": list(maes)}
+        count = len(self.train_rows) + len(self.val_rows)
+        facts["trained_on"] = [f"{self.config.dataset.name} ({count:,} structures)"]
         if self.parent is not None:
             facts["start_from"] = self.parent.facts
+            facts["trained_on"] += self.parent.trained_on or ["unknown data"]
         return self.objective.card(self.config, facts, self.elements)
 
 
