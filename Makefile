@@ -43,7 +43,7 @@ check: $(READY) ## unit tests that are not slow, for every change (some minutes)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests/unit
 
 test: $(READY) ## all tests, in two processes; those that need the whole machine after the others
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not alone" --ignore tests/cluster
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" --ignore tests/cluster
 	$(BIN)/python -m pytest -q -m alone tests/unit/training/test_processes.py
 
 test-cluster: $(READY) ## the workflow on a real Slurm on this machine: Debian or Ubuntu; root, unless Slurm is installed
