@@ -174,7 +174,7 @@ def prepare(config: Config, log: Log = print) -> RunPaths:
     Raises:
         AtomloomError: when a stage fails.
     """
-    from atomloom.stages.plan import current_plan
+    from atomloom.stages.current import current_plan
 
     layout = Layout(config)
     paths = RunPaths(layout, current_plan(layout, log))

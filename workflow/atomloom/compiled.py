@@ -1,6 +1,7 @@
 """Kernels compiled by numba, with their machine code cached for the next process where possible.
 
-numba caches it next to the source or in the home folder, and raises where neither is writable: an
+numba takes longer to import than many a command runs, so it is imported when the first kernel is called.
+It caches the code next to the source or in the home folder, and raises where neither is writable: an
 installation for many users, a container, a batch node without homes. Then a temporary folder is used,
 or else every process compiles for itself.
 """
@@ -14,9 +15,8 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar, Unpack
-
-import numba
+from threading import RLock
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -32,15 +32,55 @@ class Options(TypedDict, total=False):
 
 def njit(**options: Unpack[Options]) -> Callable[[Function], Function]:
     """numba's `njit`, except that `cache` is a wish: where nothing can be cached, nothing is."""
-    cache = options.pop("cache", False)
 
-    def compiled(function: Function) -> Function:
-        kernel: Any = numba.njit(**options)(function)  # called as the function is
-        if cache:
-            _keep(kernel)
-        return kernel
+    def kernel(function: Function) -> Function:
+        return cast(Function, Kernel(function, options))
 
-    return compiled
+    return kernel
+
+
+class Kernel:
+    """Function that is given to numba when it is first called, by Python or by another kernel."""
+
+    _lock = RLock()
+
+    def __init__(self, function: Callable[..., Any], options: Options) -> None:
+        functools.update_wrapper(self, function)
+        self._function, self._options = function, options
+        self._compiled: Any = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        return (self._compiled or self.compiled())(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked for by Python itself, as for a copy
+            raise AttributeError(name)
+        return getattr(self.compiled(), name)
+
+    def compiled(self) -> Any:
+        """numba's function, which compiles for each new type of arguments."""
+        with Kernel._lock:
+            if self._compiled is None:
+                numba = _numba()
+                options = {name: value for name, value in self._options.items() if name != "cache"}
+                kernel = numba.njit(**options)(self._function)
+                if self._options.get("cache"):
+                    _keep(kernel)
+                self._compiled = kernel
+        return self._compiled
+
+
+@functools.cache
+def _numba() -> Any:
+    """numba, which from now on takes a kernel that another one calls for what it compiles to."""
+    import numba
+    from numba.extending import typeof_impl
+
+    @typeof_impl.register(Kernel)
+    def type_of(kernel: Kernel, context: object) -> Any:
+        return numba.types.Dispatcher(kernel.compiled())
+
+    return numba
 
 
 def _keep(kernel: Any) -> None:
@@ -49,7 +89,7 @@ def _keep(kernel: Any) -> None:
     except RuntimeError:  # no writable place
         if (folder := _own_temporary_folder()) is None:
             return
-        numba.config.CACHE_DIR = folder  # type: ignore[attr-defined] # numba sets its options at run time
+        _numba().config.CACHE_DIR = folder
         try:
             kernel.enable_caching()
         except RuntimeError:

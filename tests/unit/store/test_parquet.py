@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from atomloom.errors import AtomloomError
-from atomloom.store.parquet import read_table, write_table
+from atomloom.store.parquet import read_rows, read_table, write_table
 
 
 @pytest.fixture
@@ -34,8 +34,28 @@ def path(tmp_path, table):
 
 def test_tables_come_back_as_they_were(path, table):
     pd.testing.assert_frame_equal(read_table(path, todo="again"), table)
-    part = read_table(path, ["row", "id"], todo="again", filters=[("row", ">", 9)])
-    assert part.to_dict("list") == {"row": [10, 11], "id": ["s10", "s11"]}
+    part = read_table(path, ["row", "id"], todo="again")
+    assert part.iloc[10:].to_dict("list") == {"row": [10, 11], "id": ["s10", "s11"]}
+
+
+@pytest.mark.parametrize(("first", "count"), [(0, 12), (0, 5), (3, 4), (5, 5), (9, 30), (12, 1)])
+def test_some_rows_are_those_of_the_whole_table_wherever_its_groups_end(
+    tmp_path, table, first, count
+):
+    write_table(tmp_path / "groups.parquet", table, row_group_size=5)
+    rows = read_rows(tmp_path / "groups.parquet", ["row", "hash"], first, count, todo="again")
+    wanted = table.iloc[first : first + count]
+    assert rows == list(zip(wanted["row"], wanted["hash"], strict=True))
+
+
+def test_rows_of_a_missing_damaged_or_other_table_are_one_line(tmp_path, path):
+    with pytest.raises(AtomloomError, match="no such table; again"):
+        read_rows(tmp_path / "none.parquet", ["row"], 0, 1, todo="again")
+    with pytest.raises(AtomloomError, match=r"cannot be read as a table: .*; again"):
+        read_rows(path, ["row", "other"], 0, 1, todo="again")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(AtomloomError, match=r"cannot be read as a table: .*; again"):
+        read_rows(path, ["row"], 0, 1, todo="again")
 
 
 def test_no_flipped_bit_goes_unnoticed(path, table):

@@ -18,7 +18,7 @@ from atomloom.graphs.build import build_graphs
 from atomloom.graphs.store import write_graphs
 from atomloom.pipeline.paths import Layout
 from atomloom.pipeline.plan import Plan
-from atomloom.stages.convert import MEMBER_COLUMNS, read_records, write_structures
+from atomloom.stages.convert import Member, read_records, write_structures
 from atomloom.store.parquet import read_table
 from atomloom.structures.table import StructureTable
 
@@ -72,11 +72,12 @@ def estimate_cost(layout: Layout, plan: Plan) -> Cost:
     Raises:
         AtomloomError: when not one record of the sample can be used.
     """
-    members = read_table(layout.plan_folder / "members.parquet", MEMBER_COLUMNS, todo=again("plan"))
+    members = read_table(layout.plan_folder / "members.parquet", Member._fields, todo=again("plan"))
     rows = np.unique(np.linspace(0, len(members) - 1, SAMPLE).astype(int))
-    read_records(layout, members.iloc[rows[:1]])  # the first record of a format imports its library
+    sample = [Member(*row) for row in members.iloc[rows].itertuples(index=False)]
+    read_records(layout, sample[:1])  # the first record of a format imports its library
     started = time.perf_counter()
-    read = read_records(layout, members.iloc[rows])
+    read = read_records(layout, sample)
     if not read.structures:
         raise AtomloomError(
             f"none of {len(rows)} sampled records can be used (first: {read.quarantine[0][1]})",

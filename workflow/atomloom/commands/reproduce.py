@@ -38,7 +38,7 @@ from atomloom.pipeline.plan import Plan
 from atomloom.pipeline.run_card import CARD, LEVELS, VERSIONS, Level, level_of
 from atomloom.pipeline.stage_table import STAGES
 from atomloom.reports.formats import number, plural
-from atomloom.stages.plan import current_plan
+from atomloom.stages.current import current_plan
 from atomloom.stages.sources import HASHED_UP_TO
 from atomloom.stages.train import train_in_processes
 from atomloom.store.files import file_digest, read_json, write_sealed

@@ -22,7 +22,7 @@ from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.progress import Progress
 from atomloom.pipeline.run_table import shown_width
 from atomloom.pipeline.stage_table import STAGES, Job, Stage, jobs_to_do
-from atomloom.stages.plan import current_plan
+from atomloom.stages.current import current_plan
 from atomloom.store.files import write_text
 
 Log = Callable[[str], None]

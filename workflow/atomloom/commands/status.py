@@ -16,7 +16,7 @@ from atomloom.pipeline.plan import Plan
 from atomloom.pipeline.run_table import value_text
 from atomloom.pipeline.runs import differences, planned_run, read_run, runs_of, short_name
 from atomloom.pipeline.stage_table import STAGES, Job, jobs_to_do
-from atomloom.stages.plan import current_plan, plan_is_current
+from atomloom.stages.current import current_plan, plan_is_current
 from atomloom.stages.sources import current_sources, downloads_of, kept_sources
 
 SECTIONS = {

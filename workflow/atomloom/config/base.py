@@ -34,12 +34,11 @@ DEEPEST = 16
 class Section(BaseModel):
     """Section of the config: unknown keys are errors, values are frozen after validation.
 
-    No number may be NaN or infinite.
+    No number may be NaN or infinite. Descriptions of fields stand below them, where `config.generate` reads
+    them: pydantic would read the sources at each start.
     """
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

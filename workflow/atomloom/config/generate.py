@@ -4,9 +4,13 @@ table of keys in `config/README.md`. Run by `make config`; a test fails when the
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -54,7 +58,14 @@ def demo_yaml() -> str:
 
 def schema_json() -> str:
     """JSON schema of the config, for editors and validators."""
-    return json.dumps(Config.model_json_schema(), indent=1) + "\n"
+    schema = Config.model_json_schema()
+    found = {section.__name__: section for section in _sections_below(Config)}
+    for name, part in {**schema["$defs"], Config.__name__: schema}.items():
+        for key, text in descriptions(found[name]).items() if name in found else ():
+            if key in part["properties"]:
+                told = part["properties"][key] | {"description": text}
+                part["properties"][key] = dict(sorted(told.items()))
+    return json.dumps(schema, indent=1) + "\n"
 
 
 def keys_markdown() -> str:
@@ -79,13 +90,40 @@ def with_keys(text: str) -> str:
     return before + start + keys_markdown() + end + rest.split(end)[1]
 
 
+@cache
+def descriptions(model: type[BaseModel]) -> dict[str, str]:
+    """Description of each field of a section by its name: the text below it in the source."""
+    found: dict[str, str] = {}
+    for part in (one for one in reversed(model.__mro__) if issubclass(one, Section)):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(part))).body
+        assert isinstance(body, ast.ClassDef)
+        for line, after in pairwise(body.body):
+            if (
+                isinstance(line, ast.AnnAssign)
+                and isinstance(line.target, ast.Name)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+                and isinstance(after.value.value, str)
+            ):
+                found[line.target.id] = inspect.cleandoc(after.value.value)
+    return found
+
+
+def _sections_below(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """A section and all that are part of it."""
+    yield model
+    for field in model.model_fields.values():
+        for section in sections_of(field.annotation):
+            yield from _sections_below(section)
+
+
 def _write_section(section: BaseModel, depth: int, lines: list[str]) -> None:
     indent = "  " * depth
-    for name, field in type(section).model_fields.items():
+    for name in type(section).model_fields:
         value = getattr(section, name)
         if depth == 0:
             lines.append("")
-        comment = textwrap.wrap(field.description or "", 98 - len(indent))
+        comment = textwrap.wrap(descriptions(type(section)).get(name, ""), 98 - len(indent))
         lines.extend(f"{indent}# {line}" for line in comment)
         if isinstance(value, Section):
             lines.append(f"{indent}{name}:")
@@ -102,7 +140,7 @@ def _flow(value: Any) -> str:
 
 def _write_rows(model: type[BaseModel], prefix: str, lines: list[str]) -> None:
     for name, field in model.model_fields.items():
-        description = " ".join((field.description or "").split()).replace("|", "\\|")
+        description = " ".join(descriptions(model).get(name, "").split()).replace("|", "\\|")
         sections = sections_of(field.annotation)
         if sections:
             lines.append(f"| **{prefix}{name}** | | | {description} |")

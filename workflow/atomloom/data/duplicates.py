@@ -17,7 +17,6 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
-from scipy.spatial import cKDTree
 
 from atomloom.data.congruence import FARTHEST_ATOM, Motif, congruent
 from atomloom.data.environments import Environments
@@ -113,6 +112,8 @@ def find_candidates(
         A row, and those like it in splits nearer to the test: the nearest split first, then in
         the order of `frame`.
     """
+    from scipy.spatial import cKDTree  # as long as all the rest that the split imports
+
     apart = 2 * FARTHEST_ATOM * tolerance  # both ends of a distance may be displaced by this
     rank = _rank(frame)
     splits = frame.groupby("formula")["split"].nunique()

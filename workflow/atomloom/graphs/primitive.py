@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import spglib
 
 from atomloom.errors import AtomloomError
 from atomloom.store.keys import POSITION_QUANTUM
@@ -72,6 +71,8 @@ def _primitive(
     fractions: np.ndarray,
     numbers: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    import spglib
+
     given: Any = (cell, fractions, numbers.astype(np.intc))
     try:
         found = spglib.standardize_cell(given, to_primitive=True, no_idealize=True, symprec=SYMPREC)

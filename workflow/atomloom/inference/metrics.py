@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 CALIBRATION_BINS = 15
 
@@ -141,6 +140,8 @@ def calibration_error(right: np.ndarray, confidence: np.ndarray) -> float | None
 
 def _area(own: np.ndarray, predicted: np.ndarray) -> float:
     """Area under the ROC curve of rows that are of a class (`own`) against the others."""
+    from scipy.stats import rankdata  # half a second that scalars need not take
+
     ones, zeros = int(own.sum()), int((~own).sum())
     # Mann and Whitney: the sum of the ranks of the class minus its min.
     ranks = rankdata(predicted)[own].sum()

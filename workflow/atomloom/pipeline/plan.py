@@ -15,6 +15,8 @@ from typing import Any
 from atomloom.errors import AtomloomError, again
 from atomloom.store.files import read_json, write_sealed
 
+SPOOL = -1
+"""File number of records whose bytes are in the spool."""
 _KEY = re.compile(r"[0-9a-f]{16}")
 
 

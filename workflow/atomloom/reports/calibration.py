@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import spearmanr
 
 from atomloom.reports import figures
 from atomloom.reports.formats import number, percent, plural, with_unit
@@ -50,6 +49,8 @@ def calibration_of(frame: pd.DataFrame, target: str) -> Calibration | None:
         return None
     order = np.argsort(spread, kind="stable")
     parts = np.array_split(order, max(1, min(BINS, len(order) // LEAST_IN_BIN)))
+    from scipy.stats import spearmanr  # half a second that models without deviations need not take
+
     varied = len(np.unique(spread)) > 1 and len(np.unique(error)) > 1
     return Calibration(
         target=target,

@@ -8,28 +8,39 @@ renaming or moving files rebuilds nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from atomloom.errors import AtomloomError, again
 from atomloom.pipeline.paths import Layout
-from atomloom.pipeline.plan import Chunk, Plan
+from atomloom.pipeline.plan import SPOOL, Chunk, Plan
 from atomloom.readers.registry import parse_record
-from atomloom.stages.plan import SPOOL
 from atomloom.store.forms import Form, misfit
 from atomloom.store.keys import CONVERTER, canonical_json, chain_hash, fingerprint_record
-from atomloom.store.parquet import read_table
+from atomloom.store.parquet import read_rows
 from atomloom.store.shards import REPAIR, SUFFIX, read_shard, reasons_in, write_shard
 from atomloom.structures.checks import check_structure
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import FORMS, StructureTable, no_structures
 
-MEMBER_COLUMNS = ["id", "source", "number", "format", "file", "offset", "length", "fingerprint"]
+
+class Member(NamedTuple):
+    """Row of `members.parquet`, as far as converting its record needs it."""
+
+    id: str
+    source: str
+    number: int
+    format: str
+    file: int
+    offset: int
+    length: int
+    fingerprint: bytes
+
+
 PROPERTY = "property:"
 """Prefix of property arrays in the shard."""
 RECORD_FORMS = {"hash": FORMS["hash"], "record": Form(("S",), ("int32",))}
@@ -53,7 +64,12 @@ def convert_chunk(layout: Layout, plan: Plan, key: str, log: Callable[[str], Non
         AtomloomError: when the plan has no such chunk, or raw files changed since the plan was made.
     """
     members = _members_of(layout, plan, key)
-    if chain_hash([canonical_json(layout.reader_spec), *members["fingerprint"]]) != key:
+    if (
+        chain_hash(
+            [canonical_json(layout.reader_spec), *(member.fingerprint for member in members)]
+        )
+        != key
+    ):
         raise AtomloomError(
             f"does not hold the records of chunk {key}",
             where=layout.plan_folder / "members.parquet",
@@ -77,8 +93,8 @@ class ReadRecords:
     """(index, reason) of each refused record."""
 
 
-def read_records(layout: Layout, members: pd.DataFrame) -> ReadRecords:
-    """Parse and check the records of some rows of `members.parquet` (columns MEMBER_COLUMNS).
+def read_records(layout: Layout, members: Iterable[Member]) -> ReadRecords:
+    """Parse and check the records of some rows of `members.parquet`.
 
     Raises:
         AtomloomError: when raw files are gone, or hold other bytes than when they were planned.
@@ -206,24 +222,23 @@ def _senseless(path: Path, wrong: str) -> AtomloomError:
     return AtomloomError(f"makes no sense: {wrong}", where=path, todo=REPAIR)
 
 
-def _members_of(layout: Layout, plan: Plan, key: str) -> pd.DataFrame:
+def _members_of(layout: Layout, plan: Plan, key: str) -> list[Member]:
     chunk = next((chunk for chunk in plan.chunks if chunk.key == key), None)
     if chunk is None:
         raise AtomloomError(f"the plan has no chunk {key}", where=layout.plan_folder / "plan.json")
-    position = plan.chunks.index(chunk)
     table = layout.plan_folder / "members.parquet"
-    chosen = [("chunk", "==", position)]
-    return read_table(table, MEMBER_COLUMNS, todo=again("plan"), filters=chosen)
+    rows = read_rows(table, Member._fields, chunk.first, chunk.count, todo=again("plan"))
+    return [Member(*row) for row in rows]
 
 
-def _payloads(layout: Layout, members: pd.DataFrame) -> Iterator[tuple[Any, bytes]]:
+def _payloads(layout: Layout, members: Iterable[Member]) -> Iterator[tuple[Member, bytes]]:
     """Iterate over members with their bytes, checked against the plan; files are opened once where
     records follow each other."""
     spool = layout.plan_folder / "records.spool"
     name: Path | None = None
     file: BinaryIO | None = None
     try:
-        for member in members.itertuples():
+        for member in members:
             path = spool if member.file == SPOOL else _file_of(member.source)
             if file is None or path != name:
                 if file is not None:
@@ -251,7 +266,7 @@ def _file_of(source: str) -> Path:
     return next((path for path in whole if path.is_file()), Path(parts[0]))
 
 
-def _changed(path: Path, member: Any, spooled: bool) -> AtomloomError:
+def _changed(path: Path, member: Member, spooled: bool) -> AtomloomError:
     """Error for bytes that are not those that were planned."""
     return AtomloomError(
         f"record {member.number} of {member.source} (`{member.id}`) is not what was planned: "

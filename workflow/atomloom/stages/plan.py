@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,8 +20,7 @@ from atomloom.config import Config
 from atomloom.data.splits import fixed_digest
 from atomloom.errors import AtomloomError, again
 from atomloom.pipeline.paths import Layout
-from atomloom.pipeline.plan import Chunk, Plan, cut_chunks
-from atomloom.pipeline.timing import timed
+from atomloom.pipeline.plan import SPOOL, Chunk, Plan, cut_chunks
 from atomloom.readers.naming import tell_apart
 from atomloom.readers.registry import parse_record, texts_of
 from atomloom.readers.sources import RawRecord, enumerate_records, source_name
@@ -41,8 +39,6 @@ from atomloom.store.files import read_json, write_atomically, write_spec
 from atomloom.store.keys import canonical_json, chain_hash, fingerprint_record
 from atomloom.store.parquet import read_table, write_table
 
-SPOOL = -1
-"""File number of records whose bytes are in the spool."""
 ROW_GROUP = 4000
 """Rows per group of `members.parquet`: the job of a chunk reads one or two groups."""
 LOOKED_AT = 10_000
@@ -176,36 +172,6 @@ def absent_targets(layout: Layout) -> list[str]:
         except AtomloomError:
             unread += 1  # the reason is reported by convert
     return [] if parsed == unread else [name for name in dataset.target if name in sought]
-
-
-def plan_is_current(layout: Layout) -> bool:
-    """Whether the plan is there, undamaged and not older than `sources.json`, as the workflow judges it."""
-    folder = layout.plan_folder
-    names = ("plan.json", "members.parquet", "labels.parquet", "records.spool")
-    try:
-        made = min((folder / name).stat().st_mtime_ns for name in names)
-        Plan.read(folder / "plan.json")
-        return made >= (folder / "sources.json").stat().st_mtime_ns
-    except (OSError, AtomloomError):
-        return False
-
-
-def current_plan(layout: Layout, log: Callable[[str], None], timing: Path | None = None) -> Plan:
-    """The plan, made again if raw files have changed since.
-
-    Args:
-        layout: paths of the project.
-        log: takes one line at a time.
-        timing: where to record time and memory, if it is made again.
-
-    Raises:
-        AtomloomError: as of `make_plan`.
-    """
-    refresh_sources(layout, fetch=log)
-    if plan_is_current(layout):
-        return Plan.read(layout.plan_folder / "plan.json")
-    with nullcontext() if timing is None else timed(timing):
-        return make_plan(layout, log)
 
 
 def read_members(layout: Layout, plan: Plan) -> pd.DataFrame:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +24,6 @@ if TYPE_CHECKING:
 
 DIGESTS = b"atomloom.digests"
 """Key of the digests of columns in the metadata of the schema, as JSON by name."""
-
-
-Filter = tuple[str, str, object]
-"""Column, comparison and value, as in `pyarrow.parquet.read_table`."""
 
 
 def write_table(path: Path, table: pd.DataFrame | pa.Table, **options: Any) -> None:
@@ -48,55 +46,79 @@ def write_table(path: Path, table: pd.DataFrame | pa.Table, **options: Any) -> N
     )
 
 
-def read_table(
-    path: Path,
-    columns: Sequence[str] | None = None,
-    *,
-    todo: str,
-    filters: Sequence[Filter] | None = None,
-) -> pd.DataFrame:
+def read_table(path: Path, columns: Sequence[str] | None = None, *, todo: str) -> pd.DataFrame:
     """Read the table at `path`.
 
     Args:
         path: of the file.
         columns: to read; all if None.
         todo: how to make the file again, for the message.
-        filters: of rows, as in `pyarrow.parquet.read_table`.
 
     Raises:
         AtomloomError: when it is missing, truncated, altered, not a parquet file, or lacks one of
             `columns`.
     """
-    return _read(path, columns, todo, filters)[1]
+    return _read(path, columns, todo)[1]
 
 
 def read_arrow(path: Path, *, todo: str) -> pa.Table:
     """Read the whole table as an Arrow table; errors as `read_table`."""
-    return _read(path, None, todo, None)[0]
+    return _read(path, None, todo)[0]
 
 
-def _read(
-    path: Path, columns: Sequence[str] | None, todo: str, filters: Sequence[Filter] | None
-) -> tuple[pa.Table, pd.DataFrame]:
-    import pyarrow as pa
+def read_rows(
+    path: Path, columns: Sequence[str], first: int, count: int, *, todo: str
+) -> list[tuple[Any, ...]]:
+    """Read some rows, or those of them that there are, from their row groups alone and without pandas.
+
+    Only checksums tell that they are undamaged; errors as `read_table`.
+    """
+    import pyarrow.parquet as pq
+
+    with _damage_named(path, todo):
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+            ends = list(accumulate(sizes))
+            groups = [
+                group
+                for group, (end, size) in enumerate(zip(ends, sizes, strict=True))
+                if end > first and end - size < first + count
+            ]
+            table = file.read_row_groups(groups, list(columns)).select(list(columns))
+        before = ends[groups[0]] - sizes[groups[0]] if groups else 0
+        table = table.slice(first - before, count)
+        table.validate(full=True)
+        return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+
+def _read(path: Path, columns: Sequence[str] | None, todo: str) -> tuple[pa.Table, pd.DataFrame]:
     import pyarrow.parquet as pq
 
     wanted = None if columns is None else list(columns)
     options = {"partitioning": None, "page_checksum_verification": True}
-    try:
-        table = pq.read_table(path, columns=wanted, filters=filters, **options)
+    with _damage_named(path, todo):
+        table = pq.read_table(path, columns=wanted, **options)
         digests = json.loads((table.schema.metadata or {}).get(DIGESTS, b"{}"))
         table.validate(full=True)
         # The metadata of pandas are not needed, and may be damaged too.
         frame = table.to_pandas(ignore_metadata=True)
+    if digests and not _agree(table, frame, digests, whole=wanted is None):
+        raise AtomloomError("is damaged: its digest differs", where=path, todo=todo)
+    return table, frame
+
+
+@contextmanager
+def _damage_named(path: Path, todo: str) -> Iterator[None]:
+    """Turn what pyarrow raises into an AtomloomError that says where."""
+    import pyarrow as pa
+
+    try:
+        yield
     except FileNotFoundError:
         raise AtomloomError("no such table", where=path, todo=todo) from None
     except (OSError, ValueError, KeyError, TypeError, MemoryError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise AtomloomError(f"cannot be read as a table: {reason}", where=path, todo=todo) from None
-    if digests and not filters and not _agree(table, frame, digests, whole=wanted is None):
-        raise AtomloomError("is damaged: its digest differs", where=path, todo=todo)
-    return table, frame
 
 
 def _agree(table: pa.Table, frame: pd.DataFrame, digests: Any, whole: bool) -> bool:

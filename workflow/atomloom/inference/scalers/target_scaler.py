@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from atomloom.errors import AtomloomError
 
@@ -226,6 +225,9 @@ class TargetScaler:
         """Convert a network's outputs [S, K] to real units, in float64; for classes to probabilities, of
         class 1 of each target or [S, class_count] of each class. `atoms` as in `standardize`."""
         outputs = np.asarray(standardized, dtype=np.float64)
+        if self.classes or self.class_count:
+            from scipy import special
+
         if self.class_count:
             return special.softmax(outputs, axis=-1)
         if self.classes:
