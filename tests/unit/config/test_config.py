@@ -150,7 +150,9 @@ def test_a_recipe_goes_before_ones_own_config(recipe, tmp_path):
     assert f"`{recipe.stem}`" in (ROOT / "docs" / "recipes.md").read_text()
 
 
-@pytest.mark.parametrize("model", ["icomformer", "alignn", "painn", "tensornet"])
+@pytest.mark.parametrize(
+    "model", ["icomformer", "alignn", "painn", "tensornet", "crystal_transformer"]
+)
 def test_a_typo_in_any_model_is_told_what_was_meant(model):
     content = {
         "dataset": {"name": "x", "source": "x", "target": "energy"},

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atomloom.config.training import Batching
-from atomloom.data.batching import Sizes, check_rows, draw_rows, plan_epoch, share
+from atomloom.data.batching import Sizes, check_rows, draw_rows, oversize, plan_epoch, share
 from atomloom.errors import AtomloomError
 from tests.unit.data.tables import random_table
 
@@ -106,3 +106,12 @@ def test_rows_are_drawn_in_proportion_to_their_chances():
     again = draw_rows(rows, chances, 0, 7)
     assert np.array_equal(again, draw_rows(rows, chances, 0, 7))
     assert not np.array_equal(again, draw_rows(rows, chances, 0, 8))
+
+
+def test_batches_hold_at_most_so_many_pairs_of_atoms_and_a_large_structure_runs_alone():
+    atoms = np.array([10, 10, 10, 40, 5, 30, 9])
+    sizes = Sizes(atoms, 12 * atoms, np.zeros_like(atoms))
+    plan = plan_epoch(np.arange(7), sizes, Batching(structures=64, atom_pairs=1000))
+    assert [plan[batch].tolist() for batch in range(len(plan))] == [[0, 1, 2], [3], [4, 5], [6]]
+    assert oversize(np.arange(7), sizes, Batching(atom_pairs=1000)).tolist() == [3]
+    assert len(plan_epoch(np.arange(7), sizes, Batching())) == 1

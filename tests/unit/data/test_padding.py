@@ -11,6 +11,7 @@ import torch
 from atomloom.config.model import (
     ALIGNNConfig,
     ChebyshevConfig,
+    CrystalTransformerConfig,
     EComFormerConfig,
     IComFormerConfig,
     NequIPConfig,
@@ -33,6 +34,7 @@ PROPERTIES = {
     "icomformer": IComFormerConfig(width=32),
     "ecomformer": EComFormerConfig(width=32),
     "alignn": ALIGNNConfig(width=32, backend="torch"),
+    "crystal_transformer": CrystalTransformerConfig(width=32),
     "tensornet_property": TensorNetPropertyConfig(width=32),
     "alignn, sums": ALIGNNConfig(width=32, backend="torch", readout="sum"),
 }

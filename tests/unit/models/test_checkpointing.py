@@ -6,15 +6,25 @@ import numpy as np
 import pytest
 import torch
 
-from atomloom.config.model import ALIGNNConfig, EComFormerConfig, IComFormerConfig
+from atomloom.config.model import (
+    ALIGNNConfig,
+    CrystalTransformerConfig,
+    EComFormerConfig,
+    IComFormerConfig,
+)
 from atomloom.models import build_model
 from atomloom.models.common.layers import WeightedBatchNorm, recomputed
 from tests.unit.models.batches import batch_from_graphs, random_crystal
 from tests.unit.models.memory import LiveBytes
 
-FAMILIES = {"icomformer": IComFormerConfig, "ecomformer": EComFormerConfig, "alignn": ALIGNNConfig}
+FAMILIES = {
+    "icomformer": IComFormerConfig,
+    "ecomformer": EComFormerConfig,
+    "alignn": ALIGNNConfig,
+    "crystal_transformer": CrystalTransformerConfig,
+}
 LESS = 0.3
-HELD = {"icomformer": 0.25, "ecomformer": 0.25, "alignn": 0.4}
+HELD = {"icomformer": 0.25, "ecomformer": 0.25, "alignn": 0.4, "crystal_transformer": 0.4}
 """Share of what is held at the middle of a step; ALIGNN's layers hand features of angles on."""
 
 

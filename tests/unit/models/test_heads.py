@@ -11,6 +11,7 @@ import torch
 from atomloom.config.graph import GraphSpec
 from atomloom.config.model import (
     ALIGNNConfig,
+    CrystalTransformerConfig,
     EComFormerConfig,
     IComFormerConfig,
     NequIPConfig,
@@ -32,6 +33,7 @@ INVARIANT = {
     "alignn": ALIGNNConfig(
         width=8, alignn_layers=1, gcn_layers=1, embedding=4, edge_bins=8, angle_bins=8
     ),
+    "crystal_transformer": CrystalTransformerConfig(width=8, layers=2, rbf=6, cutoff=4.0),
 }
 POTENTIALS = {
     "painn": PaiNNConfig(width=8, layers=2, rbf=6, cutoff=4.0),

@@ -15,6 +15,7 @@ import torch
 from atomloom.config.model import (
     ALIGNNConfig,
     ChebyshevConfig,
+    CrystalTransformerConfig,
     EComFormerConfig,
     IComFormerConfig,
     NequIPConfig,
@@ -32,6 +33,7 @@ PROPERTIES = {
     "icomformer": IComFormerConfig(**SMALL),
     "ecomformer": EComFormerConfig(**SMALL),
     "alignn": ALIGNNConfig(**SMALL),
+    "crystal_transformer": CrystalTransformerConfig(**SMALL),
 }
 WITHOUT_RECOMPUTING = {"tensornet_property": TensorNetPropertyConfig(**SMALL)}
 WITH_VECTORS = ("painn", "tensornet", "tensornet_property")

@@ -27,6 +27,13 @@ SMALL = {
         "edge_bins": 8,
         "angle_bins": 8,
     },
+    "crystal_transformer": {
+        "name": "crystal_transformer",
+        "width": 8,
+        "layers": 2,
+        "rbf": 8,
+        "cutoff": CUTOFF,
+    },
 }
 
 

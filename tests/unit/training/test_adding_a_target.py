@@ -55,6 +55,7 @@ def test_the_table_of_models_is_true():
         "iComFormer": "icomformer", "eComFormer": "ecomformer", "ALIGNN": "alignn", "PaiNN": "painn",
         "Chebyshev": "chebyshev", "TensorNet": "tensornet",
         "TensorNet for properties": "tensornet_property", "NequIP": "nequip",
+        "Crystal transformer": "crystal_transformer",
     }  # fmt: skip
     assert set(shown.values()) == set(MODELS)
     for line in DOCUMENT.read_text().splitlines():

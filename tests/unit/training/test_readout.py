@@ -106,6 +106,7 @@ def test_without_edges_along_the_lattice_a_supercell_has_exactly_twice_the_value
         ("painn", None, True),
         ("tensornet", None, True),
         ("tensornet_property", None, True),
+        ("crystal_transformer", None, True),
         ("nequip", None, True),
         ("chebyshev", None, True),
     ],

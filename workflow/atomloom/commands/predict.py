@@ -33,7 +33,7 @@ from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
 from atomloom.inference.model_file import ModelCard
 from atomloom.inference.predict import LoadedModel, load_model, predict_all, unfit
-from atomloom.models.registry import require_elements
+from atomloom.models.registry import require_elements, require_sizes
 from atomloom.potentials.committee import Committee
 from atomloom.potentials.evaluation import evaluate_table, structure_table
 from atomloom.readers.naming import tell_apart
@@ -129,7 +129,7 @@ class Prediction:
             "sources": [[str(p), *s] for p, s in zip(self.files, stamps, strict=True)],
             "forces": self.forces,
             "chunk": self.chunk,
-            "bounds": self.bounds.model_dump(),
+            "bounds": self.bounds.key_content(),
             "format": self.format,
             "options": dict(self.options),
             "versions": [__version__, CONVERTER, BUILDER],
@@ -223,6 +223,9 @@ class _PotentialPredictor:
     def require_element(self, number: int) -> None:
         self.committee.require_elements(np.array([number]))
 
+    def require_size(self, atoms: int) -> None:
+        """Accept any number of atoms, as potentials do."""
+
     def unseen(self, numbers: np.ndarray) -> tuple[str, ...]:
         """Elements not seen in training: empty, since such structures are refused."""
         return ()
@@ -279,6 +282,10 @@ class _PropertyPredictor:
     def require_element(self, number: int) -> None:
         for model in self.models:
             require_elements(model.model, np.array([number]))
+
+    def require_size(self, atoms: int) -> None:
+        for model in self.models:
+            require_sizes(model.model, np.array([atoms]))
 
     def unseen(self, numbers: np.ndarray) -> tuple[str, ...]:
         """Elements on which some model was not trained."""
@@ -431,7 +438,7 @@ def _predict_chunk(request: Prediction, predictor: _Predictor, read: _Read) -> _
     unknown: dict[int, str] = {}
     kept: list[int] = []
     for place, structure in enumerate(read.structures):
-        reason = unfit(predictor.spec, structure) or _unknown_element(predictor, structure, unknown)
+        reason = unfit(predictor.spec, structure) or _not_covered(predictor, structure, unknown)
         if reason:
             refused[id(read.records[place])] = reason
         else:
@@ -469,8 +476,12 @@ def _reason(error: AtomloomError) -> str:
     return error.what if "`" in error.todo or not error.todo else f"{error.what}; {error.todo}"
 
 
-def _unknown_element(predictor: _Predictor, structure: Structure, known: dict[int, str]) -> str:
-    """Reason why the models do not cover a structure's elements; empty if they do."""
+def _not_covered(predictor: _Predictor, structure: Structure, known: dict[int, str]) -> str:
+    """Reason why the models do not cover a structure's elements or size; empty if they do."""
+    try:
+        predictor.require_size(len(structure))
+    except AtomloomError as error:
+        return _reason(error)
     for number in set(structure.numbers.tolist()):
         if number not in known:
             try:

@@ -14,7 +14,8 @@ class GraphSpec(Section):
 
     neighbors: Literal["knn", "radius"] = "knn"
     """`knn`: the nearest `max_neighbors` of each atom with their whole shell, as in CGCNN, ALIGNN and
-    ComFormer. `radius`: every pair within `cutoff`, as in PaiNN, TensorNet, NequIP and the Chebyshev potential."""
+    ComFormer. `radius`: every pair within `cutoff`, as in PaiNN, TensorNet, NequIP, the
+    crystal transformer and the Chebyshev potential."""
     cutoff: float = Field(default=8.0, ge=0.5, le=50)
     """Cutoff radius in A."""
     max_neighbors: int = Field(default=12, ge=1, le=512)

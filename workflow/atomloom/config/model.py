@@ -379,6 +379,48 @@ class NequIPConfig(ModelSection):
         return {"neighbors": "radius", "cutoff": self.cutoff}
 
 
+class CrystalTransformerConfig(ModelSection):
+    """Transformer with dense attention over the atoms of a structure and their images, after Crystalformer
+    (Taniai et al., ICLR 2024, arXiv:2403.11686)."""
+
+    display_name: ClassVar[str] = "Crystal transformer"
+    network: ClassVar[str] = "atomloom.models.crystal_transformer:CrystalTransformer"
+    usual_training: ClassVar[Mapping[str, Any]] = {"batch": {"atom_pairs": 1_000_000}}
+    heads: ClassVar[frozenset[Form]] = frozenset({ATOM_SCALAR})
+
+    name: Literal["crystal_transformer"] = "crystal_transformer"
+    """Name of the model."""
+    width: int = Field(default=128, ge=4, le=MOST_WIDTH)
+    """Features per atom."""
+    attention_heads: int = Field(default=8, ge=1, le=256)
+    """Heads, among which the features are divided evenly. Each has a reach of its own, from 0.7 A to half the
+    cutoff."""
+    layers: int = Field(default=4, ge=1, le=MOST_LAYERS)
+    """Layers of attention."""
+    rbf: int = Field(default=32, ge=2, le=MOST_WIDTH)
+    """Gaussians of the distance, from 0 to the cutoff."""
+    cutoff: float = Field(default=6.0, ge=1.5, le=50)
+    """Distance in A up to which images are seen one by one; beyond it, all atoms of the cell on average."""
+    readout: Readout = "mean"
+    """Readout over the atoms. `mean`: for targets that do not grow with the cell
+    (energy per atom, band gap). `sum`: for targets that do (a total energy), learnt as
+    sum_i (scale e_i + shift) over the atoms i. Twice the cell has exactly twice the value."""
+    max_atoms: int = unkeyed(2000, ge=1, le=100_000)
+    """Max atoms per structure; larger ones are refused, since memory grows with the square of their number."""
+
+    @model_validator(mode="after")
+    def _divides_the_width(self) -> CrystalTransformerConfig:
+        if self.width % self.attention_heads:
+            raise ValueError(
+                f"width {self.width} is not a multiple of attention_heads {self.attention_heads}"
+            )
+        return self
+
+    def graph_needs(self) -> dict[str, Any]:
+        """All neighbours within the cutoff."""
+        return {"neighbors": "radius", "cutoff": self.cutoff}
+
+
 _BY_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 VERSION_KEY = "module VERSION"
 """Entry of a key for the `VERSION` of a network's module; no field can have this name."""
@@ -462,7 +504,8 @@ ModelConfig = Annotated[
     | PaiNNConfig
     | TensorNetConfig
     | TensorNetPropertyConfig
-    | NequIPConfig,
+    | NequIPConfig
+    | CrystalTransformerConfig,
     Discriminator("name"),
     _OrByClass(),
 ]

@@ -23,6 +23,9 @@ class Batching(Section):
     """Max edges per batch."""
     triplets: int | None = Field(default=None, ge=1, le=10**12)
     """Max triplets per batch."""
+    atom_pairs: int | None = keyed_when_set(None, ge=1, le=10**12)
+    """Max sum of the squares of numbers of atoms per batch, with which the memory of dense attention grows; for
+    the crystal transformer a million unless given."""
 
 
 class LoaderOptions(Section):

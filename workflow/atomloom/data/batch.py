@@ -14,6 +14,9 @@ from torch import Tensor
 
 LABEL_OF = {"atom": "atom label: ", "structure": "structure label: "}
 """Prefixes of names in `extras` of the targets of heads, by the owner of a value."""
+SLOTS = "attention slots "
+"""Prefix of names in `extras` of the atoms of structures by place, [structures, places] int64 per group; -1 where
+there is none."""
 
 
 def label_name(target: str, per: str) -> str:

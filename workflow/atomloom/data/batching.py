@@ -29,6 +29,11 @@ class Sizes:
     edges: np.ndarray
     triplets: np.ndarray
 
+    @property
+    def atom_pairs(self) -> np.ndarray:
+        """[S] int64, pairs of atoms of each structure."""
+        return self.atoms**2
+
     @classmethod
     def of(cls, graphs: Graphs) -> Sizes:
         """Compute the sizes from the pointers."""
@@ -109,7 +114,7 @@ def plan_epoch(
     Args:
         rows: rows of the data set.
         sizes: sizes of all its structures.
-        bounds: max structures, atoms, edges and triplets per batch.
+        bounds: max structures, atoms, edges, triplets and pairs of atoms per batch.
         shuffle: draw the order from (seed, epoch); otherwise it is that of `rows`.
         seed: seed of the run.
         epoch: number of the epoch.
@@ -126,10 +131,12 @@ def plan_epoch(
         sizes.atoms[rows],
         sizes.edges[rows],
         sizes.triplets[rows],
+        sizes.atom_pairs[rows],
         bounds.structures,
         bounds.atoms or UNBOUNDED,
         bounds.edges or UNBOUNDED,
         bounds.triplets or UNBOUNDED,
+        bounds.atom_pairs or UNBOUNDED,
     )
     stops = np.searchsorted(ptr, ends, side="right") - 1
     return BatchPlan(rows, ptr, ends, np.concatenate([[0], stops]))
@@ -183,6 +190,7 @@ def oversize(rows: np.ndarray, sizes: Sizes, bounds: Batching) -> np.ndarray:
         (sizes.atoms[rows] > (bounds.atoms or UNBOUNDED))
         | (sizes.edges[rows] > (bounds.edges or UNBOUNDED))
         | (sizes.triplets[rows] > (bounds.triplets or UNBOUNDED))
+        | (sizes.atom_pairs[rows] > (bounds.atom_pairs or UNBOUNDED))
     ]
 
 
@@ -242,31 +250,35 @@ def _cut(
     atoms: np.ndarray,
     edges: np.ndarray,
     triplets: np.ndarray,
+    atom_pairs: np.ndarray,
     most_structures: int,
     most_atoms: int,
     most_edges: int,
     most_triplets: int,
+    most_atom_pairs: int,
 ) -> np.ndarray:
     ptr = np.empty(len(atoms) + 1, dtype=np.int64)
     ptr[0] = 0
     closed = 0
     first = 0
-    sum_atoms = sum_edges = sum_triplets = 0
+    sum_atoms = sum_edges = sum_triplets = sum_atom_pairs = 0
     for row in range(len(atoms)):
         full = (
             row - first + 1 > most_structures
             or sum_atoms + atoms[row] > most_atoms
             or sum_edges + edges[row] > most_edges
             or sum_triplets + triplets[row] > most_triplets
+            or sum_atom_pairs + atom_pairs[row] > most_atom_pairs
         )
         if full and row > first:
             closed += 1
             ptr[closed] = row
             first = row
-            sum_atoms = sum_edges = sum_triplets = 0
+            sum_atoms = sum_edges = sum_triplets = sum_atom_pairs = 0
         sum_atoms += atoms[row]
         sum_edges += edges[row]
         sum_triplets += triplets[row]
+        sum_atom_pairs += atom_pairs[row]
     if len(atoms):
         closed += 1
         ptr[closed] = len(atoms)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from atomloom.data.batch import LABEL_OF, GraphBatch
+from atomloom.data.batch import LABEL_OF, SLOTS, GraphBatch
 
 OF_ATOMS = ("forces", LABEL_OF["atom"])
 OF_STRUCTURES = ("stress", "globals", LABEL_OF["structure"])
@@ -26,6 +26,8 @@ STEPS_PER_OCTAVE = 4
 """Number of sizes to which counts are rounded up, between a power of two and the next."""
 MOST_WASTE = 1.25
 """Max ratio of the edges of a shape to those of a batch that is padded to it."""
+MOST_PLACES = 2
+"""Max ratio of the length of rows of atoms by place to that of a batch: attention takes the square of it."""
 SPARE_EDGES = 2
 """Number of edges of the padding that form a pair."""
 
@@ -38,17 +40,21 @@ class Shape:
     atoms: int
     edges: int
     pairs: int
+    places: int = 0
+    """Length of the rows of atoms by place, if there are any."""
 
 
 def padded_shape(batch: GraphBatch) -> Shape | None:
     """Shape to which a batch is padded; None if it has tensors that cannot be padded."""
-    known = OF_ATOMS + OF_STRUCTURES + OF_PAIRS
+    known = (*OF_ATOMS, *OF_STRUCTURES, *OF_PAIRS, SLOTS)
     if batch.triplets is not None or batch.vectors is None:
         return None
     if not all(name.startswith(known) for name in batch.extras):
         return None
     if not len(batch.src) or batch.node_weight is not None:
         return None
+    if sum(name.startswith(SLOTS) for name in batch.extras) > 1:
+        return None  # the number of structures of each group varies
     structures = rounded_up(batch.size + 1)
     edges = rounded_up(len(batch.src) + SPARE_EDGES)
     return Shape(
@@ -56,6 +62,7 @@ def padded_shape(batch: GraphBatch) -> Shape | None:
         rounded_up(len(batch.numbers) + _atoms_wanted(batch, structures, edges)),
         edges,
         rounded_up(_pairs(batch)),
+        rounded_up(_places(batch)),
     )
 
 
@@ -67,6 +74,7 @@ def fits(batch: GraphBatch, shape: Shape) -> bool:
         and edges + SPARE_EDGES <= shape.edges <= MOST_WASTE * edges + SPARE_EDGES
         and shape.atoms - len(batch.numbers) >= _atoms_wanted(batch, shape.structures, shape.edges)
         and shape.pairs >= _pairs(batch)
+        and _places(batch) <= shape.places <= MOST_PLACES * _places(batch)
     )
 
 
@@ -79,6 +87,12 @@ def _atoms_wanted(batch: GraphBatch, structures: int, edges: int) -> int:
 def _pairs(batch: GraphBatch) -> int:
     pairs = batch.extras.get("line_src")
     return 0 if pairs is None else len(pairs)
+
+
+def _places(batch: GraphBatch) -> int:
+    return max(
+        (t.shape[1] for name, t in batch.extras.items() if name.startswith(SLOTS)), default=0
+    )
 
 
 def rounded_up(count: int) -> int:
@@ -109,9 +123,11 @@ class PaddedBatch:
 
         structures, atoms, edges, pairs = shape.structures, shape.atoms, shape.edges, shape.pairs
         belonging = ((OF_ATOMS, atoms), (OF_STRUCTURES, structures), (OF_PAIRS, pairs))
-        lengths = {
-            name: next(length for names, length in belonging if name.startswith(names))
-            for name in like.extras
+        extras = {
+            name: torch.full((structures, shape.places), -1, device=device)
+            if name.startswith(SLOTS)
+            else of(next(rows for names, rows in belonging if name.startswith(names)), tensor)
+            for name, tensor in like.extras.items()
         }
         self.batch = GraphBatch(
             numbers=of(atoms, like.numbers),
@@ -128,7 +144,7 @@ class PaddedBatch:
             lattice=None if like.lattice is None else of(structures, like.lattice),
             targets=None if like.targets is None else of(structures, like.targets),
             rows=None if like.rows is None else of(structures, like.rows),
-            extras={name: of(lengths[name], tensor) for name, tensor in like.extras.items()},
+            extras=extras,
             node_weight=weight(atoms),
         )
 
@@ -170,6 +186,8 @@ class PaddedBatch:
             if name in OF_PAIRS:
                 spare = shape.edges - (1 if name == "line_src" else 2)
                 _copy(into.extras[name], value, spare)
+            elif name.startswith(SLOTS):
+                into.extras[name].fill_(-1)[: value.shape[0], : value.shape[1]].copy_(value)
             else:
                 _copy(into.extras[name], value, 0.0 if name == "globals" else torch.nan)
         return into

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from atomloom.config.foundation import published_file
 from atomloom.config.graph import GraphSpec
+from atomloom.config.model import ModelSection
 from atomloom.config.training import Batching
 from atomloom.data.loader import Loader
 from atomloom.data.on_disk import GraphSource
@@ -31,7 +32,7 @@ from atomloom.inference.scalers.atomic_energies import AtomicEnergies
 from atomloom.inference.sevennet import read_sevennet
 from atomloom.models.common.layers import segment_sum
 from atomloom.models.common.outputs import Outputs
-from atomloom.models.registry import build_model, require_elements
+from atomloom.models.registry import build_model, require_elements, require_sizes
 from atomloom.store.files import expand_home
 from atomloom.structures.adapters import to_structure
 from atomloom.structures.structure import Structure
@@ -205,6 +206,7 @@ def predict_all(
     card = loaded.card
     rows = np.arange(len(table)) if rows is None else np.asarray(rows)
     require_elements(loaded.model, table.numbers)
+    require_sizes(loaded.model, np.diff(table.node_ptr)[rows])
     if isinstance(card.scaler, AtomicEnergies):
         card.scaler.require_elements(table.numbers)
     device = choose_device(device)
@@ -220,7 +222,7 @@ def predict_all(
     loader = open_loader(
         table,
         unique,
-        bounds=bounds,
+        bounds=_bounded(bounds or Batching(), card.model),
         choice=choice,
         dtype=loaded.dtype,
         device=device,
@@ -234,6 +236,14 @@ def predict_all(
     else:
         scalars = np.zeros((len(unique), 0))
     return Predicted(scalars[place], _restored(card, heads, table, unique, place))
+
+
+def _bounded(bounds: Batching, model: ModelSection) -> Batching:
+    """Bounds of a batch; where none is given for pairs of atoms, the one by which the model is usually trained."""
+    if bounds.atom_pairs is not None:
+        return bounds
+    usual = model.usual_training.get("batch", {})
+    return bounds.model_copy(update={"atom_pairs": usual.get("atom_pairs")})
 
 
 def _collected(

@@ -44,6 +44,16 @@ def require_elements(model: nn.Module, numbers: np.ndarray) -> None:
         check(numbers)
 
 
+def require_sizes(model: nn.Module, atoms: np.ndarray) -> None:
+    """Raise AtomloomError where a structure has more atoms than the model takes.
+
+    A model with a limit has a method of this name, which takes numbers of atoms; others have none.
+    """
+    check = getattr(model, "require_sizes", None)
+    if check is not None:
+        check(atoms)
+
+
 def build_model(
     config: ModelSection, outputs: int, global_features: int = 0, heads: Sequence[Head] = ()
 ) -> nn.Module:

@@ -93,6 +93,14 @@ MODELS = {
         2022,
         "https://doi.org/10.1038/s41467-022-29939-5",
     ),
+    "crystal_transformer": Citation(
+        "crystalformer2024",
+        "T. Taniai and R. Igarashi and Y. Suzuki and N. Chiba and K. Saito and Y. Ushiku and K. Ono",
+        "Crystalformer: Infinitely Connected Attention for Periodic Structure Encoding",
+        "ICLR",
+        2024,
+        "https://arxiv.org/abs/2403.11686",
+    ),
     "chebyshev": Citation(
         "aenet2017",
         "N. Artrith and A. Urban and G. Ceder",

@@ -133,6 +133,7 @@ def make_trials(data: LabelledGraphs, config: Config, sizes: Iterable[int]) -> I
             counts = {
                 name: int(getattr(loader.sizes, name)[chosen].sum())
                 for name, chosen in heaviest.items()
+                if name != "atom_pairs"
             }
             yield Trial(size, **{"triplets": 0, **counts}, peak=peak)
     del kept
@@ -152,11 +153,12 @@ def peak_memory(device: torch.device) -> int:
 
 
 def _heaviest(loader: Loader) -> dict[str, np.ndarray]:
-    """Rows of the batches with most atoms, edges and triplets that the bounds allow."""
-    found = {}
-    for name in ("atoms", "edges", "triplets"):
+    """Rows of the batches with most atoms, edges and triplets that the bounds allow; and with most pairs of atoms,
+    where these are bounded."""
+    found: dict[str, np.ndarray] = {}
+    for name in ("atoms", "edges", "triplets", "atom_pairs"):
         sizes = getattr(loader.sizes, name)
-        if not sizes.any():
+        if not sizes.any() or (name == "atom_pairs" and loader.bounds.atom_pairs is None):
             continue
         order = np.argsort(-sizes[loader.rows], kind="stable")
         plan = plan_epoch(loader.rows[order], loader.sizes, loader.bounds)

@@ -42,7 +42,7 @@ from atomloom.inference.devices import (
     share_from_first,
 )
 from atomloom.inference.model_file import ModelCard, read_model, write_model
-from atomloom.models.registry import build_model, require_elements
+from atomloom.models.registry import build_model, require_elements, require_sizes
 from atomloom.store.files import file_digest, read_json, write_sealed
 from atomloom.store.keys import TRAINER, short_hash
 from atomloom.training.batch_norm import statistics_of_this_batch
@@ -373,6 +373,7 @@ class Trainer:
         torch.manual_seed(self.settings.seed)
         model = build_model(self.config.model, objective.outputs, **objective.model_options)
         require_elements(model, self.data.table.numbers)
+        require_sizes(model, np.diff(self.data.table.node_ptr))
         if self.settings.gradient_checkpointing:
             if not hasattr(model, "gradient_checkpointing"):
                 raise AtomloomError(
