@@ -24,7 +24,7 @@ from atomloom.config.base import Section
 from atomloom.config.dataset import Dataset, Split
 from atomloom.config.graph import GraphSpec
 from atomloom.config.mistakes import with_present_names
-from atomloom.config.model import IComFormerConfig, section_named
+from atomloom.config.model import IComFormerConfig, TabularSection, section_named
 from atomloom.config.reading import read_config_file
 from atomloom.config.training import Training
 from atomloom.errors import AtomloomError, again
@@ -351,15 +351,18 @@ def _placed(given: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, A
 
 def _keys(model: str | None) -> Iterator[tuple[str, set[str]]]:
     """Names of the keys of each section, for the chosen model."""
-    yield "training", _names(Training)
-    yield "graph", _names(GraphSpec)
-    yield "split", _names(Split)
-    yield "dataset", _names(Dataset) - set(OWN)
     try:
         meant = section_named(model or IComFormerConfig.model_fields["name"].default)
     except ValueError as error:
         raise AtomloomError(str(error), where="model.name") from None
-    yield "model", _names(meant) - {"name"} if meant else set()
+    own = _names(meant) - {"name"} if meant else set()
+    tabular = meant is not None and issubclass(meant, TabularSection)
+    # A learning rate of boosting is no other one of the training.
+    yield "training", _names(Training) - (own if tabular else set())
+    yield "graph", _names(GraphSpec)
+    yield "split", _names(Split)
+    yield "dataset", _names(Dataset) - set(OWN)
+    yield "model", own
 
 
 def _names(section: type[Section]) -> set[str]:

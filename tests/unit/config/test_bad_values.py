@@ -12,7 +12,7 @@ import yaml
 
 from atomloom.config import ModelConfig, dump_config, load_config, parse_config
 from atomloom.config.base import Section
-from atomloom.config.model import ELEMENT
+from atomloom.config.model import ELEMENT, TabularSection
 from atomloom.config.root import Config
 from atomloom.errors import AtomloomError
 from atomloom.store.keys import canonical_json
@@ -93,7 +93,10 @@ def _case(place: tuple[str, ...]) -> tuple[dict[str, Any], tuple[str, ...]]:
     if place[0] != "model":
         return BASE, place
     own = {"name": place[1], **({"species": ["Cu"]} if place[1] == "chebyshev" else {})}
-    return {**BASE, "model": own}, ("model", place[2])
+    base = BASE
+    if issubclass(MODELS[place[1]], TabularSection):
+        base = {**BASE, "dataset": {**BASE["dataset"], "global_features": "temperature"}}
+    return {**base, "model": own}, ("model", place[2])
 
 
 @pytest.mark.parametrize("place", KEYS, ids=".".join)

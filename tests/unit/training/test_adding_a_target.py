@@ -15,7 +15,7 @@ import yaml
 import atomloom
 from atomloom import targets
 from atomloom.config import parse_config
-from atomloom.config.model import MODELS
+from atomloom.config.model import MODELS, TabularSection
 from atomloom.structures.structure import Structure
 from tests.unit.training.direct import SMALL, ionic_molecules
 
@@ -56,6 +56,9 @@ def test_the_table_of_models_is_true():
         "Chebyshev": "chebyshev", "TensorNet": "tensornet",
         "TensorNet for properties": "tensornet_property", "NequIP": "nequip",
         "Crystal transformer": "crystal_transformer",
+        "SVR": "svr",
+        "ExtraTrees": "extra_trees", "Gaussian process": "gaussian_process",
+        "gradient boosting": "gradient_boosting",
     }  # fmt: skip
     assert set(shown.values()) == set(MODELS)
     for line in DOCUMENT.read_text().splitlines():
@@ -76,6 +79,8 @@ def test_the_table_of_models_is_true():
 
 def parse_config_of(name, options):
     content = {"dataset": {"name": "t", "source": ["x"], "target": ["energy"]}}
+    if issubclass(MODELS[name], TabularSection):
+        content["dataset"]["global_features"] = ["temperature"]
     return parse_config(content | {"model": {"name": name, **options}}).model
 
 

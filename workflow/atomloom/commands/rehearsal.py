@@ -192,7 +192,7 @@ def sample_content(config: Config, records: int, folder: Path) -> dict[str, Any]
     content["dataset"]["checks"]["max_fraction"] = 1.0
     # One process, which has its part of each batch: several on this machine would share its cores.
     content["training"] |= {
-        "stop_after": min(EPOCHS, training.last_epoch),
+        "stop_after": EPOCHS if training.last_epoch > EPOCHS else training.stop_after,
         "early_stopping": None,
         "continue_from": None,
         "keep_every": None,

@@ -12,10 +12,11 @@ from atomloom.config.base import Section
 class GraphSpec(Section):
     """Specification of neighbour graphs. Every field is part of the graph key."""
 
-    neighbors: Literal["knn", "radius"] = "knn"
+    neighbors: Literal["knn", "radius", "none"] = "knn"
     """`knn`: the nearest `max_neighbors` of each atom with their whole shell, as in CGCNN, ALIGNN and
     ComFormer. `radius`: every pair within `cutoff`, as in PaiNN, TensorNet, NequIP, the
-    crystal transformer and the Chebyshev potential."""
+    crystal transformer and the Chebyshev potential. `none`: atoms alone, for tabular models; nothing is searched,
+    and other keys mean nothing."""
     cutoff: float = Field(default=8.0, ge=0.5, le=50)
     """Cutoff radius in A."""
     max_neighbors: int = Field(default=12, ge=1, le=512)
@@ -42,6 +43,15 @@ class GraphSpec(Section):
         if isinstance(data, dict) and data.get("neighbors") == "radius":
             return {k: v for k, v in data.items() if k not in KNN_OPTIONS}
         return data
+
+    @model_validator(mode="after")
+    def _nothing_is_asked_of_no_neighbors(self) -> GraphSpec:
+        if self.neighbors != "none":
+            return self
+        for name, field in type(self).model_fields.items():
+            if name != "neighbors" and getattr(self, name) != field.get_default():
+                raise ValueError(f"{name} means nothing for neighbors: none")
+        return self
 
 
 KNN_OPTIONS = ("max_neighbors", "short", "shell_tolerance")

@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
-from atomloom.config.base import MOST_LAYERS, MOST_WIDTH, Section, renamed, unkeyed
+from atomloom.config.base import MOST, MOST_LAYERS, MOST_WIDTH, Section, renamed, unkeyed
 from atomloom.targets import KINDS, TargetSpec, kind_class, kind_named
 
 ELEMENT = re.compile(
@@ -421,6 +421,109 @@ class CrystalTransformerConfig(ModelSection):
         return {"neighbors": "radius", "cutoff": self.cutoff}
 
 
+class TabularSection(ModelSection):
+    """Base of the sections of tabular models, which see no graph: scikit-learn fits them at once to standardised
+    global features and targets."""
+
+    usual_training: ClassVar[Mapping[str, Any]] = {"epochs": 1}
+    losses: ClassVar[tuple[str, ...]] = ("mse",)
+    """Values of `training.loss` that it can minimise; the first is the usual one."""
+
+    def graph_needs(self) -> dict[str, Any]:
+        """Atoms alone."""
+        return {"neighbors": "none"}
+
+
+class SVRConfig(TabularSection):
+    """Support vector regression (Smola and Schoelkopf, Stat. Comput. 14, 199 (2004)), by scikit-learn."""
+
+    display_name: ClassVar[str] = "SVR"
+    network: ClassVar[str] = "atomloom.models.tabular.kernels:SVR"
+
+    name: Literal["svr"] = "svr"
+    """Name of the model."""
+    kernel: Literal["rbf", "linear"] = "rbf"
+    """Kernel of two rows: exp(-gamma d^2) of their distance d, or their inner product."""
+    C: float = Field(default=1.0, gt=0, le=1e6)
+    """Weight of errors beyond `epsilon` against the smoothness of the function."""
+    epsilon: float = Field(default=0.1, ge=0, le=100)
+    """Errors up to this many standard deviations of the target cost nothing."""
+    gamma: Literal["scale"] | Annotated[float, Field(gt=0, le=1e6)] = "scale"
+    """Kernel `rbf`: one over the square of its range, in standard deviations of the features; `scale`: one over
+    the number of features and their variance."""
+
+
+class ExtraTreesConfig(TabularSection):
+    """Extremely randomised trees (Geurts, Ernst and Wehenkel, Mach. Learn. 63, 3 (2006)), by scikit-learn."""
+
+    display_name: ClassVar[str] = "ExtraTrees"
+    network: ClassVar[str] = "atomloom.models.tabular.trees:ExtraTrees"
+    losses: ClassVar[tuple[str, ...]] = ("mse", "mae", "bce", "cross_entropy")
+
+    name: Literal["extra_trees"] = "extra_trees"
+    """Name of the model."""
+    n_estimators: int = Field(default=300, ge=1, le=100_000)
+    """Trees, whose mean is the prediction."""
+    max_features: Literal["sqrt", "log2"] | Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the features that are looked at for each division of a node, or a function of their number."""
+    min_samples_leaf: int = Field(default=1, ge=1, le=MOST)
+    """Min number of training rows in a leaf."""
+    max_depth: int | None = Field(default=None, ge=1, le=1000)
+    """Max number of divisions above a leaf."""
+
+
+class GaussianProcessConfig(TabularSection):
+    """Gaussian process regression (Rasmussen and Williams, 2006), by scikit-learn."""
+
+    display_name: ClassVar[str] = "Gaussian process"
+    network: ClassVar[str] = "atomloom.models.tabular.kernels:GaussianProcess"
+
+    name: Literal["gaussian_process"] = "gaussian_process"
+    """Name of the model."""
+    kernel: Literal["rbf", "matern"] = "matern"
+    """Covariance of two rows by their distance: a Gaussian, or Matern's function."""
+    nu: float = Field(default=2.5, ge=0.5, le=2.5)
+    """Kernel `matern`: its smoothness, 0.5, 1.5 or 2.5."""
+    anisotropic: bool = False
+    """Fit a length scale for each feature, rather than one for all."""
+    noise: Literal["fit"] | Annotated[float, Field(gt=0, le=100)] = "fit"
+    """Variance of the noise of the standardised targets; `fit`: that of the highest likelihood."""
+    n_restarts_optimizer: int = Field(default=0, ge=0, le=1000)
+    """Further starting points from which variance, length scales and noise are fitted."""
+
+    @field_validator("nu")
+    @classmethod
+    def _smoothness_has_a_short_formula(cls, nu: float) -> float:
+        if nu not in (0.5, 1.5, 2.5):
+            raise ValueError(f"nu is 0.5, 1.5 or 2.5, not {nu:g}")
+        return nu
+
+
+class GradientBoostingConfig(TabularSection):
+    """Gradient boosting of trees on histograms (Ke et al., NeurIPS 2017), by scikit-learn."""
+
+    display_name: ClassVar[str] = "Gradient boosting"
+    network: ClassVar[str] = "atomloom.models.tabular.trees:GradientBoosting"
+    losses: ClassVar[tuple[str, ...]] = ("mse", "mae", "bce", "cross_entropy")
+
+    name: Literal["gradient_boosting"] = "gradient_boosting"
+    """Name of the model."""
+    learning_rate: float = Field(default=0.1, gt=0, le=10)
+    """Factor of what each tree adds."""
+    max_iter: int = Field(default=100, ge=1, le=100_000)
+    """Trees; of several classes, trees for each."""
+    max_leaf_nodes: int | None = Field(default=31, ge=2, le=MOST)
+    """Max number of leaves of a tree."""
+    max_depth: int | None = Field(default=None, ge=1, le=1000)
+    """Max number of divisions above a leaf."""
+    min_samples_leaf: int = Field(default=20, ge=1, le=MOST)
+    """Min number of training rows in a leaf."""
+    l2_regularization: float = Field(default=0.0, ge=0, le=1e6)
+    """Weight of the squares of what leaves add."""
+    max_features: float = Field(default=1.0, gt=0, le=1)
+    """Share of the features that are looked at for each division of a node."""
+
+
 _BY_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 VERSION_KEY = "module VERSION"
 """Entry of a key for the `VERSION` of a network's module; no field can have this name."""
@@ -505,7 +608,11 @@ ModelConfig = Annotated[
     | TensorNetConfig
     | TensorNetPropertyConfig
     | NequIPConfig
-    | CrystalTransformerConfig,
+    | CrystalTransformerConfig
+    | SVRConfig
+    | ExtraTreesConfig
+    | GaussianProcessConfig
+    | GradientBoostingConfig,
     Discriminator("name"),
     _OrByClass(),
 ]

@@ -19,7 +19,13 @@ from atomloom.config.base import Section, expand_variables, unkeyed
 from atomloom.config.dataset import Dataset, Split
 from atomloom.config.graph import GraphSpec
 from atomloom.config.mistakes import check_values, mistake, with_present_names, without_empty
-from atomloom.config.model import MODELS, IComFormerConfig, ModelConfig, ModelSection
+from atomloom.config.model import (
+    MODELS,
+    IComFormerConfig,
+    ModelConfig,
+    ModelSection,
+    TabularSection,
+)
 from atomloom.config.published import Published
 from atomloom.config.reading import read_config_file
 from atomloom.config.start_model import StartModel, start_model, with_start_sections
@@ -46,6 +52,9 @@ _TAKEN = frozenset(
     )
 )
 """Names of tables of a run, which a target with its own table cannot have."""
+
+OF_TABLES = ("seed", "loss", "log_targets", "threads", "batch", "loader")
+"""Keys of the section `training` that mean something for a tabular model; it reads rows in batches, too."""
 
 _MODEL: TypeAdapter[Any] = TypeAdapter(ModelConfig)
 
@@ -177,6 +186,7 @@ class Config(Section):
         self._check_weights()
         self._check_direct_targets()
         self._check_published()
+        self._check_table()
         if model.kind == "property":
             self._check_property_model()
             return self
@@ -271,6 +281,36 @@ class Config(Section):
                     f"a target of the kind {spec.kind} cannot be called `{spec.name}`, since tables and files "
                     "have its name (letters, digits and _)"
                 )
+
+    def _check_table(self) -> None:
+        """Check that a tabular model has a table, and is not told what means something to networks only."""
+        model, training = self.model, self.training
+        if not isinstance(model, TabularSection):
+            if self.graph.neighbors == "none":
+                raise ValueError(
+                    f"model {model.name} sees graphs: graph.neighbors: none is for tabular models"
+                )
+            return
+        if not self.dataset.global_features:
+            raise ValueError(
+                f"model {model.name} learns from dataset.global_features: name columns of the label tables there"
+            )
+        if training.loss not in model.losses:
+            raise ValueError(
+                f"model {model.name} is not fitted by training.loss: {training.loss} "
+                f"({' or '.join(model.losses)})"
+            )
+        usual = {**model.usual_training, "device": training.device}
+        for name, field in Training.model_fields.items():
+            value = getattr(training, name)
+            if name not in OF_TABLES and value != usual.get(name, field.get_default()):
+                raise ValueError(
+                    f"model {model.name} is fitted at once, so training.{name} means nothing for it: leave it out"
+                )
+        if training.device == "cuda":
+            raise ValueError(
+                f"model {model.name} is fitted on the CPU: training.device may be auto or cpu"
+            )
 
     def _check_property_model(self) -> None:
         model, training = self.model, self.training

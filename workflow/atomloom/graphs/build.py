@@ -78,6 +78,8 @@ def build_graph(structure: Any, spec: GraphSpec) -> Graph:
 
 
 def _search(table: StructureTable, spec: GraphSpec) -> GraphTable:
+    if spec.neighbors == "none":
+        return _without_edges(table)
     if spec.primitive:
         table = reduce_table(table)
     knn = spec.neighbors == "knn"
@@ -112,6 +114,23 @@ def _search(table: StructureTable, spec: GraphSpec) -> GraphTable:
         lattice=lattice_triads(cell, float(spec.shell_tolerance)) if spec.lattice else None,
         triplet_ptr=triplet_ptr,
         triplet=triplet,
+    )
+
+
+def _without_edges(table: StructureTable) -> GraphTable:
+    """Graphs of atoms alone."""
+    none = np.zeros(0, dtype=np.int64)
+    return GraphTable(
+        hash=table.hash,
+        node_ptr=_plain(table.node_ptr, np.int64),
+        edge_ptr=np.zeros(len(table) + 1, dtype=np.int64),
+        numbers=table.numbers,
+        positions=table.positions,
+        cell=table.cell,
+        pbc=table.pbc,
+        src=none,
+        dst=none,
+        shift=none.reshape(0, 3),
     )
 
 

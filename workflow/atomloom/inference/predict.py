@@ -33,6 +33,7 @@ from atomloom.inference.sevennet import read_sevennet
 from atomloom.models.common.layers import segment_sum
 from atomloom.models.common.outputs import Outputs
 from atomloom.models.registry import build_model, require_elements, require_sizes
+from atomloom.models.tabular.base import TabularModel
 from atomloom.store.files import expand_home
 from atomloom.structures.adapters import to_structure
 from atomloom.structures.structure import Structure
@@ -137,6 +138,13 @@ def load_model(path: str | Path, trust: str | Sequence[str] = ()) -> LoadedModel
         except (RuntimeError, ValueError, TypeError, MemoryError, OverflowError) as error:
             raise AtomloomError(
                 f"describes a model that cannot be built: {error}", where=path
+            ) from None
+    if isinstance(model, TabularModel):
+        try:
+            model.fill_in(tensors)
+        except ValueError as error:
+            raise AtomloomError(
+                f"does not hold the arrays of its model: {error}", where=path, todo=again("train")
             ) from None
     _require_tensors(path, tensors, model.state_dict())
     model.to(dtype)

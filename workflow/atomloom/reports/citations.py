@@ -109,8 +109,49 @@ MODELS = {
         2017,
         "https://doi.org/10.1103/PhysRevB.96.014112",
     ),
+    "svr": Citation(
+        "svr2004",
+        "A. J. Smola and B. Schölkopf",
+        "A tutorial on support vector regression",
+        "Statistics and Computing 14, 199",
+        2004,
+        "https://doi.org/10.1023/B:STCO.0000035301.49549.88",
+    ),
+    "extra_trees": Citation(
+        "extratrees2006",
+        "P. Geurts and D. Ernst and L. Wehenkel",
+        "Extremely randomized trees",
+        "Machine Learning 63, 3",
+        2006,
+        "https://doi.org/10.1007/s10994-006-6226-1",
+    ),
+    "gaussian_process": Citation(
+        "gaussianprocesses2006",
+        "C. E. Rasmussen and C. K. I. Williams",
+        "Gaussian Processes for Machine Learning",
+        "MIT Press",
+        2006,
+        "https://gaussianprocess.org/gpml/",
+    ),
+    "gradient_boosting": Citation(
+        "lightgbm2017",
+        "G. Ke and Q. Meng and T. Finley and T. Wang and W. Chen and W. Ma and Q. Ye and T.-Y. Liu",
+        "LightGBM: A Highly Efficient Gradient Boosting Decision Tree",
+        "NeurIPS",
+        2017,
+        "https://papers.nips.cc/paper/6907",
+    ),
 }
 """Papers by name of the model."""
+SCIKIT_LEARN = Citation(
+    "scikitlearn2011",
+    "F. Pedregosa and others",
+    "Scikit-learn: Machine Learning in Python",
+    "Journal of Machine Learning Research 12, 2825",
+    2011,
+    "https://jmlr.org/papers/v12/pedregosa11a.html",
+)
+FITTED_BY_SCIKIT_LEARN = ("svr", "extra_trees", "gaussian_process", "gradient_boosting")
 DATA = (
     (
         r"^jarvis:",
@@ -181,6 +222,7 @@ def citations(version: str, model: str, sources: Sequence[str]) -> list[Citation
     """
     own = Citation("atomloom", "{The atomloom developers}", "atomloom", "", None, version=version)
     found = [own, *([MODELS[model]] if model in MODELS else [])]
+    found += [SCIKIT_LEARN] if model in FITTED_BY_SCIKIT_LEARN else []
     return found + [
         reference
         for pattern, reference in DATA

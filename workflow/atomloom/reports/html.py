@@ -223,7 +223,9 @@ def render_report(paths: ReportInputs, folder: Path) -> str:
             graph_facts=_graph_facts(graphs),
             neighbors=_neighbors(graphs),
             learning=learning,
-            history_note=history_note,
+            history_note="no curves: the model was fitted at once"
+            if _is_tabular(card)
+            else history_note,
             parts=[
                 _target_part(
                     place,
@@ -367,7 +369,7 @@ def _tiles(
         tiles.append(Tile("structures", count_text(used), note))
     if (parameters := card.value("model", "parameters")) is not None:
         tiles.append(Tile("parameters", count_text(parameters)))
-    if (epochs := card.value("epochs_run")) is not None:
+    if (epochs := card.value("epochs_run")) is not None and not _is_tabular(card):
         note = f"best: {course.best:,.0f}" if course and course.best is not None else ""
         tiles.append(Tile("epochs", count_text(epochs), note))
     if (seconds := card.value("seconds")) is not None:
@@ -544,11 +546,17 @@ def _facts(card: RunCard) -> list[tuple[str, str]]:
     schedule = ", ".join(
         f"{training[name]}" for name in ("optimizer", "scheduler") if name in training
     )
+    features = card.value("config", "dataset", "global_features")
+    of_networks = ("optimiser", "learning rate", "precision", "epochs run", "best epoch")
     rows: list[tuple[str, Any]] = [
         ("data set", card.text("dataset", "name")),
         ("target", targets),
         ("model", card.model_name),
         ("parameters", count_text(card.value("model", "parameters"))),
+        (
+            "global features",
+            count_text(len(features)) if isinstance(features, list) and features else "",
+        ),
         ("loss", training.get("loss")),
         ("optimiser", schedule),
         ("learning rate", formats.brief(training.get("learning_rate"))),
@@ -566,7 +574,14 @@ def _facts(card: RunCard) -> list[tuple[str, str]]:
         ("processor", card.text("environment", "cpu")),
         ("commit", card.text("code", "commit")[:12]),
     ]
+    if _is_tabular(card):
+        rows = [(name, value) for name, value in rows if name not in of_networks]
     return [(name, str(v)) for name, v in rows if v is not None and str(v) not in ("", NONE)]
+
+
+def _is_tabular(card: RunCard) -> bool:
+    """Whether the model was fitted at once to a table, and saw no graph."""
+    return card.value("config", "graph", "neighbors") == "none"
 
 
 def _parent(card: RunCard) -> str:
@@ -693,13 +708,15 @@ def _graph_facts(graphs: tables.GraphStatistics | None) -> list[tuple[str, str]]
             rows.append(
                 ("on disk per structure", formats.byte_size(graphs.bytes / graphs.structures))
             )
-    if graphs.atoms and graphs.edges is not None:
+    if not graphs.edges:
+        rows = [(name, value) for name, value in rows if name != "edges"]
+    elif graphs.atoms:
         rows.append(("edges per atom", number(graphs.edges / graphs.atoms)))
     return [(name, value) for name, value in rows if value != NONE]
 
 
 def _neighbors(graphs: tables.GraphStatistics | None) -> Drawing | None:
-    if graphs is None or not graphs.neighbors:
+    if graphs is None or not graphs.neighbors or not graphs.edges:
         return None
     figure = figures.neighbor_figure(graphs)
     least, most = graphs.neighbors[0][0], graphs.neighbors[-1][0]
@@ -725,7 +742,7 @@ def _course(card: RunCard, history: pd.DataFrame | None) -> Course | None:
 def _learning(
     card: RunCard, history: pd.DataFrame | None, course: Course | None, targets: tuple[str, ...]
 ) -> list[Drawing]:
-    if history is None or course is None:
+    if history is None or course is None or _is_tabular(card):
         return []
     drawings = []
     losses = {

@@ -107,7 +107,7 @@ def make_trials(data: LabelledGraphs, config: Config, sizes: Iterable[int]) -> I
         AtomloomError: as training, and when the optimiser takes no steps on batches.
     """
     settings = config.training
-    require_steps_on_batches(settings)
+    require_steps_on_batches(config)
     fabric = open_fabric(settings, _say_nothing)
     rows, val_rows = (rows_with_targets(data, split, _say_nothing) for split in ("train", "val"))
     trainer = Trainer(data, config, fabric, rows, val_rows, _say_nothing)

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from atomloom.config.model import TabularSection
+from atomloom.config.root import Config
 from atomloom.config.training import Training
 from atomloom.data.batch import GraphBatch
 from atomloom.errors import AtomloomError, InterruptedRun, StoppedRun
@@ -29,9 +31,14 @@ def check_validation(settings: Training, rows: int) -> None:
             )
 
 
-def require_steps_on_batches(settings: Training) -> None:
-    """Raise AtomloomError if steps on single batches are to be measured, but the optimiser takes none."""
-    if settings.optimizer == "lbfgs":
+def require_steps_on_batches(config: Config) -> None:
+    """Raise AtomloomError if steps on single batches are to be measured, but the training takes none."""
+    if isinstance(config.model, TabularSection):
+        raise AtomloomError(
+            f"steps on single batches are measured, and {config.model.name} is fitted at once",
+            where="model.name",
+        )
+    if config.training.optimizer == "lbfgs":
         raise AtomloomError(
             "steps on single batches are measured, which lbfgs does not take",
             where="training.optimizer",

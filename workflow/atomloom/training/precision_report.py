@@ -84,7 +84,7 @@ def compare_precisions(data: LabelledGraphs, config: Config, steps: int, log: Lo
     Raises:
         AtomloomError: when a target cannot be learnt, or the optimiser takes no steps on batches.
     """
-    require_steps_on_batches(config.training)
+    require_steps_on_batches(config)
     train_rows = rows_with_targets(data, "train", log)
     val_rows = rows_with_targets(data, "val", log)
     modes, runners = [], []

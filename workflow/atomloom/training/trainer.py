@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,8 +25,9 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import LBFGS
 
+from atomloom.config.model import TabularSection
 from atomloom.config.root import Config, direct_kinds
-from atomloom.config.training import Batching
+from atomloom.config.training import Batching, Training
 from atomloom.data.batch import GraphBatch
 from atomloom.data.dataset import LabelledGraphs
 from atomloom.data.loader import Loader
@@ -41,8 +42,10 @@ from atomloom.inference.devices import (
     open_fabric,
     share_from_first,
 )
+from atomloom.inference.global_features import GLOBALS
 from atomloom.inference.model_file import ModelCard, read_model, write_model
 from atomloom.models.registry import build_model, require_elements, require_sizes
+from atomloom.models.tabular.base import TabularModel
 from atomloom.store.files import file_digest, read_json, write_sealed
 from atomloom.store.keys import TRAINER, short_hash
 from atomloom.training.batch_norm import statistics_of_this_batch
@@ -68,7 +71,7 @@ from atomloom.training.failures import (
 from atomloom.training.inherited import ParentModel
 from atomloom.training.logging.history import History, progress_line
 from atomloom.training.logging.loggers import open_loggers
-from atomloom.training.objectives.base import Scores, step_shares
+from atomloom.training.objectives.base import Objective, Scores, step_shares
 from atomloom.training.objectives.build import build_objective
 from atomloom.training.optim.ema import MovingAverage
 from atomloom.training.optim.full_batch import FullBatch
@@ -76,6 +79,7 @@ from atomloom.training.optim.optimizers import build_optimizer, set_rate
 from atomloom.training.optim.schedules import Schedule
 from atomloom.training.parts import freeze
 from atomloom.training.run_lock import PAUSE, alone
+from atomloom.training.tabular import Fit, fit_table
 from atomloom.training.train_state import Best, TrainState, state_digest
 
 FINISHED = Path("state") / "finished.json"
@@ -180,20 +184,19 @@ def train(
     if (trained := _already_trained(run_dir, key)) is not None:
         log("already trained")
         return trained
-    fabric = open_fabric(config.training, log)
+    fabric = open_fabric(_settings_of_devices(config), log)
     if not fabric.is_global_zero:
         log = _say_nothing
     with (
         exchanging(fabric, run_dir),
         _alone_with(fabric, run_dir, log) as taken_by,
         arithmetic(config.training, fabric.device.type),
-        termination_noticed() as asked_to_stop,
+        _asked_to_stop(config) as asked_to_stop,
     ):
         train_rows = rows_with_targets(data, "train", log)
         val_rows = rows_with_targets(data, "val", log)
         check_validation(config.training, len(val_rows))
-        kind = FullBatchTrainer if config.training.optimizer == "lbfgs" else Trainer
-        trainer = kind(data, config, fabric, train_rows, val_rows, log)
+        trainer = _trainer_of(config)(data, config, fabric, train_rows, val_rows, log)
         try:
             result = trainer.fit(run_dir, key, asked_to_stop, taken_by, until, start)
         except TakenOver as error:
@@ -874,6 +877,115 @@ class FullBatchTrainer(Trainer):
         self._count_step()
         self.clock.mark("optimizer")
         check_finite(state.loss_sums, range(state.batch_idx), self.run_dir, state.epoch)
+
+
+class TableTrainer(Trainer):
+    """Trainer of a tabular model: all is one fit, which begins anew where it was stopped."""
+
+    def setup(self) -> None:
+        """Create a new model."""
+        self.parent = None
+        self.objective = build_objective(self.data, self.config, self.train_rows, self.val_rows)
+        self.model = self._build_model()
+
+    def fit(
+        self,
+        run_dir: Path,
+        key: str,
+        asked_to_stop: Callable[[], int],
+        taken_by: Callable[[], str] = lambda: "",
+        until: int | None = None,
+        start: Start | None = None,
+    ) -> TrainResult | None:
+        """Fit the model; arguments are those of `Trainer.fit`."""
+        model, labels, begun = (
+            self.model,
+            self.objective.labels(training=False),
+            time.perf_counter(),
+        )
+        assert isinstance(model, TabularModel)
+        features, threads = labels.of_structures[GLOBALS], torch.get_num_threads()
+        self.log(
+            f"{self.config.model.name}: {features.shape[1]:,} features; {len(self.train_rows):,} structures to "
+            f"train, {len(self.val_rows):,} to validate; {threads} threads"
+        )
+        rows, circumstances = self.train_rows, Fit(self.settings, threads, self.log)
+        arrays = fit_table(model, features[rows], labels.targets[rows], circumstances)
+        fitted = time.perf_counter()
+        scores = self._scores(self.objective, self.val_rows)
+        if len(self.val_rows) and not math.isfinite(scores.error):
+            raise predicts_nothing(run_dir, 1, 1)
+        of_training = build_objective(self.data, self.config, rows, rows)
+        seconds = time.perf_counter() - begun
+        history = History(self.objective.names)
+        history.add(
+            epoch=1,
+            step=1,
+            learning_rate=math.nan,
+            train_loss=self._scores(of_training, rows).loss,
+            val_loss=scores.loss,
+            maes=scores.maes,
+            seconds=seconds,
+            parts={"optimizer": fitted - begun, "validation": seconds - (fitted - begun)},
+        )
+        if other := taken_by():
+            raise taken_over(run_dir, other)
+        facts = {"epoch": 1, "step": 1, "val_mae": list(scores.maes)}
+        card = self.objective.card(self.config, facts, self.data.elements(rows))
+        history.write(run_dir / "history.csv")
+        write_model(run_dir / "model.safetensors", arrays, card)
+        names = self.objective.names
+        self.log(f"fitted in {seconds:.3g} s{self._told(scores)}")
+        return TrainResult(
+            parameters=sum(a.numel() for a in arrays.values() if a.is_floating_point()),
+            epochs_run=1,
+            best_epoch=1,
+            best_val_mae=dict(zip(names, scores.maes or [None] * len(names), strict=True)),
+            steps=1,
+            stopped_early=False,
+            seconds=seconds,
+            device=device_name(self.device),
+            threads=threads,
+        )
+
+    def _told(self, scores: Scores) -> str:
+        """End of the line of the log, with the validation errors."""
+        own = zip(self.objective.names, scores.maes, self.objective.units, strict=False)
+        return "".join(f"; val MAE of {name} {mae:.4g} {unit}".rstrip() for name, mae, unit in own)
+
+    def _scores(self, objective: Objective, rows: np.ndarray) -> Scores:
+        """Errors on some rows, which are those that the objective validates on."""
+        labels = objective.labels(training=False)
+        loader = self.data.loader(
+            rows,
+            labels.targets,
+            bounds=self.settings.batch,
+            dtype=torch.float64,
+            of_structures=labels.of_structures,
+        )
+        return objective.validate(self.model.eval(), loader, self.fabric)
+
+
+def _trainer_of(config: Config) -> type[Trainer]:
+    """Kind of trainer of the config's model."""
+    if isinstance(config.model, TabularSection):
+        return TableTrainer
+    return FullBatchTrainer if config.training.optimizer == "lbfgs" else Trainer
+
+
+def _settings_of_devices(config: Config) -> Training:
+    """The section `training` with the device that the config's model is trained on."""
+    settings = config.training
+    if isinstance(config.model, TabularSection):
+        return settings.model_copy(update={"device": "cpu"})
+    return settings
+
+
+def _asked_to_stop(config: Config) -> AbstractContextManager[Callable[[], int]]:
+    """Notice of signals to stop, where there is a state to save before that."""
+    if isinstance(config.model, TabularSection):
+        return nullcontext(lambda: 0)
+    return termination_noticed()
 
 
 def loss_scale(fabric: Fabric) -> float:
