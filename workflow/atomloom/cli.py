@@ -240,6 +240,10 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="SECONDS",
                 help="after --chunk, do others for jobs to come",
             )
+        if stage.name == "features":
+            sub.add_argument(
+                "--feature", metavar="NAME", help="only this one of `features`, by name or key"
+            )
         if stage.threads:
             sub.add_argument("--threads", type=few, metavar="N", help="CPU threads")
         if stage.name == "train":
@@ -367,10 +371,13 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _each_chunk(options: argparse.Namespace) -> None:
     paths, stage = _planned(options), STAGES[options.command]
+    if getattr(options, "feature", None) is not None:
+        paths = paths.with_feature(options.feature)
     plan, log = paths.plan, log_to(options)
     chunks = [options.chunk] if options.chunk else plan.chunk_keys
     require_earlier(paths, stage.name, chunks)
-    if options.chunk and getattr(options, "ahead", None):
+    alone = bool(options.chunk) and len(stage.outputs(paths, options.chunk)) == 1
+    if alone and getattr(options, "ahead", None):
 
         def log_of(key: str) -> Log:
             job = key if stage.job is None else stage.job(paths, key)
@@ -383,11 +390,17 @@ def _each_chunk(options: argparse.Namespace) -> None:
     if options.chunk:
         stage.run_timed(paths, log, options.chunk)
         return
-    missing = [key for key in plan.chunk_keys if not stage.done(paths, key)]
-    log(f"{len(missing)} of {len(plan.chunk_keys)} chunks to do")
     size = {chunk.key: chunk.count for chunk in plan.chunks}
-    progress = Progress(log, len(missing), sum(size[key] for key in missing))
-    run_chunks(stage, paths, missing, options.workers, log, lambda key: progress.add(size[key]))
+    for part in stage.parts(paths):
+        missing = [key for key in plan.chunk_keys if not stage.done(part, key)]
+        of = f" of {', '.join(part.config.features)}" if stage.name == "features" else ""
+        log(f"{len(missing)} of {len(plan.chunk_keys)} chunks to do{of}")
+        progress = Progress(log, len(missing), sum(size[key] for key in missing))
+
+        def done(key: str, progress: Progress = progress) -> None:
+            progress.add(size[key])
+
+        run_chunks(stage, part, missing, options.workers, log, done)
 
 
 def _whole_stage(options: argparse.Namespace) -> None:

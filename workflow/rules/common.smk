@@ -140,6 +140,7 @@ except AtomloomError as error:
     sys.exit(f"atomloom: {error}")
 
 PLAN = layout.plan_folder / "plan.json"
+FEATURE_KEYS = set(layout.feature_keys.values())
 PLAN_HERE = COPIES / PLAN
 SOURCES = layout.plan_folder / "sources.json"
 OWN = {layout.results.parts[:1], layout.store.parts[:1]}
@@ -245,7 +246,7 @@ def share_store():
 
     It has the same bytes. Other files have separate paths, as long as the results do.
     """
-    for name in ("convert", "label", "graphs", "report"):
+    for name in ("convert", "label", "features", "graphs", "report"):
         if not rules.has(name):
             continue
         own = getattr(rules, name).rule
@@ -271,6 +272,15 @@ def chunks(of):
 def labels(wildcards):
     """Input function: the labels of all chunks, if there is a teacher."""
     return chunks(layout.labels)(wildcards) if layout.config.teacher else []
+
+
+def features(wildcards):
+    """Input function: the derived features of all chunks."""
+    return [
+        layout.features(name, key)
+        for name in layout.config.features
+        for key in planned().plan.chunk_keys
+    ]
 
 
 def place(name, *file):
@@ -320,6 +330,8 @@ def merged_config(wildcards, output):
 def paths_for(wildcards) -> RunPaths:
     """Paths by the config that a job reads; waits for the plan."""
     made, found = planned(), trial_of(wildcards)
+    if hasattr(wildcards, "feature"):
+        return made.with_feature(wildcards.feature)
     return made if found is None else _paths_of_a_trial(*found)
 
 
@@ -380,6 +392,13 @@ def graph_here(wildcards):
     if own or run_of_a_trial("graph", wildcards.graph) is not None:
         return []
     return [layout.graph_folder.with_name(f"no graphs {wildcards.graph}")]
+
+
+def feature_here(wildcards):
+    """Input function of `features`: nothing, or what nobody can make for features that are not of this config."""
+    if wildcards.feature in FEATURE_KEYS:
+        return []
+    return [layout.features_folder / f"no features {wildcards.feature}"]
 
 
 def graphs_of_index(wildcards):

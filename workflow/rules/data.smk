@@ -60,6 +60,7 @@ rule split:
         ancient(chunks(layout.structures)),
         beside("split"),
         labels=ancient(labels),
+        features=ancient(features),
     output:
         layout.results / "split" / "{dataset}" / "dataset.parquet",
         layout.results / "split" / "{dataset}" / "split.json",

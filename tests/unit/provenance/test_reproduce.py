@@ -264,7 +264,12 @@ def test_a_card_that_contradicts_what_is_here_is_refused(original, tmp_path, cha
 
 def test_a_card_by_a_stranger_runs_no_code_unasked(original, tmp_path):
     config = dict(read_json(original.run / "run.json")["config"])
-    for section in ({"model": {"name": "os:system"}}, {"teacher": {"calculator": "os:system"}}):
+    feature = {"source": "gamma_frequencies", "calculator": "os:system"}
+    for section in (
+        {"model": {"name": "os:system"}},
+        {"teacher": {"calculator": "os:system"}},
+        {"features": {"x": feature}},
+    ):
         card = edited(original.run, tmp_path / "card.json", config={**config, **section})
         with pytest.raises(AtomloomError, match=r"os:system, whose code would be run.*--trust os"):
             reproduce_run(Request(card, tmp_path / "out"), prepare, quiet)

@@ -109,10 +109,13 @@ def estimate_jobs(paths: RunPaths, cost: Cost, found: Rehearsal) -> dict[str, Es
     for name, stage in STAGES.items():
         if name not in whole:
             continue
-        used, jobs = whole[name], chunks if stage.per_chunk else 1
-        each = found.used[name].files
+        # The rehearsal has one job for all parts.
+        used, parts = whole[name], len(stage.parts(paths))
+        times = chunks if stage.per_chunk else 1
+        files = times * found.used[name].files
         estimate = Estimate(
-            jobs, todo.get(name, 0), used.seconds, used.megabytes, jobs * each, used.size
+            *(parts * times, todo.get(name, 0), used.seconds / parts, used.megabytes),
+            *(files, used.size),
         )
         if finished := seen.get(name):
             estimate = replace(
@@ -204,6 +207,7 @@ def _extrapolated(paths: RunPaths, cost: Cost, found: Rehearsal) -> dict[str, Us
     memory = {
         "convert": 3 * more_in_chunk * found.structure_bytes / MIB,
         "label": 3 * more_in_chunk * found.structure_bytes / MIB,
+        "features": 3 * more_in_chunk * found.structure_bytes / MIB,
         "graphs": COPIES * more_in_chunk * graphs,
         "index": COPIES * more_in_chunk * graphs + rows,
         "split": more * found.structure_bytes / MIB + rows,
@@ -249,7 +253,11 @@ def finished_jobs(paths: RunPaths) -> dict[str, list[tuple[float, float]]]:
         if stage.job is None or name in ("train", "evaluate"):
             continue
         keys = paths.plan.chunk_keys if stage.per_chunk else [""]
-        timings = [read_timing(layout.timing(name, stage.job(paths, key))) for key in keys]
+        timings = [
+            read_timing(layout.timing(name, stage.job(part, key)))
+            for part in stage.parts(paths)
+            for key in keys
+        ]
         found[name] = [timing for timing in timings if timing is not None]
     for run, config, seconds in _finished_runs(paths):
         for name in ("train", "evaluate"):

@@ -22,16 +22,22 @@ from atomloom.graphs.store import read_graphs
 from atomloom.pipeline.plan import Plan
 from atomloom.readers.downloads import damaged_downloads
 from atomloom.stages.convert import read_chunk, read_chunk_records
+from atomloom.stages.derived import PARTIAL
+from atomloom.stages.features import read_features
 from atomloom.stages.graphs import DONORS, read_chunk_graphs
-from atomloom.stages.label import PARTIAL, read_labels
+from atomloom.stages.label import read_labels
 from atomloom.store.files import TEMPORARY_SUFFIX, read_json
 from atomloom.store.keys import short_hash
 from atomloom.store.parquet import read_table
 from atomloom.store.shards import SUFFIX, verify_shard
 from atomloom.structures.table import StructureTable
 
-PARTS = ("structures", "labels", "graphs", "downloads", "given")
+PARTS = ("structures", "labels", "features", "graphs", "downloads", "given")
 """Folders of a store; those without files do not exist."""
+KEYED = ("graphs", "labels", "features")
+"""Folders whose folders are named by a spec."""
+BY_CHUNK = ("labels", "features")
+"""Folders whose shards, by whatever teacher or source, are used as long as their chunk is."""
 UNFINISHED_AFTER = 24 * 3600.0
 """Age in seconds above which a temporary file counts as the leftover of a killed job."""
 
@@ -64,7 +70,7 @@ def shards_in(store: Path) -> list[Path]:
 def verify_store(store: Path, workers: int = 1) -> Iterator[Damage]:
     """Recompute all digests, including those of downloads, and the key of every folder; yields damage."""
     paths = shards_in(store)
-    for spec in sorted([*store.glob("graphs/*/spec.json"), *store.glob("labels/*/spec.json")]):
+    for spec in sorted(path for kind in KEYED for path in store.glob(f"{kind}/*/spec.json")):
         try:
             if short_hash(read_json(spec)) != spec.parent.name:
                 yield Damage(spec, "is not the spec after which its folder is named")
@@ -114,8 +120,12 @@ def _look_through(store: Path, path: Path) -> None:
             read_chunk_graphs(records, path)
     elif kind == "labels":
         read_labels(path, None if PARTIAL in folders or records is None else records.hash)
+    elif kind == "features":
+        read_features(path, None if PARTIAL in folders or records is None else records.hash)
     else:
-        raise AtomloomError("is neither of structures, nor of labels, nor of graphs", where=path)
+        raise AtomloomError(
+            "is neither of structures, nor of labels, features or graphs", where=path
+        )
 
 
 def _require_centres(path: Path, table: GraphTable) -> None:
@@ -151,8 +161,8 @@ def repair_store(store: Path, workers: int, log: Callable[[str], None]) -> int:
 
 
 def named_shards(results: Sequence[Path]) -> set[str]:
-    """Names `structures/<chunk>`, `labels/<chunk>` and `graphs/<graph>/<chunk>` of all shards used by an
-    index or plan below these results folders.
+    """Names `structures/<chunk>`, `labels/<chunk>`, `features/<chunk>` and `graphs/<graph>/<chunk>` of all
+    shards used by an index or plan below these results folders.
 
     Raises:
         AtomloomError: when a folder holds no data set, or an index or plan cannot be read: then
@@ -169,7 +179,8 @@ def named_shards(results: Sequence[Path]) -> set[str]:
             )
         for plan in plans:
             keys = Plan.read(plan).chunk_keys
-            named |= {f"{kind}/{key}{SUFFIX}" for kind in ("structures", "labels") for key in keys}
+            of_chunks = ("structures", *BY_CHUNK)
+            named |= {f"{kind}/{key}{SUFFIX}" for kind in of_chunks for key in keys}
         for index in folder.glob("*/index/*/index.json"):
             content = read_json(index, "graph_key", "shards", todo=again("index"))
             named |= {f"graphs/{content['graph_key']}/{shard}" for shard in content["shards"]}
@@ -177,8 +188,8 @@ def named_shards(results: Sequence[Path]) -> set[str]:
 
 
 def _name_of(path: Path) -> str:
-    """Name of a shard as in plans and indexes; labels of any teacher go by their chunk."""
-    return f"labels/{path.name}" if path.parts[0] == "labels" else path.as_posix()
+    """Name of a shard as in plans and indexes; labels of any teacher, and features, go by their chunk."""
+    return f"{path.parts[0]}/{path.name}" if path.parts[0] in BY_CHUNK else path.as_posix()
 
 
 def unused_files(store: Path, results: Sequence[Path], min_age: float) -> list[Path]:

@@ -39,7 +39,7 @@ SAMPLE = 500
 """Number of records of a rehearsal, where batches are not so large that they need more."""
 MOST_SAMPLE = 5000
 TAUGHT = 32
-"""Number of records where a teacher has to label them."""
+"""Number of records where a teacher has to label them, or features are computed."""
 BATCHES = 3
 """Number of batches per epoch."""
 FEWEST = 128
@@ -118,7 +118,7 @@ def rehearse(layout: Layout, plan: Plan, devices: int, log: Log) -> Rehearsal:
     """
     config = layout.config
     wanted = max(SAMPLE, math.ceil(1.5 * BATCHES * config.training.batch.structures))
-    count = TAUGHT if config.teacher else min(wanted, MOST_SAMPLE)
+    count = TAUGHT if config.teacher or config.features else min(wanted, MOST_SAMPLE)
     rows = np.unique(np.linspace(0, plan.records - 1, min(count, plan.records)).astype(int))
     found = Rehearsal(len(rows))
     with tempfile.TemporaryDirectory(prefix="atomloom-") as folder:
@@ -141,7 +141,7 @@ def _run(stage: _Stage, found: Rehearsal, log: Log) -> None:
     log(f"rehearsing all stages on {found.records:,} records in a temporary folder")
     paths, training = stage.paths, stage.config.training
     (key,) = paths.plan.chunk_keys
-    for name in ("convert", "label", "graphs"):
+    for name in ("convert", "label", "features", "graphs"):
         if STAGES[name].wanted(stage.config):
             found.used[name] = stage.run(name, "--chunk", key)
     table = read_graphs(stage.layout.graphs(key))

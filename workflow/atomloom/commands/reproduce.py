@@ -195,6 +195,9 @@ def require_trust(original: Evidence, trust: Sequence[str]) -> None:
     config = original.section("config")
     teacher, model = config.get("teacher"), config.get("model")
     named = [teacher.get("calculator") if isinstance(teacher, Mapping) else None]
+    features = config.get("features")
+    of_features = features.values() if isinstance(features, Mapping) else ()
+    named += [one.get("calculator") for one in of_features if isinstance(one, Mapping)]
     named.append(model.get("name") if isinstance(model, Mapping) else None)
     for name in named:
         if isinstance(name, str) and is_by_class(name):

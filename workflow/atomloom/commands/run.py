@@ -127,9 +127,18 @@ def _run_stage(
         else:
             stage.run_timed(paths, shown.line)
         return
-    chunks = [job.chunk for job in jobs]
+    parts = {id(job.part): job.part for job in jobs}
+    for part in parts.values():
+        chunks = [job.chunk for job in jobs if job.part is part]
+        _run_chunks(part, stage, chunks, cores, shown)
+
+
+def _run_chunks(
+    paths: RunPaths, stage: Stage, chunks: Sequence[str], cores: int, shown: Shown
+) -> None:
     size = {chunk.key: chunk.count for chunk in paths.plan.chunks}
-    shown.line(f"{len(chunks):,} of {len(paths.plan.chunk_keys):,} chunks to do")
+    of = f" of {', '.join(paths.config.features)}" if stage.name == "features" else ""
+    shown.line(f"{len(chunks):,} of {len(paths.plan.chunk_keys):,} chunks to do{of}")
     progress = Progress(shown.line, len(chunks), sum(size[key] for key in chunks))
     finished: list[str] = []
 
@@ -139,7 +148,7 @@ def _run_stage(
         progress.add(size[key])
 
     # Calculators have one thread each, as in the workflow.
-    threads = 1 if stage.name == "label" else None
+    threads = 1 if stage.name in ("label", "features") else None
     run_chunks(stage, paths, chunks, cores, shown.line, done, threads)
 
 

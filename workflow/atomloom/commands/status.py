@@ -22,9 +22,13 @@ from atomloom.stages.sources import current_sources, downloads_of, kept_sources
 SECTIONS = {
     "convert": ("dataset.options", "dataset.checks", "dataset.chunks"),
     "label": ("teacher",),
+    "features": ("features",),
     "graphs": ("graph",),
-    "split": ("dataset.target", "dataset.global_features", "split"),
-    "train": ("dataset.target", "dataset.global_features", "split", "graph", "model", "training"),
+    "split": ("dataset.target", "dataset.global_features", "features", "split"),
+    "train": (
+        *("dataset.target", "dataset.global_features", "features", "split", "graph"),
+        *("model", "training"),
+    ),
 }
 """Stage -> the parts of the config on which its files depend, besides the records."""
 COMPARED = 200
@@ -180,7 +184,7 @@ def _after_plan(paths: RunPaths) -> list[StageStatus]:
         if not stage.wanted(paths.config):
             continue
         jobs = todo.get(stage.name, [])
-        count = len(paths.plan.chunk_keys) if stage.per_chunk else 1
+        count = len(stage.parts(paths)) * (len(paths.plan.chunk_keys) if stage.per_chunk else 1)
         why = ""
         if jobs and nearest is not None:
             why = _why(paths, stage.name, jobs, count, nearest)

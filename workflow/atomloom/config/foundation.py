@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from atomloom.config.base import expand_variables
-from atomloom.config.teacher import Teacher
+from atomloom.config.teacher import Calculator
 from atomloom.errors import AtomloomError
 
 PACKAGE = "sevenn"
@@ -76,7 +76,7 @@ def published_file(path: str | Path) -> Path:
     )
 
 
-def teacher_file(teacher: Teacher) -> Path | None:
+def teacher_file(teacher: Calculator) -> Path | None:
     """File of a teacher's weights, whose content is part of the key of its labels; None where there is none.
 
     Raises:

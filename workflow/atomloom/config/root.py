@@ -12,11 +12,13 @@ from pydantic import (
     ModelWrapValidatorHandler,
     TypeAdapter,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from atomloom.config.base import Section, expand_variables, unkeyed
 from atomloom.config.dataset import Dataset, Split
+from atomloom.config.features import Feature, named_features
 from atomloom.config.graph import GraphSpec
 from atomloom.config.mistakes import check_values, mistake, with_present_names, without_empty
 from atomloom.config.model import (
@@ -75,6 +77,10 @@ class Config(Section):
     """Raw structures and labels."""
     teacher: Teacher | None = None
     """Calculator that computes the labels; null: they are read."""
+    features: dict[str, Feature] = {}
+    """Numbers that are computed for each structure, and are inputs of the model like `dataset.global_features`,
+    under names such as `{composition: {}, phonons: {source: gamma_frequencies, model: sevennet-l3i5}}`; a list
+    where sources need nothing else (docs/features.md)."""
     graph: GraphSpec = GraphSpec()
     """Neighbour graphs."""
     split: Split = Split()
@@ -111,6 +117,7 @@ class Config(Section):
         """All paths that the config names, as written."""
         named = [*(table.file for table in self.dataset.label_tables), *self.split.files]
         named += [self.teacher.model] if self.teacher else []
+        named += [feature.model for feature in self.features.values()]
         named += [self.training.continue_from, self.training.start_from]
         paths = [self.paths.results, self.paths.store]
         return [*self.dataset.source, *(name for name in named if name), *paths]
@@ -124,6 +131,31 @@ class Config(Section):
         """
         named = self.training.start_from
         return start_model(named, self.paths.results, self.model) if named else None
+
+    @field_validator("features", mode="before")
+    @classmethod
+    def _features_have_names(cls, value: Any) -> Any:
+        return named_features(value)
+
+    @field_validator("features")
+    @classmethod
+    def _names_of_features_are_plain(cls, value: dict[str, Feature]) -> dict[str, Feature]:
+        for name in value:
+            if not _PLAIN_NAME.fullmatch(name):
+                raise ValueError(
+                    f"`{name}` cannot be the name of a feature: letters, digits and _, a letter first"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _features_are_no_other_columns(self) -> Config:
+        for name in [*self.dataset.target, *self.dataset.global_features]:
+            if name.partition(".")[0] in self.features and "." in name:
+                raise ValueError(
+                    f"{name} of the section dataset would be a column of the feature {name.partition('.')[0]}: give "
+                    "that another name"
+                )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -200,6 +232,8 @@ class Config(Section):
             )
         if self.dataset.global_features:
             raise ValueError(f"global_features are not for {model.name}, a potential")
+        if self.features:
+            raise ValueError(f"features are not for {model.name}, a potential")
         if self.graph.primitive:
             raise ValueError("graph.primitive changes the atoms, and forces belong to those given")
         options = self.training.potential

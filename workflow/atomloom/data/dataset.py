@@ -44,6 +44,8 @@ class LabelledGraphs:
     """Specs of the targets in `arrays`."""
     global_features: np.ndarray | None = None
     """[S, G] float64, global features; NaN where unknown; None without any."""
+    global_names: tuple[str, ...] = ()
+    """[G] names of them; by default those of the config."""
     choice: Placement | None = None
     """Placement of graphs on disk; None in memory."""
     isolated_atoms: Mapping[str, float] = field(default_factory=dict)
@@ -62,9 +64,12 @@ class LabelledGraphs:
             raise AtomloomError(
                 f"targets of shape {self.targets.shape} for {len(self.table)} structures"
             )
-        if self.global_features is not None and self.global_features.shape[:1] != (structures,):
+        given, named = self.global_features, self.global_names
+        if given is not None and (
+            given.shape[:1] != (structures,) or (named and given.shape[1:] != (len(named),))
+        ):
             raise AtomloomError(
-                f"global features of shape {self.global_features.shape} for {structures} structures"
+                f"global features of shape {given.shape} for {structures} structures"
             )
         splits = {n: check_rows(r, len(self.table), f"split {n}") for n, r in self.rows.items()}
         together = np.concatenate([np.zeros(0, dtype=np.int64), *splits.values()])

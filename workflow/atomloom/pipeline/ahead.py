@@ -22,7 +22,7 @@ from atomloom.store.files import TEMPORARY_SUFFIX
 
 Log = Callable[[str], None]
 
-AHEAD = ("convert", "graphs")
+AHEAD = ("convert", "features", "graphs")
 """Stages whose chunks can be done ahead."""
 
 
@@ -42,6 +42,11 @@ class AheadLayout(Layout):
         path = super().structures(chunk_key)
         return ahead_of(path) if self.stage == "convert" else path
 
+    def features(self, name: str, chunk_key: str) -> Path:
+        """Shard of a feature."""
+        path = super().features(name, chunk_key)
+        return ahead_of(path) if self.stage == "features" else path
+
     def graphs(self, chunk_key: str) -> Path:
         """Shard of graphs."""
         path = super().graphs(chunk_key)
@@ -54,8 +59,8 @@ def run_with_others(
     """Do a chunk, or fetch it if it was done ahead; then go on with others that can be done.
 
     Args:
-        stage: `convert` or `graphs`.
-        paths: the paths of the run.
+        stage: one of `AHEAD`.
+        paths: the paths of the run; of `features`, with one alone.
         chunk: key of the chunk whose job this is.
         seconds: processor time of this process after which no other chunk is begun.
         log_of: log of a chunk, by its key.

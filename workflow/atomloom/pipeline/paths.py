@@ -7,13 +7,15 @@ the index) also need the plan. It knows nothing of what the files hold.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from atomloom.config import Config, expand_variables
+from atomloom.config.features import Feature
 from atomloom.config.foundation import teacher_file
 from atomloom.config.root import direct_kinds
+from atomloom.config.teacher import Calculator
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.parent import Parent, find_parent
 from atomloom.pipeline.plan import Plan
@@ -21,6 +23,7 @@ from atomloom.store.files import file_digest
 from atomloom.store.keys import (
     BUILDER,
     CONVERTER,
+    FEATURES,
     GUARD,
     LABELLER,
     PLANNER,
@@ -105,12 +108,7 @@ class Layout:
         if teacher is None:
             return {}
         spec = {"calculator": teacher.calculator, "options": teacher.options, "labeller": LABELLER}
-        path = teacher_file(teacher)
-        if path is not None:
-            if not path.exists():
-                raise AtomloomError("no model file here", where=path, todo="see teacher.model")
-            spec["model"] = file_digest(path)
-        return spec
+        return spec | _content_of(teacher, "teacher.model")
 
     @property
     def teacher_key(self) -> str:
@@ -125,6 +123,50 @@ class Layout:
     def labels(self, chunk_key: str) -> Path:
         """Shard of labels of one chunk."""
         return self.label_folder / f"{chunk_key}.zarr.zip"
+
+    # --- derived features ---
+    def feature_spec(self, name: str) -> dict[str, Any]:
+        """Everything that determines the numbers of one of `features`, besides the structure.
+
+        Raises:
+            AtomloomError: when its model file is missing.
+        """
+        return feature_spec(name, self.config.features[name])
+
+    def feature_key(self, name: str) -> str:
+        """Key that names the folder of one of `features`."""
+        return short_hash(self.feature_spec(name))
+
+    @property
+    def feature_keys(self) -> dict[str, str]:
+        """Key of each of `features`."""
+        return {name: self.feature_key(name) for name in self.config.features}
+
+    @property
+    def features_folder(self) -> Path:
+        """Folder of the folders of features, of any data set."""
+        return self.store / "features"
+
+    def features(self, name: str, chunk_key: str) -> Path:
+        """Shard of one of `features` for one chunk."""
+        return self.features_folder / self.feature_key(name) / f"{chunk_key}.zarr.zip"
+
+    def with_feature(self, asked: str) -> Layout:
+        """Layout with one of `features` alone, by its name or key.
+
+        Raises:
+            AtomloomError: when the config has no such feature.
+        """
+        features = self.config.features
+        for name, key in self.feature_keys.items():
+            if asked in (name, key):
+                one = {"features": {name: features[name]}}
+                return replace(self, config=self.config.model_copy(update=one))
+        raise AtomloomError(
+            f"there is no feature {asked}",
+            where="features",
+            todo=f"there are {', '.join(features) or 'none'}",
+        )
 
     # --- graphs ---
     @property
@@ -190,6 +232,10 @@ class RunPaths:
         """Config that these paths belong to."""
         return self.layout.config
 
+    def with_feature(self, asked: str) -> RunPaths:
+        """Paths with one of `features` alone, by its name or key; errors as of `Layout.with_feature`."""
+        return replace(self, layout=self.layout.with_feature(asked))
+
     # --- index ---
     @property
     def index_spec(self) -> dict[str, Any]:
@@ -219,6 +265,7 @@ class RunPaths:
             "teacher": self.layout.teacher_key,
             "target": self.config.dataset.target,
             "globals": self.config.dataset.global_features,
+            **({"features": self.layout.feature_keys} if self.config.features else {}),
             "split": self.config.split.key_content() | guard,
             **({"isolated_atoms": True} if self.config.uses_isolated_atoms else {}),
             **direct_kinds(self.config),
@@ -302,6 +349,30 @@ class RunPaths:
     def own_report(self) -> Path:
         """Report that stays when that of another run is requested; reports of other runs link to it."""
         return own_report(self.layout.results, self.run_key)
+
+
+def feature_spec(name: str, feature: Feature) -> dict[str, Any]:
+    """Everything that determines the numbers of a feature, besides the structure.
+
+    Raises:
+        AtomloomError: when its model file is missing.
+    """
+    spec = {**feature.key_content(), "version": FEATURES[feature.source]}
+    return spec | _content_of(feature.teacher, f"features.{name}.model")
+
+
+def _content_of(teacher: Calculator, where: str) -> dict[str, str]:
+    """Digest of the file of a calculator's weights, if it has one.
+
+    Raises:
+        AtomloomError: when it is missing.
+    """
+    path = teacher_file(teacher)
+    if path is None:
+        return {}
+    if not path.exists():
+        raise AtomloomError("no model file here", where=path, todo=f"see {where}")
+    return {"model": file_digest(path)}
 
 
 def _place_of(path: str) -> Path:

@@ -51,6 +51,7 @@ DEFAULTS = {
     "plan": Ask(2000, 30),
     "convert": Ask(2000, 30),
     "label": Ask(4000, 24 * 60),
+    "features": Ask(4000, 24 * 60),
     "graphs": Ask(2000, 30),
     "index": Ask(4000, 30),
     "split": Ask(4000, 30),
@@ -85,15 +86,23 @@ def work_of(config: Config, rule: str) -> str:
     reader = {"options": dataset.options, "format": dataset.format}
     chunks = {"chunks": dataset.chunks.bounds}
     graph = {"graph": config.graph.key_content()}
+    features = {name: one.model_dump(mode="json") for name, one in config.features.items()}
+    described = {"features": features} if features else {}
     teacher = config.teacher.model_dump(mode="json") if config.teacher else None
-    learnt = {**graph, "target": dataset.target, "model": config.model.model_dump(mode="json")}
+    learnt = {
+        **graph,
+        **described,
+        "target": dataset.target,
+        "model": config.model.model_dump(mode="json"),
+    }
     steps = {name: value for name, value in training.items() if name not in FREE}
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "convert": lambda: reader | chunks,
         "label": lambda: chunks | {"teacher": teacher},
+        "features": lambda: chunks | described,
         "graphs": lambda: graph | chunks,
         "index": lambda: graph,
-        "split": lambda: {"target": dataset.target, "teacher": teacher},
+        "split": lambda: {"target": dataset.target, "teacher": teacher} | described,
         "train": lambda: learnt | {"training": steps},
         "evaluate": lambda: learnt | {n: steps[n] for n in ("batch", "threads", "loader")},
         "report": lambda: {"target": dataset.target},

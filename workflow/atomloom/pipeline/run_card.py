@@ -223,6 +223,7 @@ def data_facts(paths: RunPaths) -> dict[str, Any]:
         "labels": plan.labels_digest,
         "fixed": plan.fixed_digest,
         "teacher": paths.layout.teacher_key,
+        **({"features": paths.layout.feature_keys} if paths.config.features else {}),
         "index": short_hash(paths.index_spec),
     }
     if not manifest.exists():

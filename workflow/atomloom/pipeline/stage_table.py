@@ -52,6 +52,8 @@ class Stage:
     """Whether a second call returns at once, so that it must not be timed."""
     wanted: Callable[[Config], bool] = lambda config: True
     """Whether a config asks for it."""
+    parts: Callable[[RunPaths], tuple[RunPaths, ...]] = lambda paths: (paths,)
+    """Paths with which its jobs run: where it has several jobs for the same chunk, those of each."""
 
     def done(self, paths: RunPaths, chunk: str = "") -> bool:
         """Whether all its outputs exist."""
@@ -62,7 +64,7 @@ class Stage:
 
         One that was lost is made again for whoever waits for it, and a job that is done is left alone.
         """
-        files = [*self.beside(paths, chunk), *_of_teacher(paths)]
+        files = [*self.beside(paths, chunk), *_of_models(paths)]
         return [path for path in files if path.exists()] if self.done(paths, chunk) else files
 
     def run(self, paths: RunPaths, log: Callable[[str], None], chunk: str = "") -> None:
@@ -88,11 +90,16 @@ def _within(folder: Path, *names: str) -> tuple[Path, ...]:
     return tuple(folder / name for name in names)
 
 
-def _shards_of_split(paths: RunPaths) -> tuple[Path, ...]:
-    """Shards that the split reads."""
+def _shards_with_labels(paths: RunPaths) -> tuple[Path, ...]:
+    """Shards that hold structures and their labels."""
     keys = paths.plan.chunk_keys
     labels = map(paths.layout.labels, keys) if paths.config.teacher is not None else ()
     return (*map(paths.layout.structures, keys), *labels)
+
+
+def _shards_of_features(paths: RunPaths, *keys: str) -> tuple[Path, ...]:
+    """Shards of all features for some chunks."""
+    return tuple(paths.layout.features(name, key) for name in paths.config.features for key in keys)
 
 
 def _of_plan(paths: RunPaths, *names: str) -> tuple[Path, ...]:
@@ -100,10 +107,12 @@ def _of_plan(paths: RunPaths, *names: str) -> tuple[Path, ...]:
     return _within(paths.layout.plan_folder, "plan.json", *names)
 
 
-def _of_teacher(paths: RunPaths) -> list[Path]:
-    """Model file of the teacher, whose content is part of keys."""
-    file = teacher_file(paths.config.teacher) if paths.config.teacher else None
-    return [file] if file else []
+def _of_models(paths: RunPaths) -> list[Path]:
+    """Model files of the teacher and of features, whose content is part of keys."""
+    teacher, features = paths.config.teacher, paths.config.features.values()
+    asked = [*([teacher] if teacher else []), *(feature.teacher for feature in features)]
+    files = map(teacher_file, asked)
+    return [file for file in files if file is not None]
 
 
 def _of_folds(paths: RunPaths) -> tuple[Path, ...]:
@@ -128,7 +137,7 @@ def _labelled_graphs(paths: RunPaths) -> tuple[Path, ...]:
         *map(paths.layout.graphs, paths.plan.chunk_keys),
         *_within(paths.split, "split.json", "dataset.parquet", "quarantine.csv"),
         # Where a target array is missing, it is made from the shards.
-        *(arrays if made else _shards_of_split(paths)),
+        *(arrays if made else _shards_with_labels(paths)),
         *(
             _within(parent.folder, "spec.json", *(f"state/{name}" for name in state))
             if parent
@@ -165,6 +174,20 @@ STAGES: dict[str, Stage] = {
             wanted=lambda config: config.teacher is not None,
         ),
         Stage(
+            name="features",
+            about="compute the numbers of the section `features`",
+            function="atomloom.stages.features:describe_chunk",
+            takes=("layout", "chunk"),
+            needs=("convert",),
+            outputs=lambda paths, chunk: _shards_of_features(paths, chunk),
+            reads=lambda paths, chunk: (paths.layout.structures(chunk),),
+            beside=lambda paths, chunk: _of_plan(paths),
+            job=lambda paths, chunk: f"{chunk}-{'-'.join(paths.layout.feature_keys.values())}",
+            per_chunk=True,
+            wanted=lambda config: bool(config.features),
+            parts=lambda paths: tuple(map(paths.with_feature, paths.config.features)),
+        ),
+        Stage(
             name="graphs",
             about="build neighbour graphs",
             function="atomloom.stages.graphs:build_chunk",
@@ -194,11 +217,14 @@ STAGES: dict[str, Stage] = {
             about="join labels and divide into training, validation and test",
             function="atomloom.stages.split:write_split",
             takes=("paths",),
-            needs=("convert", "label"),
+            needs=("convert", "label", "features"),
             outputs=lambda paths, chunk: _within(
                 paths.split, "split.json", "dataset.parquet", "quarantine.csv", SPEC
             ),
-            reads=lambda paths, chunk: _shards_of_split(paths),
+            reads=lambda paths, chunk: (
+                *_shards_with_labels(paths),
+                *_shards_of_features(paths, *paths.plan.chunk_keys),
+            ),
             beside=lambda paths, chunk: (
                 *_of_plan(paths, "members.parquet", "labels.parquet"),
                 *_of_folds(paths),
@@ -285,6 +311,8 @@ class Job:
     """Its outputs that are missing; if none is, it reads what will be made again."""
     whole: bool
     """Whether all its outputs are missing, as where it never ran."""
+    part: RunPaths
+    """Paths with which it runs, one of its stage's parts."""
 
 
 def jobs_to_do(paths: RunPaths) -> list[Job]:
@@ -298,18 +326,19 @@ def jobs_to_do(paths: RunPaths) -> list[Job]:
     for stage in STAGES.values():
         if not stage.wanted(paths.config):
             continue
-        for chunk in paths.plan.chunk_keys if stage.per_chunk else [""]:
-            outputs = stage.outputs(paths, chunk)
+        chunks = paths.plan.chunk_keys if stage.per_chunk else [""]
+        for own, chunk in ((part, chunk) for part in stage.parts(paths) for chunk in chunks):
+            outputs = stage.outputs(own, chunk)
             missing = tuple(path for path in outputs if not path.exists())
             again = any(
                 path in lost or not (path.name == SPEC or path.exists())
-                for path in stage.reads(paths, chunk)
+                for path in stage.reads(own, chunk)
             )
             if stage.name == "report" and not missing:
                 again = again or report_key_of(outputs[0]) != paths.report_key
                 again = again or not paths.own_report.exists()
             if again or any(path.name != SPEC for path in missing):
-                jobs.append(Job(stage.name, chunk, missing, len(missing) == len(outputs)))
+                jobs.append(Job(stage.name, chunk, missing, len(missing) == len(outputs), own))
                 lost.update(missing)
     return jobs
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atomloom.config.foundation import CHGNET, teacher_file
-from atomloom.config.teacher import Teacher
+from atomloom.config.teacher import Calculator
 from atomloom.errors import AtomloomError
 from atomloom.structures.adapters import stress_matrix, to_ase
 from atomloom.structures.structure import Structure
@@ -28,9 +28,13 @@ from atomloom.structures.table import StructureTable
 if TYPE_CHECKING:
     import ase.calculators.calculator
 
+    from atomloom.potentials.committee import Committee
+
 TBLITE_METHODS = {"gfn1-xtb": "GFN1-xTB", "gfn2-xtb": "GFN2-xTB"}
 TOGETHER = 256
 """Number of structures that an atomloom potential labels at a time."""
+PLACED = ("device", "dtype")
+"""Options of an atomloom potential that a committee takes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,21 +54,36 @@ class Label:
     """Reason for a failure."""
 
 
-def teach(teacher: Teacher, table: StructureTable) -> Iterator[Label]:
+Teach = Callable[[StructureTable], Iterator[Label]]
+"""Labels of structures, in order, by a teacher that is ready."""
+
+
+def teach(teacher: Calculator, table: StructureTable) -> Iterator[Label]:
     """Compute labels of structures, in order; a structure that fails gets a reason and stops nothing.
 
     Raises:
         AtomloomError: when the calculator is not installed, or does not take these options.
     """
+    yield from open_teacher(teacher)(table)
+
+
+def open_teacher(teacher: Calculator, stress: bool = True) -> Teach:
+    """Prepare a teacher for several tables of structures.
+
+    Args:
+        teacher: the calculator.
+        stress: whether labels have the stress, where there is one.
+
+    Raises:
+        AtomloomError: as `teach`.
+    """
     if teacher.calculator == "atomloom":
-        yield from _teach_by_potential(teacher, table)
-        return
+        return _Potential.open(teacher, stress)
     calculator = ase_calculator(teacher)
-    for row in range(len(table)):
-        yield _label(calculator, table[row])
+    return lambda table: (_label(calculator, table[row], stress) for row in range(len(table)))
 
 
-def ase_calculator(teacher: Teacher) -> ase.calculators.calculator.Calculator:
+def ase_calculator(teacher: Calculator) -> ase.calculators.calculator.Calculator:
     """Create the teacher as an ASE calculator.
 
     Raises:
@@ -89,7 +108,7 @@ def ase_calculator(teacher: Teacher) -> ase.calculators.calculator.Calculator:
         raise AtomloomError(f"{name}: {_reason(error)}", where="teacher.options") from None
 
 
-def _factory(teacher: Teacher) -> Callable[..., Any]:
+def _factory(teacher: Calculator) -> Callable[..., Any]:
     name = teacher.calculator
     if name in TBLITE_METHODS:
         tblite = import_module("tblite.ase")
@@ -126,7 +145,7 @@ def _factory(teacher: Teacher) -> Callable[..., Any]:
     return made
 
 
-def model_path(teacher: Teacher) -> str:
+def model_path(teacher: Calculator) -> str:
     """Path of the model file of a teacher that is a trained potential.
 
     Raises:
@@ -138,7 +157,7 @@ def model_path(teacher: Teacher) -> str:
     return str(file)
 
 
-def _label(calculator: Any, structure: Structure) -> Label:
+def _label(calculator: Any, structure: Structure, wanted: bool) -> Label:
     begun = time.perf_counter()
     atoms = to_ase(Structure(structure.numbers, structure.positions, structure.cell, structure.pbc))
     atoms.calc = calculator
@@ -147,7 +166,7 @@ def _label(calculator: Any, structure: Structure) -> Label:
             warnings.simplefilter("ignore")
             energy, forces = float(atoms.get_potential_energy()), atoms.get_forces()
             stress = None
-            if structure.pbc.all() and "stress" in calculator.implemented_properties:
+            if wanted and structure.pbc.all() and "stress" in calculator.implemented_properties:
                 stress = stress_matrix(np.asarray(atoms.get_stress()))
     except Exception as error:  # a calculator may raise anything
         if hasattr(calculator, "reset"):
@@ -162,31 +181,42 @@ def _reason(error: Exception) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
-def _teach_by_potential(teacher: Teacher, table: StructureTable) -> Iterator[Label]:
-    from atomloom.graphs.build import build_graphs
-    from atomloom.inference.predict import load_model
-    from atomloom.potentials.committee import Committee
-    from atomloom.potentials.evaluation import evaluate_table
+@dataclass(frozen=True)
+class _Potential:
+    """Trained potential as a teacher, which labels many structures at once."""
 
-    unknown = sorted(set(teacher.options) - {"device", "dtype", "skin", "trust"})
-    if unknown:
-        raise AtomloomError(
-            f"atomloom: no option `{unknown[0]}`",
-            where="teacher.options",
-            todo="known are device, dtype, skin, trust",
-        )
-    options = {key: value for key, value in teacher.options.items() if key in ("device", "dtype")}
-    model = load_model(model_path(teacher), teacher.options.get("trust", ()))
-    committee = Committee.open(model, **options)
-    for first in range(0, len(table), TOGETHER):
-        begun = time.perf_counter()
-        rows = np.arange(first, min(first + TOGETHER, len(table)))
-        graphs = build_graphs(table.take(rows), committee.graph)
-        found = evaluate_table(committee, graphs, forces=True, stress=True)
-        each = (time.perf_counter() - begun) / len(rows)
-        assert found.forces is not None
-        assert found.stress is not None
-        for place, row in enumerate(rows):
-            atoms = slice(*graphs.node_ptr[place : place + 2])
-            stress = found.stress[place] if table.pbc[row].all() else None
-            yield Label(float(found.energy[place]), found.forces[atoms], stress, each)
+    committee: Committee
+    stress: bool
+
+    @classmethod
+    def open(cls, teacher: Calculator, stress: bool) -> _Potential:
+        from atomloom.inference.predict import load_model
+        from atomloom.potentials.committee import Committee
+
+        unknown = sorted(set(teacher.options) - {"device", "dtype", "skin", "trust"})
+        if unknown:
+            raise AtomloomError(
+                f"atomloom: no option `{unknown[0]}`",
+                where="teacher.options",
+                todo="known are device, dtype, skin, trust",
+            )
+        options = {key: value for key, value in teacher.options.items() if key in PLACED}
+        model = load_model(model_path(teacher), teacher.options.get("trust", ()))
+        return cls(Committee.open(model, **options), stress)
+
+    def __call__(self, table: StructureTable) -> Iterator[Label]:
+        from atomloom.graphs.build import build_graphs
+        from atomloom.potentials.evaluation import evaluate_table
+
+        for first in range(0, len(table), TOGETHER):
+            begun = time.perf_counter()
+            rows = np.arange(first, min(first + TOGETHER, len(table)))
+            graphs = build_graphs(table.take(rows), self.committee.graph)
+            found = evaluate_table(self.committee, graphs, forces=True, stress=self.stress)
+            each = (time.perf_counter() - begun) / len(rows)
+            assert found.forces is not None
+            for place, row in enumerate(rows):
+                atoms = slice(*graphs.node_ptr[place : place + 2])
+                known = found.stress is not None and table.pbc[row].all()
+                stress = found.stress[place] if known and found.stress is not None else None
+                yield Label(float(found.energy[place]), found.forces[atoms], stress, each)

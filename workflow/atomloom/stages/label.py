@@ -1,14 +1,12 @@
 """Stage `label`: a teacher computes energies, forces and stress of the structures of one chunk.
 
-Labels are addressed by teacher and chunk, and copied by structure hash from any chunk of the same
-teacher that has them. A long chunk saves its results regularly, so that a killed job resumes where it
-was. Failures are rows of the shard, and later of the quarantine.
+Labels are addressed by teacher and chunk, and computed once for each structure (`stages/derived.py`).
+Failures are rows of the shard, and later of the quarantine.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,9 +21,10 @@ from atomloom.stages.convert import (
     read_chunk_records,
     without_properties,
 )
+from atomloom.stages.derived import KEEP_EVERY, Derivation, derive
 from atomloom.store.files import write_spec
 from atomloom.store.forms import Form, misfit, misled
-from atomloom.store.shards import REPAIR, SUFFIX, read_shard, reasons_in, write_shard
+from atomloom.store.shards import REPAIR, read_shard, reasons_in, write_shard
 from atomloom.structures.table import FORMS, StructureTable
 
 LABEL_FORMS = {
@@ -37,10 +36,6 @@ LABEL_FORMS = {
     "seconds": Form(("S",), ("float64",)),
 }
 """Expected arrays of a shard of labels."""
-PARTIAL = "partial"
-"""Folder for the results of unfinished chunks, next to the finished ones."""
-KEEP_EVERY = 60.0
-"""Seconds between two saves of an unfinished chunk."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,26 +71,15 @@ def label_chunk(layout: Layout, key: str, log: Callable[[str], None]) -> Path:
     write_spec(layout.label_folder, layout.teacher_spec)
     table = without_properties(read_chunk(layout.structures(key)))
     path = layout.labels(key)
-    partial = path.with_name(PARTIAL) / path.name
-    done = _known_labels(layout.label_folder, table, partial)
-    borrowed = len(done)
-    missing = np.array([row for row in range(len(table)) if row not in done], dtype=np.int64)
-    saved = begun = time.monotonic()
-    for row, label in zip(missing, teach(teacher, table.take(missing)), strict=True):
-        done[int(row)] = label
-        if time.monotonic() - saved > KEEP_EVERY:
-            _write(partial, table, done)
-            saved = time.monotonic()
-            rate = (len(done) - borrowed) / (saved - begun)
-            left = (len(table) - len(done)) / rate
-            log(f"{len(done)}/{len(table)} labelled, {rate:.2g}/s, {left:.0f} s left")
-    _write(path, table, done)
-    partial.unlink(missing_ok=True)
-    failed = sum(1 for label in done.values() if label.failure)
-    log(
-        f"{len(table) - failed:,} labels, {failed} failures"
-        + (f", {borrowed:,} known ones copied" if borrowed else "")
+    how = Derivation(
+        compute=lambda some: teach(teacher, some),
+        known_in=_labels_in,
+        write=_write,
+        done="labelled",
+        keep_every=KEEP_EVERY,
     )
+    found = derive(how, path, table, log)
+    log(f"{len(table) - found.failed:,} labels, {found.failed} failures{found.copied}")
     return path
 
 
@@ -144,23 +128,7 @@ def labelled_chunk(layout: Layout, key: str) -> tuple[ConvertedChunk, dict[int, 
     return replace(chunk, table=table), reasons
 
 
-def _known_labels(folder: Path, table: StructureTable, partial: Path) -> dict[int, Label]:
-    """Labels of rows whose structures the teacher has labelled before, without failures."""
-    wanted = {table.hash[row].tobytes() for row in range(len(table))}
-    known: dict[bytes, Label] = {}
-    for path in [*sorted(folder.glob(f"*{SUFFIX}")), partial]:
-        try:
-            known |= _labels_in(path, wanted)
-        except AtomloomError:
-            continue  # absent or damaged: computed again
-    return {
-        row: known[table.hash[row].tobytes()]
-        for row in range(len(table))
-        if table.hash[row].tobytes() in known
-    }
-
-
-def _labels_in(path: Path, wanted: Collection[bytes]) -> dict[bytes, Label]:
+def _labels_in(path: Path, wanted: Set[bytes]) -> dict[bytes, Label]:
     """Labels in a shard for the wanted structures, without failures."""
     hashes = read_shard(path, names=["hash"])[0]["hash"]
     rows = [row for row in range(len(hashes)) if hashes[row].tobytes() in wanted]
@@ -180,7 +148,7 @@ def _labels_in(path: Path, wanted: Collection[bytes]) -> dict[bytes, Label]:
     return found
 
 
-def _write(path: Path, table: StructureTable, done: dict[int, Label]) -> None:
+def _write(path: Path, table: StructureTable, done: Mapping[int, Label]) -> None:
     """Write the labels of the rows that are done; for a finished chunk, of all rows."""
     rows = np.array(sorted(done), dtype=np.int64)
     part = table.take(rows)

@@ -23,7 +23,7 @@ from atomloom.graphs.store import GraphStore
 from atomloom.pipeline.paths import RunPaths
 from atomloom.stages.index import read_indexed_records
 from atomloom.stages.labels import array_targets
-from atomloom.stages.split import read_dataset
+from atomloom.stages.split import global_names, read_dataset
 from atomloom.stages.target_arrays import load_target_arrays
 from atomloom.store.files import read_json, write_sealed
 
@@ -61,7 +61,7 @@ def load_records(places: RunPaths, described: bool = True) -> LabelledRecords:
         AtomloomError: when index or split are missing or damaged, or the graphs fit nowhere.
     """
     records = read_indexed_records(places)["record"].to_numpy()
-    given = places.config.dataset.global_features
+    given = global_names(places)
     columns = [one.name for one in places.config.targets if one.is_column]
     frame = read_dataset(places, None if described else ["record", "split", *columns, *given])
     source = OnDiskGraphs(GraphStore(places.index))
@@ -96,6 +96,7 @@ def load_records(places: RunPaths, described: bool = True) -> LabelledRecords:
         arrays=load_target_arrays(places, records, table.node_ptr),
         specs=array_targets(places.config),
         global_features=by_graph(given) if given else None,
+        global_names=tuple(given),
         choice=choice,
         isolated_atoms=isolated,
     )

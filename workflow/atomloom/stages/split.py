@@ -20,6 +20,7 @@ from atomloom.errors import AtomloomError, again
 from atomloom.pipeline.paths import RunPaths
 from atomloom.pipeline.quarantine import QUARANTINE, Quarantine
 from atomloom.stages.convert import ConvertedChunk
+from atomloom.stages.features import features_of_chunk
 from atomloom.stages.labels import OWN, TEXT, array_targets
 from atomloom.stages.plan import read_members, read_planned_labels
 from atomloom.stages.target_arrays import (
@@ -46,13 +47,15 @@ class Records:
 
     frame: pd.DataFrame
     chunks: list[ConvertedChunk]
+    features: tuple[str, ...] = ()
+    """Columns of the frame that are derived features."""
 
 
 def write_split(paths: RunPaths, log: Callable[[str], None]) -> Path:
     """Write `dataset.parquet`, `split.json`, `quarantine.csv`, `duplicates.csv`; return their folder.
 
     Columns of `dataset.parquet`: record (row of the plan), id, hash, split (train, val, test, or the name of
-    a test set), one column per target and global feature, formula, elements (`Na,Cl`), n_atoms, and `text:NAME` where
+    a test set), one column per target, global feature and derived feature, formula, elements (`Na,Cl`), n_atoms, and `text:NAME` where
     `split.group` is a column NAME. A target with more than a scalar per structure is not a column:
     its values go to a separate file.
 
@@ -132,6 +135,7 @@ def write_split(paths: RunPaths, log: Callable[[str], None]) -> Path:
             "removed_as_duplicates": len(removed),
             "labels_without_record": plan.labels_without_record,
             "known": known,
+            **({"features": list(records.features)} if records.features else {}),
             "digests": {QUARANTINE: file_digest(folder / QUARANTINE)},
         },
     )
@@ -317,16 +321,34 @@ def read_split(paths: RunPaths) -> dict[str, Any]:
     return read_json(paths.split / "split.json", "digests", todo=again("split"))
 
 
+def global_names(paths: RunPaths) -> list[str]:
+    """Names of the model's global features: those of the data, then the columns of derived features.
+
+    Raises:
+        AtomloomError: when they are derived, and the split is missing or damaged.
+    """
+    derived = []
+    if paths.config.features:
+        path = paths.split / "split.json"
+        derived = read_json(path, "features", todo=again("split"))["features"]
+    return [*paths.config.dataset.global_features, *derived]
+
+
 def read_structures(paths: RunPaths, members: pd.DataFrame, quarantine: Quarantine) -> Records:
     """Read the structures of all chunks; records without one are added to the quarantine."""
     parts: list[pd.DataFrame] = []
     chunks: list[ConvertedChunk] = []
+    names: tuple[str, ...] = ()
     for chunk, converted, unlabelled in labelled_chunks(paths):
         for place, reason in converted.quarantine:
             quarantine.add(chunk.first + place, reason)
         for row, reason in unlabelled.items():
             quarantine.add(chunk.first + int(converted.record[row]), reason)
         table = converted.table
+        described = features_of_chunk(paths.layout, chunk.key, table.hash)
+        names = tuple(described.columns)
+        for row, reason in described.reasons.items():
+            quarantine.add(chunk.first + int(converted.record[row]), reason)
         records = chunk.first + converted.record.astype(np.int64)
         atoms = [
             table.numbers[a:b] for a, b in zip(table.node_ptr[:-1], table.node_ptr[1:], strict=True)
@@ -343,11 +365,12 @@ def read_structures(paths: RunPaths, members: pd.DataFrame, quarantine: Quaranti
                     "n_atoms": np.diff(table.node_ptr).astype(np.int32),
                     "chunk": len(chunks),
                     "row": np.arange(len(table), dtype=np.int32),
+                    **described.columns,
                 }
             )
         )
         chunks.append(converted)
-    return Records(pd.concat(parts, ignore_index=True), chunks)
+    return Records(pd.concat(parts, ignore_index=True), chunks, names)
 
 
 def join_targets(
@@ -396,7 +419,7 @@ def join_targets(
     unknown &= ~_have_arrays(records, specs)
     wanted = [*targets, *arrays]
     problem[unknown & (problem == "")] = f"no label: the record has no {' and no '.join(wanted)}"
-    for name in config.dataset.global_features:
+    for name in (*config.dataset.global_features, *records.features):
         problem[frame[name].isna() & (problem == "")] = f"no label: the record has no {name}"
     for record, reason in zip(frame["record"], problem, strict=True):
         if reason:

@@ -2,8 +2,8 @@
 
 This module turns specs (plain JSON values) and structures (arrays) into keys, and holds the version
 integers that stand for code: raise `CONVERTER` when a converted structure's arrays change, `BUILDER`
-when a graph's arrays change, `LABELLER` when a teacher's do, `PLANNER` when the plan joins other labels
-to the same records, `GUARD` when other structures are near duplicates, `TRAINER` when the same training
+when a graph's arrays change, `LABELLER` when a teacher's do, that of a source in `FEATURES` when its numbers
+do, `PLANNER` when the plan joins other labels to the same records, `GUARD` when other structures are near duplicates, `TRAINER` when the same training
 ends with other weights; a golden test fails if results change and the integer does not. It knows nothing
 of files, configs or torch.
 """
@@ -23,6 +23,7 @@ CONVERTER = 2
 BUILDER = 1
 TRAINER = 1
 LABELLER = 1
+FEATURES = {"composition": 1, "gamma_frequencies": 1}
 GUARD = 2
 
 HASH_BYTES = 32

@@ -188,7 +188,7 @@ class PropertyObjective(Objective):
         self.outputs = self.scaler.outputs if self.scaler else 0
         self._targets = self._scalars.targets if self._scalars else data.targets
         self._given: dict[str, np.ndarray] = {}
-        if config.dataset.global_features:
+        if config.dataset.global_features or config.features:
             self._learn_globals(data, config, train_rows, inherited)
 
     def _learn_globals(
@@ -199,7 +199,9 @@ class PropertyObjective(Objective):
             raise AtomloomError("the data set has none", where=where)
         rows = np.concatenate([train_rows, self._val_rows])
         self.global_features = inherited.global_features or GlobalFeatures.fit(
-            data.global_features, train_rows, config.dataset.global_features
+            data.global_features,
+            train_rows,
+            data.global_names or config.dataset.global_features,
         )
         if not np.isfinite(data.global_features[rows]).all():
             raise AtomloomError("unknown for a validation structure", where=where)
