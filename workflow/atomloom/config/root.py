@@ -325,9 +325,10 @@ class Config(Section):
                     f"model {model.name} sees graphs: graph.neighbors: none is for tabular models"
                 )
             return
-        if not self.dataset.global_features:
+        if not self.dataset.global_features and not self.features:
             raise ValueError(
-                f"model {model.name} learns from dataset.global_features: name columns of the label tables there"
+                f"model {model.name} learns from dataset.global_features, columns of the label tables, and from "
+                "`features`: name some"
             )
         if training.loss not in model.losses:
             raise ValueError(
