@@ -3,8 +3,10 @@
     python -m benchmarks.speed.property_models [--only comformer] [--published PATH]
 
 The batch: 64 perovskites, 5 atoms each, the 25 nearest neighbours with lattice self-edges; from the
-perov5 set where the real data are (ATOMLOOM_DATA), otherwise displaced synthetic cells. Every
-variant takes the same optimiser steps in the same process, in turns; alongside its time stands the
+perov5 set where the real data are (ATOMLOOM_DATA), otherwise displaced synthetic cells. Part `rattled`
+has every atom displaced by 0.02 A: without symmetry, only edges to lattice images are equal to others.
+Finding equal edges is part of our steps, except of compiled ones, for which the loader does it
+(`finding_ms`). Every variant takes the same optimiser steps in the same process, in turns; alongside its time stands the
 error of its outputs and gradients against float64. `--published PATH` adds the published program
 itself, if PATH is a folder from which its package `comformer` imports. Writes
 benchmarks/results/property_models.json.
@@ -20,6 +22,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +42,7 @@ from atomloom.structures.adapters import to_structure
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
 from benchmarks.common.results import Parser, find_data, machine, read_result, write_result
+from benchmarks.common.timing import in_turns, processor
 from benchmarks.common.training_steps import Variant, compare, show
 
 # --- the batch ------------------------------------------------------------------------------------
@@ -71,6 +75,15 @@ def perovskites(count: int) -> tuple[str, list[Structure]]:
     return "synthetic", found
 
 
+def rattled(structures: list[Structure]) -> list[Structure]:
+    """The structures with every atom displaced."""
+    rng = np.random.default_rng(0)
+    return [
+        replace(s, positions=s.positions + rng.normal(scale=0.02, size=s.positions.shape))
+        for s in structures
+    ]
+
+
 def batches(structures: list[Structure], neighbours: int) -> tuple[GraphBatch, GraphBatch]:
     """One batch of all structures with ComFormer's graph, in float32 and in float64."""
     spec = GraphSpec(max_neighbors=neighbours, lattice=True, lattice_edges=True)
@@ -81,6 +94,13 @@ def batches(structures: list[Structure], neighbours: int) -> tuple[GraphBatch, G
         for dtype in (torch.float32, torch.float64)
     )
     return single, double
+
+
+def with_passes(batch: GraphBatch, model: nn.Module) -> tuple[GraphBatch, float]:
+    """The batch as a loader delivers it for a compiled model, and the milliseconds that this takes."""
+    (work,) = model.passes("cpu", True)
+    times = in_turns({"finding": lambda: work(batch)}, rounds=5)["finding"]
+    return replace(batch, extras={**batch.extras, **work(batch)}), 1e3 * processor(times)
 
 
 # --- the published algebra, plainly ---------------------------------------------------------------
@@ -254,8 +274,17 @@ class Published(nn.Module):
 
 
 def comformer(options: Namespace) -> dict[str, object]:
-    """iComFormer and eComFormer."""
+    """iComFormer and eComFormer on the crystals as they are."""
+    return _compared(options, *perovskites(options.structures))
+
+
+def without_symmetry(options: Namespace) -> dict[str, object]:
+    """iComFormer and eComFormer on displaced crystals."""
     source, structures = perovskites(options.structures)
+    return _compared(options, f"{source}, rattled", rattled(structures))
+
+
+def _compared(options: Namespace, source: str, structures: list[Structure]) -> dict[str, object]:
     batch, exact_batch = batches(structures, options.neighbours)
     copies = with_copies(batch)
     shape = {
@@ -280,12 +309,16 @@ def comformer(options: Namespace) -> dict[str, object]:
         weights = model.state_dict()
         exact = build_model(config(width=options.width), 1).double()
         exact.load_state_dict(weights)
+        prepared, result[f"finding_ms_{name}"] = with_passes(batch, model)
         original = published_class(options.published, name.replace("ComF", "Comf"))
 
-        def ours(label: str, config=config, weights=weights, **how) -> Variant:
+        def ours(
+            label: str, config=config, weights=weights, prepared=prepared, **how: bool
+        ) -> Variant:
             copy = build_model(config(width=options.width), 1)
             copy.load_state_dict(weights)
-            return Variant(label, copy, batch, target, **how)
+            data = prepared if how.get("compiled") else batch
+            return Variant(label, copy, data, target, **how)
 
         def variants(reference=reference, original=original, weights=weights, ours=ours):
             if original is not None:
@@ -311,7 +344,10 @@ def comformer(options: Namespace) -> dict[str, object]:
     return result
 
 
-PARTS: dict[str, Callable[[Namespace], dict[str, object]]] = {"comformer": comformer}
+PARTS: dict[str, Callable[[Namespace], dict[str, object]]] = {
+    "comformer": comformer,
+    "rattled": without_symmetry,
+}
 
 
 def main() -> None:

@@ -16,6 +16,8 @@ from atomloom.errors import AtomloomError
 from atomloom.graphs.build import build_graphs
 from atomloom.models import build_model
 from atomloom.models.comformer import EquivariantLayer
+from atomloom.models.comformer.distinct import PREFIX, Distinct
+from atomloom.models.comformer.network import _Gate
 from atomloom.models.registry import require_elements
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
@@ -237,6 +239,66 @@ def test_multiplicity_equals_copies_of_edges(family):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
+def repetitive() -> list[dict]:
+    """Crystals in which edges repeat, and others."""
+    return [cubic(), cubic(13, 4.1, shells=2), *crystals(2), cubic(8, 3.9)]
+
+
+def rows_of_gates(monkeypatch) -> list[int]:
+    """Numbers of rows that pass the gates, layer by layer, once a model has been called."""
+    rows: list[int] = []
+    gated = _Gate.gated
+
+    def noting(self, query, hidden, weights, dtype):
+        rows.append(hidden.shape[0])
+        return gated(self, query, hidden, weights, dtype)
+
+    monkeypatch.setattr(_Gate, "gated", noting)
+    return rows
+
+
+def test_equal_edges_are_computed_once_and_nothing_changes(family, monkeypatch):
+    batch = batch_from_graphs(repetitive())
+    rows = rows_of_gates(monkeypatch)
+    models = seeded(family).double(), seeded(family).double()
+    once = step(models[0], batch)
+    first = rows[:2]
+    rows.clear()
+    monkeypatch.setattr(Distinct, "of", lambda *_: Distinct())
+    each = step(models[1], batch)
+    edges = len(batch.src)
+    assert rows[0] == edges
+    assert first[0] < edges / 2
+    if family == "icomformer":
+        assert rows[1] == 3 * edges
+        assert first[1] < 2 * edges
+    assert max(relative_errors(once, each)) < 1e-11
+    for ours, theirs in zip(models[0].buffers(), models[1].buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12, equal_nan=True)
+
+
+def test_equal_edges_that_a_loader_finds_are_those_of_the_model(family):
+    batch, model = batch_from_graphs(repetitive(), torch.float32), seeded(family)
+    (work,) = model.passes("cpu", compiled=True)
+    assert not model.passes("cuda", compiled=False)
+    extras = work(batch)
+    assert all(name.startswith(PREFIX) for name in extras)
+    own = step(model, batch)
+    given = step(seeded(family), dataclasses.replace(batch, extras=dict(extras)))
+    assert torch.equal(own[0], given[0])
+    assert all(torch.equal(own[1][name], given[1][name]) for name in own[1])
+
+
+def test_edges_whose_vectors_are_differentiated_are_each_computed(family, monkeypatch):
+    batch = dataclasses.replace(batch_from_graphs(repetitive()), vectors=None)
+    model = seeded(family).double()
+    batch.extras = dict(model.passes("cpu", compiled=False)[0](batch))
+    batch.positions.requires_grad_()
+    rows = rows_of_gates(monkeypatch)
+    model(batch)
+    assert rows[0] == len(batch.src)
+
+
 def test_output_does_not_change_when_the_crystal_is_rotated(family):
     turn = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
     turn *= np.sign(np.linalg.det(turn))
@@ -358,8 +420,10 @@ def test_forward_is_one_graph_that_never_waits_for_the_device(family, dynamic):
     compiled = torch.compile(
         models[1], backend="aot_eager", fullgraph=True, dynamic=dynamic or None
     )
+    (find,) = models[0].passes("cpu", compiled=True)
     for count in (60, 50) if dynamic else (60,):
         batch = batch_from_graphs(crystals(count), torch.float32)
+        batch.extras = dict(find(batch))
         assert max(relative_errors(step(compiled, batch), prefixed(step(models[0], batch)))) < 1e-4
 
 

@@ -70,7 +70,7 @@ def find_orbits(
         dst_ptr: [N+1] int64.
         vectors: [E, 3], A, float32 or float64.
     """
-    tolerance = 16.0 * float(np.finfo(vectors.dtype).eps)
+    tolerance = tolerance_of(vectors.dtype)
     atoms, edges, atom_class, edge_class = _refine(
         numbers, src, dst, node_ptr, dst_ptr, vectors.astype(np.float64), tolerance
     )
@@ -85,6 +85,11 @@ CHAIN = 4.0
 """Max span of one cluster in tolerances, so that many close values do not form a chain."""
 
 
+def tolerance_of(dtype: np.dtype) -> float:
+    """Tolerance within which cosines from vectors of a type count as equal."""
+    return 16.0 * float(np.finfo(dtype).eps)
+
+
 @njit(cache=True, nogil=True)
 def _mix(x):
     # The finaliser of splitmix64: a bijection in which every input bit affects every output bit.
@@ -94,7 +99,8 @@ def _mix(x):
 
 
 @njit(cache=True, nogil=True)
-def _clusters(values, tolerance):
+def clusters(values, tolerance):
+    """Number of the cluster of each value: neighbours on the line within the tolerance, in ascending order."""
     order = np.argsort(values)
     out = np.empty(len(values), dtype=np.uint64)
     number = np.uint64(0)
@@ -163,11 +169,11 @@ def _refine(numbers, src, dst, node_ptr, dst_ptr, vectors, tolerance):
                     unit[a, 0] * unit[b, 0] + unit[a, 1] * unit[b, 1] + unit[a, 2] * unit[b, 2]
                 )
                 p += 1
-        angle = _clusters(cosines, tolerance)
+        angle = clusters(cosines, tolerance)
         for p in range(pairs):
             angle[p] = three * _mix(angle[p] + seven)
 
-        edge_color = _clusters(lengths, LENGTH_SCALE * tolerance)
+        edge_color = clusters(lengths, LENGTH_SCALE * tolerance)
         for e in range(m):
             own_image = one if begin[e] == end[e] else np.uint64(0)
             edge_color[e] = _mix(edge_color[e] * np.uint64(2) + own_image)

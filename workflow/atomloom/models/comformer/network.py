@@ -10,17 +10,19 @@ algebra is rearranged:
 - A Linear over concatenated inputs is a sum of Linears: the atoms' part is computed once per atom,
   the lattice's once per structure, and the edges' is folded into one product.
 - Functions of one length or one angle alone are interpolated from a table (see BasisTable).
+- Edges of equal geometry, of which crystals have many, are computed once on a CPU (see Distinct).
 - Weights of the tensor products, linear in radial features, are contracted with atoms, not edges.
 
 It knows nothing of training.
 
-Legend: B structures, N atoms, E edges, D = width, V = 64 scalars of the equivariant layer.
+Legend: B structures, N atoms, E edges, L distinct lengths, U distinct edges, R rows, D = width, V = 64 scalars of the equivariant layer.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -31,7 +33,9 @@ from torch import Tensor, nn
 
 from atomloom.config.model import EComFormerConfig, IComFormerConfig
 from atomloom.data.batch import GraphBatch
+from atomloom.data.collate import Pass
 from atomloom.errors import AtomloomError
+from atomloom.models.comformer.distinct import Distinct, chosen, counted, distinct_of
 from atomloom.models.common.features import (
     CGCNN_FEATURES,
     cgcnn_features,
@@ -142,6 +146,22 @@ class _Gate(nn.Module):
         return message * gate.view(alpha.shape)
 
 
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of messages in a node layer, each of one edge or of several equal ones."""
+
+    src: Tensor
+    """[R] int64."""
+    dst: Tensor
+    """[R] int64."""
+    part: Tensor | None
+    """[R] int64, the row of the edges' part that belongs to each; None: they are in this order."""
+    weights: Tensor | None
+    """[R], multiplicity of each row in batch statistics."""
+    of: Tensor | None
+    """[E] int64, the row of each edge; None: each has its own."""
+
+
 class NodeLayer(_Gate):
     """Attention of atoms to their neighbours: softplus(x + BN(W sum message))."""
 
@@ -150,22 +170,27 @@ class NodeLayer(_Gate):
         self.lin_edge = nn.Linear(width, width)
 
     def edge_part(self, edges: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """[R, 2 D] contribution of edge features [R, D] to the MLPs' first layers."""
+        """[S, 2 D] contribution of edge features [S, D] to the MLPs' first layers."""
         return product(edges, *self.fold(2, self.lin_edge, self.lin_edge, bias=True), dtype)
 
     def forward(
-        self, nodes: Tensor, edge_part: Tensor, batch: GraphBatch, dtype: torch.dtype | None
+        self,
+        nodes: Tensor,
+        edge_part: Tensor,
+        rows: Rows,
+        batch: GraphBatch,
+        dtype: torch.dtype | None,
     ) -> Tensor:
-        """New features [N, D] from [N, D] and `edge_part` [E, 2 D]."""
+        """New features [N, D] from [N, D] and `edge_part` [S, 2 D]."""
         centre = F.linear(nodes, *self.fold(0, self.lin_key, self.lin_value))
         neighbour = F.linear(nodes, *self.fold(1, self.lin_key, self.lin_value))
         hidden = (
-            rounded(edge_part, dtype)
-            + gather(rounded(centre, dtype), batch.dst)
-            + gather(rounded(neighbour, dtype), batch.src)
+            chosen(rounded(edge_part, dtype), rows.part)
+            + gather(rounded(centre, dtype), rows.dst)
+            + gather(rounded(neighbour, dtype), rows.src)
         )
-        query = gather(self.query(nodes), batch.dst)
-        messages = self.gated(query, hidden, batch.multiplicity, dtype)
+        query = gather(self.query(nodes), rows.dst)
+        messages = chosen(self.gated(query, hidden, rows.weights, dtype), rows.of)
         if batch.multiplicity is not None:
             messages = messages * batch.multiplicity.unsqueeze(1)
         summed = segment_sum(messages, batch.dst, nodes.shape[0])
@@ -219,31 +244,31 @@ class EdgeLayer(_Gate):
     def forward(
         self,
         edges: Tensor,
-        own_part: Tensor,
-        angle_part: Tensor,
-        lattice_part: Tensor,
-        edge_graph: Tensor,
+        query: Tensor,
+        hidden: Tensor,
+        weights: Tensor | None,
+        angle_of: Tensor | None,
         multiplicity: Tensor | None,
         dtype: torch.dtype | None,
     ) -> Tensor:
-        """New edge features [E, D] from [E, D].
+        """New edge features [U, D] from [U, D].
 
         Args:
-            edges: [E, D].
-            own_part: [E, 3 D], see `own_part`.
-            angle_part: [E, 3, 2 D], see `angle_part`.
-            lattice_part: [B, 3, 2 D], see `lattice_part`.
-            edge_graph: [E], the structure of each edge.
-            multiplicity: [E], of each edge.
+            edges: [U, D].
+            query: [R, D], see `own_part`.
+            hidden: [R, 2 D], sum of the parts of edges, angles and lattice vectors.
+            weights: [R], multiplicity of each row in batch statistics.
+            angle_of: [3 U], the row of each (edge, axis); None: they are in this order.
+            multiplicity: [U], of each edge.
             dtype: see `product_dtype`.
         """
-        query, own = own_part.split((self.width, 2 * self.width), dim=1)
-        hidden = angle_part + own.unsqueeze(1) + gather(lattice_part, edge_graph)
-        weights = None if multiplicity is None else multiplicity.repeat_interleave(3)
-        messages = self.gated(query.unsqueeze(1), hidden, weights, dtype).sum(dim=1)
+        messages = chosen(self.gated(query, hidden, weights, dtype), angle_of)
         # The published code applies W, and so its bias, to each of the three before adding them.
         update = centred_product(
-            messages, self.lin_concate.weight, 3.0 * self.lin_concate.bias, dtype
+            messages.view(-1, 3, self.width).sum(dim=1),
+            self.lin_concate.weight,
+            3.0 * self.lin_concate.bias,
+            dtype,
         )
         return F.softplus(edges + self.bn(update, multiplicity))
 
@@ -325,12 +350,13 @@ class _ComFormer(Recomputing):
         place: int,
         nodes: Tensor,
         part: Callable[[], Tensor],
+        rows: Rows,
         batch: GraphBatch,
         dtype: torch.dtype | None,
     ) -> Tensor:
-        """Apply a node layer; `part` gives its [E, 2 D] of edges."""
+        """Apply a node layer; `part` gives its [S, 2 D] of edges."""
         layer = self.att_layers[place]
-        return self.over_edges(lambda values: layer(values, part(), batch, dtype), nodes)
+        return self.over_edges(lambda values: layer(values, part(), rows, batch, dtype), nodes)
 
 
 class IComFormer(_ComFormer):
@@ -375,19 +401,33 @@ class IComFormer(_ComFormer):
         own_part: Callable[[], Tensor],
         cosines: Tensor,
         lattice_part: Tensor,
-        edge_graph: Tensor,
-        multiplicity: Tensor | None,
+        batch: GraphBatch,
+        distinct: Distinct,
         dtype: torch.dtype | None,
     ) -> Tensor:
-        angle_part = tabulated(self._of_angle, self.angle_table, cosines)
+        """New features [U, D] of distinct edges from [L, D] of their lengths."""
+        start = gather(batch.node_graph, chosen(batch.dst, distinct.edges))
+        length = (
+            chosen(distinct.length_of, distinct.edges) if distinct.length_of is not None else None
+        )
+        axis = torch.arange(3, device=start.device)
+        lattice_row = (3 * start.unsqueeze(1) + axis).flatten()
+        own_row = torch.arange(len(start), device=start.device) if length is None else length
+        own_row = own_row.repeat_interleave(3)
+        cosines = chosen(cosines, distinct.edges).flatten()
+        copies = counted(batch.multiplicity, distinct.edge_of, distinct.edges)
+        weights = None if copies is None else copies.repeat_interleave(3)
+        weights = counted(weights, distinct.angle_of, distinct.angles)
+        own = gather(own_part(), chosen(own_row, distinct.angles))
+        query, hidden = own.split((self.width, 2 * self.width), dim=1)
+        hidden = (
+            hidden
+            + tabulated(self._of_angle, self.angle_table, chosen(cosines, distinct.angles))
+            + gather(lattice_part.flatten(0, 1), chosen(lattice_row, distinct.angles))
+        )
+        edges = chosen(edges, length)
         return self.edge_update_layer(
-            edges,
-            own_part(),
-            angle_part.view(-1, 3, 2 * self.width),
-            lattice_part,
-            edge_graph,
-            multiplicity,
-            dtype,
+            edges, query, hidden, weights, distinct.angle_of, copies, dtype
         )
 
     def predict(self, batch: GraphBatch, dtype: torch.dtype | None) -> Tensor | Outputs:
@@ -398,36 +438,71 @@ class IComFormer(_ComFormer):
                 where="graph.lattice",
                 todo="set graph.lattice: true",
             )
-        vectors, edge_graph = batch.edge_vectors(), gather(batch.node_graph, batch.dst)
-        lengths, lattice_lengths = _norm(vectors), _norm(batch.lattice)
-        triads = gather(batch.lattice / lattice_lengths.unsqueeze(-1), edge_graph)
-        # The published vectors point from the neighbour to the receiving atom; those here point back.
-        cosines = -(triads * (vectors / lengths.unsqueeze(1)).unsqueeze(1)).sum(dim=-1)
-        cosines = cosines.clamp(-1.0, 1.0).flatten()
+        lengths, lattice_lengths, cosines = _geometry(batch)
+        distinct = Distinct.of(batch, lengths, cosines)
         lattice_part = self.edge_update_layer.lattice_part(self.rbf(LENGTH_SCALE / lattice_lengths))
         edges, first_part, own_part = tabulated_parts(
             self._of_length,
             self.length_table,
-            LENGTH_SCALE / lengths,
+            LENGTH_SCALE / chosen(lengths, distinct.lengths),
             (self.width, 2 * self.width, 3 * self.width),
             keep=not self.recomputes,
         )
 
-        nodes = self.node_layer(0, self.embed_atoms(batch), first_part, batch, dtype)
+        rows = first_rows(batch, distinct)
+        nodes = self.node_layer(0, self.embed_atoms(batch), first_part, rows, batch, dtype)
         edges = self.over_edges(
             self._update_edges,
             edges(),
             own_part,
             cosines,
             lattice_part,
-            edge_graph,
-            batch.multiplicity,
+            batch,
+            distinct,
             dtype,
         )
+        rows = Rows(batch.src, batch.dst, distinct.edge_of, batch.multiplicity, None)
         for place, layer in enumerate(self.att_layers[1:], start=1):
             part = partial(layer.edge_part, edges, dtype)
-            nodes = self.node_layer(place, nodes, part, batch, dtype)
+            nodes = self.node_layer(place, nodes, part, rows, batch, dtype)
         return self.read_out(nodes, batch, self.edge_update_layer.carried())
+
+    def passes(self, device: str, compiled: bool) -> tuple[Pass, ...]:
+        """Tensors that a loader may compute for each batch: see `Distinct`."""
+        return (_distinct_by_angles,) if device == "cpu" else ()
+
+
+def first_rows(batch: GraphBatch, distinct: Distinct) -> Rows:
+    """Rows of the first node layer, whose atoms are elements, and whose edges lengths."""
+    return Rows(
+        chosen(batch.src, distinct.pairs),
+        chosen(batch.dst, distinct.pairs),
+        None if distinct.length_of is None else chosen(distinct.length_of, distinct.pairs),
+        counted(batch.multiplicity, distinct.pair_of, distinct.pairs),
+        distinct.pair_of,
+    )
+
+
+def _geometry(batch: GraphBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Lengths [E] of edges and [B, 3] of lattice vectors, A, and cosines [E, 3] between them."""
+    assert batch.lattice is not None
+    vectors, edge_graph = batch.edge_vectors(), gather(batch.node_graph, batch.dst)
+    lengths, lattice_lengths = _norm(vectors), _norm(batch.lattice)
+    triads = gather(batch.lattice / lattice_lengths.unsqueeze(-1), edge_graph)
+    # The published vectors point from the neighbour to the receiving atom; those here point back.
+    cosines = -(triads * (vectors / lengths.unsqueeze(1)).unsqueeze(1)).sum(dim=-1)
+    return lengths, lattice_lengths, cosines.clamp(-1.0, 1.0)
+
+
+def _distinct_by_angles(batch: GraphBatch) -> Mapping[str, Tensor]:
+    if batch.lattice is None:  # which the model refuses
+        return {}
+    lengths, _, cosines = _geometry(batch)
+    return distinct_of(batch, lengths, cosines)
+
+
+def _distinct_by_lengths(batch: GraphBatch) -> Mapping[str, Tensor]:
+    return distinct_of(batch, _norm(batch.edge_vectors()), None)
 
 
 def _norm(vectors: Tensor) -> Tensor:
@@ -621,22 +696,33 @@ class EComFormer(_ComFormer):
     def predict(self, batch: GraphBatch, dtype: torch.dtype | None) -> Tensor | Outputs:
         """Predictions; products over edges in `dtype`."""
         vectors = batch.edge_vectors()
+        lengths = _norm(vectors)
+        distinct = Distinct.of(batch, lengths)
         widths = [self.width] * 2 + [2 * self.width] * len(self.att_layers)
         radial_1, radial_2, *parts = tabulated_parts(
             self._of_length,
             self.length_table,
-            LENGTH_SCALE / _norm(vectors),
+            LENGTH_SCALE / chosen(lengths, distinct.lengths),
             widths,
             keep=not self.recomputes,
         )
-        nodes = self.node_layer(0, self.embed_atoms(batch), parts[0], batch, dtype)
+        of = distinct.length_of
+        rows = first_rows(batch, distinct)
+        nodes = self.node_layer(0, self.embed_atoms(batch), parts[0], rows, batch, dtype)
         nodes = self.over_edges(
-            lambda values: self.equi_update(values, radial_1(), radial_2(), vectors, batch, dtype),
+            lambda values: self.equi_update(
+                values, chosen(radial_1(), of), chosen(radial_2(), of), vectors, batch, dtype
+            ),
             nodes,
         )
+        rows = Rows(batch.src, batch.dst, of, batch.multiplicity, None)
         for place, part in enumerate(parts[1:], start=1):
-            nodes = self.node_layer(place, nodes, part, batch, dtype)
+            nodes = self.node_layer(place, nodes, part, rows, batch, dtype)
         return self.read_out(nodes, batch)
+
+    def passes(self, device: str, compiled: bool) -> tuple[Pass, ...]:
+        """Tensors that a loader may compute for each batch: see `Distinct`."""
+        return (_distinct_by_lengths,) if device == "cpu" else ()
 
 
 def _harmonics(vectors: Tensor) -> tuple[Tensor, Tensor]:
