@@ -49,6 +49,7 @@ from atomloom.models.common.features import (
 from atomloom.models.common.heads import AtomFeatures, Heads
 from atomloom.models.common.layers import (
     EdgeBlocks,
+    FunctionContext,
     GaussianBasis,
     Layers,
     Recomputing,
@@ -60,6 +61,7 @@ from atomloom.models.common.layers import (
     product_dtype,
     read_out,
     rounded,
+    segment_sum,
 )
 from atomloom.models.common.outputs import Head, Outputs
 
@@ -174,6 +176,25 @@ class Surroundings:
 # --- layers ---------------------------------------------------------------------------------------
 
 
+class _PairScores(torch.autograd.Function):
+    """Products of queries and keys of pairs; keeps those of atoms, where autograd would keep those of pairs, which
+    take most memory of a layer."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionContext, query: Tensor, key: Tensor, dst: Tensor, src: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, dst, src)
+        return (gather(query, dst) * gather(key, src)).sum(dim=2)
+
+    @staticmethod
+    def backward(ctx: FunctionContext, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, dst, src = ctx.saved_tensors
+        grad, atoms = grad.unsqueeze(2), len(query)
+        of_query = segment_sum(grad * gather(key, src), dst, atoms)
+        return of_query, segment_sum(grad * gather(query, dst), src, atoms), None, None
+
+
 class Attention(nn.Module):
     """Attention of atoms to all atoms of their structure and their images, with encodings of distances."""
 
@@ -219,7 +240,10 @@ class Attention(nn.Module):
             sink: [N, H], weight of the sink, 1/Z.
             near: of the batch.
         """
-        scores = (gather(query, near.pair_dst) * gather(key, near.pair_src)).sum(dim=2)
+        if torch.compiler.is_compiling():  # which decides itself what is kept
+            scores = (gather(query, near.pair_dst) * gather(key, near.pair_src)).sum(dim=2)
+        else:
+            scores = _PairScores.apply(query, key, near.pair_dst, near.pair_src)
         norm = sink.clamp(min=torch.finfo(sink.dtype).tiny).log()
         scores = scores / math.sqrt(self.channels) + gather(norm, near.pair_dst)
         by_pair = F.pad(scores.clamp(max=LARGEST).exp(), (0, 0, 0, 1))
