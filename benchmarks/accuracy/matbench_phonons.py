@@ -1,6 +1,6 @@
 """The five official folds of matbench_phonons, by the preset of that name.
 
-    python -m benchmarks.accuracy.matbench_phonons [--fold N] [--model NAME] [--folder FOLDER] [--threads N]
+    python -m benchmarks.accuracy.matbench_phonons [--fold N] [--model NAME] [--epochs N] [--folder FOLDER]
 
 Trains iComFormer, or another model at its default size, on each fold's training rows (5 % of them held out to choose
 the epoch by) and predicts its test rows. A folder that is kept resumes. Updates its folds of
@@ -33,9 +33,12 @@ PUBLISHED = {
 """Mean MAE over the folds, cm^-1 (Matbench v0.1)."""
 
 
-def config_of(fold: int, threads: int, model: str = MODELS[0]) -> dict[str, Any]:
-    """The preset with another fold, or another model."""
+def config_of(
+    fold: int, threads: int, model: str = MODELS[0], epochs: int | None = None
+) -> dict[str, Any]:
+    """The preset with another fold, another model, or other epochs."""
     config = yaml.safe_load(PRESET.read_text())
+    config["training"]["epochs"] = epochs or config["training"]["epochs"]
     if model != config["model"]["name"]:
         config["model"] = {"name": model}
     config["split"]["fold"] = fold
@@ -43,9 +46,9 @@ def config_of(fold: int, threads: int, model: str = MODELS[0]) -> dict[str, Any]
     return config
 
 
-def run_fold(fold: int, folder: Path, threads: int, model: str) -> dict[str, Any]:
+def run_fold(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Train, evaluate, and say what is committed of it."""
-    outcome = measured_run(config_of(fold, threads, model), folder, print)
+    outcome = measured_run(config, folder, print)
     card = outcome.run_card()
     del card["config"]["paths"]
     return {
@@ -77,6 +80,7 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--fold", type=int, choices=range(FOLDS))
     parser.add_argument("--model", choices=MODELS, default=MODELS[0])
+    parser.add_argument("--epochs", type=int, help="by default those of the preset")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -86,7 +90,8 @@ def main() -> None:
     content = results if options.model == MODELS[0] else others.get(options.model, {})
     for fold in range(FOLDS) if options.fold is None else [options.fold]:
         with tempfile.TemporaryDirectory() as scratch:
-            row = run_fold(fold, options.folder or Path(scratch), options.threads, options.model)
+            config = config_of(fold, options.threads, options.model, options.epochs)
+            row = run_fold(config, options.folder or Path(scratch))
         content = summary(content.get("folds", {}) | {str(fold): row})
         if options.model == MODELS[0]:
             results = content
