@@ -20,6 +20,7 @@ from atomloom.commands.predict import as_called
 from atomloom.config import Config, parse_config
 from atomloom.data.dataset import LabelledGraphs
 from atomloom.errors import AtomloomError
+from atomloom.features.computing import trusted_feature
 from atomloom.graphs.build import build_graphs
 from atomloom.inference.model_file import ModelCard
 from atomloom.inference.predict import LoadedModel, atoms_of, load_model, unfit
@@ -28,6 +29,7 @@ from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.quarantine import QUARANTINE, Quarantine, reason_kind
 from atomloom.stages.convert import convert_chunk
 from atomloom.stages.evaluate import guesses, metrics_of, predicted_tables, reported_units
+from atomloom.stages.features import describe_chunk
 from atomloom.stages.labels import array_targets
 from atomloom.stages.plan import absent_targets, make_plan, read_members, read_planned_labels
 from atomloom.stages.split import Records, are_isolated_atoms, join_targets, read_structures
@@ -214,7 +216,11 @@ def _config(request: Comparison, card: ModelCard, folder: Path, targets: list[st
         "unit": {called[s.name]: s.unit for s in card.specs if s.name in called},
     }
     if card.global_features is not None:
-        dataset["global_features"] = list(card.global_features.names)
+        dataset["global_features"] = list(card.told)
+    features = {
+        name: trusted_feature(name, one, request.trust).model_dump(mode="json")
+        for name, one in card.features.items()
+    }
     if request.labels:
         dataset["labels"] = [{"file": f, "id_column": request.id_column} for f in request.labels]
     training: dict[str, Any] = {"batch": dict(request.bounds)}
@@ -228,6 +234,7 @@ def _config(request: Comparison, card: ModelCard, folder: Path, targets: list[st
         "model": card.model.model_dump(mode="json"),
         "graph": card.graph.model_dump(mode="json"),
         "training": training,
+        "features": features,
         "paths": {"results": str(folder / "results"), "store": str(folder / "store")},
     }
     return parse_config(content, where="evaluate")
@@ -275,6 +282,8 @@ class _Labelled:
         plan = make_plan(layout, _quiet)
         for key in plan.chunk_keys:
             convert_chunk(layout, plan, key, _quiet)
+            if reading.features:
+                describe_chunk(layout, key, _quiet)
         members, labels = read_members(layout, plan), read_planned_labels(layout, plan)
         quarantine = Quarantine.of(members)
         records = read_structures(RunPaths(layout, plan), members, quarantine)
@@ -313,7 +322,7 @@ class _Labelled:
             own = values[atoms if spec.per == "atom" else rows]
             arrays[spec.name] = own * self.factors.get(spec.name, 1.0)
         columns = [spec.name for spec in self.config.targets if spec.is_column]
-        given = self.config.dataset.global_features
+        given = list(card.global_features.names) if card.global_features else []
         return LabelledGraphs(
             table=build_graphs(table.take(rows), card.graph),
             targets=frame[columns].to_numpy(np.float64),

@@ -230,7 +230,11 @@ class _PotentialPredictor:
         """Elements not seen in training: empty, since such structures are refused."""
         return ()
 
-    def predict(self, table: GraphTable, bounds: Batching) -> _Found:
+    def features(self, structures: Sequence[Structure]) -> tuple[None, dict[int, str]]:
+        """No features: potentials take none."""
+        return None, {}
+
+    def predict(self, table: GraphTable, bounds: Batching, features: None) -> _Found:
         found = evaluate_table(self.committee, table, forces=self.forces, bounds=bounds)
         columns = {
             "energy": found.energy,
@@ -260,10 +264,12 @@ class _PropertyPredictor:
                 )
         self.spec = first.graph
         self.checks = _strictest([model.card.checks for model in models])
-        if first.global_features is not None:
+        for model in models:
+            if model.card.features != first.features:
+                raise AtomloomError("the models need different features", where="--model")
+        if first.told:
             raise AtomloomError(
-                f"{models[0].card.model.name} must be told {', '.join(first.global_features.names)} of each "
-                "structure",
+                f"{models[0].card.model.name} must be told {', '.join(first.told)} of each structure",
                 where="--model",
                 todo="use atomloom.load_model(...).predict(structures, global_features=...)",
             )
@@ -291,8 +297,21 @@ class _PropertyPredictor:
         """Elements on which some model was not trained."""
         return tuple({symbol for model in self.models for symbol in model.card.unseen(numbers)})
 
-    def predict(self, table: GraphTable, bounds: Batching) -> _Found:
-        said = [predict_all(m, table, bounds=bounds, device=self.device) for m in self.models]
+    def features(
+        self, structures: Sequence[Structure]
+    ) -> tuple[np.ndarray | None, Mapping[int, str]]:
+        """[S, G] derived features, None without any, and the reasons of structures that lack some."""
+        given = self.models[0].card.global_features
+        if given is None or not structures:
+            return None, {}
+        found = self.models[0].features.compute(structure_table(structures))
+        return np.stack([found.columns[name] for name in given.names], axis=1), found.reasons
+
+    def predict(self, table: GraphTable, bounds: Batching, features: np.ndarray | None) -> _Found:
+        said = [
+            predict_all(m, table, None, bounds, self.device, global_features=features)
+            for m in self.models
+        ]
         found = np.stack([one.scalars for one in said])
         columns = {}
         for place, name in enumerate(self.models[0].card.columns):
@@ -443,11 +462,16 @@ def _predict_chunk(request: Prediction, predictor: _Predictor, read: _Read) -> _
             refused[id(read.records[place])] = reason
         else:
             kept.append(place)
+    features, without = predictor.features([read.structures[place] for place in kept])
+    refused |= {id(read.records[kept[row]]): reason for row, reason in without.items()}
+    row_of = {place: row for row, place in enumerate(kept) if row not in without}
+    kept = list(row_of)
     columns: list[dict[str, np.ndarray]] = []
     of_atoms: list[dict[str, dict[str, np.ndarray]]] = []
     rows: list[int] = []
     for block in _blocks(read.structures, kept):
-        good, bad, found = _predict_block(request, predictor, read.structures, block)
+        own = None if features is None else features[[row_of[place] for place in block]]
+        good, bad, found = _predict_block(request, predictor, read.structures, block, own)
         refused |= {id(read.records[place]): reason for place, reason in bad}
         if good:
             rows += good
@@ -513,25 +537,28 @@ def _predict_block(
     predictor: _Predictor,
     structures: Sequence[Structure],
     block: list[int],
+    features: np.ndarray | None,
 ) -> tuple[list[int], list[tuple[int, str]], Any]:
     """Predict a block: indices predicted, indices refused with reasons, and predictions of the first."""
 
-    def predict(places: Sequence[int]) -> Any:
-        table = structure_table([structures[place] for place in places])
-        return predictor.predict(build_graphs(table, predictor.spec), request.bounds)
+    def predict(rows: Sequence[int]) -> Any:
+        table = structure_table([structures[block[row]] for row in rows])
+        own: Any = None if features is None else features[rows]
+        return predictor.predict(build_graphs(table, predictor.spec), request.bounds, own)
 
+    every = list(range(len(block)))
     try:
-        return block, [], predict(block)
+        return block, [], predict(every)
     except AtomloomError:
         pass  # at least one cannot be predicted: find it by trying one by one
     good, bad = [], []
-    for place in block:
+    for row in every:
         try:
-            predict([place])
-            good.append(place)
+            predict([row])
+            good.append(row)
         except AtomloomError as error:
-            bad.append((place, _reason(error)))
-    return good, bad, predict(good) if good else None
+            bad.append((block[row], _reason(error)))
+    return [block[row] for row in good], bad, predict(good) if good else None
 
 
 def _identity(

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from atomloom.config.base import Options, Section, unkeyed
+from atomloom.config.foundation import teacher_file
 from atomloom.config.teacher import Calculator
+from atomloom.errors import AtomloomError
+from atomloom.store.files import file_digest
+from atomloom.store.keys import FEATURES
 
 SourceName = Literal["composition", "gamma_frequencies"]
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -81,6 +87,36 @@ class Feature(Section):
         """Everything that determines the numbers, besides the structure and the content of the model file."""
         taken = {"source", *OPTIONS[self.source]}
         return {name: value for name, value in super().key_content().items() if name in taken}
+
+
+def feature_spec(name: str, feature: Feature) -> dict[str, Any]:
+    """Everything that determines the numbers of a feature, besides the structure.
+
+    Raises:
+        AtomloomError: when its model file is missing.
+    """
+    spec = {**feature.key_content(), "version": FEATURES[feature.source]}
+    return spec | content_of(feature.teacher, f"features.{name}.model")
+
+
+def content_of(teacher: Calculator, where: str) -> dict[str, str]:
+    """Digest of the file of a calculator's weights, if it has one.
+
+    Raises:
+        AtomloomError: when it is missing.
+    """
+    path = teacher_file(teacher)
+    if path is None:
+        return {}
+    if not path.exists():
+        raise AtomloomError("no model file here", where=path, todo=f"see {where}")
+    return {"model": _digest(path, path.stat().st_size, path.stat().st_mtime_ns)}
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, size: int, time_stamp: int) -> str:
+    """Digest of a file, computed once as long as it is not written to."""
+    return file_digest(path)
 
 
 def named_features(value: Any) -> Any:

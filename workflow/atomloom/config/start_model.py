@@ -167,6 +167,17 @@ def trained_on(named: str, results: str) -> tuple[str, ...]:
     return (TRAINED_ON,) if named in POTENTIALS else _find(named, results).trained_on
 
 
+UNKNOWN = "unknown data"
+
+
+def data_behind(named: str, results: str) -> list[str]:
+    """Data that a model was trained on, in words; `UNKNOWN` where its file does not tell, or is gone."""
+    data: tuple[str, ...] = ()
+    with suppress(AtomloomError):
+        data = trained_on(named, results)
+    return list(data) or [UNKNOWN]
+
+
 def _find(named: str, results: str) -> StartModel:
     """Read the model of a name, or what runs tell of it."""
     try:

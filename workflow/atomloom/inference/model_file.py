@@ -24,6 +24,7 @@ from torch import Tensor
 
 from atomloom import __version__
 from atomloom.config.dataset import Checks
+from atomloom.config.features import Feature, feature_spec
 from atomloom.config.graph import GraphSpec
 from atomloom.config.model import VERSION_KEY, ModelConfig, is_by_class, module_version
 from atomloom.config.root import Config
@@ -35,12 +36,23 @@ from atomloom.inference.scalers.direct_scaler import DirectScaler
 from atomloom.inference.scalers.target_scaler import TargetScaler
 from atomloom.models.common.outputs import Head
 from atomloom.store.files import plain_stat, write_atomically
+from atomloom.store.keys import short_hash
 from atomloom.structures.elements import SYMBOLS
 from atomloom.targets import KINDS, TargetSpec, spec_of
 
 FORMAT = 2
 DIGEST = "digest"
 """Name under which a card holds the digest of its file."""
+
+
+@dataclass(frozen=True)
+class CardFeature:
+    """Derived feature as it was in training."""
+
+    section: Feature
+    """Its section of the config."""
+    key: str
+    """Its key, which a feature that gives the same numbers has, too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +83,8 @@ class ModelCard:
     """Kinds of the targets by name, if not the usual ones of the model."""
     head_scalers: Mapping[str, DirectScaler] = field(default_factory=dict)
     """Scalers of heads to real units, by name of the target."""
+    features: Mapping[str, CardFeature] = field(default_factory=dict)
+    """Derived features among the global features, by name; their columns are `NAME.COLUMN`."""
 
     @property
     def specs(self) -> tuple[TargetSpec, ...]:
@@ -118,6 +132,12 @@ class ModelCard:
         heads = tuple(Head(spec.name, spec.per, spec.shape) for spec in self.direct)
         return options | {"heads": heads} if heads else options
 
+    @property
+    def told(self) -> tuple[str, ...]:
+        """Global features that the user gives: those that are not derived from structures."""
+        names = self.global_features.names if self.global_features else ()
+        return tuple(name for name in names if name.partition(".")[0] not in self.features)
+
     def unseen(self, numbers: np.ndarray) -> tuple[str, ...]:
         """Elements among atomic numbers that no training structure has: a property model has learnt nothing
         about them (a potential refuses them)."""
@@ -150,6 +170,10 @@ class ModelCard:
             elements,
             {spec.name: spec.kind for spec in config.targets if head_scalers},
             head_scalers or {},
+            {
+                name: CardFeature(one, short_hash(feature_spec(name, one)))
+                for name, one in config.features.items()
+            },
         )
 
 
@@ -171,6 +195,11 @@ def write_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> N
         content["elements"] = list(card.elements)
     if card.global_features is not None:
         content["globals"] = card.global_features.to_dict()
+    if card.features:
+        content["features"] = {
+            name: {"section": one.section.model_dump(mode="json"), "key": one.key}
+            for name, one in card.features.items()
+        }
     if card.head_scalers:
         content["kinds"] = dict(card.kinds)
         content["heads"] = {name: own.to_dict() for name, own in card.head_scalers.items()}
@@ -274,7 +303,8 @@ def _card_of(path: Path, content: dict[str, Any], trusted: tuple[str, ...]) -> M
             where=path,
             todo=f"use atomloom {version}",
         )
-    _require_trust(path, content.get("model"), trusted)
+    model = content.get("model")
+    _require_trust(path, model.get("name") if isinstance(model, Mapping) else None, trusted)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FormerName)  # a file of before says what it said then
@@ -299,6 +329,10 @@ def _card_of(path: Path, content: dict[str, Any], trusted: tuple[str, ...]) -> M
             head_scalers={
                 name: DirectScaler.from_dict(own) for name, own in content.get("heads", {}).items()
             },
+            features={
+                name: CardFeature(Feature.model_validate(one["section"]), str(one["key"]))
+                for name, one in content.get("features", {}).items()
+            },
         )
         for name, kind in card.kinds.items():
             if kind not in KINDS:
@@ -322,12 +356,11 @@ def _card_of(path: Path, content: dict[str, Any], trusted: tuple[str, ...]) -> M
     return card
 
 
-def _require_trust(path: Path, model: Any, trusted: tuple[str, ...]) -> None:
+def _require_trust(path: Path, name: Any, trusted: tuple[str, ...]) -> None:
     """Raise AtomloomError if a model is of a module whose code the user has not asked for.
 
     A file is data: a module it names is imported only if the reader of the file says so, or has imported it.
     """
-    name = model.get("name") if isinstance(model, Mapping) else None
     if not is_by_class(name):
         return
     module = name.partition(":")[0]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,10 @@ Given = Mapping[str, Any] | np.ndarray | None
 """Global features as given by the user: by name, or as an array of one column each."""
 
 
+COMPUTED_BY = "atomloom.features.computing:FeatureComputer"
+"""Class that computes derived features, imported where a model has some."""
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
     """Trained model, ready for predictions."""
@@ -53,6 +59,34 @@ class LoadedModel:
     """Card with config, graph spec, targets and unit."""
     dtype: torch.dtype
     """Precision of its weights."""
+    trust: tuple[str, ...] = ()
+    """Modules, or packages of modules, that its file may name."""
+
+    @cached_property
+    def features(self) -> Any:
+        """Sources of the model's derived features (`features.computing.FeatureComputer`).
+
+        Raises:
+            AtomloomError: when one cannot be opened here, or would give other numbers than in training.
+        """
+        module, _, name = COMPUTED_BY.partition(":")
+        return getattr(import_module(module), name).of(self.card, self.trust)
+
+    def with_features(self, table: StructureTable, told: Given) -> Given:
+        """Global features of structures: those that are told, and the derived ones that are not.
+
+        Raises:
+            AtomloomError: when the features of a structure cannot be computed.
+        """
+        if not self.card.features or isinstance(told, np.ndarray):
+            return told
+        assert self.card.global_features is not None
+        if told is not None and set(told) >= set(self.card.global_features.names):
+            return told
+        computed = self.features.compute(table)
+        for place, reason in computed.reasons.items():
+            raise AtomloomError(f"structure {place}: {reason}", where="structures")
+        return {**computed.columns, **(told or {})}
 
     def predict(
         self,
@@ -74,7 +108,7 @@ class LoadedModel:
             bounds: max structures, atoms, edges and triplets per batch.
             device: `auto`, `cpu` or `cuda`.
             global_features: if the model was trained with them: by name, one number or one per
-                structure; or an array of one column each.
+                structure; or an array of one column each. Derived features are computed unless they are given.
             globals: former name of `global_features`.
 
         Raises:
@@ -94,7 +128,8 @@ class LoadedModel:
                 "for structures with these elements are guesses",
                 stacklevel=2,
             )
-        found = predict_all(self, table, None, bounds, device, global_features)
+        given = self.with_features(StructureTable.from_structures(own), global_features)
+        found = predict_all(self, table, None, bounds, device, given)
         if not self.card.direct:
             return found.scalars
         values: dict[str, Any] = dict(zip(self.card.columns, found.scalars.T, strict=True))
@@ -149,7 +184,8 @@ def load_model(path: str | Path, trust: str | Sequence[str] = ()) -> LoadedModel
     _require_tensors(path, tensors, model.state_dict())
     model.to(dtype)
     model.load_state_dict(tensors)
-    return LoadedModel(model.eval().requires_grad_(False), card, dtype)
+    trusted = (trust,) if isinstance(trust, str) else tuple(trust)
+    return LoadedModel(model.eval().requires_grad_(False), card, dtype, trusted)
 
 
 def _require_tensors(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

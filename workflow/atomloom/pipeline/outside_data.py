@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from atomloom.config.foundation import CHGNET
 from atomloom.config.root import Config
-from atomloom.config.start_model import trained_on
+from atomloom.config.start_model import UNKNOWN, data_behind
 from atomloom.errors import AtomloomError
 from atomloom.store.files import read_json
 
 ENTRY = "outside_data"
 """Entry of run cards; absent where a run has seen nothing else."""
-UNKNOWN = "unknown data"
 _OF_A_DATABASE = re.compile(r"(mp|mvc|JVASP|jvasp|agm|oqmd|alex)-?[0-9]+")
 """Ids that mean the same structure in any data set."""
 
@@ -33,19 +32,17 @@ def outside_data(config: Config) -> list[dict[str, Any]]:
         One entry per model: `through`, the key of the config that names it; `model`, its name there;
         `data`, what it was trained on, as far as its file tells.
     """
-    named = {"training.start_from": config.training.start_from}
+    named: dict[str, str | None] = {"training.start_from": config.training.start_from}
     if config.teacher is not None:
         named["teacher.model"] = config.teacher.model
+    for called, feature in config.features.items():
+        by_chgnet = feature.calculator == CHGNET
+        named[f"features.{called}"] = feature.model or (CHGNET if by_chgnet else None)
     found = []
     for key, name in named.items():
-        if not name:
-            continue
-        data: tuple[str, ...] = ()
-        with suppress(
-            AtomloomError
-        ):  # not a model file of ours, or gone since its labels were made
-            data = trained_on(name, config.paths.results)
-        found.append({"through": key, "model": name, "data": list(data) or [UNKNOWN]})
+        if name:
+            data = data_behind(name, config.paths.results)
+            found.append({"through": key, "model": name, "data": data})
     return found
 
 

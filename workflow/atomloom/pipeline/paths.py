@@ -12,18 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from atomloom.config import Config, expand_variables
-from atomloom.config.features import Feature
-from atomloom.config.foundation import teacher_file
+from atomloom.config.features import content_of, feature_spec
 from atomloom.config.root import direct_kinds
-from atomloom.config.teacher import Calculator
 from atomloom.errors import AtomloomError
 from atomloom.pipeline.parent import Parent, find_parent
 from atomloom.pipeline.plan import Plan
-from atomloom.store.files import file_digest
 from atomloom.store.keys import (
     BUILDER,
     CONVERTER,
-    FEATURES,
     GUARD,
     LABELLER,
     PLANNER,
@@ -108,7 +104,7 @@ class Layout:
         if teacher is None:
             return {}
         spec = {"calculator": teacher.calculator, "options": teacher.options, "labeller": LABELLER}
-        return spec | _content_of(teacher, "teacher.model")
+        return spec | content_of(teacher, "teacher.model")
 
     @property
     def teacher_key(self) -> str:
@@ -349,30 +345,6 @@ class RunPaths:
     def own_report(self) -> Path:
         """Report that stays when that of another run is requested; reports of other runs link to it."""
         return own_report(self.layout.results, self.run_key)
-
-
-def feature_spec(name: str, feature: Feature) -> dict[str, Any]:
-    """Everything that determines the numbers of a feature, besides the structure.
-
-    Raises:
-        AtomloomError: when its model file is missing.
-    """
-    spec = {**feature.key_content(), "version": FEATURES[feature.source]}
-    return spec | _content_of(feature.teacher, f"features.{name}.model")
-
-
-def _content_of(teacher: Calculator, where: str) -> dict[str, str]:
-    """Digest of the file of a calculator's weights, if it has one.
-
-    Raises:
-        AtomloomError: when it is missing.
-    """
-    path = teacher_file(teacher)
-    if path is None:
-        return {}
-    if not path.exists():
-        raise AtomloomError("no model file here", where=path, todo=f"see {where}")
-    return {"model": file_digest(path)}
 
 
 def _place_of(path: str) -> Path:

@@ -270,7 +270,7 @@ def _placed(loaded: LoadedModel, device: str, dtype: torch.dtype) -> LoadedModel
     model = loaded.model
     if loaded.dtype != dtype:
         model = copy.deepcopy(model).to(dtype)
-    return LoadedModel(model.to(device), loaded.card, dtype)
+    return LoadedModel(model.to(device), loaded.card, dtype, loaded.trust)
 
 
 def _doubles(values: Tensor) -> np.ndarray:

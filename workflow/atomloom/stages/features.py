@@ -141,7 +141,7 @@ def features_of_chunk(layout: Layout, key: str, hashes: np.ndarray) -> ChunkFeat
         AtomloomError: as `read_features`.
     """
     found = ChunkFeatures()
-    for name in layout.config.features:
+    for name in sorted(layout.config.features):  # as keys do not know in which order they are named
         shard = read_features(layout.features(name, key), hashes)
         for place, column in enumerate(shard.columns):
             found.columns[f"{name}.{column}"] = shard.values[:, place]

@@ -97,6 +97,7 @@ def _attempt(
     tensors, _ = read_model(run / "model.safetensors")
     counts = read_split(paths)
     del counts["digests"]
+    counts.pop("features", None)  # as many names as there are columns
     write_sealed(
         run / CARD,
         {

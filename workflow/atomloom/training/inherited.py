@@ -17,6 +17,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from atomloom.config.features import feature_spec
 from atomloom.config.root import Config
 from atomloom.config.start_model import WHERE
 from atomloom.data.dataset import LabelledGraphs
@@ -28,6 +29,7 @@ from atomloom.inference.scalers.atomic_energies import AtomicEnergies
 from atomloom.inference.scalers.direct_scaler import DirectScaler
 from atomloom.inference.scalers.target_scaler import TargetScaler
 from atomloom.models.registry import build_model
+from atomloom.store.keys import short_hash
 from atomloom.training.distributed import full_state, load_weights
 
 
@@ -125,8 +127,11 @@ class ParentModel:
     @property
     def keeps_globals(self) -> bool:
         """Whether both have the same global features."""
-        own, theirs = self._config.dataset.global_features, self.card.global_features
-        return list(own) == list(theirs.names if theirs else ())
+        keys = {
+            name: short_hash(feature_spec(name, one)) for name, one in self._config.features.items()
+        }
+        same = keys == {name: one.key for name, one in self.card.features.items()}
+        return same and tuple(self._config.dataset.global_features) == self.card.told
 
     def inherited(self, data: LabelledGraphs, rows: np.ndarray, fabric: Fabric) -> Inherited:
         """Scales that are kept, and energies by the network; to be called by all processes.

@@ -27,6 +27,7 @@ from torch.optim import LBFGS
 
 from atomloom.config.model import TabularSection
 from atomloom.config.root import Config, direct_kinds
+from atomloom.config.start_model import data_behind
 from atomloom.config.training import Batching, Training
 from atomloom.data.batch import GraphBatch
 from atomloom.data.dataset import LabelledGraphs
@@ -848,8 +849,7 @@ class Trainer:
     def _card(self, epoch: int, step: int, maes: Sequence[float]) -> ModelCard:
         """Card of the model file of an epoch."""
         facts: dict[str, Any] = {"epoch": epoch, "step": step, "val_mae": list(maes)}
-        count = len(self.train_rows) + len(self.val_rows)
-        facts["trained_on"] = [f"{self.config.dataset.name} ({count:,} structures)"]
+        facts["trained_on"] = _trained_on(self.config, len(self.train_rows) + len(self.val_rows))
         if self.parent is not None:
             facts["start_from"] = self.parent.facts
             facts["trained_on"] += self.parent.trained_on or ["unknown data"]
@@ -930,7 +930,8 @@ class TableTrainer(Trainer):
         )
         if other := taken_by():
             raise taken_over(run_dir, other)
-        facts = {"epoch": 1, "step": 1, "val_mae": list(scores.maes)}
+        facts: dict[str, Any] = {"epoch": 1, "step": 1, "val_mae": list(scores.maes)}
+        facts["trained_on"] = _trained_on(self.config, len(rows) + len(self.val_rows))
         card = self.objective.card(self.config, facts, self.data.elements(rows))
         history.write(run_dir / "history.csv")
         write_model(run_dir / "model.safetensors", arrays, card)
@@ -996,6 +997,15 @@ def loss_scale(fabric: Fabric) -> float:
 
 def _say_nothing(_: str) -> None:
     """Ignore a message: the first process reports."""
+
+
+def _trained_on(config: Config, structures: int) -> list[str]:
+    """Data that a model has seen: its own, and those behind the models that its features are computed with."""
+    behind = [one.model for one in config.features.values() if one.model]
+    return [
+        f"{config.dataset.name} ({structures:,} structures)",
+        *(data for model in behind for data in data_behind(model, config.paths.results)),
+    ]
 
 
 def _run_digest(data: LabelledGraphs, config: Config, start: Start | None) -> str:
