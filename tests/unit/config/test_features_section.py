@@ -53,6 +53,8 @@ def test_a_config_that_is_written_out_reads_the_same(tmp_path):
         ({"phonons": {"source": "gamma_frequencies", "model": "x", "displacement": 0}}, "greater"),
         ({"phonons": {"source": "gamma_frequencies", "model": "x", "supercell": [0, 1, 1]}}, "1 to"),
         ({"phonons": {}}, "features.phonons.source"),
+        ({"embedding": {}}, "needs `model`"),
+        ({"embedding": {"model": "x", "calculator": "emt"}}, "does not take calculator"),
         ("phonons", "features.phonons.source"),
         (3, "features"),
         ([3], "features"),

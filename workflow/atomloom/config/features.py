@@ -15,13 +15,14 @@ from atomloom.errors import AtomloomError
 from atomloom.store.files import file_digest
 from atomloom.store.keys import FEATURES
 
-SourceName = Literal["composition", "gamma_frequencies"]
+SourceName = Literal["composition", "gamma_frequencies", "embedding"]
 OPTIONS: dict[str, tuple[str, ...]] = {
     "composition": (),
     "gamma_frequencies": (
         *("calculator", "options", "model"),
         *("displacement", "supercell", "supercell_max_atoms"),
     ),
+    "embedding": ("model", "options"),
 }
 """Source -> the keys that it takes. A new source is named here, and above."""
 OF_A_MODEL = "atomloom"
@@ -34,13 +35,15 @@ class Feature(Section):
 
     source: SourceName
     """`composition`: statistics of elemental properties. `gamma_frequencies`: statistics of the vibrational
-    frequencies by finite displacements, with a calculator."""
+    frequencies by finite displacements, with a calculator. `embedding`: mean over the atoms
+    of the features of a trained network after its last layer."""
     calculator: str = Field(default=OF_A_MODEL, min_length=1)
     """For `gamma_frequencies`: as `teacher.calculator`; `atomloom`, a trained potential, by default."""
     options: Options = {}
-    """Keyword arguments of the calculator; for a potential `device`, `dtype`, `trust`."""
+    """Keyword arguments of the calculator; for a potential `device`, `dtype`, `trust`; for `embedding` `device` and
+    `trust`."""
     model: str | None = unkeyed(None)
-    """Model file of the potential, or the name of a published one such as `sevennet-l3i5`. Its content, not its
+    """Model file of the potential or network, or the name of a published one such as `sevennet-l3i5`. Its content, not its
     name, is in the key."""
     displacement: float = Field(default=0.02, ge=1e-4, le=0.5)
     """For `gamma_frequencies`: displacement of atoms in A, in both directions."""
@@ -76,7 +79,7 @@ class Feature(Section):
     @property
     def of_a_model(self) -> bool:
         """Whether the source asks a trained potential."""
-        return "calculator" in OPTIONS[self.source] and self.calculator == OF_A_MODEL
+        return "model" in OPTIONS[self.source] and self.calculator == OF_A_MODEL
 
     @property
     def teacher(self) -> Calculator:

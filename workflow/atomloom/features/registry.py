@@ -10,6 +10,7 @@ from atomloom.features.base import Source
 SOURCES = {
     "composition": "atomloom.features.composition:Composition",
     "gamma_frequencies": "atomloom.features.gamma_frequencies:GammaFrequencies",
+    "embedding": "atomloom.features.embedding:Embedding",
 }
 """Source -> its class, which is made with a `Feature` of the config."""
 

@@ -23,7 +23,7 @@ CONVERTER = 2
 BUILDER = 1
 TRAINER = 1
 LABELLER = 1
-FEATURES = {"composition": 1, "gamma_frequencies": 1}
+FEATURES = {"composition": 1, "gamma_frequencies": 1, "embedding": 1}
 GUARD = 2
 
 HASH_BYTES = 32

@@ -76,6 +76,8 @@ class Heads(nn.ModuleList):
     def __init__(self, heads: Sequence[Head], scalars: int, vectors: int = 0) -> None:
         super().__init__(_OF_SHAPE[head.shape](scalars, vectors) for head in heads)
         self.of = tuple(heads)
+        self.width = scalars
+        """Number of scalar features of an atom."""
 
     def forward(self, features: AtomFeatures, batch: GraphBatch) -> dict[str, Tensor]:
         """Values by target, [N, ...] or [B, ...], in at least float32."""
