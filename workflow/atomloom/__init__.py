@@ -22,6 +22,7 @@ _PLACES = {
     "build_graph": "atomloom.graphs.build",
     "load_config": "atomloom.config",
     "load_model": "atomloom.inference.predict",
+    "load_stack": "atomloom.inference.stack",
     "read": "atomloom.readers",
     "structure_hash": "atomloom.structures",
     "train": "atomloom.api",

@@ -28,6 +28,7 @@ from atomloom.commands.model_files import (
 )
 from atomloom.commands.options import Log, amount, count, few, log_to, say
 from atomloom.commands.run_records import add_provenance, add_runs
+from atomloom.commands.stack import add_stack
 from atomloom.config import Config, load_config
 from atomloom.errors import AtomloomError, InterruptedRun
 from atomloom.pipeline.ahead import AHEAD, run_with_others
@@ -301,6 +302,7 @@ def _parser() -> argparse.ArgumentParser:
     add_runs(commands.add_parser)
     add_provenance(commands.add_parser, _prepare)
     add_leaderboard(commands.add_parser)
+    add_stack(commands.add_parser)
     add_init(commands.add_parser)
 
     sub = commands.add_parser("inspect", help="show what is in a shard, an index or raw files")

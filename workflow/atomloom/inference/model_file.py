@@ -41,6 +41,8 @@ from atomloom.structures.elements import SYMBOLS
 from atomloom.targets import KINDS, TargetSpec, spec_of
 
 FORMAT = 2
+STACK = "atomloom stack"
+"""Entry of the metadata of a file that holds several models."""
 DIGEST = "digest"
 """Name under which a card holds the digest of its file."""
 
@@ -238,6 +240,10 @@ def read_model(path: Path, trust: str | Sequence[str] = ()) -> tuple[dict[str, T
         raise AtomloomError(
             f"cannot be read, damaged or not a model file: {error}", where=path, todo=again("train")
         ) from None
+    if STACK in metadata:
+        raise AtomloomError(
+            "is a stack of several models", where=path, todo="atomloom.load_stack reads it"
+        )
     if "atomloom" not in metadata:
         raise AtomloomError("holds tensors, but not a model of atomloom", where=path)
     content = _content_of(path, metadata["atomloom"])
