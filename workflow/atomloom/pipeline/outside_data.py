@@ -9,15 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from atomloom.config.foundation import CHGNET
 from atomloom.config.root import Config
 from atomloom.config.start_model import UNKNOWN, data_behind
 from atomloom.errors import AtomloomError
 from atomloom.store.files import read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ENTRY = "outside_data"
 """Entry of run cards; absent where a run has seen nothing else."""
@@ -63,6 +64,8 @@ def training_overlap(parent: Path, frame: pd.DataFrame) -> dict[str, int] | None
     try:
         dataset = read_json(parent.with_name("run.json"), "keys")["keys"]["dataset"]
         table = parent.parents[2] / "split" / dataset / "dataset.parquet"
+        import pandas as pd  # the command line, which reads cards, does without
+
         seen = pd.read_parquet(table, columns=["id", "hash", "split"])
     except (AtomloomError, OSError, KeyError, TypeError, ValueError, IndexError):
         return None
