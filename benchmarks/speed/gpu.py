@@ -46,7 +46,7 @@ from atomloom.config.training import Batching
 from atomloom.data.dataset import LabelledGraphs
 from atomloom.data.loader import GraphLoader
 from atomloom.graphs.build import build_graphs
-from atomloom.inference.devices import arithmetic, open_fabric
+from atomloom.inference.devices import arithmetic
 from atomloom.models import build_model
 from atomloom.models.derivatives import evaluate_potential
 from atomloom.pipeline.paths import RunPaths
@@ -56,6 +56,7 @@ from atomloom.structures.table import StructureTable
 from atomloom.targets.forces import Forces
 from atomloom.training.compile import compiled_model
 from atomloom.training.cuda_graphs import RecordedSteps
+from atomloom.training.fabric import open_fabric
 from atomloom.training.trainer import Trainer, rows_with_targets
 from benchmarks.common.results import (
     ROOT,

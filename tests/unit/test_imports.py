@@ -129,6 +129,33 @@ def test_rooms_before_the_models_load_no_torch(room):
             assert name.split(".")[0] != "torch", f"{file.relative_to(PACKAGE)} imports {name}"
 
 
+def test_nothing_but_training_loads_lightning():
+    """It takes as long to import as torch: a prediction or a calculator starts without it."""
+    files = {
+        path.relative_to(PACKAGE)
+        for path in PACKAGE.rglob("*.py")
+        if any(name.startswith("lightning") for name in imports_at_module_level(path))
+    }
+    assert files
+    assert {path.parts[0] for path in files} == {"training"}
+
+
+@pytest.mark.parametrize("module", ["stages.evaluate", "commands.predict", "potentials.calculator"])
+def test_a_prediction_loads_no_training(module):
+    """Nor what training loads, from whichever module, and at the head of whichever other it stands."""
+    seen, waiting = set(), {f"atomloom.{module}"}
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        path = PACKAGE.joinpath(*name.split(".")[1:]).with_suffix(".py")
+        if not path.exists():
+            continue
+        for found in imports_at_module_level(path):
+            waiting |= {found, found.rpartition(".")[0]} - seen
+    assert "atomloom.inference.predict" in seen
+    assert not [name for name in seen if name.startswith(("atomloom.training", "lightning"))]
+
+
 def test_rooms_import_each_other_in_no_circle():
     TopologicalSorter(ROOMS).prepare()
 

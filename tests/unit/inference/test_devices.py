@@ -8,7 +8,8 @@ import torch
 from atomloom.config.training import Training
 from atomloom.errors import AtomloomError
 from atomloom.inference import devices
-from atomloom.inference.devices import arithmetic, check_precision, choose_device, open_fabric
+from atomloom.inference.devices import arithmetic, choose_device
+from atomloom.training.fabric import check_precision, open_fabric
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp16-mixed"])

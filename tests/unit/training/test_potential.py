@@ -13,9 +13,9 @@ from atomloom.config import parse_config
 from atomloom.config.model import ChebyshevConfig
 from atomloom.config.training import Batching, PotentialTraining
 from atomloom.errors import AtomloomError
-from atomloom.inference.devices import open_fabric
 from atomloom.inference.scalers.atomic_energies import AtomicEnergies
 from atomloom.models.derivatives import PotentialOutput
+from atomloom.training.fabric import open_fabric
 from atomloom.training.objectives.base import step_shares
 from atomloom.training.objectives.potential import PotentialObjective
 from atomloom.training.trainer import train

@@ -13,11 +13,11 @@ from atomloom.config import parse_config
 from atomloom.config.foundation import ARCHITECTURES
 from atomloom.config.model import NequIPConfig
 from atomloom.errors import AtomloomError
-from atomloom.inference.devices import open_fabric
 from atomloom.inference.model_file import read_model, weights_digest
 from atomloom.inference.predict import load_model
 from atomloom.models.derivatives import evaluate_potential
 from atomloom.models.registry import build_model
+from atomloom.training.fabric import open_fabric
 from atomloom.training.trainer import Trainer, train
 from tests.unit.potentials.models import write_potential
 from tests.unit.training.direct import config_of, data_of, ionic_molecules

@@ -11,8 +11,8 @@ import torch
 
 from atomloom import training
 from atomloom.errors import AtomloomError
-from atomloom.inference.devices import open_fabric
 from atomloom.training.checkpoint import load_state, save_state
+from atomloom.training.fabric import open_fabric
 from atomloom.training.failures import check_finite
 from atomloom.training.precision_report import compare_precisions
 from atomloom.training.trainer import Trainer, train

@@ -22,7 +22,8 @@ from atomloom.config.root import Config
 from atomloom.data.batching import plan_epoch
 from atomloom.data.dataset import LabelledGraphs
 from atomloom.data.loader import AHEAD, Loader
-from atomloom.inference.devices import arithmetic, open_fabric
+from atomloom.inference.devices import arithmetic
+from atomloom.training.fabric import open_fabric
 from atomloom.training.failures import require_steps_on_batches
 from atomloom.training.trainer import Trainer, rows_with_targets
 

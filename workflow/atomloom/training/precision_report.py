@@ -23,9 +23,10 @@ from atomloom.config.training import Training
 from atomloom.data.batch import GraphBatch
 from atomloom.data.dataset import LabelledGraphs
 from atomloom.errors import AtomloomError
-from atomloom.inference.devices import arithmetic, open_fabric
+from atomloom.inference.devices import arithmetic
 from atomloom.models.common.outputs import Outputs
 from atomloom.training.batch_norm import statistics_of_this_batch
+from atomloom.training.fabric import open_fabric
 from atomloom.training.failures import require_steps_on_batches
 from atomloom.training.optim.optimizers import set_rate
 from atomloom.training.trainer import Trainer, loss_scale, rows_with_targets

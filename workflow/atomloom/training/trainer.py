@@ -33,16 +33,7 @@ from atomloom.data.batch import GraphBatch
 from atomloom.data.dataset import LabelledGraphs
 from atomloom.data.loader import Loader
 from atomloom.errors import AtomloomError
-from atomloom.inference.devices import (
-    Network,
-    Sealed,
-    arithmetic,
-    close_fabric,
-    device_name,
-    exchanging,
-    open_fabric,
-    share_from_first,
-)
+from atomloom.inference.devices import arithmetic, device_name
 from atomloom.inference.global_features import GLOBALS
 from atomloom.inference.model_file import ModelCard, read_model, write_model
 from atomloom.models.registry import build_model, require_elements, require_sizes
@@ -60,6 +51,14 @@ from atomloom.training.clock import Clock
 from atomloom.training.compile import compiled_model
 from atomloom.training.cuda_graphs import RecordedSteps, records_steps
 from atomloom.training.distributed import full_state, shard_model, summed, unsharded
+from atomloom.training.fabric import (
+    Network,
+    Sealed,
+    close_fabric,
+    exchanging,
+    open_fabric,
+    share_from_first,
+)
 from atomloom.training.failures import (
     TakenOver,
     check_finite,

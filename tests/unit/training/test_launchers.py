@@ -8,7 +8,7 @@ import pytest
 from lightning_fabric.plugins.environments import TorchElasticEnvironment
 
 from atomloom.errors import AtomloomError
-from atomloom.inference.processes import OwnProcesses, Srun, launched_by
+from atomloom.training.processes import OwnProcesses, Srun, launched_by
 
 KNOWN = (
     *("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"),
