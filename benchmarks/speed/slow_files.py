@@ -3,9 +3,10 @@
     python -m benchmarks.speed.slow_files [--folder SCRATCH]
 
 A library that is loaded before others (LD_PRELOAD, compiled here by `cc`) counts the calls of each command that
-name a file of the project, and lets each wait. Given are, by stage, the calls, the seconds of the processors, and
-how many times as long the stage takes if none of the waiting is hidden behind work. Frames are in one file, and in
-files of one frame each, which are opened whatever a program does.
+name a file of the project, and lets each wait. Given are, by stage, the calls, the seconds of the processors
+without waiting, the seconds in which at least one call waits, and how many times as long the stage takes if none of
+these is hidden behind work. Frames are in one file, and in files of one frame each, which are opened whatever a
+program does.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -54,23 +56,36 @@ HEAD = """
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <pthread.h>
+#include <time.h>
 #include <unistd.h>
-static volatile long calls;
+static long calls;
+static double waited, until;
+static pthread_mutex_t one_by_one = PTHREAD_MUTEX_INITIALIZER;
 static const char *root, *told;
 static int wait_us;
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + 1e-9 * t.tv_nsec;
+}
 __attribute__((constructor)) static void begin(void) {
     root = getenv("SLOW_ROOT"); told = getenv("SLOW_TOLD");
     wait_us = 1000 * atoi(getenv("SLOW_MS") ? getenv("SLOW_MS") : "0");
 }
 void slow(const char *path) {
     if (!root || !path || !*path || (path[0] == '/' && strncmp(path, root, strlen(root)))) return;
-    __sync_fetch_and_add(&calls, 1);
+    pthread_mutex_lock(&one_by_one);
+    double begun = now(), end = begun + 1e-6 * wait_us;
+    calls++;
+    if (end > until) { waited += end - (begun > until ? begun : until); until = end; }
+    pthread_mutex_unlock(&one_by_one);
     if (wait_us) usleep(wait_us);
 }
 __attribute__((destructor)) static void end(void) {
     root = NULL;
     FILE *file = told && calls ? fopen(told, "a") : NULL;
-    if (file) { fprintf(file, "%ld\\n", calls); fclose(file); }
+    if (file) { fprintf(file, "%ld %f\\n", calls, waited); fclose(file); }
 }
 """
 
@@ -105,33 +120,44 @@ def write_frames(folder: Path, files: int) -> None:
 
 
 def measured(folder: Path, library: Path) -> dict[str, dict[str, float]]:
-    """Calls and processor seconds of each stage in a folder with frames, and times as long when slow."""
-    found = {}
-    for stage in STAGES:
-        told = folder / "calls"
-        told.unlink(missing_ok=True)
-        environment = {"LD_PRELOAD": str(library), "SLOW_TOLD": str(told), "SLOW_ROOT": str(folder)}
-        workers = ["--workers", "1"] if stage in ("convert", "graphs") else []
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(
-            [sys.executable, "-m", "atomloom", stage, "--config", "slow.yaml", *workers],
-            cwd=folder,
-            env={**os.environ, **environment},
-            check=True,
-            capture_output=True,
-        )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        calls = sum(map(int, told.read_text().split()))
-        found[stage] = {"calls": calls, "processor_seconds": seconds}
-    return found
+    """Calls, processor seconds, and seconds of waiting, of each stage in a folder with frames."""
+    rows = []
+    for milliseconds in (0, MILLISECONDS):
+        for made in ("results", "store"):
+            shutil.rmtree(folder / made, ignore_errors=True)
+        rows.append([called(folder, library, stage, milliseconds) for stage in STAGES])
+    return {
+        stage: {"calls": quick[0], "processor_seconds": quick[2], "waiting_seconds": slow[1]}
+        for stage, quick, slow in zip(STAGES, *rows, strict=True)
+    }
+
+
+def called(folder: Path, library: Path, stage: str, milliseconds: int) -> tuple[int, float, float]:
+    """Calls, seconds in which at least one waits, and processor seconds of a command."""
+    told = folder / "calls"
+    told.unlink(missing_ok=True)
+    given = {"SLOW_TOLD": told, "SLOW_ROOT": folder, "SLOW_MS": milliseconds, "LD_PRELOAD": library}
+    workers = ["--workers", "1"] if stage in ("convert", "graphs") else []
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(
+        # -P, as of a command that is installed: the folder is not one in which Python looks for modules.
+        [sys.executable, "-P", "-m", "atomloom", stage, "--config", "slow.yaml", *workers],
+        cwd=folder,
+        env=os.environ | {name: str(value) for name, value in given.items()},
+        check=True,
+        capture_output=True,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    rows = [line.split() for line in told.read_text().splitlines()]
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return sum(int(row[0]) for row in rows), sum(float(row[1]) for row in rows), seconds
 
 
 def summed(stages: dict[str, dict[str, float]]) -> dict[str, object]:
     """A table of stages with their sum, and times as long with waiting that nothing hides."""
     whole = {name: sum(one[name] for one in stages.values()) for name in stages["plan"]}
-    waiting = whole["calls"] * MILLISECONDS / 1000
-    return {"stages": stages, **whole, "times": 1 + waiting / whole["processor_seconds"]}
+    times = 1 + whole["waiting_seconds"] / whole["processor_seconds"]
+    return {"stages": stages, **whole, "times": times}
 
 
 def main() -> None:

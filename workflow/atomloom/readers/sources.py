@@ -21,7 +21,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -40,7 +40,7 @@ from atomloom.readers.base import (
 )
 from atomloom.readers.formats import ase_db, deepmd
 from atomloom.readers.registry import REGISTRY, Piece, Reader, check_options, format_of, reader_of
-from atomloom.store.files import expand_home, open_plain, plain_stat
+from atomloom.store.files import expand_home, open_plain, overlapped, plain_stat, read_ahead
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,9 @@ MAX_UNPACKED_GB = 200.0
 """Default of the option `max_unpacked_gb`."""
 MAX_TABLE_BYTES = 4 << 30
 """Max bytes of an unpacked label table, which is held in memory."""
+
+READ, SKIPPED = "read", "not recognised"
+"""Fates of a file of a folder; any other is logged."""
 
 _COMPRESSED = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ\0", ".bz2": b"BZh"}
 _OPENERS: dict[str, Callable[[BinaryIO], Any]] = {
@@ -132,18 +135,26 @@ def list_files(
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
         found += [os.path.join(folder, name) for name in names if not _is_hidden(name)]
     found.sort(key=lambda path: natural_key(os.path.relpath(path, root)))
+    listed = frozenset(found)
     kept, skipped = [], []
-    for path in map(Path, found):
-        relative = path.relative_to(root).as_posix()
+
+    def judged(path: Path) -> str:
+        """Fate of a file; an empty one where it is listed after the file that it belongs to."""
         if _is_companion(path):
-            continue  # listed after the file it belongs to
-        if pattern is None and given is None and _said_twice(path):
-            log.info("%s: left out, its steps are in the vasprun.xml next to it", path)
-            continue
-        if _wanted(relative, pattern, given, lambda path=path: _head_of(path)):
+            return ""
+        if pattern is None and given is None and _said_twice(path, listed):
+            return "left out, its steps are in the vasprun.xml next to it"
+        relative = path.relative_to(root).as_posix()
+        return READ if _wanted(relative, pattern, given, lambda: _head_of(path)) else SKIPPED
+
+    paths = list(map(Path, found))
+    for path, fate in zip(paths, overlapped(judged, paths), strict=True):
+        if fate == READ:
             kept += [path, *_beside(path)]
-        else:
-            skipped.append(relative)
+        elif fate == SKIPPED:
+            skipped.append(path.relative_to(root).as_posix())
+        elif fate:
+            log.info("%s: %s", path, fate)
     if skipped:
         log.info("%s: %d files that no reader recognises: %s", root, len(skipped), _some(skipped))
     return kept
@@ -187,10 +198,10 @@ def enumerate_records(
     options = dict(options or {})
     check_options(options)
     given = _given(format)
-    for index, file in enumerate(files):
-        if _is_companion(Path(file), given):
-            continue
-        yield from _File(index, Path(file), given, options, pattern).records()
+    own = [(n, path) for n, path in enumerate(map(Path, files)) if not _is_companion(path, given)]
+    opening = read_ahead([path for _, path in own])
+    for (index, path), opens in zip(own, opening, strict=True):
+        yield from _File(index, path, given, options, pattern, opens).records()
 
 
 def read_table(source: str | Path) -> bytes:
@@ -306,13 +317,14 @@ def _is_companion(path: Path, given: str | None = None) -> bool:
     return given in (None, ase_db.NAME) and ase_db.is_companion(path)
 
 
-def _said_twice(path: Path) -> bool:
-    """Whether a file is an OUTCAR next to its vasprun.xml."""
+def _said_twice(path: Path, listed: Collection[str]) -> bool:
+    """Whether a file is an OUTCAR next to its vasprun.xml, which is then among the files of the source."""
     bare = _without_compression(path.name)
     if "OUTCAR" not in bare:
         return False
     other = bare.replace("OUTCAR", "vasprun.xml")
-    return any(path.with_name(f"{other}{ending}").is_file() for ending in ("", *_COMPRESSED))
+    others = [path.with_name(f"{other}{ending}") for ending in ("", *_COMPRESSED)]
+    return any(str(one) in listed and one.is_file() for one in others)
 
 
 def _wanted(relative: str, pattern: str | None, given: str | None, head: Any) -> bool:
@@ -492,12 +504,14 @@ class _Opened:
 
 
 @contextmanager
-def _opened(path: Path, options: Mapping[str, Any]) -> Iterator[_Opened]:
-    """Open a source file, recognised by its first bytes rather than its name."""
+def _opened(
+    path: Path, options: Mapping[str, Any], opens: Callable[[], BinaryIO] | None = None
+) -> Iterator[_Opened]:
+    """Open a source file, recognised by its first bytes rather than its name; `opens` gives its content."""
     limit = float(options.get("max_unpacked_gb", MAX_UNPACKED_GB)) * 1e9
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(open_plain(path))
+            file = stack.enter_context(open_plain(path) if opens is None else opens())
             magic = file.read(8)
             file.seek(0)
         except OSError as error:
@@ -577,14 +591,15 @@ class _File:
         given: str | None,
         options: Mapping[str, Any],
         pattern: str | None,
+        opens: Callable[[], BinaryIO],
     ) -> None:
         self.index, self.path, self.given = index, path, given
-        self.options, self.pattern = options, pattern
+        self.options, self.pattern, self.opens = options, pattern, opens
         self.number = 0
 
     def records(self) -> Iterator[RawRecord]:
         """Iterate over records of the file, or of the members of the archive."""
-        with _opened(self.path, self.options) as opened:
+        with _opened(self.path, self.options, self.opens) as opened:
             self.limit = opened.limit
             if opened.kind == "single":
                 if _is_archive(self.path.name):

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from atomloom.errors import AtomloomError, again
 from atomloom.pipeline.paths import Layout
 from atomloom.pipeline.plan import SPOOL, Chunk, Plan
 from atomloom.readers.registry import parse_record
+from atomloom.store.files import read_ahead
 from atomloom.store.forms import Form, misfit
 from atomloom.store.keys import CONVERTER, canonical_json, chain_hash, fingerprint_record
 from atomloom.store.parquet import read_rows
@@ -235,27 +237,24 @@ def _payloads(layout: Layout, members: Iterable[Member]) -> Iterator[tuple[Membe
     """Iterate over members with their bytes, checked against the plan; files are opened once where
     records follow each other."""
     spool = layout.plan_folder / "records.spool"
-    name: Path | None = None
-    file: BinaryIO | None = None
+
+    def path_of(member: Member) -> Path:
+        return spool if member.file == SPOOL else _file_of(member.source)
+
+    runs = [(path, list(rows)) for path, rows in groupby(members, path_of)]
     try:
-        for member in members:
-            path = spool if member.file == SPOOL else _file_of(member.source)
-            if file is None or path != name:
-                if file is not None:
-                    file.close()
-                name, file = path, open(path, "rb")  # noqa: SIM115 - closed below, or when the next one is opened
-            file.seek(member.offset)
-            payload = file.read(member.length)
-            if fingerprint_record(member.format, payload) != member.fingerprint:
-                raise _changed(path, member, path == spool)
-            yield member, payload
+        for (path, rows), opens in zip(runs, read_ahead([path for path, _ in runs]), strict=True):
+            with opens() as file:
+                for member in rows:
+                    file.seek(member.offset)
+                    payload = file.read(member.length)
+                    if fingerprint_record(member.format, payload) != member.fingerprint:
+                        raise _changed(path, member, path == spool)
+                    yield member, payload
     except OSError as error:
         raise AtomloomError(
             f"cannot be read: {error.strerror}", where=error.filename, todo=again("plan")
         ) from None
-    finally:
-        if file is not None:
-            file.close()
 
 
 def _file_of(source: str) -> Path:

@@ -3,15 +3,14 @@
 The workflow compares time stamps, but users touch, move and copy files. So the plan does not depend
 on the raw files themselves but on this list, which is rewritten only when a file's content, name
 or position in the order changed. It is refreshed whenever the workflow is parsed, at the cost of one
-stat call per file; only files with a new time stamp are read again. A source that is downloaded
-(`jarvis:dft_3d`) is fetched by the plan, never while the workflow is parsed.
+stat call per file, many at a time; only files with a new time stamp are read again. A source that is
+downloaded (`jarvis:dft_3d`) is fetched by the plan, never while the workflow is parsed.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import Layout
 from atomloom.readers.downloads import Download, is_download
 from atomloom.readers.sources import list_files
-from atomloom.store.files import file_digest, plain_stat, read_json, write_json
+from atomloom.store.files import overlapped, plain_stat, read_json, stat_and_digest, write_json
 
 HASHED_UP_TO = 64 << 20
 """Max bytes of a file identified by its content; a larger one is identified by size and time stamp,
@@ -66,10 +65,8 @@ def current_sources(
     except AtomloomError as error:
         raise told_where_data_are(error, layout.config) from None
     local = [path for path in paths if path not in downloads]
-    with ThreadPoolExecutor(8) as pool:
-        seen = dict(
-            zip(local, pool.map(lambda path: _look(path, known.get(path)), local), strict=True)
-        )
+    looked = overlapped(lambda path: _look(path, known.get(path)), local)
+    seen = dict(zip(local, looked, strict=True))
     seen |= {path: _look(path, known.get(path)) for path in tables}
     digests = {path: row[2] for path, row in seen.items()}
     digests |= {path: item.digest() for path, item in downloads.items()}
@@ -172,11 +169,11 @@ def _is_table(path: Path, tables: list[Path]) -> bool:
 def _look(path: str, known: list[Any] | None) -> list[Any]:
     """[size, time stamp, digest] of a file, from the cache if size and time stamp have not changed."""
     try:
-        stat = plain_stat(path)
-        if known and known[:2] == [stat.st_size, stat.st_mtime_ns]:
-            return known
-        if stat.st_size > HASHED_UP_TO:
-            return [stat.st_size, stat.st_mtime_ns, f"{stat.st_size}@{stat.st_mtime_ns}"]
-        return [stat.st_size, stat.st_mtime_ns, file_digest(Path(path))]
+        if known:
+            stat = plain_stat(path)
+            if known[:2] == [stat.st_size, stat.st_mtime_ns]:
+                return known
+        stat, digest = stat_and_digest(path, HASHED_UP_TO)
+        return [stat.st_size, stat.st_mtime_ns, digest or f"{stat.st_size}@{stat.st_mtime_ns}"]
     except OSError as error:
         raise AtomloomError(f"cannot be read: {error.strerror}", where=path) from None

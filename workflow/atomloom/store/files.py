@@ -9,12 +9,17 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import stat
 import uuid
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from atomloom.errors import AtomloomError
 from atomloom.store.keys import FINGERPRINT_BYTES, canonical
@@ -22,8 +27,18 @@ from atomloom.store.keys import FINGERPRINT_BYTES, canonical
 TEMPORARY_SUFFIX = ".part"
 """Ending of files still being written; a killed job may leave them behind (see `atomloom gc`)."""
 
+AT_ONCE = 64
+"""Max number of calls that wait for files at a time."""
+TOGETHER = 8
+"""Number of files that one thread takes at once: a task of its own for each would cost more than a local disk."""
+SMALL = 1 << 16
+"""Max bytes of a file that is read ahead."""
+
 SEAL = "seal"
 """Key of a JSON object that holds a digest of the others."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _SPECIAL = {
     stat.S_IFDIR: "a folder",
@@ -42,7 +57,10 @@ def plain_stat(path: str | os.PathLike[str]) -> os.stat_result:
             end.
         OSError: when it does not exist.
     """
-    facts = os.stat(path)
+    return _require_plain(path, os.stat(path))
+
+
+def _require_plain(path: str | os.PathLike[str], facts: os.stat_result) -> os.stat_result:
     if not stat.S_ISREG(facts.st_mode):
         kind = _SPECIAL.get(stat.S_IFMT(facts.st_mode), "something else")
         raise AtomloomError(f"is {kind}, not a plain file: refused", where=path)
@@ -52,9 +70,30 @@ def plain_stat(path: str | os.PathLike[str]) -> os.stat_result:
 def open_plain(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a plain file for reading; one of size 0 counts as empty, whatever it would yield.
 
-    Files of the system (`/proc`) have size 0, and some never end. Errors as `plain_stat`.
+    Files of the system (`/proc`) have size 0, and some never end. Errors as `plain_stat`. The file is looked at
+    when it is open already: over a network each look at a name costs as much as opening.
     """
-    return open(path, "rb") if plain_stat(path).st_size else io.BytesIO()
+    return _opened_plain(path)[0]
+
+
+def _opened_plain(path: str | os.PathLike[str]) -> tuple[BinaryIO, os.stat_result]:
+    """The file and its stat result."""
+    try:
+        file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115 - for who called
+    except OSError:
+        plain_stat(path)  # a socket, a folder: they cannot be opened
+        raise
+    facts = os.fstat(file.fileno())
+    if not stat.S_ISREG(facts.st_mode) or not facts.st_size:
+        file.close()
+        _require_plain(path, facts)
+        return io.BytesIO(), facts
+    return file, facts
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """File descriptor; that of a FIFO, too, which otherwise waits for somebody to write."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_plain(path: str | os.PathLike[str], limit: int) -> bytes:
@@ -64,10 +103,53 @@ def read_plain(path: str | os.PathLike[str], limit: int) -> bytes:
         AtomloomError: as `plain_stat`, and when the file is larger than `limit` bytes.
         OSError: when it does not exist or cannot be read.
     """
-    if plain_stat(path).st_size > limit:
-        raise AtomloomError(f"is larger than {limit >> 20} MiB: refused", where=path)
-    with open_plain(path) as file:
+    file, facts = _opened_plain(path)
+    with file:
+        if facts.st_size > limit:
+            raise AtomloomError(f"is larger than {limit >> 20} MiB: refused", where=path)
         return file.read()
+
+
+def overlapped(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Iterate over results of a function that waits for files, in the order of its arguments.
+
+    Many calls wait at a time, some ahead of what is asked for: on a network file system the waiting is what
+    thousands of small files cost.
+    """
+    size = min(TOGETHER, -(-len(items) // AT_ONCE))
+    groups = (items[first : first + size] for first in range(0, len(items), size or 1))
+
+    def together(group: Sequence[Item]) -> list[Result]:
+        return [function(item) for item in group]
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        waiting = deque(pool.submit(together, group) for group in islice(groups, 2 * AT_ONCE))
+        try:
+            while waiting:
+                found = waiting.popleft().result()
+                waiting.extend(pool.submit(together, group) for group in islice(groups, 1))
+                yield from found
+        finally:
+            for ahead in waiting:
+                ahead.cancel()
+
+
+def read_ahead(paths: Sequence[Path]) -> Iterator[Callable[[], BinaryIO]]:
+    """Iterate over functions that open files as `open_plain` does, of small ones with what was read meanwhile."""
+    if len(paths) == 1:
+        return iter([partial(open_plain, paths[0])])
+    return overlapped(_read_small, paths)
+
+
+def _read_small(path: Path) -> Callable[[], BinaryIO]:
+    try:
+        file, facts = _opened_plain(path)
+        with file:
+            if facts.st_size <= SMALL:
+                return partial(io.BytesIO, file.read())
+    except (OSError, AtomloomError):
+        pass  # raised again where the file is opened
+    return partial(open_plain, path)
 
 
 def expand_home(path: str | os.PathLike[str]) -> str:
@@ -193,8 +275,18 @@ def write_spec(folder: Path, spec: Mapping[str, Any]) -> None:
 
 def file_digest(path: Path) -> str:
     """Hexadecimal digest of a file's bytes."""
+    return stat_and_digest(path)[1]
+
+
+def stat_and_digest(
+    path: str | os.PathLike[str], limit: float = math.inf
+) -> tuple[os.stat_result, str]:
+    """Stat result of a plain file, and its digest; an empty one where it has more than `limit` bytes."""
+    file, facts = _opened_plain(path)
     digest = hashlib.blake2b(digest_size=FINGERPRINT_BYTES)
-    with open_plain(path) as file:
+    with file:
+        if facts.st_size > limit:
+            return facts, ""
         while block := file.read(1 << 20):
             digest.update(block)
-    return digest.hexdigest()
+    return facts, digest.hexdigest()
