@@ -80,6 +80,8 @@ def test_no_flipped_bit_goes_unnoticed(path, trained):
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
 def test_a_cut_file_is_one_line(path, trained, share):
     path.write_bytes(trained[: int(share * len(trained))])
+    refused(path, "cannot be read, damaged .*; get the file again from where it comes from")
+    path.with_name("run.json").write_text("{}")  # in the folder of its run
     refused(path, "cannot be read, damaged .*; train again: ")
 
 

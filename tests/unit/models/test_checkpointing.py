@@ -6,14 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from atomloom.config import parse_config
 from atomloom.config.model import (
+    MODELS,
     ALIGNNConfig,
     CrystalTransformerConfig,
     EComFormerConfig,
     IComFormerConfig,
 )
+from atomloom.errors import AtomloomError
 from atomloom.models import build_model
 from atomloom.models.common.layers import WeightedBatchNorm, recomputed
+from atomloom.models.registry import model_class
 from tests.unit.models.batches import batch_from_graphs, random_crystal
 from tests.unit.models.memory import LiveBytes
 
@@ -28,6 +32,22 @@ STRUCTURES = {"crystal_transformer": 32}
 LESS = 0.3
 HELD = {"icomformer": 0.25, "ecomformer": 0.25, "alignn": 0.4, "crystal_transformer": 0.4}
 """Share of what is held at the middle of a step; ALIGNN's layers hand features of angles on."""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_config_says_which_networks_can_recompute_their_layers(name):
+    assert MODELS[name].recomputing == hasattr(model_class(name), "gradient_checkpointing")
+
+
+@pytest.mark.parametrize("name", ["nequip", "painn"])
+def test_a_config_that_would_recompute_what_cannot_be_is_refused_when_it_is_read(name):
+    config = {
+        "dataset": {"name": "x", "source": "y", "target": "energy"},
+        "model": {"name": name},
+        "training": {"gradient_checkpointing": True},
+    }
+    with pytest.raises(AtomloomError, match=f"gradient_checkpointing: model {name} has no layers"):
+        parse_config(config)
 
 
 def step(config, batch, checkpointing: bool, autocast: bool = False):

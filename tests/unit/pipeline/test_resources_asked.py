@@ -98,6 +98,7 @@ def test_entries_by_hand_hold_for_anything(tmp_path, told):
     ("text", "said"),
     [
         ("records: 1\nrules: {train: {mem_mb: 0, runtime: 1}}", "rules.train.mem_mb"),
+        ("records: 1\nrules: {train: {mem_mb: 9, runtime: 1:30:00}}", "line 2: 1:30:00 is to YAML"),
         ("records: 1\nrules: {train: {runtime: 1}}", "rules.train.mem_mb"),
         ("records: 1\nrule: {}", "rule"),
         ("records: x", "records"),

@@ -67,6 +67,8 @@ class ModelSection(Section):
     """Name of the model in reports; by default the name of its class."""
     network: ClassVar[str] = ""
     """"module:Class" of the network, where that is not the model's name."""
+    recomputing: ClassVar[bool] = False
+    """Whether its layers can be recomputed in the backward pass; of a network by its class, that says so itself."""
     usual_training: ClassVar[Mapping[str, Any]] = {}
     """Values of the section `training` for this model where the config gives none, if not the general defaults;
     not for L-BFGS."""
@@ -116,6 +118,7 @@ class IComFormerConfig(ModelSection):
     """Invariant ComFormer (Yan et al., ICLR 2024, arXiv:2403.11857)."""
 
     display_name: ClassVar[str] = "iComFormer"
+    recomputing: ClassVar[bool] = True
     network: ClassVar[str] = "atomloom.models.comformer:IComFormer"
     heads: ClassVar[frozenset[Form]] = frozenset({ATOM_SCALAR})
 
@@ -142,6 +145,7 @@ class EComFormerConfig(ModelSection):
     """Equivariant ComFormer (Yan et al., ICLR 2024, arXiv:2403.11857)."""
 
     display_name: ClassVar[str] = "eComFormer"
+    recomputing: ClassVar[bool] = True
     network: ClassVar[str] = "atomloom.models.comformer:EComFormer"
     heads: ClassVar[frozenset[Form]] = frozenset({ATOM_SCALAR})
 
@@ -168,6 +172,7 @@ class ALIGNNConfig(ModelSection):
     """ALIGNN (Choudhary and DeCost, npj Comput. Mater. 7, 185 (2021))."""
 
     display_name: ClassVar[str] = "ALIGNN"
+    recomputing: ClassVar[bool] = True
     network: ClassVar[str] = "atomloom.models.alignn:ALIGNN"
     heads: ClassVar[frozenset[Form]] = frozenset({ATOM_SCALAR})
 
@@ -384,6 +389,7 @@ class CrystalTransformerConfig(ModelSection):
     (Taniai et al., ICLR 2024, arXiv:2403.11686)."""
 
     display_name: ClassVar[str] = "Crystal transformer"
+    recomputing: ClassVar[bool] = True
     network: ClassVar[str] = "atomloom.models.crystal_transformer:CrystalTransformer"
     usual_training: ClassVar[Mapping[str, Any]] = {"batch": {"atom_pairs": 1_000_000}}
     heads: ClassVar[frozenset[Form]] = frozenset({ATOM_SCALAR})

@@ -43,6 +43,21 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _number(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    """Number, but not to the base 60, as which YAML takes digits and colons: `1:30:00` would be 5400."""
+    if ":" in node.value:
+        raise ValueError(
+            f"line {node.start_mark.line + 1}: {node.value} is to YAML a number to the base 60: write it as one "
+            "number in the unit of its key, or in quotes if it is text"
+        )
+    whole = node.tag.endswith(":int")
+    return (loader.construct_yaml_int if whole else loader.construct_yaml_float)(node)
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _number)
+
+
 def read_config_file(path: str | Path) -> dict[str, Any]:
     """The sections of a YAML or JSON file.
 

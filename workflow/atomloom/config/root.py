@@ -27,6 +27,7 @@ from atomloom.config.model import (
     ModelConfig,
     ModelSection,
     TabularSection,
+    is_by_class,
 )
 from atomloom.config.published import Published
 from atomloom.config.reading import read_config_file
@@ -219,6 +220,7 @@ class Config(Section):
         self._check_direct_targets()
         self._check_published()
         self._check_table()
+        self._check_recomputing()
         if model.kind == "property":
             self._check_property_model()
             return self
@@ -315,6 +317,16 @@ class Config(Section):
                     f"a target of the kind {spec.kind} cannot be called `{spec.name}`, since tables and files "
                     "have its name (letters, digits and _)"
                 )
+
+    def _check_recomputing(self) -> None:
+        name = self.model.name
+        if not self.training.gradient_checkpointing or self.model.recomputing or is_by_class(name):
+            return
+        can = [one for one, section in MODELS.items() if section.recomputing]
+        raise ValueError(
+            f"training.gradient_checkpointing: model {name} has no layers that can be recomputed; "
+            f"{', '.join(can)} have"
+        )
 
     def _check_table(self) -> None:
         """Check that a tabular model has a table, and is not told what means something to networks only."""

@@ -238,7 +238,9 @@ def read_model(path: Path, trust: str | Sequence[str] = ()) -> tuple[dict[str, T
         raise AtomloomError(f"cannot be read: {error}", where=path) from None
     except SafetensorError as error:
         raise AtomloomError(
-            f"cannot be read, damaged or not a model file: {error}", where=path, todo=again("train")
+            f"cannot be read, damaged or not a model file: {error}",
+            where=path,
+            todo=made_again(path),
         ) from None
     if STACK in metadata:
         raise AtomloomError(
@@ -249,7 +251,7 @@ def read_model(path: Path, trust: str | Sequence[str] = ()) -> tuple[dict[str, T
     content = _content_of(path, metadata["atomloom"])
     # Older files have none.
     if content.pop(DIGEST, digest := _digest(tensors, content)) != digest:
-        raise AtomloomError("is damaged: its digest differs", where=path, todo=again("train"))
+        raise AtomloomError("is damaged: its digest differs", where=path, todo=made_again(path))
     trusted = (trust,) if isinstance(trust, str) else tuple(trust)
     card = _card_of(path, content, trusted)
     infinite = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
@@ -257,9 +259,15 @@ def read_model(path: Path, trust: str | Sequence[str] = ()) -> tuple[dict[str, T
         raise AtomloomError(
             f"has weights that are not finite numbers: {', '.join(infinite[:3])}",
             where=path,
-            todo=again("train"),
+            todo=made_again(path),
         )
     return tensors, card
+
+
+def made_again(path: Path) -> str:
+    """Advice on how to replace a model file: one outside the folder of its run is a copy from elsewhere."""
+    own = path.with_name("run.json").exists()  # the card of the run
+    return again("train") if own else "get the file again from where it comes from"
 
 
 def _digest(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> str:

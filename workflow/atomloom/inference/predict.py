@@ -24,12 +24,12 @@ from atomloom.config.training import Batching
 from atomloom.data.loader import Loader
 from atomloom.data.on_disk import GraphSource
 from atomloom.data.placement import Placement, open_loader
-from atomloom.errors import AtomloomError, again
+from atomloom.errors import AtomloomError
 from atomloom.former import warn
 from atomloom.graphs.build import build_graphs
 from atomloom.inference.devices import choose_device
 from atomloom.inference.global_features import GLOBALS
-from atomloom.inference.model_file import ModelCard, read_model, working_dtype
+from atomloom.inference.model_file import ModelCard, made_again, read_model, working_dtype
 from atomloom.inference.scalers.atomic_energies import AtomicEnergies
 from atomloom.inference.sevennet import read_sevennet
 from atomloom.models.common.layers import segment_sum
@@ -179,7 +179,7 @@ def load_model(path: str | Path, trust: str | Sequence[str] = ()) -> LoadedModel
             model.fill_in(tensors)
         except ValueError as error:
             raise AtomloomError(
-                f"does not hold the arrays of its model: {error}", where=path, todo=again("train")
+                f"does not hold the arrays of its model: {error}", where=path, todo=made_again(path)
             ) from None
     _require_tensors(path, tensors, model.state_dict())
     model.to(dtype)
@@ -199,7 +199,7 @@ def _require_tensors(path: Path, found: Mapping[str, Tensor], wanted: Mapping[st
     if wrong:
         shown = "; ".join(sorted(wrong)[:3]) + ("; ..." if len(wrong) > 3 else "")
         raise AtomloomError(
-            f"does not hold the tensors of its model: {shown}", where=path, todo=again("train")
+            f"does not hold the tensors of its model: {shown}", where=path, todo=made_again(path)
         )
 
 

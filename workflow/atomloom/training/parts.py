@@ -7,13 +7,14 @@ pattern. It knows nothing of the loop.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from atomloom.errors import AtomloomError
 
-SHOWN = 20
+NEAREST = 5
 """Max number of parts that a message names."""
 
 
@@ -28,11 +29,13 @@ def require_parts(model: nn.Module, parts: Iterable[str], where: str) -> None:
     for part in parts:
         if not any(belongs(name, part) for name in names):
             known = [*dict.fromkeys(_part_of(one) for one in names)]
-            more = " ..." if len(known) > SHOWN else ""
+            near = get_close_matches(part, [*dict.fromkeys([*known, *names])], n=NEAREST)
+            shown = near or known[:NEAREST]
+            more = " ..." if len(known) > len(shown) else ""
             raise AtomloomError(
                 f"the network has no parameters `{part}`",
                 where=where,
-                todo=f"its parts: {', '.join(known[:SHOWN])}{more}",
+                todo=f"{'the nearest' if near else 'its first'} parts: {', '.join(shown)}{more}",
             )
 
 
