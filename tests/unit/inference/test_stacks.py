@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from ase.build import bulk
+from ase.io import write
 
 import atomloom
 from atomloom.cli import main
 from atomloom.commands.stacking import error_bar, fitted_weights, stack_runs
 from atomloom.errors import AtomloomError
+from atomloom.features.computing import FeatureComputer
 from atomloom.inference.stack import Combination, load_stack
 
 COUNT, FOLDS = 60, 2
@@ -159,6 +161,46 @@ def test_a_network_and_a_tabular_model_are_one_stack(project, tmp_path, capsys):
     ) / 2
     np.testing.assert_allclose(stack.predict(structures[:3], global_features=given), mean, rtol=1e-9)  # fmt: skip
     assert "0.500 of icomformer" in capsys.readouterr().out
+
+
+def test_derived_features_are_computed_once_and_the_command_predicts(
+    project, tmp_path, monkeypatch
+):
+    folder, _, _, _, _ = project
+    structures = [
+        bulk(a + "Cl", "rocksalt", a=5.4 + 0.01 * i) for i in range(14) for a in ("Na", "K", "Li")
+    ]
+    labels = np.array([one.numbers[0] + 0.1 * i for i, one in enumerate(structures)])
+    runs = [
+        atomloom.train(
+            structures, {"z": labels}, {"features": ["composition"]}, name="derived", folder=folder,
+            model=model, log=quiet, threads=1, split={"duplicates": "report", "ratios": [0.4, 0.4, 0.2]},
+        )
+        for model in MODELS
+    ]  # fmt: skip
+    path = tmp_path / "stack.safetensors"
+    stack_runs([run.folder for run in runs], path, False, quiet)
+    computed = []
+    genuine = FeatureComputer.compute
+    monkeypatch.setattr(
+        FeatureComputer, "compute", lambda *given: computed.append(1) or genuine(*given)
+    )
+    found, bars = load_stack(path).predict_with_errors(structures)
+    assert len(computed) == 1
+    write(tmp_path / "new.extxyz", structures)
+    table = tmp_path / "table.parquet"
+    call = ["predict", "--model", str(path), "--source", str(tmp_path / "new.extxyz")]
+    assert main([*call, "--output", str(table)]) == 0
+    written = pd.read_parquet(table)
+    np.testing.assert_allclose(written["z"], found[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(written["z_std"], bars[:, 0], rtol=1e-6)
+
+
+def test_the_command_says_what_a_stack_must_be_told(stacked, tmp_path, capsys):
+    write(tmp_path / "new.extxyz", bulk("NaCl", "rocksalt", a=5.4))
+    call = ["predict", "--model", str(stacked[0]), "--source", str(tmp_path / "new.extxyz")]
+    assert main([*call, "--output", str(tmp_path / "t.parquet")]) != 0
+    assert "must be told a, b of each structure" in capsys.readouterr().err
 
 
 def test_the_same_runs_give_the_same_bytes(project, stacked, tmp_path):

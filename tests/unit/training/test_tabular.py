@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -16,7 +17,8 @@ from ase.build import bulk
 from safetensors import safe_open
 
 import atomloom
-from atomloom.api import _placed
+from atomloom.api import _placed, run_pipeline
+from atomloom.cli import main
 from atomloom.config import parse_config
 from atomloom.config.model import MODELS, TabularSection
 from atomloom.errors import AtomloomError
@@ -334,7 +336,8 @@ def test_prediction_needs_no_scikit_learn(rows, runs, monkeypatch):
 
 # --- the page ---
 
-PAGE = (Path(__file__).resolve().parents[3] / "docs" / "tabular.md").read_text()
+ROOT = Path(__file__).resolve().parents[3]
+PAGE = (ROOT / "docs" / "tabular.md").read_text()
 
 
 def pieces(language):
@@ -342,7 +345,8 @@ def pieces(language):
 
 
 def test_the_configs_of_the_page_are_ones():
-    first, sweep = (yaml.safe_load(text) for text in pieces("yaml"))
+    first, derived, sweep = (yaml.safe_load(text) for text in pieces("yaml"))
+    assert parse_config(derived).features
     config = parse_config(first | sweep)
     names = {point["model.name"] for point in first_points(config.sweep)}
     assert names == {"extra_trees", "gradient_boosting", "svr"}
@@ -376,6 +380,28 @@ def test_the_script_of_the_page_trains_reports_and_predicts(tmp_path, monkeypatc
     assert "Neighbours per atom" not in report
     (index,) = tmp_path.glob("results/notebook/index/*/index.json")
     assert json.loads(index.read_text())["edges"] == 0
+
+
+def test_features_of_composition_and_trees_are_one_short_config(tmp_path, monkeypatch, capsys):
+    _, derived, _ = (yaml.safe_load(text) for text in pieces("yaml"))
+    monkeypatch.chdir(tmp_path)
+    source = ROOT / derived["dataset"]["source"]
+    (tmp_path / "cif").mkdir()
+    for file in sorted(source.iterdir())[:40]:
+        (tmp_path / "cif" / file.name).write_bytes(file.read_bytes())
+    derived["dataset"] |= {"source": "cif"}
+    derived["dataset"]["labels"]["file"] = str(ROOT / derived["dataset"]["labels"]["file"])
+    derived["dataset"]["checks"] = {"max_fraction": 1.0}
+    derived["split"] = {"duplicates": "report", "ratios": [0.6, 0.2, 0.2]}
+    derived["training"] = {"threads": 1}
+    run = run_pipeline(parse_config(derived), lambda line: None)
+    call = ["predict", "--model", str(run.folder / "model.safetensors"), "--source", "cif"]
+    assert main([*call, "--output", "predicted.parquet"]) == 0
+    found = pd.read_parquet("predicted.parquet").set_index("id")["cohesive_energy_per_atom"]
+    wanted = run.predictions.set_index("id")["cohesive_energy_per_atom_predicted"]
+    np.testing.assert_allclose(found.loc[wanted.index], wanted, rtol=1e-12)
+    assert len(wanted) == 40
+    assert wanted.nunique() > 3
 
 
 def test_a_key_of_the_model_is_meant_where_training_has_no_use_for_it():

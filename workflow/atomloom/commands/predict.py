@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from atomloom.graphs.build import build_graphs
 from atomloom.graphs.graph import GraphTable
 from atomloom.inference.model_file import ModelCard
 from atomloom.inference.predict import LoadedModel, load_model, predict_all, unfit
+from atomloom.inference.stack import Stack, is_stack, load_stack
 from atomloom.models.registry import require_elements, require_sizes
 from atomloom.potentials.committee import Committee
 from atomloom.potentials.evaluation import evaluate_table, structure_table
@@ -325,7 +327,51 @@ class _PropertyPredictor:
         return columns, _sorted(self.models[0].card, self.endings, answers, columns)
 
 
-_Predictor = _PotentialPredictor | _PropertyPredictor
+class _StackPredictor:
+    """Predictor of targets by a stack, with error bars. Its members have graphs of their own."""
+
+    def __init__(self, stack: Stack, device: str) -> None:
+        self.stack, self.device, self.atoms = stack, device, dict[str, tuple[str, ...]]()
+        told = sorted({name for member in stack.members for name in member.card.told})
+        if told:
+            raise AtomloomError(
+                f"the stack must be told {', '.join(told)} of each structure",
+                where="--model",
+                todo="use atomloom.load_stack(...).predict(structures, global_features=...)",
+            )
+        self.spec = GraphSpec(neighbors="none")
+        self.checks = _strictest([member.card.checks for member in stack.members])
+        names = [f"{name}{ending}" for name in stack.targets for ending in ("", "_std")]
+        self.schema = pa.schema([*IDENTITY, *((name, pa.float64()) for name in names)])
+
+    def require_element(self, number: int) -> None:
+        for member in self.stack.members:
+            require_elements(member.model, np.array([number]))
+
+    def require_size(self, atoms: int) -> None:
+        for member in self.stack.members:
+            require_sizes(member.model, np.array([atoms]))
+
+    def unseen(self, numbers: np.ndarray) -> tuple[str, ...]:
+        """Elements on which some member was not trained."""
+        return tuple({symbol for m in self.stack.members for symbol in m.card.unseen(numbers)})
+
+    def features(self, structures: Sequence[Structure]) -> tuple[None, dict[int, str]]:
+        """No features: members that take some compute them with their predictions."""
+        return None, {}
+
+    def predict(self, table: GraphTable, bounds: Batching, features: None) -> _Found:
+        atoms = [table[row] for row in range(len(table))]
+        structures = [Structure(one.numbers, one.positions, one.cell, one.pbc) for one in atoms]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # unseen elements are told of at the end
+            found, bars = self.stack.predict_with_errors(structures, bounds, self.device)
+        columns = dict(zip(self.stack.targets, found.T, strict=True))
+        own = {f"{n}_std": bar for n, bar in zip(self.stack.targets, bars.T, strict=True)}
+        return {**columns, **own}, {}
+
+
+_Predictor = _PotentialPredictor | _PropertyPredictor | _StackPredictor
 _Found = tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]
 """Columns of the table of structures, and of the tables of values per atom."""
 
@@ -384,6 +430,10 @@ def _strictest(checks: Sequence[Checks]) -> Checks:
 
 
 def _predictor(request: Prediction) -> _Predictor:
+    if len(request.models) == 1 and is_stack(request.models[0]):
+        if request.forces:
+            raise AtomloomError("a stack has no forces", where="--forces", todo="leave it out")
+        return _StackPredictor(load_stack(request.models[0], request.trust), request.device)
     models = [load_model(path, request.trust) for path in request.models]
     if all(model.card.is_potential for model in models):
         return _PotentialPredictor(models, request.forces, request.device)

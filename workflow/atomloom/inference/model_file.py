@@ -244,7 +244,9 @@ def read_model(path: Path, trust: str | Sequence[str] = ()) -> tuple[dict[str, T
         ) from None
     if STACK in metadata:
         raise AtomloomError(
-            "is a stack of several models", where=path, todo="atomloom.load_stack reads it"
+            "is a stack of several models",
+            where=path,
+            todo="atomloom.load_stack and atomloom predict read it",
         )
     if "atomloom" not in metadata:
         raise AtomloomError("holds tensors, but not a model of atomloom", where=path)

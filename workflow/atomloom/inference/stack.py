@@ -27,6 +27,8 @@ from atomloom.inference.model_file import STACK, weights_digest
 from atomloom.inference.predict import Given, LoadedModel, load_model
 from atomloom.store.files import expand_home, plain_stat, write_atomically
 from atomloom.store.keys import short_hash
+from atomloom.structures.adapters import to_structure
+from atomloom.structures.table import StructureTable
 
 FORMAT = 1
 AGAIN = "make the stack again"
@@ -71,6 +73,11 @@ class Stack:
     """Origin of the stack: runs, rows, errors."""
 
     @property
+    def members(self) -> list[LoadedModel]:
+        """All members."""
+        return [member for members in self.kinds for member in members]
+
+    @property
     def targets(self) -> tuple[str, ...]:
         """Names of the targets, in the order of the columns of predictions."""
         return tuple(self.combinations)
@@ -108,19 +115,19 @@ class Stack:
             raise AtomloomError(
                 "global features of a stack are given by name", where="global_features"
             )
-        structures = list(structures)
-        known: set[str] = set()
-        found = []
-        for members in self.kinds:
-            said = []
-            for member in members:
-                known.update(_own_names(member))
-                own = _own_features(member, global_features)
-                said.append(member.predict(structures, bounds, device, own))
-            found.append(np.mean(said, axis=0))
-        if global_features and not set(global_features) <= known:
-            unknown = ", ".join(sorted(set(global_features) - known))
-            raise AtomloomError(f"no member of the stack takes {unknown}", where="global_features")
+        unknown = set(global_features or ()) - {n for m in self.members for n in _own_names(m)}
+        if unknown:
+            raise AtomloomError(
+                f"no member of the stack takes {', '.join(sorted(unknown))}",
+                where="global_features",
+            )
+        structures, features = list(structures), _Features(structures, global_features or {})
+        found = [
+            np.mean(
+                [m.predict(structures, bounds, device, features.of(m)) for m in members], axis=0
+            )
+            for members in self.kinds
+        ]
         by_kind = np.stack(found, axis=2)
         pairs = [
             combination.combined(by_kind[:, column])
@@ -135,12 +142,29 @@ def _own_names(member: LoadedModel) -> tuple[str, ...]:
     return () if features is None else features.names
 
 
-def _own_features(member: LoadedModel, given: Given) -> Given:
-    """Select the features that a member takes; None without any."""
-    if not isinstance(given, Mapping):
-        return given
-    own = {name: given[name] for name in _own_names(member) if name in given}
-    return own or None
+class _Features:
+    """Global features of structures by member: those that are told, and derived ones, computed once for all members
+    that share them.
+
+    Args:
+        structures: as the user gives them.
+        told: by name.
+    """
+
+    def __init__(self, structures: Sequence[Any], told: Mapping[str, Any]) -> None:
+        self._structures, self._told = structures, told
+        self._derived: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
+
+    def of(self, member: LoadedModel) -> Given:
+        """Features that a member takes; None without any."""
+        own = {name: self._told[name] for name in _own_names(member) if name in self._told}
+        sources = tuple(sorted((name, one.key) for name, one in member.card.features.items()))
+        if sources and sources not in self._derived:
+            table = StructureTable.from_structures([to_structure(one) for one in self._structures])
+            found = member.with_features(table, own)
+            assert isinstance(found, Mapping)
+            self._derived[sources] = {n: found[n] for n in found if n not in own}
+        return {**self._derived.get(sources, {}), **own} or None
 
 
 def write_stack(
@@ -180,6 +204,15 @@ def write_stack(
     text = json.dumps({**card, "digest": digest}, sort_keys=True)
     payload = save(tensors, metadata={STACK: text})
     write_atomically(path, lambda temporary: temporary.write_bytes(payload))
+
+
+def is_stack(path: Path) -> bool:
+    """Whether a file is a stack, as far as it can be read."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return STACK in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def load_stack(path: str | Path, trust: str | Sequence[str] = ()) -> Stack:

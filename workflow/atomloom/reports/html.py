@@ -547,6 +547,7 @@ def _facts(card: RunCard) -> list[tuple[str, str]]:
         f"{training[name]}" for name in ("optimizer", "scheduler") if name in training
     )
     features = card.value("config", "dataset", "global_features")
+    derived = card.value("config", "features")
     of_networks = ("optimiser", "learning rate", "precision", "epochs run", "best epoch")
     rows: list[tuple[str, Any]] = [
         ("data set", card.text("dataset", "name")),
@@ -557,6 +558,7 @@ def _facts(card: RunCard) -> list[tuple[str, str]]:
             "global features",
             count_text(len(features)) if isinstance(features, list) and features else "",
         ),
+        ("derived features", ", ".join(derived) if isinstance(derived, Mapping) else ""),
         ("loss", training.get("loss")),
         ("optimiser", schedule),
         ("learning rate", formats.brief(training.get("learning_rate"))),
