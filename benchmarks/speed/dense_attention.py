@@ -59,7 +59,7 @@ MODELS: dict[str, ModelSection] = {
     "iComFormer": IComFormerConfig(),
     "ALIGNN": ALIGNNConfig(),
 }
-ATOMS = (20, 100, 400)
+ATOMS = (20, 100, 400, 1000)
 BATCH = 4
 WAYS = {"fused": SDPBackend.FLASH_ATTENTION, "plain": SDPBackend.MATH}
 STEPS = 3

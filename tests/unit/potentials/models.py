@@ -14,6 +14,7 @@ from atomloom.config.graph import GraphSpec
 from atomloom.config.model import (
     ChebyshevConfig,
     IComFormerConfig,
+    ModelSection,
     NequIPConfig,
     PaiNNConfig,
     TensorNetConfig,
@@ -84,17 +85,21 @@ def write_potential(
 
 
 def write_property_model(
-    path: Path, seed: int = 0, scaler: TargetScaler | None = None, **checks: float
+    path: Path,
+    seed: int = 0,
+    scaler: TargetScaler | None = None,
+    config: ModelSection | None = None,
+    **checks: float,
 ) -> Path:
     """A property model with random weights, of one target; it may have been trained under other checks."""
-    config = IComFormerConfig(width=8, layers=2)
+    config = config or IComFormerConfig(width=8, layers=2)
     scaler = scaler or TargetScaler(np.array([1.0]), np.array([2.0]), np.array([False]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model(config, scaler.outputs)
     card = ModelCard(
         config,
-        GraphSpec(**config.graph_needs(), max_neighbors=6),
+        GraphSpec(**{"max_neighbors": 6} | config.graph_needs()),
         ("gap",),
         "eV",
         scaler,

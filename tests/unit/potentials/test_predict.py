@@ -18,7 +18,10 @@ from ase.io import write
 import atomloom
 from atomloom.cli import main
 from atomloom.commands import predict as stage
+from atomloom.config.model import CrystalTransformerConfig
+from atomloom.config.training import Batching
 from atomloom.errors import AtomloomError
+from atomloom.models.crystal_transformer import CrystalTransformer
 from atomloom.potentials.evaluation import calculate_batch
 from tests.unit.potentials.models import write_potential, write_property_model
 
@@ -152,6 +155,44 @@ def test_what_is_refused_is_said_without_hashes_or_keys_that_nobody_can_set_here
         AtomloomError, match="structures: structure 1 is periodic in 0 directions; the"
     ):
         atomloom.load_model(model).predict([bulk("Cu"), Atoms("H")])
+
+
+def test_structures_with_more_atoms_than_a_model_takes_go_to_quarantine(tmp_path):
+    config = CrystalTransformerConfig(width=8, layers=1, max_atoms=4)
+    model = write_property_model(tmp_path / "model.safetensors", config=config)
+    source, output = tmp_path / "frames.extxyz", tmp_path / "table.parquet"
+    write(source, [bulk("Cu"), bulk("Cu", cubic=True) * (1, 1, 2), bulk("Cu", cubic=True)])
+    assert call("--model", model, "--source", source, "--output", output) == 0
+    assert pd.read_parquet(output)["n_atoms"].tolist() == [1, 4]
+    (reason,) = refusals(output)
+    assert reason == (
+        "a structure has 8 atoms, and dense attention takes at most 4: memory grows with the square"
+    )
+    with pytest.raises(AtomloomError, match="8 atoms, and dense attention takes at most 4"):
+        atomloom.load_model(model).predict([bulk("Cu", cubic=True) * (1, 1, 2)])
+
+
+def test_a_model_whose_memory_grows_with_the_square_predicts_in_smaller_batches(
+    tmp_path, monkeypatch
+):
+    """Bounded as in training, unless told otherwise."""
+    taken = []
+
+    def take(self, batch):
+        taken.append(batch.size)
+        return forward(self, batch)
+
+    forward = CrystalTransformer.forward
+    monkeypatch.setattr(CrystalTransformer, "forward", take)
+    config = CrystalTransformerConfig(width=8, layers=1)
+    model = atomloom.load_model(write_property_model(tmp_path / "m.safetensors", config=config))
+    found = [bulk("Cu", cubic=True)] * 5
+    usual = {"batch": {"atom_pairs": 40}}
+    plain = model.predict(found)
+    monkeypatch.setattr(CrystalTransformerConfig, "usual_training", usual)
+    np.testing.assert_allclose(model.predict(found), plain, rtol=1e-6)
+    model.predict(found, bounds=Batching(atom_pairs=64))
+    assert taken == [5, 2, 2, 1, 4, 1]
 
 
 def test_a_committee_says_how_sure_it_is(committee, frames, tmp_path):

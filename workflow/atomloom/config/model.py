@@ -412,7 +412,8 @@ class CrystalTransformerConfig(ModelSection):
     (energy per atom, band gap). `sum`: for targets that do (a total energy), learnt as
     sum_i (scale e_i + shift) over the atoms i. Twice the cell has exactly twice the value."""
     max_atoms: int = unkeyed(2000, ge=1, le=100_000)
-    """Max atoms per structure; larger ones are refused, since memory grows with the square of their number."""
+    """Max atoms per structure; larger ones are refused, since memory grows with the square of their number. A
+    trained model keeps its limit, the attribute `max_atoms` of its network."""
 
     @model_validator(mode="after")
     def _divides_the_width(self) -> CrystalTransformerConfig:

@@ -349,7 +349,7 @@ class CrystalTransformer(Recomputing):
                 f"a structure has {largest} atoms, and dense attention takes at most {self.max_atoms}: memory "
                 "grows with the square",
                 where="model.max_atoms",
-                todo="raise it, remove these structures, or choose another model",
+                todo="raise `max_atoms`, remove these structures, or choose another model",
             )
 
     def passes(self, device: str, compiled: bool) -> tuple[Pass, ...]:
