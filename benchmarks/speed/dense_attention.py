@@ -5,18 +5,15 @@
 Parts: `phonons`, one training step (forward, backward, optimiser) on the same crystals of matbench_phonons
 (ATOMLOOM_DATA), each model by its own graphs and at its default size, iComFormer also at that of the preset, in
 turns; the errors of the crystal transformer against float64 stand beside. `memory`, a training step on a
-batch of 4 random crystals of some atoms by torch's fused kernel and by plain attention, each in a process of its
-own: by how much it raises the greatest resident size, and its time. Times are of the processor, medians. Writes
+batch of 4 random crystals of some atoms by torch's fused kernel and by plain attention: the most bytes that its
+tensors take at once, and its time. Times are of the processor, medians. Writes
 benchmarks/results/dense_attention.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import subprocess
-import sys
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -39,9 +36,7 @@ from atomloom.readers.registry import parse_record
 from atomloom.readers.sources import enumerate_records
 from atomloom.structures.structure import Structure
 from atomloom.structures.table import StructureTable
-from atomloom.training.batch_size import peak_memory
 from benchmarks.common.results import (
-    ROOT,
     Parser,
     data_path,
     machine,
@@ -50,8 +45,9 @@ from benchmarks.common.results import (
     write_result,
 )
 from benchmarks.common.structures import random_crystals
-from benchmarks.common.timing import in_turns, processor, timed
+from benchmarks.common.timing import in_turns, processor
 from benchmarks.common.training_steps import Variant, relative
+from tests.unit.models.memory import LiveBytes
 
 MODELS: dict[str, ModelSection] = {
     "crystal transformer": CrystalTransformerConfig(),
@@ -62,7 +58,6 @@ MODELS: dict[str, ModelSection] = {
 ATOMS = (20, 100, 400, 1000)
 BATCH = 4
 WAYS = {"fused": SDPBackend.FLASH_ATTENTION, "plain": SDPBackend.MATH}
-STEPS = 3
 PARTS = ("phonons", "memory")
 
 
@@ -124,50 +119,38 @@ def phonons(options: argparse.Namespace) -> dict[str, Any]:
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def child(options: argparse.Namespace) -> None:
-    """Some steps in this process; prints what they added to its peak, and the processor's time of one."""
+def memory(options: argparse.Namespace) -> dict[str, Any]:
+    """A step by either kernel, by atoms per structure."""
     section = CrystalTransformerConfig()
     torch.manual_seed(0)
     model = build_model(section, 1).train()
-    batch = batch_for(section, random_crystals(BATCH, options.atoms))
-
-    def step() -> None:
-        model.zero_grad(set_to_none=True)
-        model(batch).square().sum().backward()
-
-    small = batch_for(section, random_crystals(1, 2))
-    model(small).sum().backward()  # libraries take their memory
-    before = peak_memory(torch.device("cpu"))
-    with sdpa_kernel(WAYS[options.child]):
-        seconds = [timed(step) for _ in range(STEPS)]
-    found = {"bytes": peak_memory(torch.device("cpu")) - before, "seconds": processor(seconds)}
-    print(json.dumps(found | {"edges": len(batch.src)}))
-
-
-def memory(options: argparse.Namespace) -> dict[str, Any]:
-    """A step by either kernel, by atoms per structure."""
     rows = []
     for atoms in ATOMS:
-        found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
-        for _ in range(options.rounds if atoms < max(ATOMS) else min(3, options.rounds)):
-            for way in WAYS:
-                command = [sys.executable, "-m", "benchmarks.speed.dense_attention", "--child", way]
-                done = subprocess.run(
-                    [*command, "--atoms", str(atoms)],
-                    cwd=ROOT,
-                    capture_output=True,
-                    text=True,
-                    check=True,
-                )
-                found[way].append(json.loads(done.stdout))
-        row: dict[str, Any] = {"atoms": atoms, "edges": found["fused"][0]["edges"]}
-        for key in ("bytes", "seconds"):
-            medians = {way: statistics.median(one[key] for one in found[way]) for way in WAYS}
-            row[key] = medians | {"ratio": medians["plain"] / medians["fused"]}
+        batch = batch_for(section, random_crystals(BATCH, atoms))
+
+        def step(way: SDPBackend, batch: GraphBatch = batch) -> None:
+            model.zero_grad(set_to_none=True)
+            with sdpa_kernel(way):
+                model(batch).square().sum().backward()
+
+        peaks = {}
+        for name, way in WAYS.items():
+            with LiveBytes() as alive:
+                step(way)
+            peaks[name] = alive.peak
+        steps = {name: partial(step, way) for name, way in WAYS.items()}
+        times = in_turns(steps, options.rounds, warm_up=0)
+        row: dict[str, Any] = {"atoms": atoms, "edges": len(batch.src)}
+        for key, found in (
+            ("bytes", peaks),
+            ("seconds", {name: processor(spent) for name, spent in times.items()}),
+        ):
+            row[key] = found | {"ratio": found["plain"] / found["fused"]}
         rows.append(row)
         print(
             f"{BATCH} of {atoms:4d} atoms: {row['bytes']['fused'] / 1e6:7.0f} MB, plain "
-            f"{row['bytes']['plain'] / 1e6:7.0f} MB; plain takes {row['seconds']['ratio']:.2f} of the time"
+            f"{row['bytes']['plain'] / 1e6:7.0f} MB; plain takes {row['seconds']['ratio']:.2f} of the time",
+            flush=True,
         )
     return {"structures": BATCH, "rows": rows, "machine": machine("torch", threads=1)}
 
@@ -176,13 +159,8 @@ def main() -> None:
     parser = Parser(__doc__, parts=PARTS)
     parser.add_argument("--structures", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("--atoms", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.child:
-        child(options)
-        return
     results = read_result("dense_attention")
     for part in [options.only] if options.only else PARTS:
         results[part] = rounded({"phonons": phonons, "memory": memory}[part](options))
