@@ -60,6 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     try:
         _require_rank()
+        if (scratch := os.environ.get("TMPDIR")) and not os.access(scratch, os.W_OK | os.X_OK):
+            say(
+                f"atomloom {options.command}: warning: TMPDIR={scratch} is no folder that can be written to: "
+                "temporary files go to one of the system"
+            )
         _expand_homes(options)
         _find_models(options)
         with former.told_by(lambda line: say(f"atomloom {options.command}: {line}")):

@@ -191,7 +191,13 @@ def test_a_preview_names_what_it_did_not_measure(tmp_path):
 
 def test_shares_of_a_batch_are_rounded_up():
     shared = share_of_batch(Batching(structures=9, atoms=100), 4)
-    assert shared == {"structures": 3, "atoms": 25, "edges": None, "triplets": None}
+    assert shared == {
+        "structures": 3,
+        "atoms": 25,
+        "edges": None,
+        "triplets": None,
+        "atom_pairs": None,
+    }
     assert share_of_batch(Batching(structures=2), 8)["structures"] == 1
 
 

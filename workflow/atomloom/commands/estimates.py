@@ -302,7 +302,10 @@ def table(estimates: Mapping[str, Estimate]) -> Iterator[str]:
         sum(one.files for one in estimates.values()),
         sum(one.jobs for one in estimates.values()),
     )
-    yield f"files: {files:,}; besides, Snakemake keeps one per output, and a cluster a log for each of {outputs:,} jobs"
+    kept = sum(
+        one.files for rule, one in estimates.items() if rule in STAGES and STAGES[rule].per_chunk
+    )
+    yield f"files: {files:,}, of which {kept:,} in the store; besides, Snakemake keeps one per output, and a cluster a log for each of {outputs:,} jobs"
 
 
 def preview(paths: RunPaths, found: Rehearsal, estimate: Estimate) -> Iterator[str]:

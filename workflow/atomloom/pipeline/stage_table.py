@@ -300,6 +300,15 @@ OTHERS = {"bench": ("index", "split")}
 """Commands that are not stages -> stages whose files they read."""
 
 
+def shards_per_chunk(config: Config) -> int:
+    """Number of shards that the store gets for each chunk; as many jobs make them."""
+    return sum(
+        len(config.features) if stage.name == "features" else 1
+        for stage in STAGES.values()
+        if stage.per_chunk and stage.wanted(config)
+    )
+
+
 @dataclass(frozen=True)
 class Job:
     """One call of a stage that is still to be made, and why."""

@@ -18,7 +18,6 @@ import re
 import shutil
 import stat
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -40,7 +39,14 @@ from atomloom.readers.base import (
 )
 from atomloom.readers.formats import ase_db, deepmd
 from atomloom.readers.registry import REGISTRY, Piece, Reader, check_options, format_of, reader_of
-from atomloom.store.files import expand_home, open_plain, overlapped, plain_stat, read_ahead
+from atomloom.store.files import (
+    expand_home,
+    open_plain,
+    overlapped,
+    plain_stat,
+    read_ahead,
+    scratch_folder,
+)
 
 log = logging.getLogger(__name__)
 
@@ -758,8 +764,8 @@ class _File:
         elif path is not None:
             yield from by_path(path, self.options)
         else:
-            with tempfile.TemporaryDirectory(prefix="atomloom-") as folder:
-                spooled = Path(folder) / f"spooled{reader.PATTERNS[0][1:]}"
+            with scratch_folder() as folder:
+                spooled = folder / f"spooled{reader.PATTERNS[0][1:]}"
                 with open(spooled, "wb") as file:
                     shutil.copyfileobj(stream, file)
                 yield from by_path(spooled, self.options)

@@ -8,7 +8,7 @@ range (members of compressed archives, entries of a JSON) are copied once, uncom
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,7 @@ from atomloom.data.splits import fixed_digest
 from atomloom.errors import AtomloomError, again
 from atomloom.pipeline.paths import Layout
 from atomloom.pipeline.plan import SPOOL, Chunk, Plan, cut_chunks
+from atomloom.pipeline.stage_table import shards_per_chunk
 from atomloom.readers.naming import tell_apart
 from atomloom.readers.registry import parse_record, texts_of
 from atomloom.readers.sources import RawRecord, enumerate_records, source_name
@@ -41,6 +42,8 @@ from atomloom.store.parquet import read_table, write_table
 
 ROW_GROUP = 4000
 """Rows per group of `members.parquet`: the job of a chunk reads one or two groups."""
+MANY_FILES = 100_000
+"""Number of files of chunks above which the plan warns."""
 LOOKED_AT = 10_000
 """Max number of structures parsed in search of a target that no table names."""
 _NO_LABELS: dict[
@@ -144,9 +147,25 @@ def make_plan(layout: Layout, log: Callable[[str], None], spool_all: bool = Fals
     write_spec(folder, layout.plan_spec)
     plan.write(folder / "plan.json")
     log(f"{plan.records:,} records in {len(chunks)} chunks")
+    for line in _files_to_come(plan, layout.config):
+        log(line)
     if unclaimed:
         log(f"{unclaimed:,} rows of the label table have no record")
     return plan
+
+
+def _files_to_come(plan: Plan, config: Config) -> Iterator[str]:
+    """Lines on the number of files by chunks, which is what grows with a data set."""
+    shards = len(plan.chunk_keys) * shards_per_chunk(config)
+    yield (
+        f"files of chunks: {shards:,} shards in the store; {shards:,} times of jobs and, by the workflow, "
+        f"{shards:,} logs in the results"
+    )
+    if 3 * shards > MANY_FILES:
+        yield (
+            f"warning: {3 * shards:,} files may be more than a quota of files allows: a larger dataset.chunks.mean "
+            f"(now {config.dataset.chunks.mean:,}) makes fewer, if it is set before anything is converted"
+        )
 
 
 def absent_targets(layout: Layout) -> list[str]:

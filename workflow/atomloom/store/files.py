@@ -6,12 +6,14 @@ It knows nothing of the content of the files.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
 import math
 import os
 import stat
+import tempfile
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -162,6 +164,42 @@ def expand_home(path: str | os.PathLike[str]) -> str:
     if expanded.startswith("~") and not os.path.lexists(expanded):
         raise AtomloomError("the home folder is not known", where=path, todo="give the whole path")
     return expanded
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Temporary folder where TMPDIR says.
+
+    Raises:
+        AtomloomError: when there is no place for one, or as `scratch_is_full`.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            name = stack.enter_context(tempfile.TemporaryDirectory(prefix="atomloom-"))
+        except OSError as error:
+            raise _no_scratch(error) from None
+        stack.enter_context(scratch_is_full())
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def scratch_is_full() -> Iterator[None]:
+    """Raise AtomloomError where temporary files do not fit: who reads data would take it for damage of these."""
+    try:
+        yield
+    except OSError as error:
+        no_folder = error.errno == errno.ENOENT and error.filename is None
+        if not no_folder and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise _no_scratch(error) from None
+
+
+def _no_scratch(error: OSError) -> AtomloomError:
+    return AtomloomError(
+        f"temporary files cannot be written: {error.strerror}",
+        where=f"TMPDIR={os.environ.get('TMPDIR', '')}",
+        todo="set it to a folder with room",
+    )
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

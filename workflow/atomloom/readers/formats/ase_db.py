@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from atomloom.errors import AtomloomError
 from atomloom.readers.base import MAX_RECORD_BYTES, Piece, scalar_labels, unreadable
 from atomloom.readers.formats import plain_json
 from atomloom.readers.formats.ase_json import CALCULATED
+from atomloom.store.files import scratch_folder
 from atomloom.structures.stress import stress_matrix
 from atomloom.structures.structure import Structure
 
@@ -96,13 +96,13 @@ def _undisturbed(path: Path) -> Iterator[str]:
         yield f"{path.absolute().as_uri()}?mode=ro&immutable=1"
         return
     files = [path, *unsaved]
-    with tempfile.TemporaryDirectory(prefix="atomloom-") as folder:
+    with scratch_folder() as folder:
         before = [_stamp(file) for file in files]
         for file in files:
-            shutil.copyfile(file, Path(folder) / file.name)
+            shutil.copyfile(file, folder / file.name)
         if [_stamp(file) for file in files] != before:
             raise AtomloomError("another program writes to this database: wait until it is done")
-        yield (Path(folder) / path.name).as_uri()
+        yield (folder / path.name).as_uri()
 
 
 def _stamp(path: Path) -> tuple[int, int]:

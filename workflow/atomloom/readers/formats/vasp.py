@@ -8,6 +8,7 @@ from typing import Any
 
 from atomloom.errors import AtomloomError
 from atomloom.readers.base import Piece, unreadable
+from atomloom.store.files import scratch_is_full
 
 OPTIONS = {
     "unconverged": "true: accept ionic steps whose electronic loop did not converge",
@@ -50,7 +51,7 @@ def whole_steps(steps: Iterator[Piece], options: Mapping[str, Any]) -> Iterator[
         AtomloomError: when there is no step.
     """
     count, reason = 0, ""
-    with tempfile.SpooledTemporaryFile(max_size=_HELD, prefix="atomloom-") as held:
+    with scratch_is_full(), tempfile.SpooledTemporaryFile(_HELD, prefix="atomloom-") as held:
         try:
             for step in steps:
                 held.write(f"{len(step.payload)} {step.format}\n".encode() + step.payload)
