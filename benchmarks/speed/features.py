@@ -48,7 +48,7 @@ def main() -> None:
     torch.set_num_threads(1)
     table = sample(options.count)
     found = read_result("features")
-    sources = {name: open_source(feature) for name, feature in SOURCES.items()}
+    sources = {name: open_source(name, feature) for name, feature in SOURCES.items()}
     work = {
         name: (lambda source=source: list(source.describe(table)))
         for name, source in sources.items()
@@ -96,7 +96,7 @@ def compare(table: StructureTable, peer: str, rounds: int) -> dict[str, object]:
         asked.append(len(images))
         return teach(images)
 
-    source = open_source(feature)
+    source = open_source("gamma_frequencies", feature)
     times = in_turns({"atomloom": lambda: list(source.describe(table))}, rounds)["atomloom"]
     images, spent, apart = 0, 0.0, []
     with tempfile.TemporaryDirectory() as scratch:

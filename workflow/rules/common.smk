@@ -330,7 +330,7 @@ def merged_config(wildcards, output):
 def paths_for(wildcards) -> RunPaths:
     """Paths by the config that a job reads; waits for the plan."""
     made, found = planned(), trial_of(wildcards)
-    if hasattr(wildcards, "feature"):
+    if getattr(wildcards, "feature", "") in FEATURE_KEYS:
         return made.with_feature(wildcards.feature)
     return made if found is None else _paths_of_a_trial(*found)
 

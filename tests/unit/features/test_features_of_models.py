@@ -159,7 +159,9 @@ def test_another_potential_under_the_same_name_is_refused_and_its_trust_is_the_u
     asked = []
     genuine = computing.open_source
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(computing, "open_source", lambda f: asked.append(f.options) or genuine(f))
+        patch.setattr(
+            computing, "open_source", lambda n, f: asked.append(f.options) or genuine(n, f)
+        )
         FeatureComputer.of(loaded.card, loaded.trust)
     assert asked == [{"device": "cpu", "trust": ["mine"]}]
     write_potential(potential, elements=("Cu", "Ag"), seed=1)

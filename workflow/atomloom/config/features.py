@@ -125,6 +125,8 @@ def _digest(path: Path, size: int, time_stamp: int) -> str:
 def named_features(value: Any) -> Any:
     """Section `features` as a mapping; given may be a list of sources, or the name of a source in place of a
     mapping with no other key."""
+    if value is None:
+        return {}
     if isinstance(value, str):
         value = [value]
     if isinstance(value, list) and all(isinstance(one, str) for one in value):

@@ -48,7 +48,7 @@ class FeatureComputer:
         """
         return cls(
             {
-                name: open_source(trusted_feature(name, one, trust))
+                name: open_source(name, trusted_feature(name, one, trust))
                 for name, one in sorted(card.features.items())
             }
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from atomloom.config.features import Feature
+from atomloom.errors import AtomloomError
 from atomloom.features.base import Source
 
 SOURCES = {
@@ -15,12 +16,16 @@ SOURCES = {
 """Source -> its class, which is made with a `Feature` of the config."""
 
 
-def open_source(feature: Feature) -> Source:
-    """Open a source, with its calculator or network if it has one.
+def open_source(name: str, feature: Feature) -> Source:
+    """Open the source of a feature, with its calculator or network if it has one.
 
     Raises:
         AtomloomError: when a model file or a package is missing, or options are wrong.
     """
-    module, _, name = SOURCES[feature.source].partition(":")
-    source: Source = getattr(import_module(module), name)(feature)
+    module, _, own = SOURCES[feature.source].partition(":")
+    try:
+        source: Source = getattr(import_module(module), own)(feature)
+    except AtomloomError as error:
+        where = str(error.where).replace("teacher.", f"features.{name}.")
+        raise AtomloomError(error.what, where=where, todo=error.todo) from None
     return source

@@ -73,7 +73,7 @@ def describe_chunk(layout: Layout, key: str, log: Callable[[str], None]) -> list
     for name, feature in layout.config.features.items():
         path = layout.features(name, key)
         write_spec(path.parent, layout.feature_spec(name))
-        source = open_source(feature)
+        source = open_source(name, feature)
         columns = source.columns
 
         def write(
