@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
+import pickle
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numba
@@ -12,6 +15,8 @@ import pytest
 
 import atomloom
 from atomloom import compiled
+from atomloom.compiled import Kernel
+from atomloom.graphs import search
 
 KERNEL = """
 from atomloom.compiled import njit
@@ -19,6 +24,13 @@ from atomloom.compiled import njit
 @njit(cache=True, nogil=True)
 def twice(x):
     return 2 * x
+"""
+
+PAIR = """
+
+@njit()
+def four_times(x):
+    return twice(twice(x))
 """
 
 
@@ -87,6 +99,28 @@ def test_a_full_disk_keeps_no_kernel_and_stops_nobody(tmp_path, load, monkeypatc
     monkeypatch.setattr("numba.core.caching.IndexDataCacheFile._save_data", full)
     load()
     assert not kept(tmp_path)
+
+
+def test_a_kernel_is_given_away_by_its_name():
+    before = dict(vars(search.search_chunk))
+    assert pickle.loads(pickle.dumps(search.search_chunk)) is search.search_chunk
+    assert copy.deepcopy([search.search_chunk]) == [search.search_chunk]
+    assert vars(search.search_chunk) == before
+
+
+def test_a_kernel_calls_another_that_was_not_called_before(tmp_path):
+    (tmp_path / "pair.py").write_text(KERNEL + PAIR)
+    spec = importlib.util.spec_from_file_location("pair", tmp_path / "pair.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.four_times(3) == 12
+    assert module.twice.signatures == [(numba.int64,)]
+
+
+def test_threads_that_call_first_have_one_kernel():
+    kernel = Kernel(lambda x: x + 1, {})
+    with ThreadPoolExecutor(4) as pool:
+        assert len({id(one) for one in pool.map(lambda _: kernel.compiled(), range(16))}) == 1
 
 
 def test_every_kernel_goes_this_way():

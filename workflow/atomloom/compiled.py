@@ -52,6 +52,10 @@ class Kernel:
     def __call__(self, *arguments: Any) -> Any:
         return (self._compiled or self.compiled())(*arguments)
 
+    def __reduce__(self) -> str:
+        """Its name: a copy of what holds a kernel has the same one, and another process its own."""
+        return self._function.__qualname__
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # asked for by Python itself, as for a copy
             raise AttributeError(name)
