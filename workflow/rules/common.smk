@@ -116,6 +116,7 @@ try:
             read_config_file(file)
     with former.told_by(tell):
         layout = Layout(parse_config(config))
+    FEATURE_KEYS = set(layout.feature_keys.values())
     for key, folder in (("results", layout.results), ("store", layout.store)):
         if "{" in str(folder) or "}" in str(folder):
             raise AtomloomError(
@@ -140,7 +141,6 @@ except AtomloomError as error:
     sys.exit(f"atomloom: {error}")
 
 PLAN = layout.plan_folder / "plan.json"
-FEATURE_KEYS = set(layout.feature_keys.values())
 PLAN_HERE = COPIES / PLAN
 SOURCES = layout.plan_folder / "sources.json"
 OWN = {layout.results.parts[:1], layout.store.parts[:1]}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,8 +13,11 @@ from ase.io import write
 
 from atomloom.commands.maintenance import named_shards, problems_of, unused_files
 from atomloom.config import parse_config
+from atomloom.config.features import OPTIONS, Feature, SourceName
 from atomloom.errors import AtomloomError
+from atomloom.features.composition import Composition
 from atomloom.features.gamma_frequencies import GammaFrequencies
+from atomloom.features.registry import SOURCES
 from atomloom.pipeline.paths import Layout, RunPaths
 from atomloom.pipeline.plan import Plan
 from atomloom.pipeline.stage_table import jobs_to_do
@@ -21,6 +26,7 @@ from atomloom.stages.convert import convert_chunk
 from atomloom.stages.features import describe_chunk, features_of_chunk, read_features
 from atomloom.stages.plan import make_plan
 from atomloom.stages.split import global_names, read_dataset, write_split
+from atomloom.store.keys import FEATURES
 from atomloom.store.shards import read_shard, write_shard
 from tests.unit.potentials.models import write_potential
 
@@ -219,6 +225,16 @@ def test_a_shard_that_makes_no_sense_is_refused_and_verify_names_it(tmp_path, sp
     with pytest.raises(AtomloomError, match=said):
         features_of_chunk(paths.layout, key, hashes)
     assert said in problems_of(tmp_path / "store", path)[0]
+
+
+def test_every_source_has_a_class_keys_a_version_and_a_line_in_the_docs():
+    page = (Path(__file__).parents[3] / "docs" / "features.md").read_text()
+    told = dict(re.findall(r"^\| `(\w+)` \| (\w+)", page, re.M))
+    assert set(SOURCES) == set(OPTIONS) == set(FEATURES) == set(told) == set(get_args(SourceName))
+    assert told["composition"] == str(len(Composition.columns))
+    assert told["gamma_frequencies"] == str(len(GammaFrequencies.columns))
+    for keys in OPTIONS.values():
+        assert set(keys) <= set(Feature.model_fields)
 
 
 def test_features_of_chunks_that_no_plan_has_are_unused(tmp_path):
