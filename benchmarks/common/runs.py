@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from atomloom.api import prepare, run_pipeline
-from atomloom.config import parse_config
+from atomloom.config import Config, parse_config
 from atomloom.pipeline.stage_table import STAGES
 
 
@@ -43,10 +43,15 @@ class Outcome:
         return json.loads((self.folder / "run.json").read_text())
 
 
+def placed(config: Mapping[str, Any], folder: Path) -> Config:
+    """Config with results and store below `folder`."""
+    paths = {"results": str(folder / "results"), "store": str(folder / "store")}
+    return parse_config({**config, "paths": paths})
+
+
 def measured_run(config: Mapping[str, Any], folder: Path, log=lambda message: None) -> Outcome:
     """All stages of a config, results and store below `folder`, with the time of training by itself."""
-    paths = {"results": str(folder / "results"), "store": str(folder / "store")}
-    whole = parse_config({**config, "paths": paths})
+    whole = placed(config, folder)
     begun = time.perf_counter()
     places = prepare(whole, log)
     prepared, processor = time.perf_counter(), time.process_time()
