@@ -26,6 +26,10 @@ class _TwiceError(ValueError):
     """Key that occurs twice in one mapping."""
 
 
+class _OtherBaseError(ValueError):
+    """Number to the base 60."""
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which a mapping names each key once."""
 
@@ -46,9 +50,8 @@ class _Loader(yaml.SafeLoader):
 def _number(loader: _Loader, node: yaml.ScalarNode) -> Any:
     """Number, but not to the base 60, as which YAML takes digits and colons: `1:30:00` would be 5400."""
     if ":" in node.value:
-        raise ValueError(
-            f"line {node.start_mark.line + 1}: {node.value} is to YAML a number to the base 60: write it as one "
-            "number in the unit of its key, or in quotes if it is text"
+        raise _OtherBaseError(
+            f"line {node.start_mark.line + 1}: {node.value} is to YAML a number to the base 60"
         )
     whole = node.tag.endswith(":int")
     return (loader.construct_yaml_int if whole else loader.construct_yaml_float)(node)
@@ -83,6 +86,9 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         content = _parse(text)
     except _TwiceError as error:
         raise AtomloomError(str(error), where=path, todo="keep one of them") from None
+    except _OtherBaseError as error:
+        todo = "write one number in the unit of its key, or text in quotes"
+        raise AtomloomError(str(error), where=path, todo=todo) from None
     except RecursionError:
         raise AtomloomError("nests far too deeply", where=path) from None
     except (yaml.YAMLError, ValueError, TypeError) as error:
