@@ -103,7 +103,7 @@ def by_scikit_learn(name, x, y, others, loss="mse"):
     if name == "svr":
         return SVR(C=2.0).fit(x, y).predict(others)
     if name == "gaussian_process":
-        kernel = ConstantKernel(1.0, (1e-3, 1e4)) * Matern(np.sqrt(3), (1e-2, 1e4), nu=2.5)
+        kernel = ConstantKernel(1.0, (1e-3, 1e3)) * Matern(np.sqrt(3), (1e-2, 1e4), nu=2.5)
         return GaussianProcessRegressor(kernel, alpha=0.1).fit(x, y).predict(others)
     classes = loss in ("bce", "cross_entropy")
     criterion = {"mae": "absolute_error", "mse": "squared_error"}.get(loss)
@@ -276,6 +276,28 @@ def test_an_unknown_feature_of_a_training_row_is_one_line(rows, tmp_path):
     data.global_features[data.split("train")[3], 1] = np.nan
     with pytest.raises(AtomloomError, match=r"b of row \d+ is nan"):
         train(data, config_of_model("svr"), tmp_path, lambda line: None)
+
+
+def test_noise_that_leaves_no_digits_is_one_line(rows):
+    x, y = rows
+    with pytest.raises(AtomloomError, match=r"noise 1e-12 is too small for these rows"):
+        fitted("gaussian_process", np.round(x), y, model={"noise": 1e-12})
+
+
+def test_a_feature_whose_squares_overflow_is_one_line(rows, tmp_path):
+    data = data_of(rows)
+    data.global_features[:, 1] *= 1e200
+    with pytest.raises(AtomloomError, match=r"values of b, of up to .*e\+20\d, have squares that"):
+        train(data, config_of_model("svr"), tmp_path, lambda line: None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equal_targets_are_learnt_by_a_model_that_can_be_read(rows, name, tmp_path):
+    data = data_of(rows, targets=np.full((COUNT, 1), 7.0))  # no support vector is left
+    train(data, config_of_model(name), tmp_path, lambda line: None)
+    model = load_model(tmp_path / "model.safetensors")
+    found = predict_table(model, data.table, global_features=data.global_features)
+    np.testing.assert_allclose(found, 7.0, atol=1e-6)
 
 
 def test_a_covariance_beyond_the_memory_is_one_line(rows, monkeypatch):

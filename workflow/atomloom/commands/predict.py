@@ -271,7 +271,7 @@ class _PropertyPredictor:
                 raise AtomloomError("the models need different features", where="--model")
         if first.told:
             raise AtomloomError(
-                f"{models[0].card.model.name} must be told {', '.join(first.told)} of each structure",
+                f"{models[0].card.model.name} must be told {_some(first.told)} of each structure",
                 where="--model",
                 todo="use atomloom.load_model(...).predict(structures, global_features=...)",
             )
@@ -335,7 +335,7 @@ class _StackPredictor:
         told = sorted({name for member in stack.members for name in member.card.told})
         if told:
             raise AtomloomError(
-                f"the stack must be told {', '.join(told)} of each structure",
+                f"the stack must be told {_some(told)} of each structure",
                 where="--model",
                 todo="use atomloom.load_stack(...).predict(structures, global_features=...)",
             )
@@ -374,6 +374,11 @@ class _StackPredictor:
 _Predictor = _PotentialPredictor | _PropertyPredictor | _StackPredictor
 _Found = tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]
 """Columns of the table of structures, and of the tables of values per atom."""
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names in words, of many the first ones."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _names(spec: TargetSpec, ending: str) -> list[str]:

@@ -44,7 +44,14 @@ class GlobalFeatures:
             raise AtomloomError(
                 f"{names[column]} of row {rows[row]} is {known[row, column]:g}", where=WHERE
             )
-        mean, std = known.mean(axis=0), known.std(axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, std = known.mean(axis=0), known.std(axis=0)
+        for column in np.flatnonzero(~np.isfinite(mean + std)).tolist():
+            raise AtomloomError(
+                f"values of {names[column]}, of up to {np.abs(known[:, column]).max():.3g}, have squares that overflow",
+                where=WHERE,
+                todo="give them in another unit",
+            )
         std[std <= 1e-12 * np.abs(known).max(axis=0)] = 1.0  # equal within rounding
         return cls(tuple(names), mean, std)
 

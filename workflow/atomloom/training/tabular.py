@@ -182,10 +182,10 @@ def _fit_gaussian_process(section: GaussianProcessConfig, table: Table, fit: Fit
     bounds = (SHORTEST, LONGEST)
     rbf = section.kernel == "rbf"
     correlation = RBF(scale, bounds) if rbf else Matern(scale, bounds, nu=section.nu)
-    kernel = ConstantKernel(1.0, (1e-3, 1e4)) * correlation
+    kernel = ConstantKernel(1.0, (1e-3, 1e3)) * correlation
     noise: float | str = section.noise
     if noise == "fit":
-        kernel, noise = kernel + WhiteKernel(0.1, (1e-8, 10.0)), 1e-10
+        kernel, noise = kernel + WhiteKernel(0.1, (1e-6, 10.0)), 1e-10
     process = GaussianProcessRegressor(
         kernel,
         alpha=noise,
@@ -193,6 +193,14 @@ def _fit_gaussian_process(section: GaussianProcessConfig, table: Table, fit: Fit
         random_state=fit.training.seed,
     ).fit(table.features, table.targets)
     fitted = process.kernel_.k1 if section.noise == "fit" else process.kernel_
+    terms = fitted.k1.constant_value * np.abs(process.alpha_).sum()
+    if np.finfo(np.float64).eps * terms > 0.1 * AGREEMENT:
+        raise AtomloomError(
+            f"noise {section.noise} is too small for these rows: predictions are differences of terms of up to "
+            f"{terms:.2g} standard deviations, which leave too few digits",
+            where="model.noise",
+            todo="use a larger one, or fit",
+        )
     arrays = {
         "rows": process.X_train_,
         "weights": process.alpha_,
