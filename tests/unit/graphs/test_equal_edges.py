@@ -93,6 +93,19 @@ def test_edges_that_differ_by_more_than_rounding_stay_apart():
     assert len(found.edges.first) > len(ideal.edges.first)
 
 
+def test_an_edge_that_is_not_a_number_stays_one():
+    """A network must see it, and fail, rather than another edge that stands for it."""
+    batch = batch_of(nacl_cubic())
+    lengths, cosines = geometry(batch)
+    lengths[[3, 7]], cosines[5, 1] = np.nan, np.nan
+    arrays = (batch.numbers, batch.src, batch.dst, batch.node_graph)
+    found = find_equal_edges(*(array.numpy() for array in arrays), lengths, cosines)
+    for edge in (3, 7):
+        assert np.sum(found.lengths.of == found.lengths.of[edge]) == 1
+        assert np.sum(found.pairs.of == found.pairs.of[edge]) == 1
+    assert np.sum(found.edges.of == found.edges.of[5]) == 1
+
+
 def test_without_angles_there_are_classes_by_length_alone():
     batch = batch_of(random_crystal())
     found, full = classes_of(batch, angles=False), classes_of(batch)

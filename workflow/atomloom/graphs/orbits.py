@@ -100,14 +100,18 @@ def _mix(x):
 
 @njit(cache=True, nogil=True)
 def clusters(values, tolerance):
-    """Number of the cluster of each value: neighbours on the line within the tolerance, in ascending order."""
+    """Number of the cluster of each value: neighbours on the line within the tolerance, in ascending order.
+
+    A value that is not a number is a cluster of its own, so that none stands for it.
+    """
     order = np.argsort(values)
     out = np.empty(len(values), dtype=np.uint64)
     number = np.uint64(0)
     begin = last = 0.0
     for position in range(len(order)):
         value = values[order[position]]
-        if position and (value - last > tolerance or value - begin > CHAIN * tolerance):
+        near = value - last <= tolerance and value - begin <= CHAIN * tolerance
+        if position and not near:
             number += np.uint64(1)
             begin = value
         elif not position:
