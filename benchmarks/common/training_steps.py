@@ -37,7 +37,9 @@ class Variant:
 
     def __post_init__(self) -> None:
         self.call = torch.compile(self.model) if self.compiled else self.model
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, weight_decay=0.0)
+        # Fused, as the trainer has it.
+        parameters = self.model.parameters()
+        self.optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0, fused=True)
 
     def _backward(self) -> Tensor:
         self.optimizer.zero_grad()
