@@ -134,6 +134,20 @@ def test_numbers_of_a_spectrum_are_in_order_and_images_of_many_crystals_are_aske
         assert found.seconds > 0
 
 
+def test_operations_that_are_no_group_are_not_used(monkeypatch):
+    """One without the identity, and one that maps atoms to places where none is."""
+    import spglib
+
+    structure = to_structure(bulk("Cu", cubic=True))
+    assert len(_Symmetry.of(structure).rotations) == 192
+    shift = {"rotations": np.eye(3, dtype=int)[None], "translations": np.array([[0.0, 0.5, 0.5]])}
+    monkeypatch.setattr(spglib, "get_symmetry", lambda *_, **__: shift)
+    assert len(_Symmetry.of(structure).rotations) == 1
+    assert _Symmetry.of(structure).images.tolist() == [[0, 1, 2, 3]]
+    shift["translations"] = np.array([[0.0, 0.3, 0.5]])
+    assert _Symmetry.of(structure).images.tolist() == [[0, 1, 2, 3]]
+
+
 def test_a_failing_calculator_says_why():
     structure = to_structure(bulk("Fe"))
     with pytest.raises(AtomloomError, match="Fe"):

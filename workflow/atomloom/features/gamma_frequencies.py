@@ -256,10 +256,15 @@ class _Symmetry:
         kept, images = [], []
         for turn, shift in zip(found["rotations"], found["translations"], strict=True):
             image = _image_of(cell, fractional @ turn.T + shift, fractional)
-            if image is not None:
-                kept.append(cell.cell.T @ turn @ np.linalg.inv(cell.cell.T))
-                images.append(image)
-        return cls(np.array(kept), np.array(images))
+            if image is None:
+                return alone
+            kept.append(cell.cell.T @ turn @ np.linalg.inv(cell.cell.T))
+            images.append(image)
+        whole = cls(np.array(kept), np.array(images))
+        # Operations within a tolerance may be no group: then derivatives of some atom would follow from no other's.
+        reached = np.unique(whole.images[:, whole.representatives])
+        identity = (whole.images == alone.images).all(axis=1).any()
+        return whole if identity and len(reached) == len(cell) else alone
 
     @property
     def representatives(self) -> list[int]:
