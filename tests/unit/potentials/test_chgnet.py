@@ -19,6 +19,7 @@ from atomloom.config import parse_config
 from atomloom.config.foundation import CHGNET_WEIGHTS
 from atomloom.config.teacher import Teacher
 from atomloom.errors import AtomloomError
+from atomloom.pipeline.outside_data import outside_data
 from atomloom.pipeline.paths import Layout
 from atomloom.potentials.teachers import Label, ase_calculator, teach
 from atomloom.structures.adapters import to_structure
@@ -195,6 +196,19 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch):
             AtomloomError, match=r"CHGNet 0\.3\.0 lies in the package chgnet.*chgnet==0\.4\.2"
         ):
             ask()
+
+
+@pytest.mark.parametrize(
+    ("settings", "model", "data"),
+    [
+        ({}, "CHGNet 0.3.0", "relaxations of the Materials Project"),
+        ({"model": "own.pth.tar"}, "CHGNet own.pth.tar", "unknown data"),
+    ],
+    ids=["published", "own"],
+)
+def test_a_run_says_on_what_its_teacher_was_trained(settings, model, data):
+    (seen,) = outside_data(layout(**settings).config)
+    assert seen == {"through": "teacher.model", "model": model, "data": [data]}
 
 
 # --- the package itself ---------------------------------------------------------------------------

@@ -93,6 +93,18 @@ def teacher_file(teacher: Calculator) -> Path | None:
     )
 
 
+def model_behind(calculator: Calculator) -> str | None:
+    """Name of the trained model that a calculator is, as the config has it; None for one that learnt nothing."""
+    if calculator.calculator != CHGNET:
+        return calculator.model
+    return f"CHGNet {calculator.model or next(iter(CHGNET_WEIGHTS))}"
+
+
+def is_published(name: str) -> bool:
+    """Whether a model, by the name that `model_behind` gives or a config has, is one of the published ones."""
+    return name in POTENTIALS or name in {f"CHGNet {weights}" for weights in CHGNET_WEIGHTS}
+
+
 def _packaged(package: str, inside: Path, name: str, requirement: str, version: str) -> Path:
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:

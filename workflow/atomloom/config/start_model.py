@@ -23,8 +23,8 @@ from safetensors import SafetensorError, safe_open
 from atomloom.config.base import Section, expand_variables
 from atomloom.config.foundation import (
     ARCHITECTURES,
-    POTENTIALS,
     TRAINED_ON,
+    is_published,
     published_file,
 )
 from atomloom.config.model import NequIPConfig, is_by_class
@@ -164,7 +164,7 @@ def trained_on(named: str, results: str) -> tuple[str, ...]:
     Raises:
         AtomloomError: when there is no such model.
     """
-    return (TRAINED_ON,) if named in POTENTIALS else _find(named, results).trained_on
+    return (TRAINED_ON,) if is_published(named) else _find(named, results).trained_on
 
 
 UNKNOWN = "unknown data"

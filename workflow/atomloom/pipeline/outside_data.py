@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atomloom.config.foundation import CHGNET
+from atomloom.config.foundation import model_behind
 from atomloom.config.root import Config
 from atomloom.config.start_model import UNKNOWN, data_behind
 from atomloom.errors import AtomloomError
@@ -35,10 +35,9 @@ def outside_data(config: Config) -> list[dict[str, Any]]:
     """
     named: dict[str, str | None] = {"training.start_from": config.training.start_from}
     if config.teacher is not None:
-        named["teacher.model"] = config.teacher.model
+        named["teacher.model"] = model_behind(config.teacher)
     for called, feature in config.features.items():
-        by_chgnet = feature.calculator == CHGNET
-        named[f"features.{called}"] = feature.model or (CHGNET if by_chgnet else None)
+        named[f"features.{called}"] = model_behind(feature.teacher)
     found = []
     for key, name in named.items():
         if name:

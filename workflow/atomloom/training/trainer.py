@@ -25,6 +25,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import LBFGS
 
+from atomloom.config.foundation import model_behind
 from atomloom.config.model import TabularSection
 from atomloom.config.root import Config, direct_kinds
 from atomloom.config.start_model import data_behind
@@ -1000,7 +1001,7 @@ def _say_nothing(_: str) -> None:
 
 def _trained_on(config: Config, structures: int) -> list[str]:
     """Data that a model has seen: its own, and those behind the models that its features are computed with."""
-    behind = [one.model for one in config.features.values() if one.model]
+    behind = filter(None, (model_behind(one.teacher) for one in config.features.values()))
     return [
         f"{config.dataset.name} ({structures:,} structures)",
         *(data for model in behind for data in data_behind(model, config.paths.results)),
