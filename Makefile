@@ -7,7 +7,7 @@ PYTHON ?= $(firstword $(wildcard $(VENV)/bin/python) $(shell command -v python3.
 MINOR := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 VARIANT := $(notdir $(TORCH:%/=%))
 READY := $(VENV)/.ready
-BENCHMARKS := $(filter-out %/gpu.py %/trainer.py %/lock_wheels.py, $(wildcard benchmarks/speed/*.py benchmarks/accuracy/*.py benchmarks/agreement/*.py))
+BENCHMARKS := $(filter-out %/gpu.py %/trainer.py %/lock_wheels.py %/peers.py, $(wildcard benchmarks/speed/*.py benchmarks/accuracy/*.py benchmarks/agreement/*.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help run check test test-cluster mutants lint config bench clean

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
+
 import numpy as np
 import torch
 
@@ -9,10 +12,12 @@ if slice not in torch.serialization.get_safe_globals():
     # Tables of e3nn 0.4.4 are a file that holds slices, which torch's reader refuses by itself.
     torch.serialization.add_safe_globals([slice])
 
-from e3nn import o3
-from mace import data, modules, tools
-from mace.calculators import MACECalculator
-from mace.tools import torch_geometric
+with redirect_stdout(sys.stderr):  # mace greets when it is imported
+    from e3nn import o3
+    from mace import data, modules, tools
+    from mace.calculators import MACECalculator
+    from mace.tools import torch_geometric
+
 from serving import Potential, serve
 
 
@@ -20,14 +25,13 @@ class Peer(Potential):
     def build(self):
         torch.set_default_dtype(torch.float32)
         self.table = tools.AtomicNumberTable(sorted(self.options["numbers"]))
-        block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
         return modules.ScaleShiftMACE(
             r_max=self.options["cutoff"],
             num_bessel=8,
             num_polynomial_cutoff=5,
             max_ell=3,
-            interaction_cls=block,
-            interaction_cls_first=block,
+            interaction_cls=modules.interaction_classes["RealAgnosticResidualInteractionBlock"],
+            interaction_cls_first=modules.interaction_classes["RealAgnosticInteractionBlock"],
             num_interactions=2,
             num_elements=len(self.table),
             hidden_irreps=o3.Irreps("128x0e + 128x1o"),

@@ -175,7 +175,7 @@ ENTRIES = [
                 "radial_mlp_width": 128,
             },
         },
-        note="self-connections differ: theirs by element, ours linear, as SevenNet's",
+        note="run eagerly, its default; self-connections differ: theirs by element, ours linear, as SevenNet's",
     ),
     Entry(
         "sevenn",
@@ -323,7 +323,7 @@ class Potential:
             torch.manual_seed(0)
             card = ModelCard(
                 config,
-                GraphSpec(neighbors="radius", cutoff=config.cutoff),
+                GraphSpec(**config.graph_needs()),
                 ("energy", "forces"),
                 "eV",
                 AtomicEnergies(energies, 0.0, 1.0),
