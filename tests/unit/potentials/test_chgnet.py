@@ -24,6 +24,7 @@ from atomloom.pipeline.paths import Layout
 from atomloom.potentials.teachers import Label, ase_calculator, teach
 from atomloom.structures.adapters import to_structure
 from atomloom.structures.table import StructureTable
+from atomloom.training.trainer import _trained_on
 
 MODEL = """
 class CHGNet:
@@ -209,6 +210,16 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch):
 def test_a_run_says_on_what_its_teacher_was_trained(settings, model, data):
     (seen,) = outside_data(layout(**settings).config)
     assert seen == {"through": "teacher.model", "model": model, "data": [data]}
+
+
+def test_a_model_says_on_what_the_calculator_of_its_features_was_trained():
+    feature = {"source": "gamma_frequencies", "calculator": "chgnet"}
+    dataset = {"name": "a", "source": "x.csv", "target": "gap", "global_features": ["gamma"]}
+    config = parse_config({"dataset": dataset, "features": {"gamma": feature}})
+    assert _trained_on(config, 3) == ["a (3 structures)", "relaxations of the Materials Project"]
+    (seen,) = outside_data(config)
+    assert seen["through"] == "features.gamma"
+    assert seen["data"] == ["relaxations of the Materials Project"]
 
 
 # --- the package itself ---------------------------------------------------------------------------
