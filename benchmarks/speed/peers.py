@@ -129,7 +129,7 @@ ENTRIES = [
         same=True,
         alone=("schnetpack==2.1.1",),
         given={"size": {"width": 128}},
-        note="2.1.1 is the newest for Python 3.11; installed without its requirements, since it wants a sympy "
+        note="2.1.1 is the newest for Python 3.11, as 2.2.0 wants 3.12; installed without its requirements, since it wants a sympy "
         "that excludes this torch; it imports a name that torch no longer has, which the script supplies",
     ),
     Entry(
@@ -175,7 +175,8 @@ ENTRIES = [
                 "radial_mlp_width": 128,
             },
         },
-        note="run eagerly, its default; self-connections differ: theirs by element, ours linear, as SevenNet's",
+        note="run eagerly, its default; self-connections differ: theirs by element, with most of its parameters, "
+        "ours linear, as SevenNet's",
     ),
     Entry(
         "sevenn",
@@ -227,8 +228,8 @@ ENTRIES = [
         "matgl",
         "matgl_steps.py",
         MATGL,
-        "TensorNet, width 64",
-        "TensorNet, width 64",
+        "TensorNet for properties, width 64",
+        "TensorNet for properties, width 64",
         TensorNetPropertyConfig(width=64, variant="matgl"),
         same=True,
         cases=("crystals",),
@@ -246,7 +247,8 @@ ENTRIES = [
         same=False,
         cases=("crystals",),
         given={"kind": "property", "model": "megnet", "size": {}},
-        note="theirs sees all neighbours within 5 A, ours the 12 nearest and their shell",
+        note="its training step takes less time than ours; theirs sees all neighbours within 5 A, ours the 12 nearest and "
+        "their shell",
     ),
     Entry(
         "alignn",
@@ -259,7 +261,8 @@ ENTRIES = [
         same=True,
         cases=("crystals",),
         given={"size": ALIGNN},
-        note="on our edges and pairs of edges; theirs has layer norms where ours has the paper's batch norms",
+        note="on our edges and pairs of edges; theirs has layer norms where ours has the paper's batch norms; "
+        "perovskites have symmetry, of which ours makes use",
     ),
 ]
 
