@@ -379,7 +379,9 @@ class CrystalTransformer(Recomputing):
             found.append(given[name])
         places, bias = _biases(found, weights, batch)
         pairs = EDGE_PAIR in given
-        edge_pair = given[EDGE_PAIR] if pairs else torch.arange(len(lengths), device=lengths.device)
+        edge_pair = (
+            given[EDGE_PAIR] if pairs else torch.arange(lengths.shape[0], device=lengths.device)
+        )
         pair_dst, pair_src = (given[PAIR_DST], given[PAIR_SRC]) if pairs else (batch.dst, batch.src)
         blocks = EdgeBlocks(batch.dst, atoms)
         block_pair = edge_pair.new_full((blocks.blocks * blocks.LENGTH,), pair_dst.shape[0])

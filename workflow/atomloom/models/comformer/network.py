@@ -412,7 +412,8 @@ class IComFormer(_ComFormer):
         )
         axis = torch.arange(3, device=start.device)
         lattice_row = (3 * start.unsqueeze(1) + axis).flatten()
-        own_row = torch.arange(len(start), device=start.device) if length is None else length
+        # Not len(), of which tracing makes a constant.
+        own_row = torch.arange(start.shape[0], device=start.device) if length is None else length
         own_row = own_row.repeat_interleave(3)
         cosines = chosen(cosines, distinct.edges).flatten()
         copies = counted(batch.multiplicity, distinct.edge_of, distinct.edges)
