@@ -48,7 +48,7 @@ def test_every_path_in_a_shell_command_is_quoted():
         for line in file.read_text().splitlines()
         if line.strip().startswith('"') and "atomloom " in line
     ]
-    assert len(commands) == 12
+    assert len(commands) == 13
     for command in commands:
         bare = re.findall(r"\{([^}]*)\}", command)
         assert {name for name in bare if not name.endswith(":q")} <= {

@@ -14,7 +14,7 @@ from atomloom.errors import AtomloomError
 from atomloom.pipeline.paths import Layout
 from atomloom.stages import sources
 from atomloom.stages.sources import label_members, refresh_sources, source_files
-from atomloom.store.files import file_digest
+from atomloom.store.files import file_digest, stat_and_digest
 
 HYDROGEN = "1\n\nH 0 0 0\n"
 
@@ -69,11 +69,11 @@ def test_only_a_file_with_another_time_stamp_is_read_again(raw, monkeypatch):
     refresh_sources(layout)
     looked = []
 
-    def digest(path: Path) -> str:
+    def read(path: Path, limit: float) -> tuple[os.stat_result, str]:
         looked.append(path.name)
-        return file_digest(path)
+        return stat_and_digest(path, limit)
 
-    monkeypatch.setattr(sources, "file_digest", digest)
+    monkeypatch.setattr(sources, "stat_and_digest", read)
     refresh_sources(layout)
     assert looked == []
     os.utime(raw / "b.xyz", (3, 3))
