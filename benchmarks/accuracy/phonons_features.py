@@ -1,4 +1,4 @@
-"""matbench_phonons from derived features: tabular models on the five official folds, and a stack of them.
+"""matbench_phonons from derived features: tabular models on the five official folds, a network, stacks of them.
 
     python -m benchmarks.accuracy.phonons_features [--only SET] [--model NAME] [--folder FOLDER]
 
@@ -47,18 +47,24 @@ MODELS: dict[str, dict[str, Any]] = {
 """Options of the section `model`, chosen beforehand; all learn the logarithm of the peak."""
 PLAIN = "extra_trees of the peak"
 """The first of them without logarithms."""
+NETWORK, EPOCHS = "crystal_transformer", 80
+"""A network, which takes the features beside the graph, trained as in the preset but for the epochs."""
+STACKS = {"stack": tuple(MODELS), "stack with a network": (PLAIN, "gaussian_process", NETWORK)}
+"""Models of each stack."""
 
 
 def config_of(features: dict[str, Any], model: str, fold: int) -> dict[str, Any]:
     """The preset of the folds with another model."""
     config = yaml.safe_load(PRESET.read_text())
     config["split"]["fold"] = fold
-    kept = {name: config[name] for name in ("dataset", "split")}
+    kept = {name: config[name] for name in ("dataset", "split")} | {"features": features}
+    if model == NETWORK:
+        training = {**config["training"], "epochs": EPOCHS}
+        return {**kept, "model": {"name": NETWORK}, "training": training}
     training = {"seed": 0, "threads": 1, "log_targets": [] if model == PLAIN else [TARGET]}
     own = "extra_trees" if model == PLAIN else model
     return {
         **kept,
-        "features": features,
         "model": {"name": own, **MODELS[own]},
         "training": training,
     }
@@ -77,12 +83,14 @@ def row_of(features: dict[str, Any], model: str, folder: Path) -> dict[str, Any]
     }
 
 
-def row_of_stack(features: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Errors of stacks of all models, weighted by their predictions of validation rows."""
+def row_of_stack(features: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
+    """Errors of stacks of models, weighted by their predictions of validation rows."""
     errors, within, weights = [], [], []
     for fold in range(FOLDS):
-        runs = [run_pipeline(placed(config_of(features, model, fold), folder)) for model in MODELS]
-        output = folder / f"stack{fold}.safetensors"
+        runs = [
+            run_pipeline(placed(config_of(features, model, fold), folder)) for model in STACKS[name]
+        ]
+        output = folder / f"{name}{fold}.safetensors"
         told = stack_runs([run.folder for run in runs], output, True, print)
         test = told["errors"][TARGET]["test"]
         errors.append(test["mae"])
@@ -97,7 +105,7 @@ def row_of_stack(features: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def row_untrained(features: dict[str, Any], folder: Path) -> dict[str, Any]:
+def row_untrained(features: dict[str, Any], _: str, folder: Path) -> dict[str, Any]:
     """Errors of the highest frequency, taken for the peak."""
     errors = []
     for fold in range(FOLDS):
@@ -107,32 +115,30 @@ def row_untrained(features: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {"fold_mae": errors, "mean_mae": statistics.mean(errors)}
 
 
-OTHERS: dict[str, Callable[[dict[str, Any], Path], dict[str, Any]]] = {
-    "stack": row_of_stack,
+ROWS: dict[str, Callable[[dict[str, Any], str, Path], dict[str, Any]]] = {
+    **dict.fromkeys((*MODELS, PLAIN, NETWORK), row_of),
+    **dict.fromkeys(STACKS, row_of_stack),
     "untrained": row_untrained,
 }
-"""Rows that are not of one model, by name."""
+"""Rows of the result by name."""
 
 
 def main() -> None:
     """Run what is asked for and update the result file."""
     parser = Parser(__doc__, parts=list(SETS))
-    parser.add_argument("--model", choices=[*MODELS, PLAIN, *OTHERS])
+    parser.add_argument("--model", choices=list(ROWS))
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     data_path("matbench_phonons")  # the preset names it by the environment variable
     for name, features in SETS.items():
-        for model in (*MODELS, PLAIN, *OTHERS):
+        for model, row_by in ROWS.items():
             if options.only not in (None, name) or options.model not in (None, model):
                 continue
             if model == "untrained" and name != "frequencies":
                 continue
             with tempfile.TemporaryDirectory() as scratch:
                 folder = options.folder or Path(scratch)
-                if model in OTHERS:
-                    row = OTHERS[model](features, folder)
-                else:
-                    row = row_of(features, model, folder)
+                row = row_by(features, model, folder)
             content = read_result("phonons_features")
             content.setdefault("features", {}).setdefault(name, {})[model] = row
             content |= {
