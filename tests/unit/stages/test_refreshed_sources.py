@@ -69,8 +69,8 @@ def test_only_a_file_with_another_time_stamp_is_read_again(raw, monkeypatch):
     refresh_sources(layout)
     looked = []
 
-    def read(path: Path, limit: float) -> tuple[os.stat_result, str]:
-        looked.append(path.name)
+    def read(path: str, limit: float) -> tuple[os.stat_result, str]:
+        looked.append(Path(path).name)
         return stat_and_digest(path, limit)
 
     monkeypatch.setattr(sources, "stat_and_digest", read)
