@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from atomloom.api import prepare
+from atomloom.config import load_config
 from atomloom.inference.model_file import weights_digest
 from atomloom.pipeline import run_card
 from atomloom.pipeline.run_card import (
@@ -20,7 +22,8 @@ from atomloom.pipeline.run_card import (
     record_results,
     sources_digest,
 )
-from atomloom.store.files import file_digest, read_json
+from atomloom.pipeline.stage_table import STAGES
+from atomloom.store.files import file_digest, read_json, write_sealed
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -112,6 +115,23 @@ def test_code_is_known_by_its_digest_with_and_without_git(tmp_path, monkeypatch)
     assert changed["dirty"] is True
     assert changed["sources"] != plain["sources"]
     sources_digest.cache_clear()
+
+
+def test_a_finished_run_that_is_trained_again_keeps_the_digests_of_its_evaluation(
+    project, monkeypatch
+):
+    monkeypatch.chdir(project.folder)
+    places = prepare(load_config("mine.yaml"), lambda _: None)
+    card = project.run / "run.json"
+    before = read_json(card)
+    STAGES["train"].run(places, lambda _: None)
+    after = read_json(card)
+    assert after["started"] != before["started"], "the card was written again"
+    assert after["results"] == before["results"]
+    assert after["evaluated"] == before["evaluated"]
+    write_sealed(card, before | {"results": before["results"] | {"weights": "of another training"}})
+    STAGES["train"].run(places, lambda _: None)
+    assert set(read_json(card)["results"]) == {"weights", "history"}
 
 
 def test_results_are_added_to_a_card_and_to_none_where_there_is_none(tmp_path):

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,10 @@ def _attempt(
     counts = read_split(paths)
     del counts["digests"]
     counts.pop("features", None)  # as many names as there are columns
+    results = {
+        "weights": weights_digest(tensors),
+        "history": history_digest(run / HISTORY),
+    }
     write_sealed(
         run / CARD,
         {
@@ -121,17 +126,26 @@ def _attempt(
             "loader": asdict(data.choice),
             "data": {**data_facts(paths), "labelled_graphs": data.digest()},
             "digests": {HISTORY: file_digest(run / HISTORY)},
-            "results": {
-                "weights": weights_digest(tensors),
-                "history": history_digest(run / HISTORY),
-            },
+            "results": results,
             "determinism": {"level": level.name, "promise": level.promise},
             "started": started,
             "finished": now(),
             **environment(result.device, result.threads),
+            **_evaluated(run / CARD, results),
         },
     )
     return run
+
+
+def _evaluated(card: Path, results: dict[str, str]) -> dict[str, Any]:
+    """Content that the evaluation has added to the card of a finished run, which is only reported again."""
+    if not card.exists():
+        return {}
+    with suppress(AtomloomError, TypeError, AttributeError):  # a damaged card is written anew
+        before = read_json(card, "results", "evaluated")
+        if all(before["results"].get(name) == digest for name, digest in results.items()):
+            return {"results": before["results"], "evaluated": before["evaluated"]}
+    return {}
 
 
 def _outside_data(paths: RunPaths) -> dict[str, Any]:
