@@ -49,8 +49,13 @@ PLAIN = "extra_trees of the peak"
 """The first of them without logarithms."""
 NETWORK, EPOCHS = "crystal_transformer", 80
 """A network, which takes the features beside the graph, trained as in the preset but for the epochs."""
-STACKS = {"stack": tuple(MODELS), "stack with a network": (PLAIN, "gaussian_process", NETWORK)}
-"""Models of each stack."""
+MEAN = "mean with a network"
+STACKS = {
+    "stack": tuple(MODELS),
+    "stack with a network": (PLAIN, "gaussian_process", NETWORK),
+    MEAN: (PLAIN, "gaussian_process", NETWORK),
+}
+"""Models of each stack; weights are fitted to predictions of validation rows, but for those of MEAN, which are equal."""
 
 
 def config_of(features: dict[str, Any], model: str, fold: int) -> dict[str, Any]:
@@ -84,14 +89,14 @@ def row_of(features: dict[str, Any], model: str, folder: Path) -> dict[str, Any]
 
 
 def row_of_stack(features: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
-    """Errors of stacks of models, weighted by their predictions of validation rows."""
+    """Errors of stacks of models."""
     errors, within, weights = [], [], []
     for fold in range(FOLDS):
         runs = [
             run_pipeline(placed(config_of(features, model, fold), folder)) for model in STACKS[name]
         ]
         output = folder / f"{name}{fold}.safetensors"
-        told = stack_runs([run.folder for run in runs], output, True, print)
+        told = stack_runs([run.folder for run in runs], output, name != MEAN, print)
         test = told["errors"][TARGET]["test"]
         errors.append(test["mae"])
         within.append(test["within_error_bar"])
